@@ -1,0 +1,1 @@
+"""camlib: where a neural network looked."""
