@@ -15,3 +15,7 @@ class CamlibTypeError(CamlibError, TypeError):
 
 class CamlibRuntimeError(CamlibError, RuntimeError):
     """The model, or the machine, did something that no argument check could foresee."""
+
+
+class CamlibWarning(UserWarning):
+    """Something works, but not quite as the caller may believe."""

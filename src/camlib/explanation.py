@@ -1,0 +1,295 @@
+"""The result of a call: the maps, and what they explain."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging import colorize, is_constant, normalize, resize
+from camlib.nested import map_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where the network looked: one map for each image, or K of them, and what was explained.
+
+    Tensors are detached and lie on the model's device. Indexing and iteration go by image and keep the batch
+    axis; ``len`` is the number of images; a notebook shows the heatmaps.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> explanation = cam(torch.rand(3, 3, 64, 64))
+        >>> explanation.heatmaps().shape, len(explanation), explanation[0].maps.shape
+        (torch.Size([3, 64, 64]), 3, torch.Size([1, 2, 2]))
+    """
+
+    maps: Tensor
+    """(N, h, w), or (N, K, h, w) with a class axis: at the layer's resolution, not normalised, float32 or more."""
+    scores: Tensor
+    """(N,) or (N, K): the scores that were explained, raw outputs unless the target says otherwise."""
+    outputs: Any
+    """What the model returned, detached."""
+    target: Tensor | str
+    """Class indices, (N,) or (N, K), or the name of another target."""
+    method: str
+    """Name of the method, a key of :data:`camlib.METHODS`."""
+    layer: str
+    """Name of the layer; of several, joined by ``" + "``."""
+    input_size: tuple[int, int] | None
+    """(H, W) of the input, or None if it held no picture."""
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Each layer's own maps, at its own resolution."""
+
+    @property
+    def has_class_axis(self) -> bool:
+        """Whether there are K maps for each image: maps (N, K, h, w)."""
+        return self.scores.dim() == 2
+
+    @property
+    def degenerate(self) -> Tensor:
+        """(N,) or (N, K) bool: no positive evidence, or a constant map. The heatmap of such a map is all zeros."""
+        return is_constant(self.maps) | (self.maps.amax((-2, -1)) <= 0)
+
+    def heatmaps(self, size: tuple[int, int] | None = None, normalize: str = "minmax") -> Tensor:
+        """Resize the maps, then normalise each image and class on its own.
+
+        Args:
+            size: (H, W) of the heatmaps; the input's by default. Bilinear, with half-pixel centres.
+            normalize: a method of :func:`camlib.normalize`. With "signed" and "none" negative values are kept,
+                so that only constant maps come out as zeros, and with "none" not even these.
+
+        Returns:
+            (N, H, W) or (N, K, H, W): in [0, 1]; with "signed" in [-1, 1].
+
+        Raises:
+            CamlibValueError: no size is given and the input had none.
+        """
+        size = size or self.input_size
+        if size is None:
+            raise CamlibValueError("the inputs held no picture whose size is known; give size=(height, width)")
+        heatmaps = _normalize(resize(self.maps, size), normalize)
+        if normalize in ("signed", "none"):
+            return heatmaps
+        return heatmaps.masked_fill(self.degenerate[..., None, None], 0)
+
+    def overlays(
+        self, images: Any, colormap: Any = "jet", alpha: float | str = 0.5
+    ) -> NDArray[np.uint8]:
+        """Lay the heatmaps over the images, each at the images' own resolution.
+
+        Args:
+            images: as :func:`camlib.overlay` takes them: a list, or a batch. They must show what the network
+                saw: for cropped or padded inputs, take the heatmap back with a geometry first.
+            colormap: a name or a matplotlib colormap; red is high, blue low by default.
+            alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
+
+        Returns:
+            (N, H, W, 3) or (N, K, H, W, 3), RGB, uint8.
+        """
+        from camlib.plotting import overlays
+
+        return overlays(self, images, colormap, alpha)
+
+    def plot(
+        self,
+        images: Any,
+        class_names: Sequence[str] | None = None,
+        colormap: Any = "jet",
+        alpha: float | str = 0.5,
+    ) -> Figure:
+        """Draw original, heatmap and overlay side by side, a row for each image and class, with a colour bar.
+
+        Args:
+            images: as for :meth:`overlays`.
+            class_names: names for the class indices.
+            colormap: as for :meth:`overlays`.
+            alpha: as for :meth:`overlays`.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        from camlib.plotting import plot
+
+        return plot(self, images, class_names, colormap, alpha)
+
+    def to(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Return the explanation with every tensor moved or cast as by ``Tensor.to``; indices stay integers."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = tensor.to(*args, **kwargs)
+            return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+
+        return self._map(move)
+
+    def cpu(self) -> Explanation:
+        """Return the explanation on the CPU."""
+        return self.to("cpu")
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the maps as an array."""
+        array: NDArray[Any] = self.maps.cpu().numpy()
+        return array
+
+    @staticmethod
+    def cat(explanations: Sequence[Explanation]) -> Explanation:
+        """Join explanations of the same method, layer and kind of target along the images.
+
+        Raises:
+            CamlibValueError: nothing to join, or they do not go together.
+        """
+        if not explanations:
+            raise CamlibValueError("nothing to join: explanations is empty")
+        first = explanations[0]
+        for other in explanations[1:]:
+            for name in ("method", "layer", "input_size", "has_class_axis"):
+                if getattr(first, name) != getattr(other, name):
+                    raise CamlibValueError(
+                        f"explanations differ in {name}: {getattr(first, name)!r} and {getattr(other, name)!r}"
+                    )
+            if first.maps.shape[1:] != other.maps.shape[1:]:
+                raise CamlibValueError(
+                    f"explanations differ in map shape: {tuple(first.maps.shape)}, {tuple(other.maps.shape)}"
+                )
+            if isinstance(first.target, str) and first.target != other.target:
+                raise CamlibValueError(f"explanations differ in target: {first.target!r} and {other.target!r}")
+
+        def join(get: Any) -> Any:
+            parts = [get(explanation) for explanation in explanations]
+            return torch.cat(parts) if all(isinstance(part, Tensor) for part in parts) else parts[0]
+
+        outputs = join(lambda e: e.outputs) if isinstance(first.outputs, Tensor) else None
+        layers = {name: torch.cat([e.layers[name] for e in explanations]) for name in first.layers}
+        return dataclasses.replace(
+            first,
+            maps=join(lambda e: e.maps),
+            scores=join(lambda e: e.scores),
+            target=join(lambda e: e.target),
+            outputs=outputs,
+            layers=layers,
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if a tensor."""
+        import numpy as np
+
+        tensors = {"maps": self.maps, "scores": self.scores}
+        tensors |= {f"layers/{name}": maps for name, maps in self.layers.items()}
+        if isinstance(self.target, Tensor):
+            tensors["target"] = self.target
+        if isinstance(self.outputs, Tensor):
+            tensors["outputs"] = self.outputs
+        header = {
+            "format": _FORMAT,
+            "method": self.method,
+            "layer": self.layer,
+            "input_size": self.input_size,
+            "target": self.target if isinstance(self.target, str) else None,
+            "dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+        }
+        arrays = {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+            for name, tensor in tensors.items()
+        }
+        with open(path, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Explanation:
+        """Read what :meth:`save` wrote, onto the CPU. Nothing is unpickled.
+
+        Raises:
+            CamlibValueError: the file is not one of these.
+        """
+        import zipfile
+
+        import numpy as np
+
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                tensors = {
+                    name: torch.from_numpy(file[name]).to(getattr(torch, dtype))
+                    for name, dtype in header["dtypes"].items()
+                }
+        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+            raise CamlibValueError(f"{path} is not an explanation that camlib saved: {error}") from error
+        return Explanation(
+            maps=tensors["maps"],
+            scores=tensors["scores"],
+            outputs=tensors.get("outputs"),
+            target=tensors["target"] if header["target"] is None else header["target"],
+            method=header["method"],
+            layer=header["layer"],
+            input_size=tuple(header["input_size"]) if header["input_size"] else None,
+            layers={
+                name.removeprefix("layers/"): maps for name, maps in tensors.items() if name.startswith("layers/")
+            },
+        )
+
+    def __len__(self) -> int:
+        return self.maps.shape[0]
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int | slice) -> Explanation:
+        """Return the explanation of one image, or of a slice of them; the batch axis stays."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"image {index} of {len(self)}")
+            index = slice(index, index + 1 or None)
+        if not isinstance(index, slice):
+            raise CamlibTypeError(f"index must be an int or a slice, got {type(index).__name__}")
+        rows = len(self)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index] if tensor.dim() and tensor.shape[0] == rows else tensor
+
+        return self._map(pick)
+
+    def _map(self, function: Any) -> Explanation:
+        return dataclasses.replace(
+            self,
+            maps=function(self.maps),
+            scores=function(self.scores),
+            outputs=map_tensors(function, self.outputs),
+            target=function(self.target) if isinstance(self.target, Tensor) else self.target,
+            layers={name: function(maps) for name, maps in self.layers.items()},
+        )
+
+    def __repr__(self) -> str:
+        size = "?" if self.input_size is None else f"{self.input_size[0]} x {self.input_size[1]}"
+        target = self.target if isinstance(self.target, str) else self.target.tolist()
+        shown = str(target) if len(str(target)) <= 40 else f"{str(target)[:37]}..."
+        return (
+            f"Explanation({self.method} at {self.layer!r}: maps {tuple(self.maps.shape)} {self.maps.dtype} for "
+            f"inputs of {size}, target {shown})"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """The first heatmaps in a row, as a PNG."""
+        import cv2
+
+        heatmaps = self.heatmaps(size=self.input_size or self.maps.shape[-2:]).flatten(0, -3)[:8]
+        strip = torch.nn.functional.pad(heatmaps, (0, 2)).movedim(0, 1).flatten(1)
+        encoded: bytes = cv2.imencode(".png", colorize(strip)[..., ::-1])[1].tobytes()
+        return encoded
+
+
+_normalize = normalize  # the method's argument has the same name

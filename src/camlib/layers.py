@@ -1,0 +1,61 @@
+"""Layers by name: resolving what the user gave, and listing what a model has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+
+
+def resolve_layers(model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module]) -> dict[str, nn.Module]:
+    """Return the layers by dotted name, in the order given.
+
+    Args:
+        model: the model they belong to.
+        layer: a dotted name, a module of the model, or a list of those.
+
+    Raises:
+        CamlibValueError: an unknown name (close ones are suggested), a module of another model, an empty or
+            repeating list.
+        CamlibTypeError: neither a name nor a module.
+    """
+    given: list[Any] = list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+    if not given:
+        raise CamlibValueError("layer is an empty list; give at least one layer, or None to have it found")
+    found: dict[str, nn.Module] = {}
+    for item in given:
+        name, module = _resolve(model, item)
+        if name in found:
+            raise CamlibValueError(f"layer {name!r} is given twice")
+        found[name] = module
+    return found
+
+
+def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
+    if isinstance(layer, nn.Module):
+        for name, module in model.named_modules():
+            if module is layer and name:
+                return name, module
+        raise CamlibValueError(
+            f"layer is a {type(layer).__name__} that is not a part of the {type(model).__name__}; pass one of "
+            "its submodules, such as model.layer4, or a name"
+        )
+    if not isinstance(layer, str):
+        raise CamlibTypeError(f"layer must be a name or a module, got {type(layer).__name__}: {layer!r}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if layer and layer in modules:
+        return layer, modules[layer]
+    close = difflib.get_close_matches(layer, modules, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {_outline(model)}"
+    raise CamlibValueError(
+        f"the {type(model).__name__} has no layer {layer!r}; {hint} "
+        "camlib.list_layers(model, inputs) lists them all"
+    )
+
+
+def _outline(model: nn.Module) -> str:
+    return ", ".join(name for name, _ in model.named_children()) + "."

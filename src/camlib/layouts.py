@@ -1,0 +1,124 @@
+"""The layout of a feature map: channels first, channels last, or tokens; and back to a channels-first grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from camlib.errors import CamlibValueError
+
+MAX_PREFIX_TOKENS = 16
+"""A class token, a distillation token, registers: no network known has more."""
+
+
+@dataclass(frozen=True)
+class ChannelsFirst:
+    """(N, C, h, w), the layout of convolutions."""
+
+    grid: tuple[int, int]
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, h, w)."""
+        return features
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """(N, h, w, C), the layout of Swin and its relatives."""
+
+    grid: tuple[int, int]
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, h, w)."""
+        return features.movedim(-1, -3)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """(N, prefix + h * w, C): class and register tokens, then the patches row by row."""
+
+    grid: tuple[int, int]
+    prefix: int
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, h, w), without the prefix tokens."""
+        return features[..., self.prefix :, :].movedim(-1, -2).unflatten(-1, self.grid)
+
+
+Layout = ChannelsFirst | ChannelsLast | Tokens
+
+
+def infer_layout(shape: tuple[int, ...], input_size: tuple[int, int] | None) -> Layout | None:
+    """Tell the layout of features from their shape and the size of the picture they were computed from.
+
+    A grid fits a picture if one stride explains both of its sides. A 4-D map is channels-first unless only the
+    channels-last reading fits; tokens are the grid of square patches that leaves the fewest prefix tokens.
+
+    Args:
+        shape: of the layer's output, with the batch.
+        input_size: (H, W) of the input, or None if it is not known.
+
+    Returns:
+        The layout, or None where no reading makes sense.
+    """
+    if len(shape) == 4:
+        first, last = (shape[2], shape[3]), (shape[1], shape[2])
+        if input_size and not _one_stride(first, input_size) and _one_stride(last, input_size):
+            return ChannelsLast(last)
+        return ChannelsFirst(first)
+    if len(shape) == 3 and input_size:
+        for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1):
+            grid = _patch_grid(shape[1] - prefix, input_size)
+            if grid:
+                return Tokens(grid, prefix)
+    return None
+
+
+def _one_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1."""
+    lowest = max(side / (cells + 1) for cells, side in zip(grid, size, strict=True))
+    highest = min(side / (cells - 1) if cells > 1 else math.inf for cells, side in zip(grid, size, strict=True))
+    return lowest < highest and all(cells <= side for cells, side in zip(grid, size, strict=True))
+
+
+def _patch_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid of ``tokens`` square patches that tiles the picture, whose last row may be cut off."""
+    height, width = size
+    for patch in range(1, max(size) + 1):
+        for rows, columns in (
+            (height // patch, width // patch),
+            (-(-height // patch), -(-width // patch)),
+        ):
+            if rows * columns == tokens:
+                return rows, columns
+        if -(-height // patch) * -(-width // patch) < tokens:
+            return None
+    return None
+
+
+def to_grid(features: Tensor, input_size: tuple[int, int] | None, layer: str) -> Tensor:
+    """Return features as (N, C, h, w), their layout inferred.
+
+    Raises:
+        CamlibValueError: the shape has no reading as a grid; ``reshape=`` is the way out.
+    """
+    layout = infer_layout(tuple(features.shape), input_size)
+    if layout is None:
+        picture = f"inputs of {input_size[0]} x {input_size[1]}" if input_size else "inputs of unknown size"
+        raise CamlibValueError(
+            f"layer {layer!r} returns shape {tuple(features.shape)}, which is no grid over {picture}; choose "
+            "another layer, or pass reshape=, a function from that tensor to (N, C, h, w)"
+        )
+    return layout.to_grid(features)
+
+
+def picture_size(inputs: object) -> tuple[int, int] | None:
+    """Return (H, W) of the first 4-D tensor among the inputs, or None."""
+    from camlib.nested import tensors_in
+
+    for tensor in tensors_in(inputs):
+        if tensor.dim() == 4:
+            return tensor.shape[2], tensor.shape[3]
+    return None
