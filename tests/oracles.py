@@ -20,9 +20,7 @@ class Split:
     trunk: Callable[[Tensor], Tensor]
     tail: Callable[[Tensor], Tensor]
 
-    def activations_and_gradients(
-        self, images: Tensor, score: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def activations_and_gradients(self, images: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """A and G by the whole tail's autograd, from a leaf that nothing else touches."""
         with torch.no_grad():
             activations = self.trunk(images)

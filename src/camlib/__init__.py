@@ -1,8 +1,8 @@
 """camlib: where a neural network looked. Grad-CAM and its family for PyTorch.
 
-    cam = camlib.GradCAM(model)
-    explanation = cam(images)
-    explanation.plot(images)
+cam = camlib.GradCAM(model)
+explanation = cam(images)
+explanation.plot(images)
 """
 
 from camlib import imaging, targets

@@ -143,7 +143,9 @@ class Cut:
             raise _does_not_lead(next(iter(self._modules)))
         if scores.dim() == 1:
             ones = torch.ones_like(scores)
-            found = torch.autograd.grad(scores, points, ones, retain_graph=retain_graph, allow_unused=True)
+            found: Sequence[Any] = torch.autograd.grad(
+                scores, points, ones, retain_graph=retain_graph, allow_unused=True
+            )
         else:
             found = _gradients_per_class(scores, points)
         by_name = dict(zip(names, found, strict=True))
@@ -157,10 +159,8 @@ def _gradients_per_class(scores: Tensor, points: list[Tensor]) -> list[Any]:
     """K gradients from one graph, in chunks of classes: each a batched backward pass."""
     rows, classes = scores.shape
     one_hot = torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
-    chunks = [_vjps(scores, points, cotangents) for cotangents in one_hot.split(CLASSES_AT_ONCE)]
-    return [
-        None if parts[0] is None else torch.cat(parts).transpose(0, 1) for parts in zip(*chunks, strict=True)
-    ]
+    chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
+    return [None if parts[0] is None else torch.cat(parts).transpose(0, 1) for parts in zip(*chunks, strict=True)]
 
 
 def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[Any]:
@@ -235,15 +235,10 @@ class CapturedLayers:
 
 
 @overload
-def capture(
-    model: nn.Module, layer: str | nn.Module
-) -> contextlib.AbstractContextManager[Captured]: ...
+def capture(model: nn.Module, layer: list[str | nn.Module]) -> contextlib.AbstractContextManager[CapturedLayers]: ...
 @overload
-def capture(
-    model: nn.Module, layer: Sequence[str | nn.Module]
-) -> contextlib.AbstractContextManager[CapturedLayers]: ...
-@contextlib.contextmanager
-def capture(model: nn.Module, layer: Any) -> Iterator[Captured | CapturedLayers]:
+def capture(model: nn.Module, layer: str | nn.Module) -> contextlib.AbstractContextManager[Captured]: ...
+def capture(model: nn.Module, layer: Any) -> contextlib.AbstractContextManager[Captured | CapturedLayers]:
     """Capture layers of your own forward pass: in training loops, in serving, in methods of your own.
 
     Under ``torch.no_grad()`` the graph is cut at the first of the layers, and the pass costs what inference
@@ -254,8 +249,9 @@ def capture(model: nn.Module, layer: Any) -> Iterator[Captured | CapturedLayers]
         model: the model whose forward pass will run inside the ``with`` block, in this thread.
         layer: a dotted name or a module; or a list of those.
 
-    Yields:
-        An object with ``activations`` and ``gradients(scores)``: tensors for one layer, lists for several.
+    Returns:
+        A context that gives an object with ``activations`` and ``gradients(scores)``: tensors for one layer,
+        lists for several.
 
     Raises:
         CamlibValueError: the model has no such layer.
@@ -272,6 +268,10 @@ def capture(model: nn.Module, layer: Any) -> Iterator[Captured | CapturedLayers]
         torch.Size([2, 512, 2, 2])
     """
     cut = Cut(resolve_layers(unwrap(model), layer))
+    return _hooked(cut, CapturedLayers(cut) if isinstance(layer, (list, tuple)) else Captured(cut))
+
+
+@contextlib.contextmanager
+def _hooked(cut: Cut, captured: Captured | CapturedLayers) -> Iterator[Captured | CapturedLayers]:
     with cut.hooked():
-        several = isinstance(layer, Sequence) and not isinstance(layer, str)
-        yield CapturedLayers(cut) if several else Captured(cut)
+        yield captured

@@ -34,14 +34,13 @@ from camlib.nested import tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 
-_LAYOUT_OPS = re.compile(
-    r"Clone|View|Reshape|Permute|Transpose|Contiguous|Squeeze|Expand|Alias|ToCopy|^TBackward|MovedimBackward"
-)
-_POOLING_OPS = re.compile(r"Max(imum)?Pool|AvgPool|MaxPool|^Mean|^Sum(Backward)|^Amax|Upsample")
+_LAYOUT_OPS = re.compile(r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim")
+_POOLING_OPS = re.compile(r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax")
 _PARAMETRIC_OPS = re.compile(r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum")
 _ACTIVATION_OPS = re.compile(
     r"Relu|Hardtanh|Hardswish|Hardsigmoid|Sigmoid|Silu|Gelu|Elu|Tanh|Softplus|Clamp|Dropout|Mish|Threshold"
 )
+_LAYOUT_OR_ACTIVATION_OPS = re.compile(f"{_LAYOUT_OPS.pattern}|{_ACTIVATION_OPS.pattern}")
 
 
 class LayerInfo(NamedTuple):
@@ -232,13 +231,9 @@ class _Graph:
 
     def __init__(self, records: list[_Record], outputs: Tensor) -> None:
         self._root = outputs.grad_fn
-        self._leaves = {self._source(r): r for r in records if r.tensor.is_leaf}
+        # A leaf's source is the node that accumulates into it, the parent of its clone.
+        self._sources = {record.node.next_functions[0][0] for record in records if record.tensor.is_leaf}
         self.ancestors = self._walk(self._root)
-
-    @staticmethod
-    def _source(record: _Record) -> Any:
-        """The node that accumulates into a leaf: the parent of its clone."""
-        return record.node.next_functions[0][0]
 
     @staticmethod
     def _walk(start: Any, without: Any = None) -> set[Any]:
@@ -250,22 +245,26 @@ class _Graph:
                     stack.append(parent)
         return seen
 
-    def _producer(self, record: _Record, skip: re.Pattern[str]) -> Any:
-        """The operation that made a record's values, past those that ``skip`` matches."""
-        node = record.node
-        while skip.search(node.name()):
-            parents = [parent for parent, _ in node.next_functions if parent is not None]
-            if not parents or parents[0].name().endswith("AccumulateGrad"):
-                return parents[0] if parents else node
-            node = parents[0]
-        return node
+    @staticmethod
+    def _rearranged(node: Any, by: re.Pattern[str] = _LAYOUT_OPS) -> Iterator[Any]:
+        """Yield the nodes from ``node`` back to the one that made the values: all but it only rearrange them."""
+        yield node
+        while node.next_functions and by.search(node.name()):
+            node = node.next_functions[0][0]
+            if node is None:
+                return
+            yield node
+
+    def _maker(self, record: _Record, past: re.Pattern[str]) -> str:
+        """The name of the operation that made a record's values, past those that ``past`` matches."""
+        *_, made = self._rearranged(record.node, past)
+        return str(made.name())
 
     def is_feature_map(self, record: _Record, outputs: Tensor) -> bool:
         """Whether a map is neither pooled from another nor class scores that are only pooled afterwards."""
-        if _POOLING_OPS.search(self._producer(record, _LAYOUT_OPS).name()) or _pools(record.module):
+        if _POOLING_OPS.search(self._maker(record, _LAYOUT_OPS)) or _pools(record.module):
             return False
-        skip = re.compile(f"{_LAYOUT_OPS.pattern}|{_ACTIVATION_OPS.pattern}")
-        made_by_projection = _PARAMETRIC_OPS.search(self._producer(record, skip).name())
+        made_by_projection = _PARAMETRIC_OPS.search(self._maker(record, _LAYOUT_OR_ACTIVATION_OPS))
         one_map_per_class = outputs.dim() == 2 and outputs.shape[1] in record.tensor.shape[1:]
         return not (made_by_projection and one_map_per_class and not self._parametric_after(record))
 
@@ -273,35 +272,28 @@ class _Graph:
         """Whether a convolution or matrix product lies between a record and the outputs."""
         behind = self._walk(record.node)
         after = self.ancestors - behind
-        return any(
-            _PARAMETRIC_OPS.search(node.name()) and record.node in self._walk(node)
-            for node in after
-        )
+        return any(_PARAMETRIC_OPS.search(node.name()) and record.node in self._walk(node) for node in after)
 
     def bottleneck(self, records: list[_Record]) -> _Record | None:
         """The last record that everything from the first grid to the outputs passes through."""
-        sources = {self._source(r) for r in records if r.tensor.is_leaf} or set(self._leaves)
         for record in reversed(records):
-            if not sources & self._walk(self._root, without=record.node):
+            if not self._sources & self._walk(self._root, without=record.node):
                 return record
         return None
 
     def outermost(self, record: _Record, records: list[_Record]) -> str:
         """The name of the outermost module around the record's maker that returns the same values."""
-        maker, node = record, record.node
         by_node = {other.node: other for other in records}
-        while node is not None and _LAYOUT_OPS.search(node.name()):  # back to whoever returned these values first
+        maker = record
+        for node in self._rearranged(record.node):  # back to whoever returned these values first
             maker = by_node.get(node, maker)
-            node = node.next_functions[0][0]
-        same = {maker.node}
-        around = [maker.name]
-        for other in records[maker.order + 1 :]:  # and on to the containers that hand them on unchanged
-            if same & {parent for parent, _ in other.node.next_functions}:
-                same.add(other.node)
-                if maker.name.startswith(f"{other.name}."):
-                    around.append(other.name)
+        around = [  # and on to the containers that hand them on
+            other.name
+            for other in records[maker.order + 1 :]
+            if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
+        ]
         called = [other.name for other in records]
-        once = [name for name in around if called.count(name) == 1]
+        once = [name for name in (maker.name, *around) if called.count(name) == 1]
         if not once:
             raise CamlibRuntimeError(
                 f"the last feature map is made by {maker.name!r}, which is called more than once; give layer="

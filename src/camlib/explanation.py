@@ -88,9 +88,7 @@ class Explanation:
             return heatmaps
         return heatmaps.masked_fill(self.degenerate[..., None, None], 0)
 
-    def overlays(
-        self, images: Any, colormap: Any = "jet", alpha: float | str = 0.5
-    ) -> NDArray[np.uint8]:
+    def overlays(self, images: Any, colormap: Any = "jet", alpha: float | str = 0.5) -> NDArray[np.uint8]:
         """Lay the heatmaps over the images, each at the images' own resolution.
 
         Args:
@@ -207,7 +205,7 @@ class Explanation:
             for name, tensor in tensors.items()
         }
         with open(path, "wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+            np.savez_compressed(file, **{"header": np.array(json.dumps(header)), **arrays})
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Explanation:
@@ -237,9 +235,7 @@ class Explanation:
             method=header["method"],
             layer=header["layer"],
             input_size=tuple(header["input_size"]) if header["input_size"] else None,
-            layers={
-                name.removeprefix("layers/"): maps for name, maps in tensors.items() if name.startswith("layers/")
-            },
+            layers={name.removeprefix("layers/"): maps for name, maps in tensors.items() if name.startswith("layers/")},
         )
 
     def __len__(self) -> int:
@@ -286,7 +282,7 @@ class Explanation:
         """The first heatmaps in a row, as a PNG."""
         import cv2
 
-        heatmaps = self.heatmaps(size=self.input_size or self.maps.shape[-2:]).flatten(0, -3)[:8]
+        heatmaps = self.heatmaps(self.input_size or (self.maps.shape[-2], self.maps.shape[-1])).flatten(0, -3)[:8]
         strip = torch.nn.functional.pad(heatmaps, (0, 2)).movedim(0, 1).flatten(1)
         encoded: bytes = cv2.imencode(".png", colorize(strip)[..., ::-1])[1].tobytes()
         return encoded

@@ -38,6 +38,8 @@ def unwrap(model: nn.Module) -> nn.Module:
             _say(f"wrapped in {type(model).__name__}: camlib runs the module inside, on one device")
             model = model.module
         else:
+            if getattr(model, "_compiled_call_impl", None) is not None:
+                _say("compiled in place: camlib runs it eagerly")
             return model
 
 

@@ -52,8 +52,7 @@ def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     close = difflib.get_close_matches(layer, modules, n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {_outline(model)}"
     raise CamlibValueError(
-        f"the {type(model).__name__} has no layer {layer!r}; {hint} "
-        "camlib.list_layers(model, inputs) lists them all"
+        f"the {type(model).__name__} has no layer {layer!r}; {hint} camlib.list_layers(model, inputs) lists them all"
     )
 
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from camlib.errors import CamlibValueError
-from camlib.imaging import as_pictures, overlay
+from camlib.imaging import overlay
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from camlib.explanation import Explanation
 
 
-def overlays(
-    explanation: Explanation, images: Any, colormap: Any, alpha: float | str
-) -> NDArray[np.uint8]:
+def overlays(explanation: Explanation, images: Any, colormap: Any, alpha: float | str) -> NDArray[np.uint8]:
     """Lay every heatmap over its image; see :meth:`camlib.Explanation.overlays`."""
     import numpy as np
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 
 
-
 class Target(ABC):
     """A score that knows which image each row of the outputs came from.
 

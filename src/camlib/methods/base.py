@@ -153,7 +153,7 @@ class GradientMethod(Method):
         maps = self.maps(*grids)
         _check_finite({"activation": grids[0], "gradient": grids[1], "map": maps}, layer)
         maps = maps.relu() if self.relu else maps
-        return maps.unflatten(0, scores.shape) if scores.dim() == 2 else maps
+        return maps.view(*scores.shape, *maps.shape[1:]) if scores.dim() == 2 else maps
 
     def _grid(self, features: Tensor, size: tuple[int, int] | None, layer: str) -> Tensor:
         if self.reshape is None:

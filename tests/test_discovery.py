@@ -1,0 +1,260 @@
+"""Finding layers in networks of the user's own, and saying what a model has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import Network, small_cnn
+from torch import Tensor, nn
+
+import camlib
+from camlib.layouts import ChannelsFirst, ChannelsLast, Tokens, infer_layout
+
+
+def found(model: nn.Module, *shape: int) -> str:
+    return camlib.find_layer(model, torch.rand(*(shape or (2, 3, 16, 16))))
+
+
+def test_last_activation_ahead_of_the_pooling() -> None:
+    assert found(small_cnn()) == "3"
+
+
+def test_functional_activation_behind_a_module_leaves_the_module() -> None:
+    assert found(Network()) == "norm"
+
+
+def test_the_outermost_module_that_returns_the_map_is_named() -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Identity())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    model = nn.Sequential(Backbone(), nn.Dropout2d(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert found(model) == "0"
+
+
+def test_pooling_between_the_last_map_and_a_flattening_head() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 2)
+    )
+    assert found(model) == "1"
+
+
+def test_convolutional_classifier_is_not_a_feature_map() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 7, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    assert found(model) == "1"
+
+
+def test_auxiliary_head_does_not_distract() -> None:
+    class Auxiliary(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.auxiliary = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = super().forward(x)
+            self.seen = self.auxiliary(self.features(x)).mean()
+            return outputs
+
+    model = Auxiliary()
+    model.features = nn.Sequential(nn.Conv2d(3, 6, 3))
+    assert camlib.find_layer(model, torch.rand(1, 3, 16, 16)) == "norm"
+
+
+def test_branches_of_a_residual_block_are_not_the_whole_map() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.skip = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.skip(x) + self.main(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert found(model) == "2"
+
+
+def test_dead_and_zero_initialised_networks_are_understood() -> None:
+    model = small_cnn()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert found(model) == "3" or not model[3](model[:3](torch.rand(1, 3, 16, 16))).any()
+    nn.init.ones_(model[2].bias)  # the last ReLU is open; the head is still zero
+    assert found(model) == "3"
+
+
+def test_map_of_one_cell_is_not_a_map() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    assert found(model) == "1"
+
+
+class TinyViT(nn.Module):
+    """A pre-norm transformer with a class token and registers; all patches meet the score in attention alone."""
+
+    def __init__(self, prefix: int = 1, pooled: bool = False) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, stride=4)
+        self.prefix = nn.Parameter(torch.zeros(1, prefix, 8))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(8), "qkv": nn.Linear(8, 24), "norm2": nn.LayerNorm(8),
+                    "mlp": nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+                }
+            )
+            for _ in range(3)
+        )  # fmt: skip
+        self.norm, self.head, self.pooled = nn.LayerNorm(8), nn.Linear(8, 3), pooled
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.prefix.expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            q, k, v = block["qkv"](block["norm1"](x)).chunk(3, -1)
+            x = x + nn.functional.scaled_dot_product_attention(q, k, v)
+            x = x + block["mlp"](block["norm2"](x))
+        x = self.norm(x)
+        return self.head(x[:, self.prefix.shape[1] :].mean(1) if self.pooled else x[:, 0])
+
+
+@pytest.mark.parametrize("prefix", [1, 2, 5])
+def test_class_token_is_read_through_the_last_attention(prefix: int) -> None:
+    model = TinyViT(prefix)
+    assert found(model, 1, 3, 16, 24) == "blocks.2.norm1"
+    explanation = camlib.GradCAM(model)(torch.rand(2, 3, 16, 24))
+    assert explanation.maps.shape == (2, 4, 6)
+
+
+def test_pooled_tokens_are_read_from_the_final_norm() -> None:
+    assert found(TinyViT(1, pooled=True), 1, 3, 16, 24) == "norm"
+
+
+def test_network_without_feature_maps_is_an_error_that_shows_what_was_seen() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 2))
+    with pytest.raises(RuntimeError, match=r"no layer returns a feature map.*1 \(1, 4\).*Give layer="):
+        found(model)
+
+
+def test_outputs_that_are_no_tensor_need_forward() -> None:
+    class Two(Network):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(TypeError, match="returns a dict.*pass forward="):
+        found(Two())
+    assert camlib.find_layer(Two(), torch.rand(1, 3, 8, 8), forward=lambda m, x: m(x)["logits"]) == "norm"
+
+
+def test_listing_shows_names_types_and_shapes_in_order() -> None:
+    listed = camlib.list_layers(small_cnn(), torch.rand(2, 3, 8, 8))
+    assert [layer.name for layer in listed] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert listed[0] == ("0", "Conv2d", (2, 4, 8, 8))
+    assert listed[-1] == ("6", "Linear", (2, 3))
+
+
+class TestNames:
+    """Layers given by the user."""
+
+    def test_module_and_name_are_the_same(self) -> None:
+        model, images = small_cnn(), torch.rand(1, 3, 8, 8)
+        by_module = camlib.GradCAM(model, model[2])(images)
+        assert by_module.layer == "2"
+        assert torch.equal(by_module.maps, camlib.GradCAM(model, "2")(images).maps)
+
+    def test_unknown_name_suggests_close_ones(self) -> None:
+        with pytest.raises(ValueError, match=r"has no layer 'feature'; did you mean 'features'"):
+            camlib.GradCAM(Network(), "feature")
+        with pytest.raises(ValueError, match="it has features, norm, drop, head"):
+            camlib.GradCAM(Network(), "zzz")
+
+    @pytest.mark.parametrize(
+        ("layer", "error", "message"),
+        [
+            (nn.ReLU(), ValueError, "not a part of the Network"),
+            ("", ValueError, "has no layer ''"),
+            (-1, TypeError, "must be a name or a module, got int"),
+            ([], ValueError, "empty list"),
+            (["norm", "norm"], ValueError, "'norm' is given twice"),
+            (["norm", 3], TypeError, "got int"),
+        ],
+    )
+    def test_what_is_no_layer_is_refused(self, layer: object, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            camlib.GradCAM(Network(), layer)
+
+    def test_model_must_be_a_module(self) -> None:
+        with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got function"):
+            camlib.GradCAM(lambda x: x)
+
+    def test_fusion_must_be_known(self) -> None:
+        with pytest.raises(ValueError, match="fuse must be one of mean, max, product, got 'sum'"):
+            camlib.GradCAM(Network(), fuse="sum")
+
+
+class TestLayouts:
+    """Tokens and channels-last maps become grids again."""
+
+    @pytest.mark.parametrize(
+        ("shape", "size", "layout"),
+        [
+            ((2, 512, 7, 7), (224, 224), ChannelsFirst((7, 7))),
+            ((2, 512, 7, 10), (224, 320), ChannelsFirst((7, 10))),
+            ((2, 7, 7, 768), (224, 224), ChannelsLast((7, 7))),
+            ((2, 3, 5, 96), (96, 160), ChannelsLast((3, 5))),
+            ((2, 197, 768), (224, 224), Tokens((14, 14), 1)),
+            ((2, 196, 768), (224, 224), Tokens((14, 14), 0)),
+            ((2, 198, 768), (224, 224), Tokens((14, 14), 2)),
+            ((2, 261, 768), (224, 224), Tokens((16, 16), 5)),
+            ((2, 25, 8), (16, 24), Tokens((4, 6), 1)),
+            ((2, 2048, 8, 8), (299, 299), ChannelsFirst((8, 8))),
+            ((2, 64), (224, 224), None),
+            ((2, 197, 768), None, None),
+        ],
+    )
+    def test_layout_is_told_from_shape_and_picture(self, shape, size, layout) -> None:
+        assert infer_layout(shape, size) == layout
+
+    @given(
+        patch=st.sampled_from([4, 8, 14, 16, 32]), rows=st.integers(2, 20), columns=st.integers(2, 20),
+        prefix=st.sampled_from([0, 1, 2, 5]),
+    )  # fmt: skip
+    def test_tokens_go_back_to_their_grid(self, patch: int, rows: int, columns: int, prefix: int) -> None:
+        grid = torch.arange(rows * columns, dtype=torch.float32).view(rows, columns)
+        tokens = torch.cat([torch.full((prefix,), -1.0), grid.flatten()])[None, :, None]
+        size = (rows * patch, columns * patch)
+        layout = infer_layout(tuple(tokens.shape), size)
+        # Another tiling by square patches may explain the same number of tokens with fewer of them as prefix.
+        fewer = isinstance(layout, Tokens) and layout.prefix < prefix
+        assert fewer or torch.equal(layout.to_grid(tokens)[0, 0], grid)
+
+    def test_reshape_overrides_what_is_inferred(self) -> None:
+        model, images = TinyViT(1), torch.rand(2, 3, 16, 24)
+        inferred = camlib.GradCAM(model, "blocks.1.norm1")(images, 0)
+        own = camlib.GradCAM(model, "blocks.1.norm1", reshape=lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (4, 6)))(
+            images, 0
+        )
+        assert torch.equal(inferred.maps, own.maps)
+
+    def test_reshape_must_return_a_grid_for_every_image(self) -> None:
+        with pytest.raises(TypeError, match=r"reshape turned \(2, 25, 8\).*must return a tensor \(2, C, h, w\)"):
+            camlib.GradCAM(TinyViT(1), "blocks.1.norm1", reshape=lambda t: t)(torch.rand(2, 3, 16, 24), 0)
+
+    def test_features_that_are_no_grid_name_the_mend(self) -> None:
+        with pytest.raises(ValueError, match=r"layer 'head' returns shape \(2, 3\).*reshape="):
+            camlib.GradCAM(TinyViT(1), "head")(torch.rand(2, 3, 16, 24), 0)

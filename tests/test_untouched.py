@@ -1,0 +1,191 @@
+"""A call leaves the model, the process and the memory as they were, whether it succeeds or fails."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Network, small_cnn
+from torch import Tensor, nn
+
+import camlib
+
+
+class Boom(Exception):
+    """Raised by the tests' own code."""
+
+
+class Noisy(Network):
+    """Draws random numbers in its forward pass, even in eval mode; optionally fails after the layer."""
+
+    fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x + 0.01 * torch.randn_like(x))
+        if self.fails:
+            raise Boom
+        return outputs
+
+
+def failing_target(outputs: Tensor) -> Tensor:
+    raise Boom
+
+
+def failing_reshape(features: Tensor) -> Tensor:
+    raise Boom
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that a call must leave alone."""
+    return {
+        "hooks": {
+            name: (
+                list(m._forward_hooks),
+                list(m._forward_pre_hooks),
+                list(m._backward_hooks),
+                list(m._backward_pre_hooks),
+                list(m._forward_hooks_always_called),
+            )
+            for name, m in model.named_modules()
+        },
+        "training": {name: m.training for name, m in model.named_modules()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "grad": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "values": {name: t.clone() for name, t in model.state_dict().items()},
+        "versions": {name: t._version for name, t in model.state_dict(keep_vars=True).items()},
+        "rng": torch.get_rng_state(),
+        "numpy rng": np.random.get_state()[1].copy(),
+        "python rng": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+    }
+
+
+def assert_same(before: Any, after: Any, where: str = "state") -> None:
+    if isinstance(before, dict):
+        assert before.keys() == after.keys(), where
+        for key in before:
+            assert_same(before[key], after[key], f"{where}[{key!r}]")
+    elif isinstance(before, Tensor):
+        assert torch.equal(before, after), where
+    elif isinstance(before, np.ndarray):
+        assert np.array_equal(before, after), where
+    else:
+        assert before == after, where
+
+
+def model_in_some_state() -> Noisy:
+    """Partly frozen, partly training, with gradients and a user's own hook."""
+    model = Noisy().train()
+    model.norm.eval()
+    model.features[0].weight.requires_grad_(False)
+    model(torch.rand(4, 3, 8, 8)).sum().backward()
+    model.head.register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+CALLS: dict[str, Callable[[Noisy, Tensor], Any]] = {
+    "layer given": lambda model, x: camlib.GradCAM(model, "norm")(x),
+    "layer found": lambda model, x: camlib.GradCAM(model)(x),
+    "several layers and classes": lambda model, x: camlib.GradCAM(model, ["features", "norm"])(x, camlib.TopK(2)),
+    "find_layer": lambda model, x: camlib.find_layer(model, x),
+    "list_layers": lambda model, x: camlib.list_layers(model, x),
+}
+
+FAILURES: dict[str, Callable[[Noisy, Tensor], Any]] = {
+    "target raises": lambda model, x: camlib.GradCAM(model, "norm")(x, failing_target),
+    "target out of range": lambda model, x: camlib.GradCAM(model, "norm")(x, 99),
+    "reshape raises": lambda model, x: camlib.GradCAM(model, "norm", reshape=failing_reshape)(x),
+    "layer is a classifier": lambda model, x: camlib.GradCAM(model, "head")(x),
+    "unreached second layer": lambda model, x: camlib.GradCAM(model, ["norm", "unused"])(x),
+}
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_success_leaves_no_trace(call: Callable[[Noisy, Tensor], Any], mode: Callable[[], Any]) -> None:
+    model, images = model_in_some_state(), torch.rand(2, 3, 8, 8)
+    with mode():
+        before = state(model)
+        call(model, images)
+        assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("call", FAILURES.values(), ids=FAILURES)
+def test_failure_of_target_or_hook_leaves_no_trace(call: Callable[[Noisy, Tensor], Any]) -> None:
+    model, images = model_in_some_state(), torch.rand(2, 3, 8, 8)
+    model.unused = nn.Conv2d(1, 1, 1)
+    before = state(model)
+    with pytest.raises((Boom, camlib.CamlibError)):
+        call(model, images)
+    assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_failure_of_the_model_leaves_no_trace(call: Callable[[Noisy, Tensor], Any]) -> None:
+    model, images = model_in_some_state(), torch.rand(2, 3, 8, 8)
+    model.fails = True
+    before = state(model)
+    with pytest.raises(Boom):
+        call(model, images)
+    assert_same(before, state(model))
+
+
+def test_failure_inside_capture_leaves_no_trace() -> None:
+    model = model_in_some_state()
+    before = state(model)
+    with pytest.raises(Boom), camlib.capture(model, "norm"), torch.no_grad():
+        raise Boom
+    assert_same(before, state(model))
+
+
+def test_captured_activation_dies_with_the_call() -> None:
+    model, seen = Network().eval(), []
+    model.drop.register_forward_hook(lambda module, args, output: None)
+
+    def watch(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append(weakref.ref(output))
+
+    model.norm.register_forward_hook(watch)
+    gc.disable()
+    try:
+        explanation = camlib.GradCAM(model, "norm")(torch.rand(2, 3, 8, 8), camlib.TopK(2))
+        assert seen
+        assert seen[0]() is None, "the activation outlives the call"
+        maps = weakref.ref(explanation.maps)
+        del explanation
+        assert maps() is None, "the maps outlive the explanation"
+    finally:
+        gc.enable()
+
+
+def test_number_of_live_tensors_is_constant_over_a_thousand_calls() -> None:
+    model, images = small_cnn().eval(), torch.rand(1, 3, 6, 6)
+    cam = camlib.GradCAM(model)
+
+    def live() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    cam(images)
+    model(images)
+    before = live()
+    gc.disable()
+    try:
+        for _ in range(1000):
+            cam(images)
+            with torch.no_grad():
+                model(images)
+        uncollected = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert uncollected == before, "tensors wait for the cycle collector"
+    assert live() == before
