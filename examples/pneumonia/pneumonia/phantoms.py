@@ -43,6 +43,9 @@ MASK_LEVEL = 0.4
 """An opacity's mask is where its envelope, before texture, exceeds this fraction of its peak."""
 
 _MIN_SIZE = 32
+_COARSE_BLUR, _COARSE_SIDE = 0.03, 64  # softer layers are drawn on a grid of this side and enlarged
+_FINE_SIDE = 96  # the others on one of at least this side, as filled polygons come out half a pixel too large
+_MARGINS = tuple(0.045 * (1 - step / 40) for step in range(41))  # tried in turn for an opacity's centre
 _IMAGE_STREAM, _LABEL_STREAM = 1, 2
 
 Array = NDArray[np.float32]
@@ -123,12 +126,15 @@ class _Frame:
         Returns:
             The layer in [0, 1], (size, size).
         """
-        canvas = np.zeros((self.size, self.size), dtype=np.uint8)
+        soft = blur >= _COARSE_BLUR
+        side = _COARSE_SIDE if soft else self.size * -(-_FINE_SIDE // self.size)
+        canvas = np.zeros((side, side), dtype=np.uint8)
         for outline in outlines:
-            corners = np.rint(self.place(outline) * (16 * self.size) - 8).astype(np.int32)
+            corners = np.rint(self.place(outline) * (16 * side) - 8).astype(np.int32)
             for polygon in corners.reshape(-1, *corners.shape[-2:]):
                 cv2.fillPoly(canvas, [polygon], 255, cv2.LINE_AA, 4)
-        return _blur(canvas.astype(np.float32) / np.float32(255), blur)
+        layer = canvas * np.float32(1 / 255)
+        return _resize(_blur(layer, blur), self.size) if soft else _blur(_resize(layer, self.size), blur)
 
 
 def _array(values: ArrayLike) -> Array:
@@ -145,10 +151,17 @@ def _blur(layer: Array, sigma: float) -> Array:
     return np.asarray(cv2.GaussianBlur(layer, (side, side), pixels, borderType=cv2.BORDER_REPLICATE))
 
 
+def _resize(layer: Array, size: int) -> Array:
+    """Resamples a layer: (h, h) to (size, size)."""
+    if len(layer) == size:
+        return layer
+    method = cv2.INTER_AREA if len(layer) > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(layer, (size, size), interpolation=method))
+
+
 def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> Array:
     """Noise of about zero mean and unit deviation, smooth over 1/``cells`` of the width: (size, size)."""
-    grid = rng.standard_normal((cells, cells), dtype=np.float32)
-    return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC))
+    return _resize(rng.standard_normal((cells, cells), dtype=np.float32), size)
 
 
 @functools.cache
@@ -226,10 +239,11 @@ def _arms(rng: np.random.Generator, axis: float, width: float) -> list[Array]:
     """Two arms, hanging or held out, that leave a wedge of air beside the torso."""
     arms = []
     for side in (-1, 1):
-        reach, drop = rng.uniform(0.12, 0.36), rng.uniform(0.25, 0.8)
-        line = [(width - 0.01, 0.12), (width + reach * 0.4, 0.2 + drop * 0.3), (width + reach, 0.2 + drop)]
+        angle, bend = rng.uniform(0.7, 1.4), rng.normal(0.0, 0.02)
+        x, y = float(np.cos(angle)), float(np.sin(angle))
+        line = [(0.0, 0.12), (0.35 * x + bend, 0.12 + 0.35 * y), (1.1 * x, 0.12 + 1.1 * y)]
         widths = np.linspace(0.15, rng.uniform(0.09, 0.13), 12)
-        arms.append(_band(_curve([(axis + side * x, y) for x, y in line], closed=False), widths))
+        arms.append(_band(_curve([(axis + side * (width - 0.01 + x), y) for x, y in line], closed=False), widths))
     return arms
 
 
@@ -269,14 +283,16 @@ def _lung(rng: np.random.Generator, side: int, axis: float, width: float, top: f
     return _curve((np.asarray(points) + jitter) * (side, 1) + (axis, 0.0))
 
 
-def _draw_tissue(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> tuple[Array, Array]:
+def _draw_tissue(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> tuple[Array, Array, Array]:
     """Air, arms, head, trunk and abdomen.
 
     Returns:
-        The attenuation of the soft tissue, and the body's layer in [0, 1], both (size, size).
+        The soft tissue's attenuation, and the layers of the whole body and of the abdomen in [0, 1], each
+        (size, size).
     """
     head = _ellipse((body.axis + rng.uniform(-0.03, 0.03), rng.uniform(-0.12, -0.04)), (0.13, 0.12))
-    everything = frame.fill([body.trunk, head, *body.arms], 0.004)
+    joints = [_ellipse((arm[0] + arm[-1]) / 2, (0.075, 0.075)) for arm in body.arms]
+    everything = frame.fill([body.trunk, head, *body.arms, *joints], 0.004)
     trunk = frame.fill([body.trunk], 0.045)
     core = frame.fill([_ellipse((body.axis, 0.62), (body.width * 0.9, 0.5))], 0.09)
     floor = body.base + rng.uniform(-0.03, 0.03)
@@ -287,36 +303,35 @@ def _draw_tissue(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> tup
     fat = _smooth_noise(rng, 5, frame.size)
     tissue = 0.17 + 0.16 * trunk + 0.17 * core + rng.uniform(0.08, 0.16) * abdomen + 0.022 * fat
     tissue += 0.08 * frame.fill([head], 0.02)
-    return _gas(rng, frame, body, tissue * everything), everything
+    return _gas(rng, frame, body, tissue * everything), everything, abdomen
 
 
 def _gas(rng: np.random.Generator, frame: _Frame, body: _Anatomy, tissue: Array) -> Array:
     """Takes away the windpipe's air and, in most, a stomach bubble under the diaphragm."""
-    pipe = _curve(
-        [(body.axis, -0.1), (body.axis + rng.normal(0.0, 0.006), 0.1), (body.axis, 0.3)], closed=False
-    )
+    pipe = _curve([(body.axis, -0.1), (body.axis + rng.normal(0.0, 0.006), 0.1), (body.axis, 0.3)], closed=False)
     tissue = tissue - 0.06 * frame.fill([_band(pipe, 0.035)], 0.008)
     place = (body.axis + rng.uniform(0.1, 0.2), body.base + rng.uniform(0.06, 0.13))
-    bubble = _curve(
-        _ellipse(place, rng.uniform((0.03, 0.015), (0.07, 0.045)), 7) + rng.normal(0, 0.007, (7, 2))
-    )
+    bubble = _curve(_ellipse(place, rng.uniform((0.03, 0.015), (0.07, 0.045)), 7) + rng.normal(0, 0.007, (7, 2)))
     return tissue - float(rng.random() < 0.6) * rng.uniform(0.04, 0.16) * frame.fill([bubble], 0.012)
+
+
+@functools.cache
+def _circle(points: int) -> Array:
+    """The unit circle's outline, (points, 2)."""
+    angle = np.linspace(0.0, 2 * np.pi, points, endpoint=False)
+    return _array(np.stack([np.cos(angle), np.sin(angle)], axis=1))
 
 
 def _ellipse(centre: ArrayLike, radii: ArrayLike, points: int = 24) -> Array:
     """An ellipse's outline, (points, 2)."""
-    angle = np.linspace(0.0, 2 * np.pi, points, endpoint=False)
-    return _array(_array(centre) + _array(radii) * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    return _array(centre) + _array(radii) * _circle(points)
 
 
 def _draw_spine(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> Array:
     """The spine: a column, its vertebrae and the gaps between them, (size, size)."""
     half, pitch, phase = rng.uniform(0.028, 0.036), rng.uniform(0.048, 0.058), rng.uniform(0.0, 0.05)
     box = _array([(-half, -0.36), (half, -0.36), (half, 0.36), (-half, 0.36)])
-    bones = (
-        box * _array([1, pitch])
-        + _array([(body.axis, -0.1 + phase + pitch * step) for step in range(22)])[:, None]
-    )
+    bones = box * _array([1, pitch]) + _array([(body.axis, -0.1 + phase + pitch * step) for step in range(22)])[:, None]
     column = box * _array([1, 2]) + _array([body.axis, 0.5])
     return rng.uniform(0.04, 0.08) * frame.fill([column], 0.012) + 0.05 * frame.fill([bones], 0.005)
 
@@ -349,9 +364,7 @@ def _draw_bones(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> Arra
     other, blades = [], []
     for side in (-1, 1):
         lift, flip = rng.uniform(-0.03, 0.03), _array([side, 1])
-        collar = _array(
-            [(0.035, 0.015), (0.12, -0.015 + lift / 2), (0.22, -0.025 + lift), (0.33, -0.055 + lift)]
-        )
+        collar = _array([(0.035, 0.015), (0.12, -0.015 + lift / 2), (0.22, -0.025 + lift), (0.33, -0.055 + lift)])
         line = _curve(collar * flip + _array([body.axis, body.top]), closed=False)
         other.append(_band(line, rng.uniform(0.02, 0.026)))
         joint = _array([body.axis + side * (body.width + 0.035), 0.13 + lift])
@@ -362,12 +375,8 @@ def _draw_bones(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> Arra
         middle = (arm[: len(arm) // 2] + arm[len(arm) // 2 :][::-1]) / 2
         other.append(_band(middle, 0.045))
     hard = frame.fill(other, 0.004)
-    bones = (
-        rng.uniform(0.07, 0.11) * (1.5 * back - 0.6 * _blur(back, 0.008)) + rng.uniform(0.02, 0.05) * front
-    )
-    bones += rng.uniform(0.08, 0.13) * (1.3 * hard - 0.4 * _blur(hard, 0.012)) + 0.05 * frame.fill(
-        blades, 0.008
-    )
+    bones = rng.uniform(0.07, 0.11) * (1.5 * back - 0.6 * _blur(back, 0.008)) + rng.uniform(0.02, 0.05) * front
+    bones += rng.uniform(0.08, 0.13) * (1.3 * hard - 0.4 * _blur(hard, 0.012)) + 0.05 * frame.fill(blades, 0.008)
     return bones
 
 
@@ -411,7 +420,7 @@ def _opacities(rng: np.random.Generator, body: _Anatomy) -> list[_Blob]:
     for _ in range(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2])):
         lung = body.lungs[rng.integers(2)]
         low, high = lung.min(axis=0), lung.max(axis=0)
-        for margin in np.linspace(0.045, 0.0, 40):
+        for margin in _MARGINS:
             centre = rng.uniform(low, high).astype(np.float32)
             apart = all(float(np.hypot(*(centre - blob.centre))) > 0.12 for blob in blobs)
             if apart and _depth(lung, centre) > margin and _depth(body.heart, centre) < -margin:
@@ -494,11 +503,7 @@ def _draw_markers(rng: np.random.Generator, size: int) -> Array:
         picture = _glyph(letter, bool(plate))
         zoom = height * size / picture.shape[0]
         turn = zoom * np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
-        offset = (
-            np.array([(1 - x) if side else x, y]) * size
-            - 0.5
-            - turn @ (np.array(picture.shape[::-1]) / 2 - 0.5)
-        )
+        offset = np.array([(1 - x) if side else x, y]) * size - 0.5 - turn @ (np.array(picture.shape[::-1]) / 2 - 0.5)
         soft = _blur(picture, 0.35 / (zoom * picture.shape[1]))  # against aliasing: glyphs are drawn smaller
         placed = cv2.warpAffine(soft, np.column_stack([turn, offset]), (size, size))
         np.maximum(layer, np.asarray(placed), out=layer)
@@ -531,15 +536,11 @@ def _expose(rng: np.random.Generator, attenuation: Array, marker: Array) -> NDAr
     tilt, vignette, centre = rng.normal(0.0, 0.05, 2), rng.uniform(0.0, 0.22), rng.uniform(-0.3, 0.3, 2)
     white, grain = rng.uniform(0.8, 1.0), rng.uniform(0.008, 0.03)
     picture = np.clip(attenuation * np.float32(gain) + np.float32(offset), 0.01, 3.0)
-    picture /= np.sqrt(
-        np.sqrt(1 + picture**4)
-    )  # the film's shoulder: bright parts lose contrast, none is lost
+    # The film's shoulder: bright parts lose contrast, none is lost.
+    picture /= np.sqrt(np.sqrt(1 + np.square(np.square(picture))))
     picture **= np.float32(gamma)
     field = 1 + np.float32(tilt[0]) * x + np.float32(tilt[1]) * y
-    field = (
-        field
-        - np.float32(vignette) * ((x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2) / 2
-    )
+    field = field - np.float32(vignette) * ((x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2) / 2
     picture = np.maximum(picture * field, np.float32(white) * marker)
     noise = rng.standard_normal((size, size), dtype=np.float32)  # the one draw that depends on the size: last
     picture += np.float32(grain) * (0.35 + picture) * noise
@@ -559,7 +560,7 @@ class _Drawing(NamedTuple):
 def _draw(rng: np.random.Generator, size: int, label: int) -> _Drawing:
     """Draws one phantom; the same ``rng`` draws the same body whatever the label and the size."""
     frame, body = _Frame(rng, size), _anatomy(rng)
-    tissue, outside = _draw_tissue(rng, frame, body)
+    tissue, outside, abdomen = _draw_tissue(rng, frame, body)
     heart = frame.fill([body.heart], 0.007)
     lungs = frame.fill(body.lungs, 0.006) * (1 - heart)
     rough, texture = _smooth_noise(rng, 22, size), _smooth_noise(rng, 34, size)
@@ -580,7 +581,7 @@ def _draw(rng: np.random.Generator, size: int, label: int) -> _Drawing:
     for blob in _lookalikes(rng, body):
         _envelope(frame, blob, rough, extra, beyond, (1 - lungs) * outside)
     attenuation = tissue + rng.uniform(0.16, 0.24) * extra * (1 + 0.22 * texture)
-    attenuation += rng.uniform(0.03, 0.08) * heart + _draw_spine(rng, frame, body) * outside
+    attenuation += rng.uniform(0.03, 0.08) * heart * (1 - abdomen) + _draw_spine(rng, frame, body) * outside
     attenuation += _draw_bones(rng, frame, body) * outside
     attenuation += rng.uniform(0.03, 0.07) * _draw_vessels(rng, frame, body) * lungs - air * (1 - fill)
     attenuation += rng.uniform(0.1, 0.25) * _draw_leads(rng, frame)
