@@ -205,7 +205,7 @@ class Explanation:
             for name, tensor in tensors.items()
         }
         with open(path, "wb") as file:
-            np.savez_compressed(file, **{"header": np.array(json.dumps(header)), **arrays})
+            np.savez_compressed(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Explanation:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from camlib.errors import CamlibValueError
+from camlib.nested import tensors_in
 
 MAX_PREFIX_TOKENS = 16
 """A class token, a distillation token, registers: no network known has more."""
@@ -44,7 +45,8 @@ class Tokens:
 
     def to_grid(self, features: Tensor) -> Tensor:
         """Return (N, C, h, w), without the prefix tokens."""
-        return features[..., self.prefix :, :].movedim(-1, -2).unflatten(-1, self.grid)
+        patches = features[..., self.prefix :, :].movedim(-1, -2)
+        return patches.reshape(*patches.shape[:-1], *self.grid)
 
 
 Layout = ChannelsFirst | ChannelsLast | Tokens
@@ -116,8 +118,6 @@ def to_grid(features: Tensor, input_size: tuple[int, int] | None, layer: str) ->
 
 def picture_size(inputs: object) -> tuple[int, int] | None:
     """Return (H, W) of the first 4-D tensor among the inputs, or None."""
-    from camlib.nested import tensors_in
-
     for tensor in tensors_in(inputs):
         if tensor.dim() == 4:
             return tensor.shape[2], tensor.shape[3]

@@ -30,6 +30,6 @@ def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax") -> Tensor:
     """
     if len(maps) == 1:
         return maps[0]
-    finest = max((layer.shape[-2:] for layer in maps), key=lambda grid: grid[0] * grid[1])
-    stacked = torch.stack([normalize(resize(layer, tuple(finest)), scale) for layer in maps])
+    height, width = max((layer.shape[-2:] for layer in maps), key=lambda grid: grid[0] * grid[1])
+    stacked = torch.stack([normalize(resize(layer, (height, width)), scale) for layer in maps])
     return FUSIONS[how](stacked)

@@ -1,0 +1,31 @@
+"""Arrays in, arrays out: normalise, resize, colour, overlay, outline, and back to the original picture's pixels."""
+
+from camlib.imaging.colors import colorize, colorize_signed
+from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, resize_center_crop
+from camlib.imaging.normalization import is_constant, normalize
+from camlib.imaging.overlays import overlay, overlay_signed
+from camlib.imaging.pictures import as_pictures, as_rgb
+from camlib.imaging.regions import Region, boxes, contours, draw_boxes, draw_contours
+from camlib.imaging.resizing import resize
+
+__all__ = [
+    "CenterCrop",
+    "Geometry",
+    "Letterbox",
+    "Region",
+    "Resize",
+    "as_pictures",
+    "as_rgb",
+    "boxes",
+    "colorize",
+    "colorize_signed",
+    "contours",
+    "draw_boxes",
+    "draw_contours",
+    "is_constant",
+    "normalize",
+    "overlay",
+    "overlay_signed",
+    "resize",
+    "resize_center_crop",
+]

@@ -1,0 +1,204 @@
+"""From the original picture to the network's input and back: resizing, centre crops, letterboxes.
+
+Each geometry knows both sizes. ``apply`` makes the input; ``restore`` carries a heatmap over the input back to the
+original picture's pixels. They chain: ``Resize((480, 640), (256, 341)).then(CenterCrop((256, 341), (224, 224)))``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibValueError
+from camlib.imaging.normalization import as_maps
+from camlib.imaging.resizing import checked_size, resize
+
+Size = tuple[int, int]
+
+
+class Geometry(ABC):
+    """A map from pictures of one size to inputs of another, and back for heatmaps."""
+
+    original: Size
+    """(H, W) of the picture."""
+    result: Size
+    """(H, W) of the input."""
+
+    def apply(self, pictures: Tensor) -> Tensor:
+        """Turn pictures (..., H, W) of the original size into the network's input.
+
+        Raises:
+            CamlibValueError: pictures of another size.
+        """
+        pictures = as_maps(pictures, "pictures")
+        if tuple(pictures.shape[-2:]) != self.original:
+            raise CamlibValueError(
+                f"this geometry takes pictures of {self.original}, got {tuple(pictures.shape[-2:])} (height, width)"
+            )
+        return self._apply(pictures)
+
+    def restore(self, heatmaps: Tensor) -> Tensor:
+        """Carry heatmaps (..., h, w) over the input, at any resolution, back to the original picture: (..., H, W).
+
+        Where the input did not look, outside a crop, the heatmap is zero.
+        """
+        return self._restore(resize(heatmaps, self.result))
+
+    def then(self, following: Geometry) -> Geometry:
+        """Chain another geometry behind this one.
+
+        Raises:
+            CamlibValueError: it does not begin with the size at which this one ends.
+        """
+        if following.original != self.result:
+            raise CamlibValueError(f"the first geometry ends at {self.result}, the next begins at {following.original}")
+        return Chain(self.original, following.result, self, following)
+
+    @abstractmethod
+    def _apply(self, pictures: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _restore(self, heatmaps: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Resize(Geometry):
+    """Squeeze or stretch the picture to the size of the input.
+
+    Example:
+        >>> import torch
+        >>> Resize((480, 640), (224, 224)).restore(torch.rand(7, 7)).shape
+        torch.Size([480, 640])
+    """
+
+    original: Size
+    result: Size
+
+    def __post_init__(self) -> None:
+        checked_size(self.original)
+        checked_size(self.result)
+
+    def _apply(self, pictures: Tensor) -> Tensor:
+        batch = pictures.reshape(-1, 1, *self.original)
+        resized = torch.nn.functional.interpolate(batch, self.result, mode="bilinear", antialias=True)
+        return resized.reshape(*pictures.shape[:-2], *self.result)
+
+    def _restore(self, heatmaps: Tensor) -> Tensor:
+        return resize(heatmaps, self.original)
+
+
+@dataclass(frozen=True)
+class CenterCrop(Geometry):
+    """Cut the middle out of the picture, by torchvision's rounding; a smaller picture is padded with zeros.
+
+    Example:
+        >>> import torch
+        >>> CenterCrop((4, 6), (2, 2)).restore(torch.ones(2, 2)).sum()
+        tensor(4.)
+    """
+
+    original: Size
+    result: Size
+
+    def __post_init__(self) -> None:
+        checked_size(self.original)
+        checked_size(self.result)
+
+    def _apply(self, pictures: Tensor) -> Tensor:
+        return _shift(pictures, self.result, [-offset for offset in self._offsets()])
+
+    def _restore(self, heatmaps: Tensor) -> Tensor:
+        return _shift(heatmaps, self.original, self._offsets())
+
+    def _offsets(self) -> list[int]:
+        """Where the crop's first row and column lie in the picture; negative where the picture is padded."""
+        offsets = []
+        for whole, part in zip(self.original, self.result, strict=True):
+            offsets.append(-((part - whole) // 2) if part > whole else round((whole - part) / 2))
+        return offsets
+
+
+@dataclass(frozen=True)
+class Letterbox(Geometry):
+    """Fit the whole picture into the input, its proportions kept, and pad the rest with zeros.
+
+    Example:
+        >>> import torch
+        >>> Letterbox((480, 640), (224, 224)).apply(torch.ones(480, 640))[0].sum()  # the bar above
+        tensor(0.)
+    """
+
+    original: Size
+    result: Size
+
+    def __post_init__(self) -> None:
+        checked_size(self.original)
+        checked_size(self.result)
+
+    def _apply(self, pictures: Tensor) -> Tensor:
+        inner = self._inner()
+        return _shift(Resize(self.original, inner).apply(pictures), self.result, self._offsets(inner))
+
+    def _restore(self, heatmaps: Tensor) -> Tensor:
+        inner = self._inner()
+        return resize(_shift(heatmaps, inner, [-offset for offset in self._offsets(inner)]), self.original)
+
+    def _inner(self) -> Size:
+        """Size of the picture inside the bars."""
+        scale = min(self.result[0] / self.original[0], self.result[1] / self.original[1])
+        height, width = (max(1, round(side * scale)) for side in self.original)
+        return min(height, self.result[0]), min(width, self.result[1])
+
+    def _offsets(self, inner: Size) -> list[int]:
+        return [(outer - side) // 2 for outer, side in zip(self.result, inner, strict=True)]
+
+
+@dataclass(frozen=True)
+class Chain(Geometry):
+    """One geometry behind another; :meth:`Geometry.then` makes it."""
+
+    original: Size
+    result: Size
+    first: Geometry
+    second: Geometry
+
+    def _apply(self, pictures: Tensor) -> Tensor:
+        return self.second.apply(self.first.apply(pictures))
+
+    def _restore(self, heatmaps: Tensor) -> Tensor:
+        return self.first.restore(self.second.restore(heatmaps))
+
+
+def resize_center_crop(original: Size, resize: int = 256, crop: int = 224) -> Geometry:
+    """Return the geometry of torchvision's evaluation presets: the shorter side to ``resize``, the middle cut out.
+
+    Args:
+        original: (H, W) of the picture.
+        resize: the shorter side's length after resizing.
+        crop: the side of the square input.
+
+    Example:
+        >>> import torch
+        >>> resize_center_crop((480, 640)).restore(torch.rand(7, 7)).shape
+        torch.Size([480, 640])
+    """
+    height, width = checked_size(original)
+    shorter, longer = min(height, width), max(height, width)
+    long_side = int(resize * longer / shorter)
+    resized = (resize, long_side) if height <= width else (long_side, resize)
+    return Resize(original, resized).then(CenterCrop(resized, (crop, crop)))
+
+
+def _shift(maps: Tensor, size: Size, offsets: list[int]) -> Tensor:
+    """Lay maps into zeros of another size, their first row and column at ``offsets``; cut what sticks out."""
+    result = maps.new_zeros(*maps.shape[:-2], *size)
+    (top, left), (height, width) = offsets, maps.shape[-2:]
+    rows = slice(max(0, top), min(size[0], top + height))
+    columns = slice(max(0, left), min(size[1], left + width))
+    from_rows = slice(rows.start - top, rows.stop - top)
+    from_columns = slice(columns.start - left, columns.stop - left)
+    result[..., rows, columns] = maps[..., from_rows, from_columns]
+    return result

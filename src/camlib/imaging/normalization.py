@@ -1,0 +1,140 @@
+"""Maps brought into a range that can be drawn, each on its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
+
+METHODS = ("minmax", "max", "percentile", "signed", "none")
+
+
+def as_maps(maps: Any, name: str = "maps") -> Tensor:
+    """Return maps (..., h, w) as a finite tensor of float32, or float64 where they are that.
+
+    Raises:
+        CamlibTypeError: not a tensor or array of numbers.
+        CamlibValueError: fewer than two axes, an empty one, or a value that is not finite.
+    """
+    import numpy as np
+
+    if not isinstance(maps, (Tensor, np.ndarray)):
+        raise CamlibTypeError(f"{name} must be a tensor or an array, got {type(maps).__name__}")
+    tensor = maps if isinstance(maps, Tensor) else _from_array(maps, name)
+    if tensor.is_complex():
+        raise CamlibTypeError(f"{name} must be real, got {tensor.dtype}")
+    if tensor.dim() < 2 or not tensor.numel():
+        raise CamlibValueError(f"{name} must have shape (..., h, w) without empty axes, got {tuple(tensor.shape)}")
+    tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if not bool(tensor.isfinite().all()):
+        raise CamlibValueError(f"{name} hold NaN or infinity; find where they come from before drawing them")
+    return tensor
+
+
+def _from_array(array: NDArray[Any], name: str) -> Tensor:
+    import numpy as np
+
+    if array.dtype.kind not in "fiub":
+        raise CamlibTypeError(f"{name} must hold numbers, got dtype {array.dtype}")
+    if array.dtype == np.float16 or array.dtype.kind in "iub":
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def like(result: Tensor, given: Any) -> Any:
+    """Return the result as what was given: a tensor or an array."""
+    return result if isinstance(given, Tensor) else result.numpy()
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Whether each map is constant up to rounding: its range is at most 16 eps of its largest magnitude.
+
+    Args:
+        maps: (..., h, w), floating point; eps is that of its dtype.
+
+    Returns:
+        (...) bool. A map of zeros is constant.
+
+    Example:
+        >>> import torch
+        >>> is_constant(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
+        tensor([ True, False])
+    """
+    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    largest = torch.maximum(low.abs(), high.abs())
+    return high - low <= 16 * torch.finfo(maps.dtype).eps * largest  # an overflowing range is not constant
+
+
+def normalize(maps: Maps, method: str = "minmax") -> Maps:
+    """Bring each map into a range that can be drawn, on its own, over its last two axes.
+
+    Args:
+        maps: (..., h, w), a tensor or an array; integers and halves become float32.
+        method: "minmax" maps the lowest value to 0 and the highest to 1. "max" cuts off negative values and divides
+            by the highest. "percentile" clips to the 1st and 99th percentile first, against single hot pixels.
+            "signed" divides by the largest magnitude: [-1, 1] with 0 staying 0. "none" only checks.
+
+    Returns:
+        The same kind and shape, in [0, 1], or [-1, 1] for "signed". A constant map becomes all zeros (with "none" it
+        stays), and so does one without a positive value with "max".
+
+    Raises:
+        CamlibValueError: an unknown method, a wrong shape, or a value that is not finite.
+        CamlibTypeError: not a tensor or array of real numbers.
+
+    Example:
+        >>> import torch
+        >>> normalize(torch.tensor([[2.0, 4.0], [6.0, 10.0]]))
+        tensor([[0.0000, 0.2500],
+                [0.5000, 1.0000]])
+    """
+    if method not in METHODS:
+        raise CamlibValueError(f"normalize knows the methods {', '.join(METHODS)}, got {method!r}")
+    tensor = as_maps(maps)
+    if method != "none":
+        constant = is_constant(tensor)[..., None, None]
+        if method == "signed":
+            tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))
+        elif method == "max":
+            positive = tensor.clamp(min=0)
+            tensor = _divided(positive, positive.amax((-2, -1), keepdim=True))
+        else:
+            if method == "percentile":
+                low, high = _percentiles(tensor, 0.01, 0.99)
+                tensor = torch.where(high > low, tensor.clamp(low, high), tensor)
+            tensor = _minmax(tensor)
+        tensor = tensor.masked_fill(constant, 0)
+    result: Maps = like(tensor, maps)
+    return result
+
+
+def _minmax(tensor: Tensor) -> Tensor:
+    tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))  # or the range of huge values overflows
+    low, high = tensor.amin((-2, -1), keepdim=True), tensor.amax((-2, -1), keepdim=True)
+    return _divided(tensor - low, high - low)
+
+
+def _divided(tensor: Tensor, by: Tensor) -> Tensor:
+    """Divide; zero where the divisor is."""
+    return torch.where(by > 0, tensor / torch.where(by > 0, by, 1), 0)
+
+
+def _percentiles(tensor: Tensor, *shares: float) -> list[Tensor]:
+    """Quantiles of each map, linear between values; torch.quantile limits the size of its input."""
+    ordered = tensor.flatten(-2).sort(-1).values
+    last = ordered.shape[-1] - 1
+    found = []
+    for share in shares:
+        below = int(share * last)
+        above = min(below + 1, last)
+        found.append(torch.lerp(ordered[..., below], ordered[..., above], share * last - below)[..., None, None])
+    return found

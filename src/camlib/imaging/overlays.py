@@ -1,0 +1,88 @@
+"""A heatmap laid over a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging.colors import checked_heatmap, colorize, colorize_signed
+from camlib.imaging.pictures import as_pictures
+from camlib.imaging.resizing import resize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def overlay(image: Any, heatmap: Any, colormap: Any = "jet", alpha: float | str = 0.5) -> NDArray[np.uint8]:
+    """Lay a heatmap over a picture: ``(1 - alpha) * picture + alpha * colour``, rounded.
+
+    Args:
+        image: a picture or a batch of them, as :func:`as_rgb` takes them: PIL, uint8, floating point in [0, 1];
+            arrays channels-last, tensors channels-first.
+        heatmap: (h, w), or (N, h, w) for a batch, in [0, 1]; resized bilinearly to the picture's size.
+        colormap: as for :func:`colorize`. Red is high and blue is low, by default.
+        alpha: opacity of the heatmap in [0, 1]; or "heat", where it is the heatmap itself: what does not matter
+            stays as it was.
+
+    Returns:
+        (H, W, 3), or (N, H, W, 3) for a batch, RGB.
+
+    Raises:
+        CamlibValueError: wrong shapes or ranges, or not one heatmap for each picture.
+        CamlibTypeError: a kind of picture, heatmap or alpha that is not understood.
+
+    Example:
+        >>> import numpy as np
+        >>> overlay(np.zeros((4, 6, 3), np.uint8), np.eye(2)).shape
+        (4, 6, 3)
+    """
+    return _overlay(image, heatmap, alpha, 0.0, lambda values: colorize(values, colormap))
+
+
+def overlay_signed(image: Any, heatmap: Any, colormap: Any = "coolwarm", alpha: float | str = 0.5) -> NDArray[np.uint8]:
+    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`overlay` and :func:`colorize_signed`.
+
+    With ``alpha="heat"`` the opacity is the heatmap's magnitude.
+    """
+    return _overlay(image, heatmap, alpha, -1.0, lambda values: colorize_signed(values, colormap))
+
+
+def _overlay(image: Any, heatmap: Any, alpha: float | str, lowest: float, color: Any) -> NDArray[np.uint8]:
+    import numpy as np
+
+    pictures, values = as_pictures(image), checked_heatmap(heatmap, lowest)
+    one = values.ndim == 2
+    heatmaps = values[None] if one else values
+    if len(pictures) != len(heatmaps) or one != (
+        getattr(image, "ndim", 3) < 4 and not isinstance(image, (list, tuple))
+    ):
+        raise CamlibValueError(
+            f"{len(pictures)} pictures need {len(pictures)} heatmaps, (N, h, w) for a batch and (h, w) for a single "
+            f"one, got {tuple(values.shape)}"
+        )
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise CamlibValueError(f"pictures of a batch must have one size, got {sorted(sizes)}; overlay them one by one")
+    laid = [
+        _blend(picture, resize(values, picture.shape[:2]), alpha, color)
+        for picture, values in zip(pictures, heatmaps, strict=True)
+    ]
+    return laid[0] if one else np.stack(laid)
+
+
+def _blend(picture: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float | str, color: Any) -> NDArray[np.uint8]:
+    import numpy as np
+
+    opacity = np.abs(heatmap)[..., None] if alpha == "heat" else _checked_alpha(alpha)
+    blended = (1 - opacity) * picture.astype(np.float64) + opacity * color(heatmap)
+    rounded: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
+    return rounded
+
+
+def _checked_alpha(alpha: Any) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise CamlibTypeError(f'alpha must be a number in [0, 1] or "heat", got {alpha!r}')
+    if not 0 <= alpha <= 1:
+        raise CamlibValueError(f'alpha must lie in [0, 1], or be "heat", got {alpha}')
+    return float(alpha)
