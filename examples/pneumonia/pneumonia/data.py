@@ -1,0 +1,156 @@
+"""Labelled pictures: finding them in folders, telling patients apart, and reading them into one tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pneumonia.errors import InputError
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+ENDINGS = {".jpg", ".jpeg", ".png"}
+MOST_UNREADABLE = 0.1
+"""A folder of which a larger share cannot be read is refused."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Grayscale pictures at one working size, their labels, and whom they show."""
+
+    pixels: Tensor
+    """(N, S, S), uint8."""
+    labels: Tensor
+    """(N,), int64: 0 NORMAL, 1 PNEUMONIA."""
+    patients: list[str]
+    """Whom each picture shows, as far as the file names tell."""
+    names: list[str]
+    """A path or another name for each picture."""
+    masks: Tensor | None = None
+    """(N, S, S) bool: where the opacity is, for phantoms."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files that were skipped, and why."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Pictures:
+        """Return the pictures at ``indices``, in that order."""
+        chosen = [int(index) for index in indices]
+        at = torch.tensor(chosen, dtype=torch.long)
+        return Pictures(
+            self.pixels[at],
+            self.labels[at],
+            [self.patients[index] for index in chosen],
+            [self.names[index] for index in chosen],
+            None if self.masks is None else self.masks[at],
+        )
+
+
+def concatenate(parts: Sequence[Pictures]) -> Pictures:
+    """Join pictures that have no masks."""
+    return Pictures(
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        [patient for part in parts for patient in part.patients],
+        [name for part in parts for name in part.names],
+        None,
+        [note for part in parts for note in part.unreadable],
+    )
+
+
+def patient_of(path: Path, label: int) -> str:
+    """Tell the patient from a file name of the Kaggle data set; another name is a patient of its own.
+
+    ``person1000_bacteria_2931`` is patient 1000; ``IM-0115-0001`` and ``NORMAL2-IM-1422-0001`` carry the number
+    of an examination. The two kinds of number are unrelated, so the class is part of the answer.
+
+    Example:
+        >>> patient_of(Path("person1000_bacteria_2931.jpeg"), 1), patient_of(Path("NORMAL2-IM-1422-0001.jpeg"), 0)
+        ('PNEUMONIA person1000', 'NORMAL NORMAL2-IM-1422')
+    """
+    found = re.match(r"(person\d+)_", path.stem) or re.match(r"((?:NORMAL\d*-)?IM-\d+)-", path.stem)
+    return f"{CLASSES[label]} {found.group(1) if found else path.stem}"
+
+
+def class_folders(folder: Path) -> dict[str, Path] | None:
+    """Return the folders NORMAL and PNEUMONIA (in any case) inside ``folder``, or None if neither is there.
+
+    Raises:
+        InputError: only one of them is there.
+    """
+    inside = {path.name.upper(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: inside[name] for name in CLASSES if name in inside}
+    if len(found) == 1:
+        missing = next(name for name in CLASSES if name not in found)
+        raise InputError(f"{folder} has a folder {next(iter(found))} but no folder {missing}; both classes are needed")
+    return found or None
+
+
+def list_images(folder: Path) -> list[tuple[Path, int]]:
+    """List the images of the two class folders in ``folder``, with their labels.
+
+    Raises:
+        InputError: a class has no images.
+    """
+    folders = class_folders(folder)
+    if not folders:
+        raise InputError(f"{folder} has no folders NORMAL and PNEUMONIA; put the images of each class into one")
+    files = []
+    for label, name in enumerate(CLASSES):
+        inside = [
+            (path, label)
+            for path in sorted(folders[name].rglob("*"))
+            if path.suffix.lower() in ENDINGS and not path.name.startswith("._") and "__MACOSX" not in path.parts
+        ]
+        if not inside:
+            raise InputError(f"{folders[name]} holds no JPEG or PNG images; put the {name} images there")
+        files += inside
+    return files
+
+
+def read(path: Path) -> np.ndarray:
+    """Read an image as grayscale, uint8, at its own resolution.
+
+    Raises:
+        ValueError: the file is no image, or is truncated.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ValueError(str(error).split("\n")[0].replace(str(path), path.name)) from error
+
+
+def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
+    """Read images, squeezed to ``size`` x ``size``; unreadable ones are skipped and listed.
+
+    Raises:
+        InputError: more than a tenth of them are unreadable, or all of a class.
+    """
+    pixels, labels, patients, names, unreadable = [], [], [], [], []
+    for path, label in tqdm(files, desc=f"reading {title}", unit="image", leave=False):
+        try:
+            image = read(path)
+        except ValueError as error:
+            unreadable.append(f"{path}: {error}")
+            continue
+        pixels.append(torch.from_numpy(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)))
+        labels.append(label)
+        patients.append(patient_of(path, label))
+        names.append(str(path))
+    if len(unreadable) > MOST_UNREADABLE * len(files) or len(set(labels)) < len(CLASSES):
+        raise InputError(
+            f"{len(unreadable)} of {len(files)} images in {title} cannot be read, the first is {unreadable[0]}; "
+            "copy the data again"
+        )
+    return Pictures(torch.stack(pixels), torch.tensor(labels), patients, names, None, unreadable)

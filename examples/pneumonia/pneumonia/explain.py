@@ -1,0 +1,140 @@
+"""Where the network looked: heatmaps of test images, and on phantoms whether they point at the opacity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import camlib
+from pneumonia.augment import prepare
+from pneumonia.data import CLASSES, Pictures, read
+
+Array = NDArray[Any]
+CANDIDATES = ("layer2", "layer3", "layer4")
+"""Layers among which the masks of validation phantoms choose."""
+RESAMPLES = 1000
+AT_ONCE = 64
+
+
+def gallery(
+    model: nn.Module,
+    pictures: Pictures,
+    probabilities: Array,
+    threshold: float,
+    size: int,
+    layer: str | None,
+    device: torch.device,
+) -> tuple[Figure, camlib.Explanation]:
+    """Draw original, heatmap and overlay of each picture at its own resolution, a row for each.
+
+    The logit of the predicted class is explained. The pictures were squeezed whole into the network's square
+    input, so that stretching a heatmap to the picture's own size puts it back where it belongs.
+    """
+    predicted = torch.from_numpy((probabilities >= threshold).astype(np.int64)).to(device)
+    explanation = camlib.GradCAM(model, layer)(prepare(pictures.pixels.to(device), size), predicted)
+    figure = explanation.plot([original(pictures, index) for index in range(len(pictures))], CLASSES)
+    for row, (label, guess, probability) in enumerate(
+        zip(pictures.labels.tolist(), predicted.tolist(), probabilities, strict=True)
+    ):
+        certainty = probability if guess else 1 - probability
+        figure.axes[3 * row].set_title(
+            f"{'' if label == guess else 'WRONG: '}{CLASSES[guess]} ({certainty:.0%}), truly {CLASSES[label]}",
+            fontsize=8,
+            loc="left",
+            color="black" if label == guess else "firebrick",
+        )
+        shown = figure.axes[3 * row + 1]
+        if shown.get_title() == "heatmap":
+            shown.set_title(f"heatmap for {CLASSES[guess]}", fontsize=9)
+    return figure, explanation
+
+
+def original(pictures: Pictures, index: int) -> Array:
+    """The picture as it is on disk, or as it was drawn."""
+    path = Path(pictures.names[index])
+    return read(path) if path.is_file() else pictures.pixels[index].numpy()
+
+
+def heatmaps(model: nn.Module, pictures: Pictures, size: int, layer: str | None, device: torch.device) -> Tensor:
+    """Grad-CAM heatmaps of the PNEUMONIA logit, (N, S, S), at the pictures' working size."""
+    cam = camlib.GradCAM(model, layer)
+    side = pictures.pixels.shape[-1]
+    parts = [
+        cam(prepare(batch.to(device), size), 1).heatmaps((side, side)).cpu() for batch in pictures.pixels.split(AT_ONCE)
+    ]
+    return torch.cat(parts)
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Array:
+    """1 where the highest value of a map lies inside the mask, else 0; also 0 for a map without evidence (N,)."""
+    flat = maps.flatten(1)
+    hit = masks.flatten(1).gather(1, flat.argmax(1, keepdim=True)).squeeze(1)
+    result: Array = (hit & (flat.amax(1) > 0)).double().numpy()
+    return result
+
+
+def energy_inside(maps: Tensor, masks: Tensor) -> Array:
+    """The share of a map's sum that lies inside the mask; 0 for a map without evidence (N,)."""
+    total = maps.sum((1, 2))
+    result: Array = torch.where(total > 0, (maps * masks).sum((1, 2)) / total.clamp(min=1e-12), 0).double().numpy()
+    return result
+
+
+def center_gaussian(side: int) -> Tensor:
+    """A Gaussian in the middle of the picture, its deviation a quarter of the side: the map that does not look."""
+    axis = (torch.arange(side) - (side - 1) / 2) / (side / 4)
+    bell = torch.exp(-(axis**2) / 2)
+    return bell[:, None] * bell[None, :]
+
+
+def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torch.device) -> str:
+    """The candidate whose heatmaps have most of their energy inside the masks of the validation phantoms."""
+    sick = _sick(validation)
+    assert sick.masks is not None
+    masks = sick.masks
+    return max(
+        CANDIDATES,
+        key=lambda layer: float(energy_inside(heatmaps(model, sick, size, layer, device), masks).mean()),
+    )
+
+
+def localisation(
+    model: nn.Module, test: Pictures, size: int, layer: str, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Whether the heatmaps of the PNEUMONIA test phantoms point at the opacities, beside a centre Gaussian.
+
+    Returns:
+        Pointing game and energy inside, with 95% bootstrap intervals over the images.
+    """
+    sick = _sick(test)
+    assert sick.masks is not None
+    side = sick.pixels.shape[-1]
+    contenders = {
+        "grad_cam": heatmaps(model, sick, size, layer, device),
+        "center_gaussian": center_gaussian(side).expand(len(sick), -1, -1),
+    }
+    measures = {"pointing_game": pointing_game, "energy_inside": energy_inside}
+    return {
+        "images": len(sick),
+        "layer": layer,
+        "mask_area": float(sick.masks.double().mean()),
+        **{
+            who: {name: _with_interval(measure(maps, sick.masks), seed) for name, measure in measures.items()}
+            for who, maps in contenders.items()
+        },
+    }
+
+
+def _sick(pictures: Pictures) -> Pictures:
+    return pictures.take(pictures.labels.nonzero().flatten().tolist())
+
+
+def _with_interval(values: Array, seed: int) -> dict[str, Any]:
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(1)
+    return {"value": float(values.mean()), "interval": [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]}

@@ -1,0 +1,211 @@
+"""Training: epochs of augmented pictures, averaged weights, a checkpoint after each epoch, resuming from it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pneumonia.augment import augment, prepare
+from pneumonia.data import Pictures
+from pneumonia.errors import InputError
+from pneumonia.model import read_checkpoint, train_mode
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. A checkpoint is resumed only under the recipe it was made with."""
+
+    epochs: int
+    batch_size: int
+    size: int
+    learning_rate: float
+    seed: int
+    finetune: str
+    weights: str
+    label_smoothing: float = 0.1
+    weight_decay: float = 0.05
+    averaging: float = 0.995
+    """Weight of the past in the running average of the network's weights."""
+    full_size_epochs: int = 3
+    """The last epochs see the pictures at full size, those before at half of it: four times as fast."""
+
+    def size_at(self, epoch: int) -> int:
+        """Return the side of the input in an epoch, counted from 0."""
+        return self.size if epoch >= self.epochs - self.full_size_epochs else max(32, self.size // 2)
+
+
+class Run:
+    """Everything that training changes: what a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, batches: int) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=recipe.epochs * batches + 1, pct_start=0.2
+        )
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.history: list[dict[str, float]] = []
+        self.steps = 0
+
+    def update_average(self) -> None:
+        """Move the averaged weights and BatchNorm statistics towards the current ones."""
+        self.steps += 1
+        past = min(self.recipe.averaging, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            for ours, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if ours.is_floating_point():
+                    ours.lerp_(theirs, 1 - past)
+                else:
+                    ours.copy_(theirs)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint: whole or not at all."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "model": self.average.state_dict(),
+            "training": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if isinstance(v, (int, float, list))},
+            "generator": self.generator.get_state(),
+            "history": self.history,
+            "steps": self.steps,
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it was made under another recipe.
+        """
+        state = read_checkpoint(path)
+        recipe = state.get("recipe")
+        if recipe != asdict(self.recipe):
+            differing = (
+                [
+                    f"{k}: {recipe.get(k)!r} there, {v!r} now"
+                    for k, v in asdict(self.recipe).items()
+                    if recipe.get(k) != v
+                ]
+                if isinstance(recipe, dict)
+                else ["it has no recipe"]
+            )
+            raise InputError(f"{path} was trained with another recipe ({'; '.join(differing)}); start without --resume")
+        self.average.load_state_dict(state["model"])
+        self.model.load_state_dict(state["training"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        self.history = state["history"]
+        self.steps = state["steps"]
+
+
+def train(
+    model: nn.Module,
+    training: Pictures,
+    validation: Pictures,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: torch.device,
+    amp: bool = False,
+    resume: bool = False,
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train, and return the network with averaged weights, and a row of figures for each epoch.
+
+    A killed run loses at most an epoch: ``checkpoint.pt`` and ``history.csv`` in ``folder`` are written after each.
+
+    Raises:
+        InputError: ``resume`` is asked for and the checkpoint there does not fit.
+    """
+    batches = max(1, len(training) // recipe.batch_size)
+    run = Run(model.to(device), recipe, batches)
+    path = folder / "checkpoint.pt"
+    if resume and path.exists():
+        run.restore(path)
+        print(f"resuming after epoch {len(run.history)} of {recipe.epochs}")
+    counts = torch.bincount(training.labels, minlength=2)
+    class_weights = (len(training) / (2 * counts)).to(device)
+    for epoch in range(len(run.history), recipe.epochs):
+        start = time.monotonic()
+        loss = _epoch(run, training, class_weights, epoch, device, amp)
+        probabilities = predict(run.average, validation.pixels, recipe.size_at(epoch), device=device, amp=amp)
+        row = {
+            "epoch": epoch + 1,
+            "training_loss": loss,
+            "validation_loss": F.binary_cross_entropy(probabilities, validation.labels.float()).item(),
+            "validation_auroc": float(roc_auc_score(validation.labels, probabilities)),
+            "seconds": time.monotonic() - start,
+        }
+        run.history.append(row)
+        run.save(path)
+        write_history(run.history, folder / "history.csv")
+        tqdm.write(
+            f"epoch {epoch + 1:2}/{recipe.epochs}: loss {loss:.3f}, validation loss {row['validation_loss']:.3f}, "
+            f"AUROC {row['validation_auroc']:.4f}, {row['seconds']:.0f} s"
+        )
+    return run.average, run.history
+
+
+def _epoch(run: Run, training: Pictures, class_weights: Tensor, epoch: int, device: torch.device, amp: bool) -> float:
+    """Train for one epoch and return the mean loss."""
+    recipe = run.recipe
+    order = torch.randperm(len(training), generator=run.generator)
+    batches = [b for b in order.split(recipe.batch_size) if len(b) == recipe.batch_size] or [order]
+    train_mode(run.model)
+    total = 0.0
+    for batch in tqdm(batches, desc=f"epoch {epoch + 1}/{recipe.epochs}", unit="batch", leave=False):
+        inputs = augment(training.pixels[batch].to(device), recipe.size_at(epoch), run.generator)
+        labels = training.labels[batch].to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            outputs = run.model(inputs)
+        loss = F.cross_entropy(outputs.float(), labels, weight=class_weights, label_smoothing=recipe.label_smoothing)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        run.optimizer.step()
+        run.schedule.step()
+        run.update_average()
+        total += loss.item()
+    return total / len(batches)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, pixels: Tensor, size: int, *, device: torch.device, amp: bool = False, batch_size: int = 64
+) -> Tensor:
+    """Return the probability of PNEUMONIA, (N,), the mean of each picture's and its mirror image's."""
+    model.eval()
+    parts = []
+    for batch in tqdm(pixels.split(batch_size), desc="predicting", unit="batch", leave=False):
+        inputs = prepare(batch.to(device), size)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            logits = torch.stack([model(inputs), model(inputs.flip(3))])
+        parts.append(logits.float().softmax(2)[..., 1].mean(0).cpu())
+    return torch.cat(parts)
+
+
+def write_history(history: list[dict[str, Any]], path: Path) -> None:
+    """Write one row for each epoch."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
