@@ -66,7 +66,7 @@ def torchcam(model: nn.Module, images: Tensor, layer: str) -> Call:
 
 
 def captum(model: nn.Module, images: Tensor, layer: str) -> Call:
-    """captum's LayerGradCam."""
+    """Captum's LayerGradCam."""
     from captum.attr import LayerGradCam
 
     explainer = LayerGradCam(model, model.get_submodule(layer))
@@ -101,7 +101,7 @@ def build(name: str) -> tuple[nn.Module, Tensor, str]:
     layer = camlib.find_layer(model, images)
     for module in model.modules():  # the peers' hooks meet in-place layers; the same network for everybody
         if isinstance(getattr(module, "inplace", None), bool) and name.startswith("vgg"):
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False
     return model, images, layer
 
 
@@ -168,7 +168,9 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}",
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "grad-cam", "torchcam", "captum")},
+        "versions": {
+            p: importlib.metadata.version(p) for p in ("torch", "torchvision", "grad-cam", "torchcam", "captum")
+        },
         "rounds": arguments.rounds,
         "models": {},
     }

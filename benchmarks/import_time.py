@@ -10,9 +10,7 @@ import subprocess
 import sys
 
 ROUNDS = 9
-CODE = (
-    "import torch, time; start = time.perf_counter(); import camlib; print(time.perf_counter() - start)"
-)
+CODE = "import torch, time; start = time.perf_counter(); import camlib; print(time.perf_counter() - start)"
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def call_eagerly(model: nn.Module, inputs: Any) -> Any:
     """Call ``model(inputs)``, past ``model.compile()``, whose compiled code would not see new hooks."""
     if getattr(model, "_compiled_call_impl", None) is None:
         return model(inputs)
-    return model._call_impl(inputs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return model._call_impl(inputs)
 
 
 @contextlib.contextmanager

@@ -194,7 +194,7 @@ def judge(
     threshold = choose_threshold(labels["validation"], probabilities["validation"])
     return {
         "threshold": threshold,
-        "threshold_rule": "Youden on validation",
+        "threshold_rule": "middle of those within one standard error of the best Youden index on validation",
         "test": evaluate(labels["test"], probabilities["test"], splits.test.patients, threshold, options.seed),
         "subsets": random_subsets(
             labels["test"], probabilities["test"], threshold, options.num_images, options.subsets, options.subset_seed

@@ -14,16 +14,24 @@ RESAMPLES = 1000
 
 
 def choose_threshold(labels: Array, probabilities: Array) -> float:
-    """Return the threshold with the highest sensitivity + specificity (Youden), to be used on validation only.
+    """Return the threshold for sensitivity + specificity (Youden), to be used on validation only.
 
-    Where several thresholds are equally good, as between two separated classes, the middle of them is taken.
+    Near a perfect separation the very best threshold hangs on a handful of images. All thresholds whose Youden index
+    is within one standard error of the best are as good as it, for all that validation can tell; the middle of them
+    is taken.
     """
     false_positive, true_positive, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
     youden = true_positive - false_positive
-    best = int(np.flatnonzero(np.isclose(youden, youden.max()))[-1])
-    at = thresholds[best]
-    below = probabilities[probabilities < at]
-    return float((at + below.max()) / 2) if len(below) else float(at)
+    best = int(youden.argmax())
+    positives = int((labels == 1).sum())
+    variance = sum(
+        rate * (1 - rate) / count
+        for rate, count in ((true_positive[best], positives), (false_positive[best], len(labels) - positives))
+    )
+    as_good = thresholds[(youden >= youden[best] - variance**0.5 - 1e-9) & np.isfinite(thresholds)]
+    below = probabilities[probabilities < as_good.min()]
+    lowest = below.max() if len(below) else 0.0
+    return float((lowest + as_good.max()) / 2)
 
 
 def figures(labels: Array, probabilities: Array, threshold: float) -> dict[str, float]:
