@@ -25,6 +25,11 @@ from pneumonia.model import build, freeze_all_but_head
 from pneumonia.sources import DIVISIONS, Splits, from_folder, from_kaggle, from_medmnist, from_phantoms
 from pneumonia.train import Recipe, predict, train
 
+LEAST = {
+    "size": 32, "batch_size": 2, "epochs": 1, "max_train": 2, "seed": 0, "num_images": 1, "subsets": 0,
+    "subset_seed": 0, "show": 1,
+}  # fmt: skip
+"""The smallest value of each option that is a whole number."""
 NOTICE = "Research software, not a medical device: nothing here is a diagnosis."
 
 
@@ -62,13 +67,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; return the exit status, 2 for bad input."""
+    """Run the example; return the exit status: 2 for bad input, 130 when interrupted."""
     options = parser().parse_args(arguments)
     try:
         run(options)
     except (InputError, camlib.CamlibError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("run.py: stopped; the same command with --resume continues after the last epoch", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -78,10 +86,7 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     on_phantoms = options.data == "phantoms"
     size = options.size or (96 if on_phantoms else 128)
-    for name, least in (("size", 32), ("batch_size", 2), ("num_images", 1), ("subsets", 0), ("show", 1), ("epochs", 1)):
-        value = {**vars(options), "size": size}[name]
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    check_numbers(options)
     splits = read_data(options, size)
     for note in splits.notes:
         if not note.startswith("skipped "):
@@ -135,6 +140,20 @@ def run(options: argparse.Namespace) -> None:
         print(f"\n{len(skipped)} unreadable images were left out:", *skipped, sep="\n  ")
 
 
+def check_numbers(options: argparse.Namespace) -> None:
+    """Check the options that are numbers.
+
+    Raises:
+        InputError: one of them is too small.
+    """
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.lr is not None and not 0 < options.lr < float("inf"):
+        raise InputError(f"--lr must be a positive number, got {options.lr}")
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device to run on.
 
@@ -144,7 +163,9 @@ def choose_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, usable in there.items() if usable))
-    if not there.get(name.split(":")[0], False):
+    kind, _, number = name.partition(":")
+    known = there.get(kind, False) and (not number or number.isdecimal())
+    if not known or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         usable = ", ".join(device for device, is_there in there.items() if is_there)
         raise InputError(f"--device {name} is not to be had here; there is {usable}")
     return torch.device(name)

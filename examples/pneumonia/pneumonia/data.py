@@ -117,18 +117,27 @@ def list_images(folder: Path) -> list[tuple[Path, int]]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Read an image as grayscale, uint8, at its own resolution.
+    """Read an image as grayscale, uint8, at its own resolution and the right way up.
+
+    Images of more than 8 bits are stretched from their darkest to their brightest value.
 
     Raises:
         ValueError: the file is no image, or is truncated.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("L"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ValueError(str(error).split("\n")[0].replace(str(path), path.name)) from error
+            upright = ImageOps.exif_transpose(image)
+            return _stretched(np.asarray(upright)) if upright.mode[0] in "IF" else np.asarray(upright.convert("L"))
+    except Exception as error:  # a damaged file makes the decoders raise nearly anything
+        raise ValueError(f"{error}".split("\n")[0].replace(str(path), path.name) or type(error).__name__) from error
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    stretched: np.ndarray = np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    return stretched
 
 
 def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:

@@ -16,11 +16,12 @@ RESAMPLES = 1000
 def choose_threshold(labels: Array, probabilities: Array) -> float:
     """Return the threshold for sensitivity + specificity (Youden), to be used on validation only.
 
-    Near a perfect separation the very best threshold hangs on a handful of images. All thresholds whose Youden index
-    is within one standard error of the best are as good as it, for all that validation can tell; the middle of them
-    is taken.
+    Near a perfect separation the very best threshold hangs on a handful of images. The thresholds around it whose
+    Youden index is within one standard error of the best are as good, for all that validation can tell; the middle of
+    them is taken.
     """
-    false_positive, true_positive, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
+    curve = roc_curve(labels, probabilities, drop_intermediate=False)
+    false_positive, true_positive, thresholds = (values[1:] for values in curve)  # the first threshold is infinite
     youden = true_positive - false_positive
     best = int(youden.argmax())
     positives = int((labels == 1).sum())
@@ -28,10 +29,10 @@ def choose_threshold(labels: Array, probabilities: Array) -> float:
         rate * (1 - rate) / count
         for rate, count in ((true_positive[best], positives), (false_positive[best], len(labels) - positives))
     )
-    as_good = thresholds[(youden >= youden[best] - variance**0.5 - 1e-9) & np.isfinite(thresholds)]
-    below = probabilities[probabilities < as_good.min()]
-    lowest = below.max() if len(below) else 0.0
-    return float((lowest + as_good.max()) / 2)
+    worse = np.flatnonzero(youden < youden[best] - variance**0.5 - 1e-9)
+    first, last = worse[worse < best].max(initial=-1) + 1, worse[worse > best].min(initial=len(youden)) - 1
+    next_lower = probabilities[probabilities < thresholds[last]].max(initial=0)
+    return float((thresholds[first] + next_lower) / 2)
 
 
 def figures(labels: Array, probabilities: Array, threshold: float) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of odd files that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0][:120]
         raise InputError(
@@ -91,10 +93,11 @@ def load_weights(model: nn.Module, state: dict[str, Any], name: str) -> None:
     Raises:
         InputError: it is a state dict of another architecture.
     """
-    state = {key: value for key, value in state.get("model", state).items() if not key.startswith("fc.")}
+    inner = state.get("model")
+    state = {k: v for k, v in (inner if isinstance(inner, dict) else state).items() if not str(k).startswith("fc.")}
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("fc.")}
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(map(str, state.keys() - own.keys()))
+    shapes = [key for key in own.keys() & state.keys() if getattr(state[key], "shape", None) != own[key].shape]
     if missing or unknown or shapes:
         example = next(iter([*missing, *unknown, *sorted(shapes)]))
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Splits:
     notes: list[str]
     """What was done and found, for the log and the results."""
 
+
+KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 
 Divide = Callable[[Pictures, float, int], tuple[Pictures, Pictures]]
 
@@ -148,23 +151,35 @@ def _overlap(training: Pictures, validation: Pictures, test: Pictures) -> str:
 
 
 def from_kaggle(size: int, divide: Divide, seed: int) -> Splits:
-    """Download the Kaggle data set through kagglehub, which keeps it in a cache, and read it.
+    """Read the Kaggle data set from kagglehub's cache, or have kagglehub download it into there.
+
+    The cache is looked into first, because kagglehub itself asks Kaggle for the current version even then.
 
     Raises:
-        InputError: kagglehub is not installed, or there is no network and no cached copy.
+        InputError: it is not cached, and kagglehub is not installed or cannot download it.
     """
-    try:
-        import kagglehub
-    except ImportError as error:
-        raise InputError("--data kaggle needs the package kagglehub: install the extra kaggle") from error
-    try:
-        folder = Path(kagglehub.dataset_download("paultimothymooney/chest-xray-pneumonia"))
-    except Exception as error:  # kagglehub passes on whatever its network library raises
-        raise InputError(
-            "the Kaggle data set is not cached and cannot be downloaded (no network, or no Kaggle access): "
-            f"{type(error).__name__}; download it elsewhere and give --data FOLDER"
-        ) from error
+    folder = _cached_by_kagglehub()
+    if folder is None:
+        try:
+            import kagglehub
+        except ImportError as error:
+            raise InputError("--data kaggle needs the package kagglehub: install the extra kaggle") from error
+        try:
+            folder = Path(kagglehub.dataset_download(KAGGLE_DATASET))
+        except Exception as error:  # kagglehub passes on whatever its network library raises
+            raise InputError(
+                "the Kaggle data set is not cached and cannot be downloaded (no network, or no Kaggle access): "
+                f"{type(error).__name__}; download it elsewhere and give --data FOLDER"
+            ) from error
     return from_folder(folder, size, divide, seed)
+
+
+def _cached_by_kagglehub() -> Path | None:
+    """The newest version that kagglehub's cache holds completely, or None."""
+    cache = Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
+    dataset = cache / "datasets" / KAGGLE_DATASET
+    complete = [int(marker.stem) for marker in dataset.glob("*.complete") if marker.stem.isdecimal()]
+    return dataset / "versions" / str(max(complete)) if complete else None
 
 
 def from_medmnist(size: int) -> Splits:
@@ -190,9 +205,9 @@ def from_medmnist(size: int) -> Splits:
                 f"PneumoniaMNIST is not in {folder} and cannot be downloaded: {type(error).__name__}"
             ) from error
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             parts = [_medmnist_part(file, name, size) for name in ("train", "val", "test")]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, TypeError, AttributeError, cv2.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not PneumoniaMNIST as medmnist saves it: {error}") from error
     training, validation, test = parts
     return Splits(

@@ -95,7 +95,7 @@ class Run:
         """Continue from a checkpoint.
 
         Raises:
-            InputError: it was made under another recipe.
+            InputError: it was made under another recipe, or is damaged.
         """
         state = read_checkpoint(path)
         recipe = state.get("recipe")
@@ -110,13 +110,16 @@ class Run:
                 else ["it has no recipe"]
             )
             raise InputError(f"{path} was trained with another recipe ({'; '.join(differing)}); start without --resume")
-        self.average.load_state_dict(state["model"])
-        self.model.load_state_dict(state["training"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
-        self.history = state["history"]
-        self.steps = state["steps"]
+        try:
+            self.average.load_state_dict(state["model"])
+            self.model.load_state_dict(state["training"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.generator.set_state(state["generator"])
+            self.history, self.steps = list(state["history"]), int(state["steps"])
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{path} does not hold a whole run ({reason}); start without --resume") from error
 
 
 def train(

@@ -1,0 +1,123 @@
+"""Heatmaps lie where they belong on the original picture, and localisation is measured as its definition says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from radiographs import SHAPE, write_classes
+
+from pneumonia import explain, phantoms
+from pneumonia.data import Pictures, list_images, load
+from pneumonia.explain import center_gaussian, choose_layer, energy_inside, gallery, localisation, pointing_game
+from pneumonia.model import build
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build("none")[0].eval()
+
+
+def drawn(count=12, side=48):
+    made = phantoms.generate(count, size=side, seed=0)
+    names = [f"phantom {index}" for index in range(count)]
+    return Pictures(made.images, made.labels, names, names, made.masks)
+
+
+def test_measures_of_a_case_worked_by_hand():
+    maps = torch.tensor([[[4.0, 1.0], [0.0, 5.0]], [[4.0, 1.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    masks = torch.tensor(
+        [[[False, False], [False, True]], [[False, True], [True, False]], [[True, True], [True, True]]]
+    )
+    assert pointing_game(maps, masks).tolist() == [1, 0, 0]
+    assert energy_inside(maps, masks).tolist() == [0.5, 0.5, 0]
+
+
+def test_center_gaussian_peaks_in_the_middle():
+    bell = center_gaussian(9)
+    assert int(bell.argmax()) == 9 * 4 + 4
+    assert bell[4, 4] == 1
+    assert torch.equal(bell, bell.flip(0))
+    assert torch.equal(bell, bell.T)
+    assert bell[4, 4 + 2].item() == pytest.approx(np.exp(-0.5 * (2 / 2.25) ** 2))
+
+
+def test_localisation_of_perfect_heatmaps_is_perfect_and_of_the_gaussian_is_not(model, monkeypatch):
+    pictures = drawn(40)
+    sick = pictures.masks[pictures.labels == 1]
+    monkeypatch.setattr(explain, "heatmaps", lambda *_: sick.float())
+    found = localisation(model, pictures, 32, "layer4", 0, CPU)
+    assert found["images"] == len(sick)
+    assert found["mask_area"] == pytest.approx(float(sick.double().mean()))
+    for name in ("pointing_game", "energy_inside"):
+        assert found["grad_cam"][name] == {"value": 1.0, "interval": [1.0, 1.0]}
+        assert found["center_gaussian"][name]["interval"][1] < 0.9
+    bell = center_gaussian(48).numpy()
+    share = np.mean([bell[mask].sum() / bell.sum() for mask in sick.numpy()])
+    assert found["center_gaussian"]["energy_inside"]["value"] == pytest.approx(share, rel=1e-4)
+
+
+def test_layer_is_chosen_by_the_validation_masks(model, monkeypatch):
+    pictures = drawn(20)
+    sick = pictures.masks[pictures.labels == 1].float()
+    good, bad = sick, 1 - sick
+    monkeypatch.setattr(explain, "heatmaps", lambda m, p, s, layer, d: good if layer == "layer3" else bad)
+    assert choose_layer(model, pictures, 32, CPU) == "layer3"
+
+
+def test_heatmaps_are_of_the_pneumonia_logit_and_at_the_working_size(model):
+    import camlib
+    from pneumonia.augment import prepare
+
+    pictures = drawn(3, 40)
+    maps = explain.heatmaps(model, pictures, 32, "layer2", CPU)
+    assert maps.shape == (3, 40, 40)
+    expected = camlib.GradCAM(model, "layer2")(prepare(pictures.pixels, 32), [1, 1, 1]).heatmaps((40, 40))
+    torch.testing.assert_close(maps, expected)
+
+
+def test_gallery_shows_each_picture_at_its_own_resolution_with_its_labels(model, tmp_path):
+    write_classes(tmp_path, 2, 1)
+    Image.new("RGB", (90, 60), (200, 200, 200)).save(tmp_path / "PNEUMONIA/wide.png")
+    pictures = load(list_images(tmp_path), 36, "x")
+    figure, explanation = gallery(model, pictures, np.array([0.1, 0.7, 0.9, 0.2]), 0.5, 32, "layer3", CPU)
+    rows = [figure.axes[3 * row : 3 * row + 3] for row in range(4)]
+    shapes = [[ax.get_images()[0].get_array().shape[:2] for ax in row] for row in rows]
+    assert shapes == [[SHAPE] * 3] * 3 + [[(60, 90)] * 3]
+    assert [row[0].get_title(loc="left") for row in rows] == [
+        "NORMAL (90%), truly NORMAL",
+        "WRONG: PNEUMONIA (70%), truly NORMAL",
+        "PNEUMONIA (90%), truly PNEUMONIA",
+        "WRONG: NORMAL (80%), truly PNEUMONIA",
+    ]
+    assert explanation.target.tolist() == [0, 1, 1, 0]
+    assert explanation.layer == "layer3"
+    assert len(figure.axes) == 13  # and the colour bar
+    assert np.array_equal(rows[0][0].get_images()[0].get_array()[..., 0], np.asarray(Image.open(pictures.names[0])))
+
+
+def test_heatmap_lies_over_the_place_it_explains(tmp_path):
+    """A network that looks at brightness alone must have its heatmap over the bright spot, off the picture's middle."""
+    write_classes(tmp_path, 1, 1)
+    pictures = load(list_images(tmp_path), 36, "x")
+
+    class Bright(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maps = torch.nn.Conv2d(3, 1, 1, bias=False)
+            torch.nn.init.ones_(self.maps.weight)
+
+        def forward(self, x):
+            score = self.maps(x).relu().mean((1, 2, 3))
+            return torch.stack([-score, score], 1)
+
+    figure, _ = gallery(Bright(), pictures, np.array([0.9, 0.9]), 0.5, 32, "maps", CPU)
+    heatmap = figure.axes[4].get_images()[0].get_array()
+    inside = np.zeros(SHAPE, bool)
+    inside[10:25, 8:24] = True
+    assert heatmap[13:22, 11:21].min() > 0.8
+    assert heatmap[~np.pad(inside, 3)[3:-3, 3:-3]].mean() < 0.3
