@@ -80,7 +80,7 @@ class Explanation:
         Raises:
             CamlibValueError: no size is given and the input had none.
         """
-        size = size or self.input_size
+        size = self.input_size if size is None else size
         if size is None:
             raise CamlibValueError("the inputs held no picture whose size is known; give size=(height, width)")
         heatmaps = _normalize(resize(self.maps, size), normalize)
@@ -131,7 +131,7 @@ class Explanation:
 
         def move(tensor: Tensor) -> Tensor:
             moved = tensor.to(*args, **kwargs)
-            return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+            return moved if tensor.is_floating_point() else tensor.to(moved.device)  # bfloat16 has no 257
 
         return self._map(move)
 
@@ -140,13 +140,14 @@ class Explanation:
         return self.to("cpu")
 
     def numpy(self) -> NDArray[Any]:
-        """Return the maps as an array."""
-        array: NDArray[Any] = self.maps.cpu().numpy()
-        return array
+        """Return the maps as an array; bfloat16, which NumPy lacks, as float32."""
+        return _array(self.maps)
 
     @staticmethod
     def cat(explanations: Sequence[Explanation]) -> Explanation:
         """Join explanations of the same method, layer and kind of target along the images.
+
+        Outputs are joined if they are tensors; otherwise the result has none.
 
         Raises:
             CamlibValueError: nothing to join, or they do not go together.
@@ -155,21 +156,13 @@ class Explanation:
             raise CamlibValueError("nothing to join: explanations is empty")
         first = explanations[0]
         for other in explanations[1:]:
-            for name in ("method", "layer", "input_size", "has_class_axis"):
-                if getattr(first, name) != getattr(other, name):
-                    raise CamlibValueError(
-                        f"explanations differ in {name}: {getattr(first, name)!r} and {getattr(other, name)!r}"
-                    )
-            if first.maps.shape[1:] != other.maps.shape[1:]:
-                raise CamlibValueError(
-                    f"explanations differ in map shape: {tuple(first.maps.shape)}, {tuple(other.maps.shape)}"
-                )
-            if isinstance(first.target, str) and first.target != other.target:
-                raise CamlibValueError(f"explanations differ in target: {first.target!r} and {other.target!r}")
+            for (name, one), another in zip(_kind(first).items(), _kind(other).values(), strict=True):
+                if one != another:
+                    raise CamlibValueError(f"explanations differ in {name}: {one!r} and {another!r}")
 
         def join(get: Any) -> Any:
             parts = [get(explanation) for explanation in explanations]
-            return torch.cat(parts) if all(isinstance(part, Tensor) for part in parts) else parts[0]
+            return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
         outputs = join(lambda e: e.outputs) if isinstance(first.outputs, Tensor) else None
         layers = {name: torch.cat([e.layers[name] for e in explanations]) for name in first.layers}
@@ -200,10 +193,7 @@ class Explanation:
             "target": self.target if isinstance(self.target, str) else None,
             "dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
         }
-        arrays = {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
-            for name, tensor in tensors.items()
-        }
+        arrays = {name: _array(tensor) for name, tensor in tensors.items()}
         with open(path, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
 
@@ -214,29 +204,31 @@ class Explanation:
         Raises:
             CamlibValueError: the file is not one of these.
         """
-        import zipfile
-
         import numpy as np
 
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                tensors = {
-                    name: torch.from_numpy(file[name]).to(getattr(torch, dtype))
-                    for name, dtype in header["dtypes"].items()
-                }
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-            raise CamlibValueError(f"{path} is not an explanation that camlib saved: {error}") from error
-        return Explanation(
-            maps=tensors["maps"],
-            scores=tensors["scores"],
-            outputs=tensors.get("outputs"),
-            target=tensors["target"] if header["target"] is None else header["target"],
-            method=header["method"],
-            layer=header["layer"],
-            input_size=tuple(header["input_size"]) if header["input_size"] else None,
-            layers={name.removeprefix("layers/"): maps for name, maps in tensors.items() if name.startswith("layers/")},
-        )
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as arrays:
+                    header = json.loads(str(arrays["header"]))
+                    tensors = {
+                        name: torch.from_numpy(arrays[name]).to(getattr(torch, dtype))
+                        for name, dtype in header["dtypes"].items()
+                    }
+                if header["format"] != _FORMAT:
+                    raise ValueError(f"its format is {header['format']!r}, this camlib reads {_FORMAT}")
+                layers = {name: maps for name, maps in tensors.items() if name.startswith("layers/")}
+                return Explanation(
+                    maps=tensors["maps"],
+                    scores=tensors["scores"],
+                    outputs=tensors.get("outputs"),
+                    target=tensors["target"] if header["target"] is None else header["target"],
+                    method=header["method"],
+                    layer=header["layer"],
+                    input_size=tuple(header["input_size"]) if header["input_size"] else None,
+                    layers={name.removeprefix("layers/"): maps for name, maps in layers.items()},
+                )
+            except Exception as error:  # a damaged file raises what zipfile, zlib, NumPy or JSON please
+                raise CamlibValueError(f"{path} is not an explanation that camlib saved: {error}") from error
 
     def __len__(self) -> int:
         return self.maps.shape[0]
@@ -286,6 +278,27 @@ class Explanation:
         strip = torch.nn.functional.pad(heatmaps, (0, 2)).movedim(0, 1).flatten(1)
         encoded: bytes = cv2.imencode(".png", colorize(strip)[..., ::-1])[1].tobytes()
         return encoded
+
+
+def _kind(explanation: Explanation) -> dict[str, Any]:
+    """What two explanations must share to be joined."""
+    outputs = explanation.outputs
+    return {
+        "method": explanation.method,
+        "layer": explanation.layer,
+        "input_size": explanation.input_size,
+        "has_class_axis": explanation.has_class_axis,
+        "map shape": tuple(explanation.maps.shape[1:]),
+        "target": explanation.target if isinstance(explanation.target, str) else "class indices",
+        "layers": {name: tuple(maps.shape[1:]) for name, maps in explanation.layers.items()},
+        "output shape": tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else None,
+    }
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """An array of the same values; NumPy has no bfloat16."""
+    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    return array
 
 
 _normalize = normalize  # the method's argument has the same name

@@ -81,6 +81,8 @@ def _pictures(explanation: Explanation, images: Any) -> list[NDArray[np.uint8]]:
     pictures = as_pictures(images)
     if len(pictures) != len(explanation):
         raise CamlibValueError(f"{len(explanation)} explained images need as many pictures, got {len(pictures)}")
+    if not pictures:
+        raise CamlibValueError("nothing to draw: the explanation holds no image")
     return pictures
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibValueError
-from camlib.imaging.normalization import as_maps
+from camlib.imaging.normalization import as_maps, like
 from camlib.imaging.resizing import checked_size, resize
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 Size = tuple[int, int]
 
 
@@ -27,25 +33,27 @@ class Geometry(ABC):
     result: Size
     """(H, W) of the input."""
 
-    def apply(self, pictures: Tensor) -> Tensor:
-        """Turn pictures (..., H, W) of the original size into the network's input.
+    def apply(self, pictures: Maps) -> Maps:
+        """Turn pictures (..., H, W) of the original size, a tensor or an array, into the network's input.
 
         Raises:
             CamlibValueError: pictures of another size.
         """
-        pictures = as_maps(pictures, "pictures")
-        if tuple(pictures.shape[-2:]) != self.original:
+        tensor = as_maps(pictures, "pictures")
+        if tuple(tensor.shape[-2:]) != self.original:
             raise CamlibValueError(
-                f"this geometry takes pictures of {self.original}, got {tuple(pictures.shape[-2:])} (height, width)"
+                f"this geometry takes pictures of {self.original}, got {tuple(tensor.shape[-2:])} (height, width)"
             )
-        return self._apply(pictures)
+        result: Maps = like(self._apply(tensor), pictures)
+        return result
 
-    def restore(self, heatmaps: Tensor) -> Tensor:
+    def restore(self, heatmaps: Maps) -> Maps:
         """Carry heatmaps (..., h, w) over the input, at any resolution, back to the original picture: (..., H, W).
 
         Where the input did not look, outside a crop, the heatmap is zero.
         """
-        return self._restore(resize(heatmaps, self.result))
+        result: Maps = like(self._restore(resize(as_maps(heatmaps, "heatmaps"), self.result)), heatmaps)
+        return result
 
     def then(self, following: Geometry) -> Geometry:
         """Chain another geometry behind this one.
@@ -56,6 +64,10 @@ class Geometry(ABC):
         if following.original != self.result:
             raise CamlibValueError(f"the first geometry ends at {self.result}, the next begins at {following.original}")
         return Chain(self.original, following.result, self, following)
+
+    def __post_init__(self) -> None:
+        for name in ("original", "result"):
+            object.__setattr__(self, name, checked_size(getattr(self, name)))  # a list becomes a tuple
 
     @abstractmethod
     def _apply(self, pictures: Tensor) -> Tensor: ...
@@ -76,10 +88,6 @@ class Resize(Geometry):
 
     original: Size
     result: Size
-
-    def __post_init__(self) -> None:
-        checked_size(self.original)
-        checked_size(self.result)
 
     def _apply(self, pictures: Tensor) -> Tensor:
         batch = pictures.reshape(-1, 1, *self.original)
@@ -102,10 +110,6 @@ class CenterCrop(Geometry):
 
     original: Size
     result: Size
-
-    def __post_init__(self) -> None:
-        checked_size(self.original)
-        checked_size(self.result)
 
     def _apply(self, pictures: Tensor) -> Tensor:
         return _shift(pictures, self.result, [-offset for offset in self._offsets()])
@@ -133,10 +137,6 @@ class Letterbox(Geometry):
 
     original: Size
     result: Size
-
-    def __post_init__(self) -> None:
-        checked_size(self.original)
-        checked_size(self.result)
 
     def _apply(self, pictures: Tensor) -> Tensor:
         inner = self._inner()

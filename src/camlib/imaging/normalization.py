@@ -45,9 +45,9 @@ def _from_array(array: NDArray[Any], name: str) -> Tensor:
 
     if array.dtype.kind not in "fiub":
         raise CamlibTypeError(f"{name} must hold numbers, got dtype {array.dtype}")
-    if array.dtype == np.float16 or array.dtype.kind in "iub":
-        array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > np.dtype(np.float32).itemsize
+    # A copy: torch takes neither another byte order, nor negative strides, nor read-only memory.
+    return torch.from_numpy(np.array(array, np.float64 if wide else np.float32, order="C"))
 
 
 def like(result: Tensor, given: Any) -> Any:
@@ -80,8 +80,9 @@ def normalize(maps: Maps, method: str = "minmax") -> Maps:
     Args:
         maps: (..., h, w), a tensor or an array; integers and halves become float32.
         method: "minmax" maps the lowest value to 0 and the highest to 1. "max" cuts off negative values and divides
-            by the highest. "percentile" clips to the 1st and 99th percentile first, against single hot pixels.
-            "signed" divides by the largest magnitude: [-1, 1] with 0 staying 0. "none" only checks.
+            by the highest. "percentile" clips to the 1st and 99th percentile first, against single hot pixels,
+            unless that leaves a constant. "signed" divides by the largest magnitude: [-1, 1] with 0 staying 0.
+            "none" only checks.
 
     Returns:
         The same kind and shape, in [0, 1], or [-1, 1] for "signed". A constant map becomes all zeros (with "none" it
@@ -109,8 +110,9 @@ def normalize(maps: Maps, method: str = "minmax") -> Maps:
             tensor = _divided(positive, positive.amax((-2, -1), keepdim=True))
         else:
             if method == "percentile":
-                low, high = _percentiles(tensor, 0.01, 0.99)
-                tensor = torch.where(high > low, tensor.clamp(low, high), tensor)
+                tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))  # or lerp overflows
+                clipped = tensor.clamp(*_percentiles(tensor, 0.01, 0.99))
+                tensor = torch.where(is_constant(clipped)[..., None, None], tensor, clipped)
             tensor = _minmax(tensor)
         tensor = tensor.masked_fill(constant, 0)
     result: Maps = like(tensor, maps)

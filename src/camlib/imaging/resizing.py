@@ -41,6 +41,8 @@ def resize(maps: Maps, size: tuple[int, int]) -> Maps:
     if tuple(tensor.shape[-2:]) != (height, width):
         batch = tensor.reshape(-1, 1, *tensor.shape[-2:])
         resized = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", align_corners=False)
+        low, high = batch.amin((-2, -1), keepdim=True), batch.amax((-2, -1), keepdim=True)
+        resized = resized.clamp(low, high)  # rounding would make 1.0000001 of ones, and no heatmap
         tensor = resized.reshape(*tensor.shape[:-2], height, width)
     result: Maps = like(tensor, maps)
     return result

@@ -1,0 +1,69 @@
+"""What the documents show is true: docstring examples and the README's code run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import camlib
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    "camlib",
+    *(found.name for found in pkgutil.walk_packages(camlib.__path__, "camlib.")),
+    *(f"pneumonia.{found.name}" for found in pkgutil.iter_modules([str(ROOT / "examples/pneumonia/pneumonia")])),
+]
+PUBLIC_WITHOUT_EXAMPLE = {"METHODS"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_are_true(name):
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert not failed
+
+
+@pytest.mark.parametrize("name", sorted(set(camlib.__all__) - PUBLIC_WITHOUT_EXAMPLE))
+def test_public_functions_and_classes_have_an_example(name):
+    thing = getattr(camlib, name)
+    if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Exception)):
+        assert ">>>" in (thing.__doc__ or ""), name
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    """Every Python block of the README, in order, on a small network and two pictures."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer3 = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+            self.layer4 = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.ReLU())
+            self.fc = nn.Linear(4, 7)
+
+        def forward(self, x):
+            return self.fc(self.layer4(self.layer3(x)).mean((2, 3)))
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(pictures).movedim(-1, 1) / 255
+    names = {"model": Model().eval(), "images": images, "pictures": pictures, "torch": torch}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "where.npz").exists()
+    assert names["maps"].shape == (2, 16, 16)
+
+
+def test_links_inside_the_project_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"

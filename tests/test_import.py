@@ -1,0 +1,53 @@
+"""Importing camlib loads torch and the standard library, and every name it promises is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import camlib
+
+NEW_MODULES = """
+import json, sys
+import torch
+before = set(sys.modules)
+import camlib
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+CONTRACT = {
+    "GradCAM", "Explanation", "find_layer", "list_layers", "TopK", "create", "METHODS", "capture", "normalize",
+    "resize", "colorize", "overlay", "grad_cam", "targets", "imaging", "CamlibError",
+}  # fmt: skip
+
+
+def test_import_loads_only_torch_and_the_standard_library():
+    done = subprocess.run([sys.executable, "-c", NEW_MODULES], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert "camlib" in loaded
+    assert loaded - {"camlib", "torch"} <= sys.stdlib_module_names
+    assert not loaded & {"torchvision", "cv2", "matplotlib", "PIL"}
+
+
+def test_gradients_need_neither_pictures_nor_plots():
+    code = (
+        "import sys, torch, camlib\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), "
+        "torch.nn.Flatten(), torch.nn.Linear(4, 2))\n"
+        "assert camlib.GradCAM(net)(torch.rand(2, 3, 8, 8)).heatmaps().shape == (2, 8, 8)\n"
+        "print([name for name in ('torchvision', 'cv2', 'matplotlib', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_contract_is_public():
+    assert set(camlib.__all__) >= CONTRACT
+    assert all(hasattr(camlib, name) for name in camlib.__all__)
+    assert camlib.METHODS["grad_cam"] is camlib.GradCAM
+
+
+def test_types_are_shipped():
+    assert (Path(camlib.__file__).parent / "py.typed").is_file()
