@@ -59,7 +59,7 @@ def plot(
         for k in range(one.scores.numel())
     ]
     height, width = rows[0][0].shape[:2]
-    figure = Figure(figsize=(3 * CELL + 0.9, len(rows) * (CELL * height / width + 0.35) + 0.2), layout="constrained")
+    figure = Figure(figsize=(3 * CELL + 1.2, len(rows) * (CELL * height / width + 0.3) + 0.1), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False)
     colors = ListedColormap(lookup_table(colormap) / 255)
     for line, (picture, heatmap, one, k) in zip(axes, rows, strict=True):

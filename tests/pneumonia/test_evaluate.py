@@ -110,6 +110,7 @@ def test_one_odd_image_does_not_drag_the_threshold_along():
 def test_threshold_is_as_good_as_any_within_one_standard_error_of_chance(case):
     labels, probabilities = case
     threshold = choose_threshold(labels, probabilities)
+
     def youden(at):
         found = figures(labels, probabilities, at)
         return found["sensitivity"] + found["specificity"] - 1

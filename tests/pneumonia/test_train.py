@@ -18,7 +18,9 @@ from pneumonia.model import read_checkpoint
 from pneumonia.train import Recipe, Run, predict, train
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=3, batch_size=8, size=32, learning_rate=1e-3, seed=0, finetune="full", weights="none")
+RECIPE = Recipe(
+    epochs=3, batch_size=8, size=32, learning_rate=1e-3, seed=0, finetune="full", weights="none", full_size_epochs=3
+)
 
 
 class Tiny(nn.Module):

@@ -406,7 +406,7 @@ def _blob(rng: np.random.Generator, centre: Array) -> _Blob:
     """A blob of random extent and strength at ``centre``."""
     radius = rng.uniform(0.065, 0.115)
     radii = _array([radius, radius * rng.uniform(0.7, 1.0)])
-    return _Blob(centre, radii, rng.uniform(0.0, np.pi), rng.uniform(0.55, 0.95))
+    return _Blob(centre, radii, rng.uniform(0.0, np.pi), rng.uniform(0.75, 0.98))
 
 
 def _depth(outline: Array, point: Array) -> float:
