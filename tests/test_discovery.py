@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -202,6 +204,24 @@ class TestNames:
         with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got function"):
             camlib.GradCAM(lambda x: x)
 
+    def test_scripted_models_are_refused(self) -> None:
+        with pytest.raises(TypeError, match="ScriptModule, which takes no hooks"):
+            camlib.GradCAM(torch.jit.ScriptModule())
+
+    def test_lazy_models_must_run_first(self) -> None:
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        with pytest.raises(RuntimeError, match="lazy parameters.*run it once"):
+            camlib.GradCAM(model)(torch.rand(1, 3, 8, 8))
+
+    def test_product_of_signed_maps_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="positive evidence of two negatives"):
+            camlib.GradCAM(Network(), fuse="product", relu=False)
+
+    @pytest.mark.parametrize("spoil", [torch.Tensor.detach, lambda outputs: outputs.argmax(1)])
+    def test_outputs_without_gradient_are_an_error(self, spoil: Any) -> None:
+        with pytest.raises(RuntimeError, match="detached, not differentiable"):
+            camlib.find_layer(Network(), torch.rand(1, 3, 8, 8), forward=lambda m, x: spoil(m(x)))
+
     def test_fusion_must_be_known(self) -> None:
         with pytest.raises(ValueError, match="fuse must be one of mean, max, product, got 'sum'"):
             camlib.GradCAM(Network(), fuse="sum")
@@ -223,12 +243,55 @@ class TestLayouts:
             ((2, 261, 768), (224, 224), Tokens((16, 16), 5)),
             ((2, 25, 8), (16, 24), Tokens((4, 6), 1)),
             ((2, 2048, 8, 8), (299, 299), ChannelsFirst((8, 8))),
+            ((2, 29, 8), (56, 84), Tokens((4, 6), 5)),
+            ((2, 145, 8), (197, 197), Tokens((12, 12), 1)),
             ((2, 64), (224, 224), None),
             ((2, 197, 768), None, None),
         ],
     )
     def test_layout_is_told_from_shape_and_picture(self, shape, size, layout) -> None:
         assert infer_layout(shape, size) == layout
+
+    def test_anisotropic_poolings_are_no_channels_last(self) -> None:
+        model = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3),
+        ).eval()  # fmt: skip
+        images = torch.rand(2, 1, 64, 128)
+        for layer in (None, 3, "2"):
+            explanation = camlib.GradCAM(model, model[layer] if isinstance(layer, int) else layer)(images)
+            assert explanation.maps.shape == (2, 64, 64), layer
+
+    def test_as_many_channels_as_columns_are_told_from_the_layers_modules(self) -> None:
+        class Last(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.block = (
+                    nn.Conv2d(3, 8, 4, 4),
+                    nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU()),
+                )
+                self.head = nn.Linear(8, 2)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.head(self.block(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+        model, images = Last().eval(), torch.rand(1, 3, 32, 32)
+        for name in ("block", "block.0", "block.1", "block.2"):
+            with camlib.capture(model, name) as captured:
+                outputs = model(images)
+            weights = captured.gradients(outputs[:, 1]).mean((1, 2))
+            expected = torch.einsum("nc,nijc->nij", weights, captured.activations).relu()
+            torch.testing.assert_close(camlib.GradCAM(model, name)(images, 1).maps, expected)
+        stem = camlib.GradCAM(model, "stem", relu=False)(images, 1)
+        with camlib.capture(model, "stem") as captured:
+            outputs = model(images)
+        weights = captured.gradients(outputs[:, 1]).mean((2, 3))
+        torch.testing.assert_close(stem.maps, torch.einsum("nc,ncij->nij", weights, captured.activations))
+
+    def test_layer_behind_the_last_attention_is_an_error_that_names_the_mend(self) -> None:
+        model = TinyViT(1)
+        with pytest.raises(RuntimeError, match="'blocks.1'.*reads the class token alone.*last block's first norm"):
+            camlib.GradCAM(model, "blocks.1")(torch.rand(2, 3, 16, 24), 0)
 
     @given(
         patch=st.sampled_from([4, 8, 14, 16, 32]), rows=st.integers(2, 20), columns=st.integers(2, 20),
@@ -239,9 +302,12 @@ class TestLayouts:
         tokens = torch.cat([torch.full((prefix,), -1.0), grid.flatten()])[None, :, None]
         size = (rows * patch, columns * patch)
         layout = infer_layout(tuple(tokens.shape), size)
-        # Another tiling by square patches may explain the same number of tokens with fewer of them as prefix.
-        fewer = isinstance(layout, Tokens) and layout.prefix < prefix
-        assert fewer or torch.equal(layout.to_grid(tokens)[0, 0], grid)
+        assert isinstance(layout, Tokens)
+        if layout.prefix < prefix:  # another exact tiling by square patches explains the number with fewer of prefix
+            assert size[0] * layout.grid[1] == size[1] * layout.grid[0]
+            assert layout.prefix + layout.grid[0] * layout.grid[1] == tokens.shape[1]
+        else:
+            assert torch.equal(layout.to_grid(tokens)[0, 0], grid)
 
     def test_reshape_overrides_what_is_inferred(self) -> None:
         model, images = TinyViT(1), torch.rand(2, 3, 16, 24)

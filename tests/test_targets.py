@@ -150,6 +150,30 @@ def test_forward_picks_from_dict_outputs_and_takes_several_inputs(images: Tensor
         plain((images, age))
 
 
+def test_a_loss_beside_the_logits_does_not_count_as_images(images: Tensor) -> None:
+    model = Network().eval()
+
+    def forward(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        logits = model(images)
+        return {"loss": logits.square().mean(), "logits": logits}
+
+    explanation = camlib.GradCAM(model, "norm", forward=forward)(images, lambda outputs: outputs["logits"][:, 1])
+    torch.testing.assert_close(explanation.maps, camlib.GradCAM(model, "norm")(images, 1).maps)
+
+
+def test_a_score_that_is_not_finite_is_an_error(images: Tensor) -> None:
+    model = Network().eval()
+    with torch.no_grad():
+        model.head.bias[1] = torch.nan
+    with pytest.raises(RuntimeError, match="the score .*is not finite"):
+        camlib.GradCAM(model, "norm")(images, 1)
+
+
+def test_output_is_one_column() -> None:
+    with pytest.raises(TypeError, match=r"takes one column, got \[0, 1\]"):
+        targets.Output([0, 1])
+
+
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
@@ -158,6 +182,8 @@ def test_forward_picks_from_dict_outputs_and_takes_several_inputs(images: Tensor
         ([0, 5], ValueError, "class index 5"),
         (True, TypeError, r"torch\.bool"),
         ([True, False], TypeError, r"torch\.bool"),
+        ([True, 2], TypeError, r"torch\.bool"),
+        ([[0, 1], [True, 2]], TypeError, r"torch\.bool"),
         (1.0, TypeError, r"torch\.float32"),
         (np.array([0.0, 1.0]), TypeError, r"torch\.float64"),
         ([0, 1, 2], ValueError, r"shape \(3,\) for 2 images"),

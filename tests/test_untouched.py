@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,10 +17,18 @@ from networks import Network, small_cnn
 from torch import Tensor, nn
 
 import camlib
+from camlib.capture import tap
 
 
 class Boom(Exception):
     """Raised by the tests' own code."""
+
+
+class Counts(nn.Module):
+    """Returns integers, which no gradient reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > 0).sum((1, 2, 3))
 
 
 class Noisy(Network):
@@ -27,8 +36,13 @@ class Noisy(Network):
 
     fails = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts, self.twice = Counts(), nn.Identity()
+
     def forward(self, x: Tensor) -> Tensor:
-        outputs = super().forward(x + 0.01 * torch.randn_like(x))
+        self.counts(x)
+        outputs = super().forward(self.twice(self.twice(x + 0.01 * torch.randn_like(x))))
         if self.fails:
             raise Boom
         return outputs
@@ -105,6 +119,8 @@ FAILURES: dict[str, Callable[[Noisy, Tensor], Any]] = {
     "target out of range": lambda model, x: camlib.GradCAM(model, "norm")(x, 99),
     "reshape raises": lambda model, x: camlib.GradCAM(model, "norm", reshape=failing_reshape)(x),
     "layer is a classifier": lambda model, x: camlib.GradCAM(model, "head")(x),
+    "hook raises at a layer of integers": lambda model, x: camlib.GradCAM(model, "counts")(x),
+    "hook raises at a layer called twice": lambda model, x: camlib.GradCAM(model, ["norm", "twice"])(x),
     "unreached second layer": lambda model, x: camlib.GradCAM(model, ["norm", "unused"])(x),
 }
 
@@ -147,19 +163,27 @@ def test_failure_inside_capture_leaves_no_trace() -> None:
     assert_same(before, state(model))
 
 
-def test_captured_activation_dies_with_the_call() -> None:
+def tensors_alive() -> list[Tensor]:
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+
+
+def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = Network().eval(), []
-    model.drop.register_forward_hook(lambda module, args, output: None)
 
-    def watch(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen.append(weakref.ref(output))
+    def watched(output: Any, layer: str) -> tuple[Tensor, Any]:
+        point, handed_on = tap(output, layer)
+        seen.extend([weakref.ref(point), weakref.ref(handed_on)])
+        return point, handed_on
 
-    model.norm.register_forward_hook(watch)
+    monkeypatch.setattr(sys.modules["camlib.capture"], "tap", watched)
+    cam = camlib.GradCAM(model, "norm")
+    gc.collect()
     gc.disable()
     try:
-        explanation = camlib.GradCAM(model, "norm")(torch.rand(2, 3, 8, 8), camlib.TopK(2))
-        assert seen
-        assert seen[0]() is None, "the activation outlives the call"
+        explanation = cam(torch.rand(2, 3, 8, 8), camlib.TopK(2))
+        assert len(seen) == 2
+        assert [reference() for reference in seen] == [None, None], "the activation outlives the call"
+        assert not [t for t in tensors_alive() if t.shape == (2, 6, 8, 8)], "something like it outlives the call"
         maps = weakref.ref(explanation.maps)
         del explanation
         assert maps() is None, "the maps outlive the explanation"
@@ -171,21 +195,17 @@ def test_number_of_live_tensors_is_constant_over_a_thousand_calls() -> None:
     model, images = small_cnn().eval(), torch.rand(1, 3, 6, 6)
     cam = camlib.GradCAM(model)
 
-    def live() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-    cam(images)
-    model(images)
-    before = live()
+    with torch.no_grad():
+        model(images)
+    gc.collect()
+    before = len(tensors_alive())
     gc.disable()
     try:
         for _ in range(1000):
             cam(images)
             with torch.no_grad():
                 model(images)
-        uncollected = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+        after = len(tensors_alive())
     finally:
         gc.enable()
-    assert uncollected == before, "tensors wait for the cycle collector"
-    assert live() == before
+    assert after == before, "tensors are kept, or wait for the cycle collector"

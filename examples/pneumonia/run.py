@@ -2,7 +2,11 @@
 
 import sys
 
-from pneumonia.cli import main
+try:
+    from pneumonia.cli import main
+except ModuleNotFoundError as error:
+    print(f"run.py: the package {error.name} is missing; run pip install -e '.[pneumonia]'", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 cam = camlib.GradCAM(model)
 explanation = cam(images)
-explanation.plot(images)
+explanation.plot(pictures)
 """
 
 from camlib import imaging, targets

@@ -149,6 +149,11 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
                 f"the model returns a {type(outputs).__name__}; to find its layer, pass forward=lambda model, "
                 "inputs: ... that picks the tensor to be explained, or give layer="
             )
+        if outputs.grad_fn is None:
+            raise CamlibRuntimeError(
+                "no layer leads to the model's outputs: they are detached, not differentiable (an argmax, say), or "
+                f"made without submodules; {_seen(records)}"
+            )
         return _choose(records, outputs, picture_size(inputs))
 
 
@@ -265,7 +270,7 @@ class _Graph:
         if _POOLING_OPS.search(self._maker(record, _LAYOUT_OPS)) or _pools(record.module):
             return False
         made_by_projection = _PARAMETRIC_OPS.search(self._maker(record, _LAYOUT_OR_ACTIVATION_OPS))
-        one_map_per_class = outputs.dim() == 2 and outputs.shape[1] in record.tensor.shape[1:]
+        one_map_per_class = outputs.dim() >= 2 and outputs.shape[1] in record.tensor.shape[1:]
         return not (made_by_projection and one_map_per_class and not self._parametric_after(record))
 
     def _parametric_after(self, record: _Record) -> bool:

@@ -29,6 +29,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise CamlibTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CamlibTypeError("the model is a ScriptModule, which takes no hooks; explain the model it was made from")
     while True:
         compiled = getattr(model, "_orig_mod", None)
         if isinstance(compiled, nn.Module):
@@ -108,10 +110,12 @@ def checked_inputs(model: nn.Module, inputs: Any) -> Any:
     """Return ``inputs`` free of inference tensors, once model and inputs are known to go together.
 
     Raises:
-        CamlibRuntimeError: a parameter or buffer was created in inference mode.
+        CamlibRuntimeError: a parameter or buffer was created in inference mode, or is not initialised.
         CamlibValueError: the inputs hold no image, or lie on another device than the model.
     """
     state = list(_state(model))
+    if any(nn.parameter.is_lazy(tensor) for tensor in state):
+        raise CamlibRuntimeError("the model has lazy parameters of no shape yet; run it once before explaining it")
     if any(tensor.is_inference() for tensor in state):
         raise CamlibRuntimeError(
             "the model's parameters were created in torch.inference_mode(), where autograd cannot use them; "

@@ -120,7 +120,10 @@ class Output(Target):
     """
 
     def __init__(self, index: int = 0) -> None:
-        self._index = int(_indices(index))
+        column = _indices(index)
+        if column.dim():
+            raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; give a callable target for several")
+        self._index = int(column)
 
     @property
     def resolved(self) -> str:
@@ -227,12 +230,18 @@ def _indices(target: Any) -> Tensor:
             f"target {target!r} is not understood; give None, an int, one int per image, (N, K) ints, "
             "camlib.TopK(k), a callable, or a camlib.targets.Target"
         ) from error
-    if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+    if _holds_bool(target) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+        kind = torch.bool if _holds_bool(target) else indices.dtype
         raise CamlibTypeError(
-            f"target holds {indices.dtype} values ({target!r}); class indices are integers (for a mask or "
+            f"target holds {kind} values ({target!r}); class indices are integers (for a mask or "
             "weights over the outputs, pass a callable)"
         )
     return indices.long()
+
+
+def _holds_bool(target: Any) -> bool:
+    """Whether a bool hides in nested sequences, where torch would make an integer of it."""
+    return isinstance(target, bool) or (isinstance(target, (list, tuple)) and any(map(_holds_bool, target)))
 
 
 def _check_range(indices: Tensor, classes: int) -> None:

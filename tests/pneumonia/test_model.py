@@ -55,6 +55,17 @@ def test_cached_imagenet_weights_are_taken(cache, donor, weights):
     assert model.fc.out_features == 2
 
 
+@pytest.mark.parametrize("content", ["damaged", "another"])
+def test_bad_cache_is_named(cache, content):
+    path = cache / "resnet18-f37072fd.pth"
+    if content == "damaged":
+        path.write_bytes(b"abc")
+    else:
+        torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
+    with pytest.raises(InputError, match="or is damaged|the cached file of ImageNet weights is not a checkpoint"):
+        build("auto")
+
+
 def test_no_weights_are_random_and_seeded():
     torch.manual_seed(3)
     first, source = build("none")
@@ -106,7 +117,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04damaged"])
+@pytest.mark.parametrize("content", [b"", b"abc", b"not a checkpoint", b"a,b\n1,2\n", b"PK\x03\x04damaged"])
 def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(InputError, match="not a checkpoint of tensors that torch.save wrote, or is damaged"):

@@ -124,6 +124,19 @@ def test_folders_in_no_known_layout_are_refused(tmp_path):
         from_folder(tmp_path, 16, by_patient, 0)
 
 
+def test_one_folder_of_the_layout_can_be_given_by_itself(tmp_path):
+    write_kaggle(tmp_path / "chest_xray")
+    splits = from_folder(tmp_path / "chest_xray/train", 16, by_patient, 0)
+    assert len(everything(splits)) == 56
+
+
+def test_empty_val_is_as_none(tmp_path):
+    write_kaggle(tmp_path, val=False)
+    (tmp_path / "val/NORMAL").mkdir(parents=True)
+    (tmp_path / "val/PNEUMONIA").mkdir()
+    assert len(everything(from_folder(tmp_path, 16, by_patient, 0))) == 70
+
+
 @pytest.mark.parametrize("divide", [by_patient, by_image])
 def test_too_few_images_are_refused(tmp_path, divide):
     write_classes(tmp_path, 2, 2)
@@ -227,12 +240,23 @@ class TestMedMNIST:
         with pytest.raises(InputError, match="cannot be downloaded: RuntimeError"):
             from_medmnist(112)
 
-    @pytest.mark.parametrize("damage", ["truncated", "other", "pickle"])
+    @pytest.mark.parametrize(
+        "damage", ["truncated", "other", "pickle", "colour", "third class", "one class", "lengths", "float"]
+    )
     def test_damaged_file_is_refused(self, tmp_path, damage):
         path = tmp_path / "pneumoniamnist_224.npz"
         if damage == "truncated":
             np.savez(path, **self.arrays())
             path.write_bytes(path.read_bytes()[:5000])
+        elif damage in ("colour", "third class", "one class", "lengths", "float"):
+            arrays = self.arrays()
+            if damage in ("colour", "float"):
+                images = arrays["val_images"]
+                arrays["val_images"] = np.stack([images] * 3, -1) if damage == "colour" else images / 255
+            else:
+                labels = {"third class": [[0], [1], [2], [0]], "one class": [[0]] * 4, "lengths": [[0], [1]]}
+                arrays["val_labels"] = np.array(labels[damage], np.uint8)
+            np.savez(path, **arrays)
         elif damage == "other":
             np.savez(path, x=np.zeros(3))
         else:

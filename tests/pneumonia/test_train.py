@@ -19,7 +19,15 @@ from pneumonia.train import Recipe, Run, predict, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
-    epochs=3, batch_size=8, size=32, learning_rate=1e-3, seed=0, finetune="full", weights="none", full_size_epochs=3
+    epochs=3,
+    batch_size=8,
+    size=32,
+    learning_rate=1e-3,
+    seed=0,
+    finetune="full",
+    weights="none",
+    images="x",
+    full_size_epochs=3,
 )
 
 
@@ -110,6 +118,26 @@ def test_another_recipe_is_not_resumed_and_the_difference_is_named(tmp_path):
     trained(tmp_path)
     with pytest.raises(InputError, match=r"another recipe \(batch_size: 8 there, 4 now; seed: 0 there, 2 now\)"):
         trained(tmp_path, resume=True, recipe=dataclasses.replace(RECIPE, batch_size=4, seed=2))
+
+
+def test_other_images_are_not_resumed(tmp_path):
+    first, other = pictures(), pictures(15, 17)
+    assert training_module.fingerprint(first, other) != training_module.fingerprint(other, first)
+    assert training_module.fingerprint(first, other) == training_module.fingerprint(pictures(), pictures(15, 17))
+    trained(tmp_path)
+    with pytest.raises(InputError, match="images: 'x' there, 'y' now"):
+        trained(tmp_path, resume=True, recipe=dataclasses.replace(RECIPE, images="y"))
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 32), (1, 8), (2, 16), (4, 32), (4, 20)])
+def test_the_shortest_trainings_run(tmp_path, epochs, batch_size):
+    _, history = trained(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=epochs, batch_size=batch_size))
+    assert len(history) == epochs
+
+
+def test_divergence_is_told(tmp_path):
+    with pytest.raises(InputError, match="training diverged; give a lower --lr"):
+        trained(tmp_path, recipe=dataclasses.replace(RECIPE, learning_rate=1e30))
 
 
 @pytest.mark.parametrize("state", [{"x": 1}, {"recipe": dataclasses.asdict(RECIPE)}])

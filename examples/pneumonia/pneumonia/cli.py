@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,17 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import train_test_split
 
 import camlib
 from pneumonia import figures
-from pneumonia.augment import MARGIN
+from pneumonia.augment import MARGIN, prepare
 from pneumonia.data import Pictures
 from pneumonia.errors import InputError
 from pneumonia.evaluate import choose_threshold, evaluate, random_subsets
 from pneumonia.explain import choose_layer, gallery, localisation
 from pneumonia.model import build, freeze_all_but_head
 from pneumonia.sources import DIVISIONS, Splits, from_folder, from_kaggle, from_medmnist, from_phantoms
-from pneumonia.train import Recipe, predict, train
+from pneumonia.train import Recipe, fingerprint, predict, train
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ PHANTOMS = Defaults(size=96, epochs=4, full_size_epochs=4)
 RADIOGRAPHS = Defaults(size=128, epochs=8, full_size_epochs=3)
 
 LEAST = {
-    "size": 32, "batch_size": 2, "epochs": 1, "max_train": 2, "seed": 0, "num_images": 1, "subsets": 0,
+    "size": 32, "batch_size": 2, "epochs": 1, "max_train": 8, "seed": 0, "num_images": 1, "subsets": 0,
     "subset_seed": 0, "show": 1,
 }  # fmt: skip
 """The smallest value of each option that is a whole number."""
@@ -102,14 +104,15 @@ def run(options: argparse.Namespace) -> None:
     size = options.size or defaults.size
     epochs = options.epochs or defaults.epochs
     check_numbers(options)
+    output = make_folder(options.output)
     splits = read_data(options, size)
     for note in splits.notes:
         if not note.startswith("skipped "):
             print(note)
     torch.manual_seed(options.seed)
     model, weights = build(options.weights)
-    if options.layer:
-        camlib.GradCAM(model, options.layer)  # an unknown name is an error now, not after the training
+    if options.layer:  # one that cannot be explained is an error now, not after the training
+        camlib.GradCAM(model, options.layer)(prepare(splits.training.pixels[:1], size), 0)
     if options.finetune == "head":
         freeze_all_but_head(model)
     recipe = Recipe(
@@ -121,13 +124,13 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         finetune=options.finetune,
         weights=weights,
+        images=fingerprint(splits.training, splits.validation),
     )
     counts = ", ".join(
         f"{len(part)} to {verb}"
         for part, verb in ((splits.training, "train"), (splits.validation, "validate"), (splits.test, "test"))
     )
     print(f"{counts}; {size} px, weights: {weights}, on {device}")
-    output = make_folder(options.output)
     model, history = train(
         model, splits.training, splits.validation, recipe, output, device=device, amp=options.amp, resume=options.resume
     )
@@ -200,8 +203,11 @@ def read_data(options: argparse.Namespace, size: int) -> Splits:
     else:
         splits = from_folder(Path(options.data), working, divide, options.seed)
     if options.max_train and options.max_train < len(splits.training):
-        chosen = torch.randperm(len(splits.training), generator=torch.Generator().manual_seed(options.seed))
-        fewer = splits.training.take(chosen[: options.max_train].tolist())
+        labels = splits.training.labels.numpy()
+        chosen, _ = train_test_split(
+            np.arange(len(labels)), train_size=options.max_train, stratify=labels, random_state=options.seed
+        )
+        fewer = splits.training.take(chosen)
         splits = Splits(fewer, splits.validation, splits.test, [*splits.notes, f"training on {len(fewer)} images only"])
     return splits
 
@@ -210,12 +216,14 @@ def make_folder(folder: Path) -> Path:
     """Make the output folder.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be made: {error.strerror}") from error
+        raise InputError(f"--output {folder} cannot be made or written to: {error.strerror}") from error
     return folder
 
 

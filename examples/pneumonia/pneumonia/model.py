@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import http.client
 import socket
 import warnings
 from pathlib import Path
@@ -42,7 +42,7 @@ def build(weights: str) -> tuple[nn.Module, str]:
         if state is None:
             print("NOTE: no ImageNet weights here (not cached, no network): training FROM SCRATCH.")
         else:
-            model.load_state_dict(state)
+            load_weights(model, state, "the cached file of ImageNet weights")
     elif weights != "none":
         load_weights(model, read_checkpoint(Path(weights)), weights)
     model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
@@ -60,7 +60,7 @@ def _imagenet() -> dict[str, Tensor] | None:
             return read_checkpoint(cached)
         state: dict[str, Tensor] = enum.get_state_dict(progress=True, check_hash=True)
         return state
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, http.client.HTTPException):
         return None
     finally:
         socket.setdefaulttimeout(patience)
@@ -77,8 +77,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of odd files that it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0][:120]
+    except Exception as error:  # a damaged file raises what zipfile, the unpickler or torch please
+        reason = str(error).split("\n")[0][:120] or type(error).__name__
         raise InputError(
             f"{path} is not a checkpoint of tensors that torch.save wrote, or is damaged: {reason}"
         ) from error

@@ -6,8 +6,8 @@ heatmaps) runs offline, and so that "does the heatmap point at the opacity?" has
 
 A phantom is drawn roughly as a radiograph comes about. Soft tissue, bones and mediastinum are layers of
 attenuation; the lungs are *air*, which takes attenuation away; an opacity fills a part of that air, so that
-ribs and vessels stay visible through it and it ends where the lung ends. Exposure, vignetting, gamma and
-noise X; only the noise is drawn per pixel.
+ribs and vessels stay visible through it and it ends where the lung ends. Exposure, vignetting and
+gamma are drawn for each picture, noise for each pixel.
 
 What keeps the classes from being told apart without looking:
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -33,6 +35,8 @@ class Recipe:
     seed: int
     finetune: str
     weights: str
+    images: str
+    """Fingerprint of the training and validation images."""
     full_size_epochs: int
     """The last epochs see the pictures at full size, those before at half of it: cheaper, and as good to begin with."""
     label_smoothing: float = 0.1
@@ -43,6 +47,16 @@ class Recipe:
     def size_at(self, epoch: int) -> int:
         """Return the side of the input in an epoch, counted from 0."""
         return self.size if epoch >= self.epochs - self.full_size_epochs else max(32, self.size // 2)
+
+
+def fingerprint(training: Pictures, validation: Pictures) -> str:
+    """Tell one split of one data set from another, wherever its folder lies."""
+    rows = [
+        (Path(name).name, label)
+        for part in (training, validation)
+        for name, label in [*zip(part.names, part.labels.tolist(), strict=True), ("", -1)]
+    ]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
 
 
 class Run:
@@ -58,7 +72,7 @@ class Run:
             weight_decay=recipe.weight_decay,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.learning_rate, total_steps=recipe.epochs * batches + 1, pct_start=0.2
+            self.optimizer, recipe.learning_rate, total_steps=max(6, recipe.epochs * batches + 1), pct_start=0.2
         )
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.history: list[dict[str, float]] = []
@@ -188,6 +202,8 @@ def _epoch(run: Run, training: Pictures, class_weights: Tensor, epoch: int, devi
         run.schedule.step()
         run.update_average()
         total += loss.item()
+        if not math.isfinite(total):
+            raise InputError(f"the loss is no longer finite in epoch {epoch + 1}: training diverged; give a lower --lr")
     return total / len(batches)
 
 

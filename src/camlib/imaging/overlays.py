@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any
 
 from camlib.errors import CamlibTypeError, CamlibValueError
@@ -81,8 +82,9 @@ def _blend(picture: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float | str
 
 
 def _checked_alpha(alpha: Any) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
         raise CamlibTypeError(f'alpha must be a number in [0, 1] or "heat", got {alpha!r}')
-    if not 0 <= alpha <= 1:
+    opacity = float(alpha)
+    if not 0 <= opacity <= 1:
         raise CamlibValueError(f'alpha must lie in [0, 1], or be "heat", got {alpha}')
-    return float(alpha)
+    return opacity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def checked_size(size: object) -> tuple[int, int]:
     if (
         not isinstance(size, (tuple, list, torch.Size))
         or len(size) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
+        or not all(isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) > 0 for side in size)
     ):
         raise CamlibValueError(f"size must be (height, width), two positive integers, got {size!r}")
-    return size[0], size[1]
+    return int(size[0]), int(size[1])

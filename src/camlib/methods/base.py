@@ -16,7 +16,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.isolation import call_eagerly, check_device, checked_inputs, full_precision, undisturbed, unwrap
 from camlib.layers import resolve_layers
-from camlib.layouts import picture_size, to_grid
+from camlib.layouts import Tokens, channel_axis, grid_layout, picture_size
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.nested import map_tensors, tensors_in
 
@@ -56,6 +56,8 @@ class Method(ABC):
     ) -> None:
         if fuse not in FUSIONS:
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
+        if fuse == "product" and not relu:
+            raise CamlibValueError('fuse="product" would make positive evidence of two negatives; it needs relu=True')
         self.model = unwrap(model)
         self.layers = None if layer is None else resolve_layers(self.model, layer)
         self.forward = forward
@@ -89,6 +91,15 @@ class GradientMethod(Method):
 
     Subclasses say that function in :meth:`maps`; the forward pass, the target, several layers and classes,
     the final ReLU and the checks are here.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class Elementwise(camlib.GradientMethod):
+        ...     name = "elementwise"
+        ...     def maps(self, activations, gradients):
+        ...         return (activations * gradients).relu().sum(1)
+        >>> Elementwise(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
     """
 
     @abstractmethod
@@ -98,7 +109,8 @@ class GradientMethod(Method):
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 
-        The model runs in eval mode; it is left as it was found, whatever happens.
+        The model runs in eval mode; it is left as it was found, whatever happens. So are torch's random numbers,
+        which all threads share: what another thread draws from them during the call, it may draw again after it.
 
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.
@@ -111,8 +123,8 @@ class GradientMethod(Method):
 
         Raises:
             CamlibValueError, CamlibTypeError: inputs or target cannot be understood.
-            CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or an
-                activation, gradient or map is not finite.
+            CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or a
+                score, activation, gradient or map is not finite.
         """
         inputs = self._prepare(inputs)
         layers = dict(self.layers or {})
@@ -149,15 +161,30 @@ class GradientMethod(Method):
         if scores.dim() == 2:
             activations = activations.unsqueeze(1).expand_as(gradients).flatten(0, 1)
             gradients = gradients.flatten(0, 1)
-        grids = [self._grid(_single_or_double(tensor), size, layer) for tensor in (activations, gradients)]
+        grids = self._grids(_single_or_double(activations), _single_or_double(gradients), size, layer)
         maps = self.maps(*grids)
-        _check_finite({"activation": grids[0], "gradient": grids[1], "map": maps}, layer)
+        _check_finite({"activation": grids[0], "gradient": grids[1], "map": maps, "score": scores}, layer)
         maps = maps.relu() if self.relu else maps
         return maps.view(*scores.shape, *maps.shape[1:]) if scores.dim() == 2 else maps
 
-    def _grid(self, features: Tensor, size: tuple[int, int] | None, layer: str) -> Tensor:
-        if self.reshape is None:
-            return to_grid(features, size, layer)
+    def _grids(
+        self, activations: Tensor, gradients: Tensor, size: tuple[int, int] | None, layer: str
+    ) -> tuple[Tensor, Tensor]:
+        """Both as (N, C, h, w)."""
+        if self.reshape is not None:
+            return self._reshaped(activations, layer), self._reshaped(gradients, layer)
+        channels = channel_axis(self.model, self.model.get_submodule(layer)) if activations.dim() == 4 else None
+        layout = grid_layout(tuple(activations.shape), size, layer, channels)
+        grids = layout.to_grid(activations), layout.to_grid(gradients)
+        if isinstance(layout, Tokens) and layout.prefix and not grids[1].any() and gradients.any():
+            raise CamlibRuntimeError(
+                f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
+                "choose a layer ahead of the last attention, such as the last block's first norm, or leave layer out"
+            )
+        return grids
+
+    def _reshaped(self, features: Tensor, layer: str) -> Tensor:
+        assert self.reshape is not None
         grid = self.reshape(features)
         if not isinstance(grid, Tensor) or grid.dim() != 4 or grid.shape[0] != features.shape[0]:
             shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
@@ -175,7 +202,7 @@ def _image_index(outputs: Any, cut: Cut, layers: dict[str, nn.Module]) -> Tensor
         CamlibRuntimeError: a layer's batch is not the images (windows or crops, say, are rows to it).
     """
     activations = cut.activations()
-    images = len(next(tensors_in(outputs), activations[0]))
+    images = len(next((tensor for tensor in tensors_in(outputs) if tensor.dim()), activations[0]))
     for name, tensor in zip(layers, activations, strict=True):
         if len(tensor) != images:
             raise CamlibRuntimeError(
