@@ -290,8 +290,10 @@ class TestLayouts:
 
     def test_layer_behind_the_last_attention_is_an_error_that_names_the_mend(self) -> None:
         model = TinyViT(1)
-        with pytest.raises(RuntimeError, match="'blocks.1'.*reads the class token alone.*last block's first norm"):
-            camlib.GradCAM(model, "blocks.1")(torch.rand(2, 3, 16, 24), 0)
+        nn.init.normal_(model.head.weight)
+        for layer in ("norm", "blocks.2.norm2"):
+            with pytest.raises(RuntimeError, match=f"behind layer '{layer}' the score reads the class token alone"):
+                camlib.GradCAM(model, layer)(torch.rand(2, 3, 16, 24), 0)
 
     @given(
         patch=st.sampled_from([4, 8, 14, 16, 32]), rows=st.integers(2, 20), columns=st.integers(2, 20),

@@ -66,5 +66,6 @@ def test_readme_code_runs(tmp_path, monkeypatch):
 
 def test_links_inside_the_project_lead_somewhere():
     for document in [*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        for found in re.findall(r"\]\(([^)#]+)|<img src=\"([^\"]+)", document.read_text()):
+            target = "".join(found)
             assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"

@@ -100,6 +100,18 @@ def test_gallery_shows_each_picture_at_its_own_resolution_with_its_labels(model,
     assert np.array_equal(rows[0][0].get_images()[0].get_array()[..., 0], np.asarray(Image.open(pictures.names[0])))
 
 
+def test_true_opacities_of_phantoms_are_outlined_on_the_overlay_alone(model):
+    pictures = drawn(6)
+    figure, explanation = gallery(model, pictures, np.full(6, 0.9), 0.5, 32, "layer2", CPU)
+    plain = explanation.overlays(list(pictures.pixels.numpy()))
+    for row, mask in enumerate(pictures.masks.numpy()):
+        original, _, overlay = (ax.get_images()[0].get_array() for ax in figure.axes[3 * row : 3 * row + 3])
+        assert np.array_equal(original[..., 0], pictures.pixels[row])
+        changed = (overlay != plain[row]).any(-1)
+        assert changed.any() == mask.any()
+        assert not (changed & ~mask).any()  # the outline is the mask's own edge
+
+
 def test_heatmap_lies_over_the_place_it_explains(tmp_path):
     """A network that looks at brightness alone must have its heatmap over the bright spot, off the picture's middle."""
     write_classes(tmp_path, 1, 1)

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import camlib
+from camlib.imaging import draw_contours
 from pneumonia.augment import prepare
 from pneumonia.data import CLASSES, Pictures, read
 
@@ -34,7 +36,8 @@ def gallery(
     """Draw original, heatmap and overlay of each picture at its own resolution, a row for each.
 
     The logit of the predicted class is explained. The pictures were squeezed whole into the network's square
-    input, so that stretching a heatmap to the picture's own size puts it back where it belongs.
+    input, so that stretching a heatmap to the picture's own size puts it back where it belongs. On the overlay of a
+    phantom its opacities are outlined.
     """
     predicted = torch.from_numpy((probabilities >= threshold).astype(np.int64)).to(device)
     explanation = camlib.GradCAM(model, layer)(prepare(pictures.pixels.to(device), size), predicted)
@@ -52,7 +55,16 @@ def gallery(
         shown = figure.axes[3 * row + 1]
         if shown.get_title() == "heatmap":
             shown.set_title(f"heatmap for {CLASSES[guess]}", fontsize=9)
+        if pictures.masks is not None and pictures.masks[row].any():
+            _outline(figure.axes[3 * row + 2], pictures.masks[row])
     return figure, explanation
+
+
+def _outline(overlay: Axes, mask: Tensor) -> None:
+    """Outline the true opacity of a phantom on its overlay."""
+    (image,) = overlay.get_images()
+    image.set_data(draw_contours(np.asarray(image.get_array()), mask.float()))
+    overlay.set_title("overlay, true opacity outlined", fontsize=9)
 
 
 def original(pictures: Pictures, index: int) -> Array:
