@@ -40,9 +40,9 @@ class Explanation:
     """
 
     maps: Tensor
-    """(N, h, w), or (N, K, h, w) with a class axis: at the layer's resolution, not normalised, float32 or more."""
+    """(N, h, w), or (N, K, h, w) with a class axis; at the layer's resolution, not normalised, float32 or more."""
     scores: Tensor
-    """(N,) or (N, K): the scores that were explained, raw outputs unless the target says otherwise."""
+    """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise."""
     outputs: Any
     """What the model returned, detached."""
     target: Tensor | str
@@ -58,12 +58,12 @@ class Explanation:
 
     @property
     def has_class_axis(self) -> bool:
-        """Whether there are K maps for each image: maps (N, K, h, w)."""
+        """Whether there are K maps for each image, (N, K, h, w)."""
         return self.scores.dim() == 2
 
     @property
     def degenerate(self) -> Tensor:
-        """(N,) or (N, K) bool: no positive evidence, or a constant map. The heatmap of such a map is all zeros."""
+        """(N,) or (N, K) bool, true where the map is constant or has no positive evidence; its heatmap is all zeros."""
         return is_constant(self.maps) | (self.maps.amax((-2, -1)) <= 0)
 
     def heatmaps(self, size: tuple[int, int] | None = None, normalize: str = "minmax") -> Tensor:
@@ -75,7 +75,7 @@ class Explanation:
                 so that only constant maps come out as zeros, and with "none" not even these.
 
         Returns:
-            (N, H, W) or (N, K, H, W): in [0, 1]; with "signed" in [-1, 1].
+            (N, H, W) or (N, K, H, W), in [0, 1]; with "signed" in [-1, 1].
 
         Raises:
             CamlibValueError: no size is given and the input had none.

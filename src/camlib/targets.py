@@ -33,7 +33,7 @@ class Target(ABC):
 
     @property
     def resolved(self) -> Tensor | str:
-        """Class indices, (N,) or (N, K), or a name: what :attr:`camlib.Explanation.target` shows."""
+        """What :attr:`camlib.Explanation.target` shows, class indices (N,) or (N, K), or a name."""
         return type(self).__name__
 
 

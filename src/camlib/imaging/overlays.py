@@ -19,8 +19,8 @@ def overlay(image: Any, heatmap: Any, colormap: Any = "jet", alpha: float | str 
     """Lay a heatmap over a picture: ``(1 - alpha) * picture + alpha * colour``, rounded.
 
     Args:
-        image: a picture or a batch of them, as :func:`as_rgb` takes them: PIL, uint8, floating point in [0, 1];
-            arrays channels-last, tensors channels-first.
+        image: a picture or a batch of them, as :func:`camlib.imaging.as_rgb` takes them: PIL, uint8, floating
+            point in [0, 1]; arrays channels-last, tensors channels-first.
         heatmap: (h, w), or (N, h, w) for a batch, in [0, 1]; resized bilinearly to the picture's size.
         colormap: as for :func:`colorize`. Red is high and blue is low, by default.
         alpha: opacity of the heatmap in [0, 1]; or "heat", where it is the heatmap itself: what does not matter
@@ -42,7 +42,7 @@ def overlay(image: Any, heatmap: Any, colormap: Any = "jet", alpha: float | str 
 
 
 def overlay_signed(image: Any, heatmap: Any, colormap: Any = "coolwarm", alpha: float | str = 0.5) -> NDArray[np.uint8]:
-    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`overlay` and :func:`colorize_signed`.
+    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`camlib.overlay` and :func:`colorize_signed`.
 
     With ``alpha="heat"`` the opacity is the heatmap's magnitude.
     """
