@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
+from camlib.layouts import grid_layout
 
 EXPECTED = {
     "alexnet": ("features.11", (13, 13)),
@@ -181,7 +182,8 @@ def test_transformer_grids_have_the_patches_where_they_are_in_the_picture(name: 
     for x in (picture, changed):
         with torch.no_grad(), camlib.capture(model, layer) as captured:
             model(x)
-        cells.append(camlib.layouts.to_grid(captured.activations, (224, 224), layer))
+        layout = grid_layout(tuple(captured.activations.shape), (224, 224), layer, None)
+        cells.append(layout.to_grid(captured.activations))
     difference = (cells[1] - cells[0]).abs().sum(1)[0]
     assert divmod(int(difference.argmax()), 7) == (0, 5)
 
