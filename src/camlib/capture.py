@@ -160,7 +160,10 @@ def _gradients_per_class(scores: Tensor, points: list[Tensor]) -> list[Any]:
     rows, classes = scores.shape
     one_hot = torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
     chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
-    return [None if parts[0] is None else torch.cat(parts).transpose(0, 1) for parts in zip(*chunks, strict=True)]
+    joined = [
+        parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)
+    ]
+    return [gradient if gradient is None else gradient.transpose(0, 1) for gradient in joined]
 
 
 def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[Any]:

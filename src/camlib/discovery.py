@@ -34,13 +34,14 @@ from camlib.nested import tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 
-_LAYOUT_OPS = re.compile(r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim")
-_POOLING_OPS = re.compile(r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax")
-_PARAMETRIC_OPS = re.compile(r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum")
-_ACTIVATION_OPS = re.compile(
+# Names of autograd nodes; re compiles and caches them when first used, not on import.
+_LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
+_POOLING_OPS = r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax"
+_PARAMETRIC_OPS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
+_ACTIVATION_OPS = (
     r"Relu|Hardtanh|Hardswish|Hardsigmoid|Sigmoid|Silu|Gelu|Elu|Tanh|Softplus|Clamp|Dropout|Mish|Threshold"
 )
-_LAYOUT_OR_ACTIVATION_OPS = re.compile(f"{_LAYOUT_OPS.pattern}|{_ACTIVATION_OPS.pattern}")
+_LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
 
 
 class LayerInfo(NamedTuple):
@@ -251,25 +252,25 @@ class _Graph:
         return seen
 
     @staticmethod
-    def _rearranged(node: Any, by: re.Pattern[str] = _LAYOUT_OPS) -> Iterator[Any]:
+    def _rearranged(node: Any, by: str = _LAYOUT_OPS) -> Iterator[Any]:
         """Yield the nodes from ``node`` back to the one that made the values: all but it only rearrange them."""
         yield node
-        while node.next_functions and by.search(node.name()):
+        while node.next_functions and re.search(by, node.name()):
             node = node.next_functions[0][0]
             if node is None:
                 return
             yield node
 
-    def _maker(self, record: _Record, past: re.Pattern[str]) -> str:
+    def _maker(self, record: _Record, past: str) -> str:
         """The name of the operation that made a record's values, past those that ``past`` matches."""
         *_, made = self._rearranged(record.node, past)
         return str(made.name())
 
     def is_feature_map(self, record: _Record, outputs: Tensor) -> bool:
         """Whether a map is neither pooled from another nor class scores that are only pooled afterwards."""
-        if _POOLING_OPS.search(self._maker(record, _LAYOUT_OPS)) or _pools(record.module):
+        if re.search(_POOLING_OPS, self._maker(record, _LAYOUT_OPS)) or _pools(record.module):
             return False
-        made_by_projection = _PARAMETRIC_OPS.search(self._maker(record, _LAYOUT_OR_ACTIVATION_OPS))
+        made_by_projection = re.search(_PARAMETRIC_OPS, self._maker(record, _LAYOUT_OR_ACTIVATION_OPS))
         one_map_per_class = outputs.dim() >= 2 and outputs.shape[1] in record.tensor.shape[1:]
         return not (made_by_projection and one_map_per_class and not self._parametric_after(record))
 
@@ -277,7 +278,7 @@ class _Graph:
         """Whether a convolution or matrix product lies between a record and the outputs."""
         behind = self._walk(record.node)
         after = self.ancestors - behind
-        return any(_PARAMETRIC_OPS.search(node.name()) and record.node in self._walk(node) for node in after)
+        return any(re.search(_PARAMETRIC_OPS, node.name()) and record.node in self._walk(node) for node in after)
 
     def bottleneck(self, records: list[_Record]) -> _Record | None:
         """The last record that everything from the first grid to the outputs passes through."""

@@ -83,7 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run without autograd, in eval mode, outside inference mode; nothing of it is left afterwards."""
-    cuda = {tensor.device.index for tensor in _state(model) if tensor.device.type == "cuda"}
+    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = {tensor.device.index for tensor in _state(model) if tensor.is_cuda} if on_cuda else set()
     caching = torch.is_autocast_cache_enabled()
     with (
         torch.inference_mode(False),
@@ -133,7 +134,7 @@ def check_device(model: nn.Module, inputs: Any) -> None:
     Raises:
         CamlibValueError: naming both devices.
     """
-    homes = {str(tensor.device) for tensor in _state(model)}
+    homes = {str(device) for device in {tensor.device for tensor in _state(model)}}
     for tensor in tensors_in(inputs):
         if homes and str(tensor.device) not in homes:
             home = ", ".join(sorted(homes))
@@ -143,5 +144,8 @@ def check_device(model: nn.Module, inputs: Any) -> None:
 
 
 def _state(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+    """Parameters and buffers, in one walk: on a network of many modules the walks of torch's own are felt."""
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor

@@ -157,31 +157,30 @@ class GradientMethod(Method):
     def _maps(
         self, activations: Tensor, gradients: Tensor, scores: Tensor, size: tuple[int, int] | None, layer: str
     ) -> Tensor:
-        """One layer's maps, (N, h, w) or (N, K, h, w): classes are rows of a larger batch meanwhile."""
-        if scores.dim() == 2:
-            activations = activations.unsqueeze(1).expand_as(gradients).flatten(0, 1)
-            gradients = gradients.flatten(0, 1)
-        grids = self._grids(_single_or_double(activations), _single_or_double(gradients), size, layer)
-        maps = self.maps(*grids)
-        _check_finite({"activation": grids[0], "gradient": grids[1], "map": maps, "score": scores}, layer)
-        maps = maps.relu() if self.relu else maps
-        return maps.view(*scores.shape, *maps.shape[1:]) if scores.dim() == 2 else maps
+        """One layer's maps, (N, h, w) or (N, K, h, w)."""
+        to_grid = self._to_grid(activations, gradients, size, layer)
+        features = to_grid(_single_or_double(activations))
+        of_classes = gradients.unbind(1) if scores.dim() == 2 else [gradients]  # views: the features are not repeated
+        slopes = [to_grid(_single_or_double(gradient)) for gradient in of_classes]
+        maps = [self.maps(features, slope) for slope in slopes]
+        _check_finite({"activation": [features], "gradient": slopes, "map": maps, "score": [scores]}, layer)
+        stacked = torch.stack(maps, 1) if scores.dim() == 2 else maps[0]
+        return stacked.relu() if self.relu else stacked
 
-    def _grids(
+    def _to_grid(
         self, activations: Tensor, gradients: Tensor, size: tuple[int, int] | None, layer: str
-    ) -> tuple[Tensor, Tensor]:
-        """Both as (N, C, h, w)."""
+    ) -> Callable[[Tensor], Tensor]:
+        """The function that turns the layer's features (N, ...) into (N, C, h, w)."""
         if self.reshape is not None:
-            return self._reshaped(activations, layer), self._reshaped(gradients, layer)
+            return lambda features: self._reshaped(features, layer)
         channels = channel_axis(self.model, self.model.get_submodule(layer)) if activations.dim() == 4 else None
         layout = grid_layout(tuple(activations.shape), size, layer, channels)
-        grids = layout.to_grid(activations), layout.to_grid(gradients)
-        if isinstance(layout, Tokens) and layout.prefix and not grids[1].any() and gradients.any():
+        if isinstance(layout, Tokens) and layout.prefix and not layout.to_grid(gradients).any() and gradients.any():
             raise CamlibRuntimeError(
                 f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
                 "choose a layer ahead of the last attention, such as the last block's first norm, or leave layer out"
             )
-        return grids
+        return layout.to_grid
 
     def _reshaped(self, features: Tensor, layer: str) -> Tensor:
         assert self.reshape is not None
@@ -216,11 +215,16 @@ def _single_or_double(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check_finite(tensors: dict[str, Tensor], layer: str) -> None:
-    """Raise if anything is not finite: one look at the device for all of them."""
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-    for what, fine in zip(tensors, finite, strict=True):
-        if not fine:
+def _check_finite(tensors: dict[str, list[Tensor]], layer: str) -> None:
+    """Raise if anything is not finite.
+
+    A sum shows it in one pass without a copy, and one look at the device tells of all sums; what is finite and sums
+    to more than its type can hold is looked at again.
+    """
+    flat = [(what, tensor) for what, group in tensors.items() for tensor in group]
+    sums_finite = torch.stack([tensor.sum().isfinite() for _, tensor in flat]).tolist()
+    for (what, tensor), fine in zip(flat, sums_finite, strict=True):
+        if not fine and not bool(tensor.isfinite().all()):
             raise CamlibRuntimeError(
                 f"the {what} at layer {layer!r} is not finite (NaN or infinity); look for overflow in half "
                 "precision, non-finite inputs or weights"
