@@ -137,16 +137,16 @@ def test_forward_picks_from_dict_outputs_and_takes_several_inputs(images: Tensor
             self.network = Network()
 
         def forward(self, image: Tensor, age: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.network(image) + age[:, None], "other": image.mean()}
+            return {"scores": self.network(image) + age[:, None], "other": image.mean()}
 
     model, age = TwoInputs().eval(), torch.tensor([1.0, 2.0])
-    cam = camlib.GradCAM(model, forward=lambda m, inputs: m(inputs["image"], inputs["age"])["logits"])
+    cam = camlib.GradCAM(model, forward=lambda m, inputs: m(inputs["image"], inputs["age"])["scores"])
     explanation = cam({"image": images, "age": age}, 1)
     assert explanation.layer == "network.norm"
     assert explanation.input_size == (8, 8)
     torch.testing.assert_close(explanation.maps, camlib.GradCAM(model.network)(images, 1).maps)
     plain = camlib.GradCAM(model, "network.norm", forward=lambda m, inputs: m(*inputs))
-    with pytest.raises(TypeError, match=r"returns a dict with keys \['logits', 'other'\].*forward=lambda"):
+    with pytest.raises(TypeError, match=r"returns a dict with keys \['other', 'scores'\].*forward=lambda"):
         plain((images, age))
 
 

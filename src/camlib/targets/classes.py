@@ -1,0 +1,243 @@
+"""Scores of classes: the logit, its probability, ReST, and the contrast with other classes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from abc import abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning
+from camlib.targets.base import Score, Target, image_list, settled
+from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
+
+SATURATED = 0.99
+"""Above this probability its gradient is less than a hundredth of the logit's."""
+
+
+class _OfClasses(Target):
+    """A score of each class, taken at the classes of each image.
+
+    Args:
+        classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
+            each image; or :class:`camlib.TopK`. Checked against the outputs.
+    """
+
+    def __init__(self, classes: Any = None) -> None:
+        self._classes = classes
+
+    def fixed(self, outputs: Any) -> Self:
+        """Return the target with the classes of each image settled.
+
+        Raises:
+            CamlibTypeError: bools, floats, or outputs that are not (N, C), (N, 1) or (N,).
+            CamlibValueError: indices out of range, or not one for each image.
+        """
+        fixed = copy.copy(self)
+        fixed._classes = class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
+        return fixed
+
+    @property
+    def resolved(self) -> Tensor:
+        """The class indices, (N,) or (N, K)."""
+        return settled(self._classes if isinstance(self._classes, Tensor) else None, self)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the scores of the classes, (rows,) or (rows, K)."""
+        return _pick(self._table(class_outputs(outputs)), self.resolved[image_index])
+
+    @abstractmethod
+    def _table(self, outputs: Tensor) -> Tensor:
+        """Return the scores of all classes, (rows, C) or for a binary network (rows, 2), from (rows, C or 1)."""
+
+
+class Classes(_OfClasses):
+    """The logits y_c of given classes c: what a class index given as a target becomes.
+
+    A binary network with the single logit y has two classes, y_1 = y and y_0 = -y. Of outputs that are a mapping or
+    a dataclass, "logits" is taken.
+
+    Args:
+        classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
+            each image; or :class:`camlib.TopK`. Checked against the outputs.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.Classes([3, 1])).target
+        tensor([3, 1])
+    """
+
+    def _table(self, outputs: Tensor) -> Tensor:
+        return two_class_logits(outputs)
+
+
+class Probability(_OfClasses):
+    """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
+
+    Its gradient is p_c (1 - p_c) times that of the log odds, so that maps of confident predictions rest on a factor
+    near zero, and all the classes' logits have a share in it. To explain a class, prefer its logit.
+
+    Args:
+        classes: as for :class:`Classes`.
+
+    Warns:
+        CamlibWarning: on the clean outputs a probability is above 0.99.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> bool(cam(torch.rand(2, 3, 64, 64), camlib.targets.Probability(1)).scores.max() < 1)
+        True
+    """
+
+    def fixed(self, outputs: Any) -> Self:
+        """Return the target with the classes of each image settled; warn where it is saturated."""
+        fixed = super().fixed(outputs)
+        columns = class_outputs(outputs).detach()
+        probability = fixed.scores(columns, torch.arange(len(columns), device=columns.device))
+        if bool((probability > SATURATED).any()):
+            most = float(probability.max())
+            warnings.warn(
+                f"the probability {most:.6g} of a class of {image_list(probability == probability.max())} is "
+                f"saturated: its gradient carries the factor p (1 - p) = {most * (1 - most):.2g}, which makes maps "
+                "faint and noisy; explain the logit instead, by giving the class itself as the target",
+                CamlibWarning,
+                stacklevel=4,
+            )
+        return fixed
+
+    def _table(self, outputs: Tensor) -> Tensor:
+        return class_log_probabilities(outputs).exp()
+
+
+class ReST(_OfClasses):
+    """The residual softmax target score, y_c + log p_c, with p_c as for :class:`Probability`.
+
+    The logit alone ignores the other classes, and the probability saturates; the sum, which is the logit minus the
+    cross-entropy of the class, does neither. Of Cai, "CAMs as Shapley Value-based Explainers" (2025),
+    https://arxiv.org/abs/2501.06261.
+
+    Args:
+        classes: as for :class:`Classes`.
+
+    Example:
+        >>> import camlib, torch
+        >>> logits = torch.tensor([[2.0, 1.0]])
+        >>> target = camlib.targets.resolve(camlib.targets.ReST(0), logits)
+        >>> bool(camlib.targets.score(target, logits, torch.tensor([0])) == 2 + logits.softmax(1)[0, 0].log())
+        True
+    """
+
+    def _table(self, outputs: Tensor) -> Tensor:
+        return two_class_logits(outputs) + class_log_probabilities(outputs)
+
+
+class Contrast(_OfClasses):
+    """A class against others: y_c - weight * mean over d of y_d, for what tells it from them.
+
+    Finer-CAM (Zhang et al., 2025, https://arxiv.org/abs/2501.11309) is Grad-CAM of this score with weight 0.6 and the
+    three nearest classes: those whose logits differ least from y_c, in absolute value, on the clean outputs.
+
+    Args:
+        classes: the class c, as for :class:`Classes`.
+        against: the classes d, in the same spellings; of (N, R) indices the R classes of each image are averaged.
+            None for the ``nearest`` of each c. With several c each is contrasted with all R.
+        weight: how much of the others is taken away.
+        nearest: how many classes to contrast with, where ``against`` is None; all others where there are fewer.
+
+    Raises:
+        CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
+        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, a class is contrasted with itself, or the network
+            has a single logit, whose classes are each other's negative.
+
+    Example:
+        >>> import camlib, torch
+        >>> logits = torch.tensor([[5.0, 1.0, 4.0, 3.0]])
+        >>> target = camlib.targets.resolve(camlib.targets.Contrast(0, nearest=2, weight=0.6), logits)
+        >>> camlib.targets.score(target, logits, torch.tensor([0]))  # 5 - 0.6 (4 + 3) / 2
+        tensor([2.9000])
+    """
+
+    def __init__(self, classes: Any = None, against: Any = None, weight: float = 1.0, nearest: int = 3) -> None:
+        super().__init__(classes)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise CamlibTypeError(f"weight must be a number, got {type(weight).__name__}: {weight!r}")
+        if isinstance(nearest, bool) or not isinstance(nearest, int):
+            raise CamlibTypeError(f"nearest must be an int, got {type(nearest).__name__}: {nearest!r}")
+        if not math.isfinite(weight):
+            raise CamlibValueError(f"weight must be finite, got {weight}")
+        if nearest < 1:
+            raise CamlibValueError(f"nearest must be at least 1, got {nearest}")
+        self._against = against
+        self._weight = weight
+        self._nearest = nearest
+        self._rivals: Tensor | None = None  # (N, R) or (N, K, R), like the classes and one more axis
+
+    def fixed(self, outputs: Any) -> Self:
+        """Return the target with the classes of each image, and those they are contrasted with, settled."""
+        fixed = super().fixed(outputs)
+        logits = class_outputs(outputs).detach()
+        if logits.shape[1] == 1:
+            raise CamlibValueError(
+                "Contrast needs the logits of two classes or more, and the outputs have a single one, whose classes "
+                "are each other's negative; explain the class itself"
+            )
+        if fixed._rivals is None:
+            fixed._rivals = self._choose_rivals(logits, fixed._classes)
+        return fixed
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the contrasts, (rows,) or (rows, K)."""
+        rivals = settled(self._rivals, self)[image_index]
+        return super().scores(outputs, image_index) - self._weight * _pick(class_outputs(outputs), rivals).mean(-1)
+
+    def _table(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def _choose_rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
+        if self._against is None:
+            apart = (_pick(logits, classes)[..., None] - (logits if classes.dim() == 1 else logits[:, None])).abs()
+            itself = torch.zeros_like(apart, dtype=torch.bool).scatter_(-1, classes[..., None], True)
+            # NaN sorts last, behind a class that was masked with -inf
+            order = apart.masked_fill(itself, torch.nan).argsort(dim=-1, stable=True)
+            return order[..., : min(self._nearest, logits.shape[1] - 1)]
+        rivals = class_indices(self._against, logits).reshape(len(logits), -1)
+        rivals = (rivals if classes.dim() == 1 else rivals[:, None]).expand(*classes.shape, -1)
+        clash = rivals == classes[..., None]
+        if bool(clash.any()):
+            raise CamlibValueError(
+                f"a class is contrasted with itself in {image_list(clash)}: classes {classes.tolist()} against "
+                f"{rivals.tolist()}; leave it out of against="
+            )
+        return rivals
+
+
+def resolve(target: Any, outputs: Any) -> Target:
+    """Turn what the user gave into a target that the outputs of clean images have settled.
+
+    Args:
+        target: ``None`` for the predicted class of each image; an int; one int per image; (N, K) class indices;
+            :class:`TopK`; a callable of the outputs; a :class:`Target`.
+        outputs: the model's outputs for the N images.
+
+    Raises:
+        CamlibTypeError: bools, floats, or class indices for outputs that are not (N, C), (N, 1) or (N,).
+        CamlibValueError: indices out of range, or not one for each image; what the target says of itself.
+    """
+    if isinstance(target, type):
+        raise CamlibTypeError(f"target is the class {target.__name__} itself; give an instance")
+    if isinstance(target, Target):
+        return target.fixed(outputs)
+    if callable(target):
+        return Score(target)
+    return Classes(target).fixed(outputs)
+
+
+def _pick(table: Tensor, classes: Tensor) -> Tensor:
+    """Take (rows, ...) columns of (rows, C)."""
+    return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)

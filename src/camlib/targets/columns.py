@@ -1,0 +1,167 @@
+"""Scores of outputs by their columns, where these are not classes that exclude each other."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.targets.base import Target, image_list, settled
+from camlib.targets.indices import check_range, class_outputs, integers
+
+
+class Output(Target):
+    """One output y_i as it is, by its column i: a regression's prediction, a label of a multi-label network.
+
+    Unlike a class index, column 0 of a network with a single output means that output, not its negative.
+
+    Args:
+        index: the column of outputs (N, C); outputs (N,) have column 0 alone.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> age = torchvision.models.resnet18(num_classes=1).eval()
+        >>> camlib.GradCAM(age)(torch.rand(2, 3, 64, 64), camlib.targets.Output(0)).target
+        'output 0'
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        column = integers(index)
+        if column.dim():
+            raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; give a callable target for several")
+        self._index = int(column)
+
+    @property
+    def resolved(self) -> str:
+        """The column's name."""
+        return f"output {self._index}"
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the column, (rows,)."""
+        columns = class_outputs(outputs)
+        check_range(torch.tensor(self._index), columns.shape[1])
+        return columns[:, self._index]
+
+
+class BinaryLogit(Target):
+    """The single logit y of a binary network, for the positive class; -y for the negative one.
+
+    Args:
+        positive: whether to explain the positive class.
+
+    Raises:
+        CamlibTypeError: ``positive`` is not a bool.
+        CamlibValueError: the outputs are not (N, 1) or (N,).
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=1).eval())
+        >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.BinaryLogit(positive=False)).target
+        'negative logit'
+    """
+
+    def __init__(self, positive: bool = True) -> None:
+        if not isinstance(positive, bool):
+            raise CamlibTypeError(f"positive must be a bool, got {type(positive).__name__}: {positive!r}")
+        self._positive = positive
+
+    @property
+    def resolved(self) -> str:
+        """The logit's name."""
+        return "positive logit" if self._positive else "negative logit"
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return plus or minus the logit, (rows,)."""
+        logits = class_outputs(outputs)
+        if logits.shape[1] != 1:
+            raise CamlibValueError(
+                f"BinaryLogit needs a single logit, (N, 1) or (N,), and the model returns {tuple(logits.shape)}; give "
+                "the class index instead"
+            )
+        return logits[:, 0] if self._positive else -logits[:, 0]
+
+
+class MultiLabel(Target):
+    """The sum of the logits of several labels, sum over chosen l of y_l: what speaks for all of them together.
+
+    For a map of each label, give their indices (N, K) as the target instead.
+
+    Args:
+        labels: the labels of each image: an (N, C) tensor or array of bools or of zeros and ones, or a list with a
+            list of column indices for each image.
+
+    Raises:
+        CamlibTypeError: labels of another kind.
+        CamlibValueError: labels for other images or columns than the outputs', or an image without any label.
+
+    Example:
+        >>> import camlib, torch
+        >>> logits = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+        >>> target = camlib.targets.resolve(camlib.targets.MultiLabel([[0, 2], [1]]), logits)
+        >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
+        tensor([ 5., 16.])
+    """
+
+    def __init__(self, labels: Any) -> None:
+        self._labels = labels
+        self._chosen: Tensor | None = None  # (N, C) bool
+
+    def fixed(self, outputs: Any) -> Self:
+        """Return the target with its labels checked against the outputs."""
+        columns = class_outputs(outputs)
+        rows, count = columns.shape
+        if isinstance(self._labels, (list, tuple)):
+            chosen = _columns_of_lists(self._labels, rows, count)
+        else:
+            chosen = _columns_of_mask(self._labels, rows, count)
+        if not bool(chosen.any(1).all()):
+            raise CamlibValueError(
+                f"no label is given for {image_list(~chosen.any(1))} of {rows}, so there is nothing to explain; leave "
+                "it out"
+            )
+        fixed = copy.copy(self)
+        fixed._chosen = chosen.to(columns.device)
+        return fixed
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the sums of the chosen columns, (rows,)."""
+        chosen = settled(self._chosen, self)[image_index]
+        return class_outputs(outputs).masked_fill(~chosen, 0).sum(1)
+
+
+def _columns_of_lists(labels: Any, rows: int, count: int) -> Tensor:
+    chosen = torch.zeros(rows, count, dtype=torch.bool)
+    columns = [torch.tensor([]).long() if _is_empty(of_image) else integers(of_image, "label") for of_image in labels]
+    if len(columns) != rows or any(of_image.dim() != 1 for of_image in columns):
+        raise CamlibValueError(
+            f"MultiLabel({labels!r}) for {rows} images; give a list of column indices for each image, or an "
+            f"({rows}, {count}) tensor of bools"
+        )
+    for image, of_image in enumerate(columns):
+        check_range(of_image, count, "label")
+        chosen[image, of_image] = True
+    return chosen
+
+
+def _is_empty(of_image: Any) -> bool:
+    return isinstance(of_image, (list, tuple)) and not of_image
+
+
+def _columns_of_mask(labels: Any, rows: int, count: int) -> Tensor:
+    try:
+        mask = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CamlibTypeError(
+            f"labels {labels!r} are not understood; give an (N, C) tensor of bools, or a list of indices for each image"
+        ) from error
+    if mask.shape != (rows, count):
+        raise CamlibValueError(
+            f"labels have shape {tuple(mask.shape)}, and the outputs ({rows}, {count}); give one bool for each output "
+            "(column indices are given as a list for each image)"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise CamlibValueError("labels hold values other than 0 and 1; give column indices as a list for each image")
+    return mask == 1

@@ -1,0 +1,146 @@
+"""How classes are spelled, and the outputs that they index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.outputs import is_detections, main_tensor
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The ``k`` classes with the highest outputs, the highest first: maps (N, k, h, w) from one forward pass.
+
+    Args:
+        k: how many classes, at least 1.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=10).eval())
+        >>> cam(torch.rand(2, 3, 64, 64), camlib.TopK(3)).maps.shape
+        torch.Size([2, 3, 2, 2])
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int):
+            raise CamlibTypeError(f"TopK(k) needs an int, got {type(self.k).__name__}: {self.k!r}")
+        if self.k < 1:
+            raise CamlibValueError(f"TopK(k) needs k >= 1, got {self.k}")
+
+
+def class_indices(classes: Any, logits: Tensor) -> Tensor:
+    """Return class indices (N,) or (N, K) from any spelling of classes, checked against logits (N, C).
+
+    Args:
+        classes: None for the predicted class of each image; an int; one int per image; (N, K) ints; :class:`TopK`.
+        logits: (N, C), the scores of the classes.
+
+    Raises:
+        CamlibTypeError: bools, floats, or nothing that is understood.
+        CamlibValueError: indices out of range, or not one for each image.
+    """
+    rows, count = logits.shape
+    if classes is None:
+        return logits.argmax(1)
+    if isinstance(classes, TopK):
+        if classes.k > count:
+            raise CamlibValueError(f"TopK({classes.k}) asks for more classes than the outputs' {count}")
+        return logits.topk(classes.k, dim=1).indices
+    return image_indices(classes, rows, count).to(logits.device)
+
+
+def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
+    """Return ints as one (N,) or several (N, K) for each of ``rows`` images, each of them in [0, ``count``).
+
+    Raises:
+        CamlibTypeError: bools, floats, or nothing that is understood.
+        CamlibValueError: indices out of range, or not one for each image.
+    """
+    indices = integers(given, what)
+    check_range(indices, count, what)
+    if indices.dim() == 0:
+        return indices.expand(rows)
+    if indices.shape[0] != rows or indices.dim() > 2 or not indices.numel():
+        raise CamlibValueError(
+            f"{what} has shape {tuple(indices.shape)} for {rows} images; give one class (an int), one per image "
+            f"({rows},), or several per image ({rows}, K)"
+        )
+    return indices
+
+
+def integers(given: Any, what: str = "target") -> Tensor:
+    """Return a tensor of int64 from ints, sequences, arrays or tensors of them; bools and floats are errors."""
+    try:
+        indices = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        ints = "an int, one int per image, or (N, K) ints"
+        known = f"{ints}, None, camlib.TopK(k), a callable, or a camlib.targets.Target" if what == "target" else ints
+        raise CamlibTypeError(f"{what} {given!r} is not understood; give {known}") from error
+    if _holds_bool(given) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+        kind = torch.bool if _holds_bool(given) else indices.dtype
+        raise CamlibTypeError(
+            f"{what} holds {kind} values ({given!r}); class indices are integers (for a mask or "
+            "weights over the outputs, pass a callable)"
+        )
+    return indices.long()
+
+
+def check_range(indices: Tensor, count: int | None, what: str = "target") -> None:
+    """Raise CamlibValueError unless all indices are in [0, ``count``), or not negative where the count is unknown."""
+    if not indices.numel():
+        return
+    least, most = int(indices.min()), int(indices.max())
+    if least < 0 or (count is not None and most >= count):
+        bound = "class indices are not negative" if count is None else f"the outputs have classes 0 to {count - 1}"
+        raise CamlibValueError(f"{what} has class index {least if least < 0 else most}, but {bound}")
+
+
+def class_outputs(outputs: Any) -> Tensor:
+    """Return outputs that have classes as (N, C); (N,) becomes (N, 1).
+
+    Of a mapping or dataclass, "logits" or "out" is taken (:func:`camlib.outputs.main_tensor`).
+
+    Raises:
+        CamlibTypeError: outputs of another kind, with the mend.
+    """
+    logits = main_tensor(outputs, ("logits", "out"))
+    if logits is None:
+        keys = f" with keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+        kind = "camlib.targets.Box(...) for a detection" if is_detections(outputs) else "a callable target"
+        raise CamlibTypeError(
+            f"the model returns a {type(outputs).__name__}{keys}, which has no class scores; pass "
+            f"forward=lambda model, inputs: ... to pick the tensor of logits, or {kind}"
+        )
+    if logits.dim() == 1:
+        return logits[:, None]
+    if logits.dim() != 2:
+        region = "camlib.targets.Region(category) for a segmentation, " if logits.dim() == 4 else ""
+        raise CamlibTypeError(
+            f"the model returns shape {tuple(logits.shape)}; class targets need (N, C). Pass forward= to reduce "
+            f"it, {region}or a callable target that returns one score for each image"
+        )
+    return logits
+
+
+def two_class_logits(outputs: Tensor) -> Tensor:
+    """Return (N, C, ...) as it is, and a binary network's (N, 1, ...) as (-logit, +logit)."""
+    return torch.cat([-outputs, outputs], dim=1) if outputs.shape[1] == 1 else outputs
+
+
+def class_log_probabilities(outputs: Tensor) -> Tensor:
+    """Return the logarithms of softmax, of sigmoid for a binary network's (N, 1), as (N, C) or (N, 2)."""
+    return F.logsigmoid(two_class_logits(outputs)) if outputs.shape[1] == 1 else outputs.log_softmax(1)
+
+
+def _holds_bool(target: Any) -> bool:
+    """Whether a bool hides in nested sequences, where torch would make an integer of it."""
+    return isinstance(target, bool) or (isinstance(target, (list, tuple)) and any(map(_holds_bool, target)))

@@ -1,0 +1,242 @@
+"""Probability, ReST and Contrast against their formulas, in every spelling of classes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import Network
+from torch import Tensor
+
+import camlib
+from camlib import targets
+
+LOGITS = torch.tensor([[1.0, 3.0, 2.5, -1.5], [0.5, -2.0, 0.0, 2.0]], dtype=torch.float64)
+SPELLINGS = [None, 2, [3, 1], np.array([3, 1]), [[0, 1], [3, 2]], camlib.TopK(3)]
+
+
+def scores(target: targets.Target, outputs: Tensor = LOGITS) -> Tensor:
+    return targets.score(targets.resolve(target, outputs), outputs, torch.arange(len(outputs)))
+
+
+def indices(classes: object, outputs: Tensor = LOGITS) -> list[list[int]]:
+    """The classes of each image, as a list for each."""
+    resolved = targets.resolve(classes, outputs).resolved
+    return resolved.reshape(len(outputs), -1).tolist()
+
+
+def naive_probability(logits: list[float], c: int) -> float:
+    return math.exp(logits[c]) / sum(math.exp(y) for y in logits)
+
+
+def naive_rest(logits: list[float], c: int) -> float:
+    return logits[c] + math.log(naive_probability(logits, c))
+
+
+def naive_contrast(logits: list[float], c: int, weight: float, nearest: int) -> float:
+    others = sorted((abs(y - logits[c]), y) for d, y in enumerate(logits) if d != c)[:nearest]
+    return logits[c] - weight * sum(y for _, y in others) / len(others)
+
+
+FORMULAS = [
+    (targets.Probability, naive_probability),
+    (targets.ReST, naive_rest),
+    (lambda c: targets.Contrast(c, weight=0.6, nearest=2), lambda y, c: naive_contrast(y, c, 0.6, 2)),
+    (targets.Contrast, lambda y, c: naive_contrast(y, c, 1.0, 3)),
+    (targets.Classes, lambda y, c: y[c]),
+]
+
+
+@pytest.mark.parametrize(("make", "formula"), FORMULAS)
+@pytest.mark.parametrize("classes", SPELLINGS)
+def test_scores_are_the_formula_in_every_spelling(make, formula, classes):
+    expected = [[formula(y, c) for c in of] for y, of in zip(LOGITS.tolist(), indices(classes), strict=True)]
+    found = scores(make(classes))
+    assert found.shape == targets.resolve(classes, LOGITS).resolved.shape
+    torch.testing.assert_close(found.reshape(2, -1), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("make", "_formula"), FORMULAS)
+@pytest.mark.parametrize("classes", SPELLINGS)
+def test_resolved_are_the_classes(make, _formula, classes):
+    resolved = targets.resolve(make(classes), LOGITS).resolved
+    assert torch.equal(resolved, targets.resolve(classes, LOGITS).resolved)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 6), st.integers(1, 8), st.floats(-2, 2))
+def test_contrast_is_its_formula_on_any_logits(seed, rows, classes, nearest, weight):
+    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = scores(targets.Contrast(camlib.TopK(2), weight=weight, nearest=nearest), logits)
+    top = logits.topk(2).indices.tolist()
+    expected = [[naive_contrast(y, c, weight, nearest) for c in of] for y, of in zip(logits.tolist(), top, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("make", "_formula"), FORMULAS)
+@pytest.mark.parametrize("classes", SPELLINGS)
+def test_what_is_settled_stays_and_enlarged_batches_are_followed(make, _formula, classes):
+    """Rows of either image in any order, perturbed so that other classes are now the best and the nearest."""
+    target = targets.resolve(make(classes), LOGITS)
+    image_index = torch.tensor([1, 0, 1, 1, 0])
+    outputs = torch.flip(LOGITS, (1,))[image_index] * torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None]
+    enlarged = targets.score(target, outputs, image_index)
+    for row, image in enumerate(image_index.tolist()):  # two rows at a time, in the images' places
+        pair = outputs[row].expand(2, -1)
+        torch.testing.assert_close(enlarged[row], targets.score(target, pair, torch.arange(2))[image])
+    again = targets.resolve(target, LOGITS.flip(1))
+    assert torch.equal(again.resolved, target.resolved)
+    assert torch.equal(targets.score(again, outputs, image_index), enlarged)
+
+
+def test_contrast_keeps_the_classes_nearest_on_the_clean_outputs():
+    target = targets.resolve(targets.Contrast(1, nearest=1), LOGITS)  # nearest to class 1: class 2 in both images
+    perturbed = torch.tensor([[9.0, 1.0, 5.0, 1.0]], dtype=torch.float64)
+    assert targets.score(target, perturbed, torch.tensor([0])).tolist() == [1.0 - 5.0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "against", "expected"),
+    [
+        (1, 0, [3.0 - 1.0, -2.0 - 0.5]),
+        ([1, 3], [2, 0], [3.0 - 2.5, 2.0 - 0.5]),
+        (1, [[0, 2], [3, 0]], [3.0 - (1 + 2.5) / 2, -2.0 - (2 + 0.5) / 2]),
+        ([[1, 2], [3, 1]], 0, [[3.0 - 1, 2.5 - 1], [2 - 0.5, -2 - 0.5]]),
+        ([[1], [3]], [[0, 2], [2, 0]], [[3.0 - (1 + 2.5) / 2], [2 - (0 + 0.5) / 2]]),
+    ],
+)
+def test_contrast_against_given_classes(classes, against, expected):
+    assert scores(targets.Contrast(classes, against)).tolist() == expected
+
+
+def test_contrast_of_k_classes_is_each_of_them_alone():
+    together = scores(targets.Contrast([[0, 3], [1, 2]]))
+    torch.testing.assert_close(together[:, 0], scores(targets.Contrast([0, 1])))
+    torch.testing.assert_close(together[:, 1], scores(targets.Contrast([3, 2])))
+
+
+def test_contrast_never_takes_a_class_from_itself_even_among_masked_ones():
+    logits = torch.tensor([[2.0, -torch.inf, -torch.inf, 1.0]])
+    target = targets.resolve(targets.Contrast(0, nearest=3), logits)
+    outputs = torch.tensor([[100.0, 3.0, 6.0, 9.0]])
+    assert targets.score(target, outputs, torch.tensor([0])).tolist() == [100.0 - 6.0]
+
+
+@pytest.mark.parametrize(
+    ("target", "outputs", "message"),
+    [
+        (lambda: targets.Contrast(1, 1), LOGITS, "contrasted with itself in images 0, 1"),
+        (lambda: targets.Contrast([1, 0], [0, 0]), LOGITS, "contrasted with itself in image 1"),
+        (lambda: targets.Contrast(0), LOGITS[:, :1], "needs the logits of two classes or more"),
+        (lambda: targets.Contrast(0), LOGITS[:, 0], "needs the logits of two classes or more"),
+        (lambda: targets.Contrast(0, 9), LOGITS, "class index 9, but the outputs have classes 0 to 3"),
+        (lambda: targets.Contrast(0, weight=math.nan), LOGITS, "weight must be finite, got nan"),
+        (lambda: targets.Contrast(0, nearest=0), LOGITS, "nearest must be at least 1, got 0"),
+        (lambda: targets.Probability(4), LOGITS, "class index 4"),
+        (lambda: targets.ReST([1, 2, 3]), LOGITS, r"shape \(3,\) for 2 images"),
+        (lambda: targets.Classes(camlib.TopK(5)), LOGITS, r"TopK\(5\) asks for more classes"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(target, outputs, message):
+    with pytest.raises(camlib.CamlibValueError, match=message):
+        targets.resolve(target(), outputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: targets.Contrast(0, weight="1"), "weight must be a number, got str"),
+        (lambda: targets.Contrast(0, weight=True), "weight must be a number, got bool"),
+        (lambda: targets.Contrast(0, nearest=2.0), "nearest must be an int, got float"),
+        (lambda: targets.resolve(targets.Probability(True), LOGITS), r"torch\.bool"),
+        (lambda: targets.resolve(targets.ReST(0.5), LOGITS), r"torch\.float32"),
+    ],
+)
+def test_options_of_another_type_are_refused(make, message):
+    with pytest.raises(camlib.CamlibTypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("target", [targets.Classes(), targets.Probability(1), targets.ReST(), targets.Contrast(0)])
+def test_scores_before_the_clean_outputs_are_known_is_an_error(target):
+    with pytest.raises(camlib.CamlibRuntimeError, match=r"depends on the clean outputs.*targets\.resolve"):
+        target.scores(LOGITS, torch.arange(2))
+    with pytest.raises(camlib.CamlibRuntimeError, match=type(target).__name__):
+        _ = target.resolved
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_binary_networks_have_the_sigmoid_for_probability(squeeze):
+    logits = torch.tensor([[0.3], [-2.0]], dtype=torch.float64)
+    outputs = logits[:, 0] if squeeze else logits
+    sigmoid = [1 / (1 + math.exp(-0.3)), 1 / (1 + math.exp(2.0))]
+    positive = scores(targets.Probability(1), outputs)
+    assert positive.tolist() == pytest.approx(sigmoid)
+    assert scores(targets.Probability(0), outputs).tolist() == pytest.approx([1 - p for p in sigmoid])
+    rest = scores(targets.ReST([1, 0]), outputs)
+    assert rest.tolist() == pytest.approx([0.3 + math.log(sigmoid[0]), 2.0 + math.log(1 - sigmoid[1])])
+
+
+def test_saturated_probability_warns_with_its_value_and_the_mend():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 6.0]], dtype=torch.float64)
+    p = 1 / (1 + math.exp(-6))
+    message = rf"probability {p:.6g} .*image 1 is saturated.*p \(1 - p\) = {p * (1 - p):.2g}.*explain the logit"
+    with pytest.warns(camlib.CamlibWarning, match=message):
+        targets.resolve(targets.Probability(1), logits)
+    targets.resolve(targets.Probability(0), logits)  # 0.0025 of class 0: no warning, which would be an error here
+
+
+def test_probability_at_the_threshold_does_not_warn():
+    below = torch.tensor([[0.0, math.log(0.9899 / 0.0101)]], dtype=torch.float64)
+    targets.resolve(targets.Probability(1), below)
+    above = torch.tensor([[0.0, math.log(0.9901 / 0.0099)]], dtype=torch.float64)
+    with pytest.warns(camlib.CamlibWarning, match=r"0\.9901"):
+        targets.resolve(targets.Probability(1), above)
+
+
+@pytest.mark.parametrize(
+    ("target", "of_logits"),
+    [
+        (targets.Probability(1), lambda y: y.softmax(1)[:, 1]),
+        (targets.ReST(1), lambda y: y[:, 1] + y.softmax(1)[:, 1].log()),
+        (targets.Contrast(1, [0, 2], 0.6), lambda y: y[:, 1] - 0.6 * y[torch.arange(2), torch.tensor([0, 2])]),
+    ],
+)
+def test_gradients_reach_the_map(target, of_logits):
+    images, model = torch.rand(2, 3, 8, 8), Network().eval()
+    cam = camlib.GradCAM(model, "norm", relu=False)
+    explanation, expected = cam(images, target), cam(images, of_logits)
+    assert explanation.maps.abs().max() > 0
+    torch.testing.assert_close(explanation.maps, expected.maps)
+    assert explanation.target.tolist() == [1, 1]
+
+
+def test_the_targets_given_are_left_as_they_are():
+    target = targets.Contrast()
+    first, second = scores(target), scores(target, LOGITS.flip(1))
+    torch.testing.assert_close(first, second)
+    with pytest.raises(camlib.CamlibRuntimeError, match="Contrast depends on the clean outputs"):
+        _ = target.resolved
+
+
+def test_rest_is_finite_where_the_probability_underflows():
+    logits = torch.tensor([[500.0, -500.0]])
+    assert scores(targets.ReST(1), logits).tolist() == [-500.0 - 1000.0]
+    assert targets.resolve(targets.ReST(0), logits).scores(logits, torch.tensor([0])).tolist() == [500.0]
+
+
+def test_only_the_logits_are_classes():
+    """Methods that are exact for logits alone, such as CAM, ask for this type."""
+    assert isinstance(targets.resolve(None, LOGITS), targets.Classes)
+    for other in (targets.Probability(0), targets.ReST(0), targets.Contrast(0)):
+        assert not isinstance(targets.resolve(other, LOGITS), targets.Classes)
+
+
+@pytest.mark.parametrize("target", [1, lambda outputs: outputs[:, 0], targets.Contrast(0), targets.Output(1)])
+def test_scores_of_the_whole_picture_are_the_same_in_a_mirror(target):
+    settled = targets.resolve(target, LOGITS)
+    assert settled.mirrored(8) is settled
+    assert not settled.spatial

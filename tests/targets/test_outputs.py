@@ -1,0 +1,101 @@
+"""What is found in the outputs of every kind of model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from networks import Network
+from torch import Tensor
+
+import camlib
+from camlib import targets
+from camlib.outputs import is_detections, main_tensor, row_count
+
+LOGITS = torch.arange(6.0).view(2, 3)
+
+
+@dataclass
+class Answer:
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+Pair = namedtuple("Pair", ["logits", "aux_logits"])
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        LOGITS,
+        {"logits": LOGITS, "out": torch.zeros(4)},
+        OrderedDict(aux=torch.zeros(4), out=LOGITS),
+        {"last_hidden_state": torch.zeros(4), "pooler_output": LOGITS},
+        {"logits": None, "image_embeds": LOGITS},
+        Answer(LOGITS, torch.zeros(4)),
+        Answer(None, LOGITS),
+        Pair(LOGITS, None),
+    ],
+)
+def test_the_main_tensor_is_the_first_of_the_known_names(outputs):
+    assert main_tensor(outputs) is LOGITS
+    assert row_count(outputs) == 2
+
+
+@pytest.mark.parametrize("outputs", [None, 1.0, [LOGITS], {"scores": LOGITS}, {"logits": 1.0}, Answer()])
+def test_nothing_else_is_a_main_tensor(outputs):
+    assert main_tensor(outputs) is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        ({"loss": torch.tensor(1.0), "scores": LOGITS}, 2),
+        ((torch.tensor(1.0), torch.zeros(5, 1)), 5),
+        ({"aux": torch.zeros(7), "out": LOGITS}, 2),
+        ([{"boxes": torch.zeros(9, 4)}, {"boxes": torch.zeros(0, 4)}, {"boxes": torch.zeros(1, 4)}], 3),
+        (torch.tensor(1.0), None),
+        ([], None),
+        ("text", None),
+    ],
+)
+def test_rows_are_images(outputs, rows):
+    assert row_count(outputs) == rows
+
+
+def test_detections_have_boxes_and_scores():
+    found = {"boxes": torch.zeros(1, 4), "scores": torch.zeros(1)}
+    assert is_detections([found, found])
+    assert is_detections((found,))
+    assert not is_detections([found, {"boxes": torch.zeros(1, 4)}])
+    assert not is_detections(found)
+    assert not is_detections([LOGITS])
+    assert not is_detections([])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda logits: {"logits": logits, "loss": logits.mean()}, Answer, lambda y: (y, 0)[0]]
+)
+def test_classes_of_mappings_and_dataclasses_are_their_logits(wrap):
+    images, model = torch.rand(2, 3, 8, 8), Network().eval()
+    wrapped = camlib.GradCAM(model, "norm", forward=lambda m, x: wrap(m(x)))
+    for target in (None, 1, [2, 0], [[0, 1], [1, 2]], camlib.TopK(2)):
+        expected = camlib.GradCAM(model, "norm")(images, target)
+        explanation = wrapped(images, target)
+        assert torch.equal(explanation.target, expected.target)
+        torch.testing.assert_close(explanation.maps, expected.maps)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"pooler_output": LOGITS}, r"returns a dict with keys \['pooler_output'\], which has no class scores"),
+        ([{"boxes": torch.zeros(1, 4), "scores": torch.zeros(1)}], r"returns a list.*or camlib\.targets\.Box"),
+        ({"out": torch.zeros(2, 3, 4, 4)}, r"\(2, 3, 4, 4\).*camlib\.targets\.Region\(category\)"),
+    ],
+)
+def test_outputs_without_classes_are_told_their_target(outputs, message):
+    with pytest.raises(camlib.CamlibTypeError, match=message):
+        targets.resolve(None, outputs)
