@@ -25,13 +25,15 @@ from torch import Tensor, nn
 
 import camlib
 from camlib import Explanation
+from camlib.methods.fusion import fuse
 
 SIZE = (12, 16)
+SIZES = {1: (40,), 2: SIZE, 3: (6, 12, 16)}
 
 
-def explain(maps: Tensor, **changes: Any) -> Explanation:
+def explain(maps: Tensor, dims: int = 2, **changes: Any) -> Explanation:
     """An explanation built by hand: the maps are all that matters, unless a test says otherwise."""
-    rows = maps.shape[:-2]
+    rows = maps.shape[:-dims]
     fields: dict[str, Any] = {
         "maps": maps,
         "scores": torch.arange(1.0, 1 + rows.numel()).reshape(rows),
@@ -39,7 +41,7 @@ def explain(maps: Tensor, **changes: Any) -> Explanation:
         "target": torch.arange(rows.numel()).reshape(rows),
         "method": "grad_cam",
         "layer": "features.3",
-        "input_size": SIZE,
+        "input_size": SIZES[dims],
     }
     return Explanation(**fields | changes)
 
@@ -719,3 +721,515 @@ def test_notebooks_show_the_heatmaps_in_a_row(shape: tuple[int, ...], shown: int
 def test_notebooks_show_maps_of_inputs_without_a_picture() -> None:
     png = explain(torch.rand(2, 4, 5), input_size=None)._repr_png_()
     assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).shape == (4, 14, 3)
+
+
+# Signals, volumes and videos
+
+
+GRIDS = {1: (7,), 2: (3, 5), 3: (2, 3, 5)}
+
+
+def spread(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """Linear along each axis in turn, half-pixel centres, then min-max over all."""
+    for axis, (cells, wanted) in enumerate(zip(values.shape, size, strict=True)):
+        places = (np.arange(wanted) + 0.5) * cells / wanted - 0.5
+        values = np.apply_along_axis(lambda line, at=places: np.interp(at, np.arange(len(line)), line), axis, values)
+    return (values - values.min()) / np.ptp(values)
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("rows", [(2,), (2, 3)])
+def test_dimensions_are_what_the_scores_leave(dims: int, rows: tuple[int, ...]) -> None:
+    explanation = explain(torch.rand(*rows, *GRIDS[dims]), dims)
+    assert explanation.dims == dims
+    assert explanation.has_class_axis == (len(rows) == 2)
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("rows", [(2,), (2, 3)])
+@pytest.mark.parametrize("scale", [0.5, 1, 2.5])
+def test_heatmaps_of_every_rank(dims: int, rows: tuple[int, ...], scale: float) -> None:
+    size = tuple(int(side * scale) for side in SIZES[dims])
+    maps = torch.rand(*rows, *GRIDS[dims], dtype=torch.float64)
+    explanation = explain(maps, dims)
+    heatmaps = explanation.heatmaps(None if scale == 1 else size)
+    assert heatmaps.shape == (*rows, *size)
+    for index in np.ndindex(rows):
+        np.testing.assert_allclose(heatmaps[index].numpy(), spread(maps[index].numpy(), size), atol=1e-12)
+
+
+def test_frames_of_a_heatmap_can_be_compared() -> None:
+    """The video is scaled as a whole: a frame that matters half as much is half as high."""
+    maps = torch.zeros(1, 2, 3, 5)
+    maps[0, 0, 1, 1], maps[0, 1, 1, 1] = 1, 2
+    heatmaps = explain(maps, 3).heatmaps((2, 3, 5))
+    assert heatmaps[0].amax((-2, -1)).tolist() == [0.5, 1]
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+def test_degenerate_maps_of_every_rank(dims: int) -> None:
+    shape = torch.rand(GRIDS[dims])
+    maps = torch.stack([shape * 0, shape * 0 + 3, -shape - 0.1, shape - 0.5, 3 + shape * 2**-21, shape])
+    degenerate = [True, True, True, False, True, False]
+    for rows in ((6,), (3, 2)):
+        explanation = explain(maps.reshape(*rows, *GRIDS[dims]), dims)
+        assert explanation.degenerate.shape == rows
+        assert explanation.degenerate.flatten().tolist() == degenerate
+        assert (explanation.heatmaps().reshape(6, -1).amax(1) == 0).tolist() == degenerate
+
+
+@pytest.mark.parametrize(
+    ("dims", "what", "shape"),
+    [
+        (1, "signal", r"size=\(length,\)"),
+        (2, "picture", r"size=\(height, width\)"),
+        (3, "volume or video", r"size=\(time, height, width\)"),
+    ],
+)
+def test_sizes_of_every_rank_are_checked(dims: int, what: str, shape: str) -> None:
+    maps = torch.rand(1, *GRIDS[dims])
+    other = SIZES[dims % 3 + 1]
+    for input_size in (None, other):
+        with pytest.raises(camlib.CamlibValueError, match=rf"inputs held no {what} whose size is known; give {shape}"):
+            explain(maps, dims, input_size=input_size).heatmaps()
+    assert explain(maps, dims, input_size=None).heatmaps(SIZES[dims]).shape == (1, *SIZES[dims])
+    for size in (other, (0,) * dims, (2.0,) * dims, 5):
+        with pytest.raises(camlib.CamlibValueError, match=shape.replace("=", " must be ")):
+            explain(maps, dims).heatmaps(size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("maps", "scores"), [((2,), (2,)), ((2, 1, 3, 4, 5), (2,)), ((2, 4, 5), (3,)), ((2, 3, 4, 5), (2, 4))]
+)
+def test_maps_and_scores_go_together(maps: tuple[int, ...], scores: tuple[int, ...]) -> None:
+    with pytest.raises(camlib.CamlibValueError, match="maps must have the axes of the scores") as error:
+        dataclasses.replace(explain(torch.rand(2, 4, 5)), maps=torch.rand(maps), scores=torch.rand(scores))
+    assert f"got {maps} for {scores}" in str(error.value)
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("rows", [(3,), (3, 2)])
+def test_every_rank_is_saved_joined_and_taken_apart(dims: int, rows: tuple[int, ...], tmp_path: Path) -> None:
+    explanation = explain(torch.rand(*rows, *GRIDS[dims]), dims, layers={"a": torch.rand(*rows, *GRIDS[dims])})
+    explanation.save(tmp_path / "a.npz")
+    assert_same(Explanation.load(tmp_path / "a.npz"), explanation)
+    assert_same(Explanation.cat(list(explanation)), explanation)
+    assert explanation[1].dims == dims
+    assert torch.equal(explanation[1:].heatmaps(), explanation.heatmaps()[1:])
+    assert f"inputs of {' x '.join(map(str, SIZES[dims]))}," in repr(explanation)
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+def test_layers_of_every_rank_are_fused_on_the_finest_grid(dims: int) -> None:
+    fine, coarse = torch.rand(2, 3, *SIZES[dims]), torch.rand(2, 3, *GRIDS[dims])
+    fused = fuse([coarse, fine], "mean", dims=dims)
+    assert fused.shape == fine.shape
+    for index in np.ndindex(2, 3):
+        both = [spread(maps[index].double().numpy(), SIZES[dims]) for maps in (coarse, fine)]
+        np.testing.assert_allclose(fused[index].numpy(), np.mean(both, 0), atol=1e-5)
+    assert fuse([coarse], "max", dims=dims) is coarse
+
+
+# Padding
+
+
+def padded(maps: Tensor, **changes: Any) -> Explanation:
+    """Cells of 4 x 4 pixels over 16 x 20, of which the input is the upper left 12 x 16."""
+    return explain(maps, extent=(16.0, 20.0), **changes)
+
+
+def test_padding_is_cut_off_before_normalising() -> None:
+    maps = torch.rand(2, 4, 5)
+    maps[:, 3], maps[..., 4] = 100, -100
+    for size in (None, (12, 16), (24, 32), (6, 8), (3, 4)):
+        height, width = size or SIZE
+        whole = camlib.resize(maps, (height * 4 // 3, width * 5 // 4))
+        assert torch.equal(padded(maps).heatmaps(size), camlib.normalize(whole[:, :height, :width]))
+
+
+def test_what_the_maps_show_stays_in_its_place() -> None:
+    maps = torch.zeros(1, 4, 5)
+    maps[0, 1, 2] = 1
+    heatmap = padded(maps).heatmaps()[0]
+    assert heatmap.shape == SIZE
+    hot = (heatmap > 0.5).nonzero()
+    assert (hot.amin(0).tolist(), hot.amax(0).tolist()) == ([4, 8], [7, 11])
+    stretched_over_the_input = explain(maps).heatmaps()[0]
+    assert (stretched_over_the_input > 0.5).nonzero().tolist() != hot.tolist()
+
+
+def test_padding_is_rounded_to_whole_pixels() -> None:
+    maps = torch.rand(1, 4, 5)
+    heatmaps = explain(maps, extent=(13.4, 16.0)).heatmaps()
+    assert torch.equal(heatmaps, camlib.normalize(camlib.resize(maps, (13, 16))[:, :12]))
+    assert torch.equal(explain(maps, extent=(12.0, 16.0)).heatmaps(), explain(maps).heatmaps())
+
+
+@pytest.mark.parametrize("rows", [(2,), (1, 2)])
+def test_evidence_in_the_padding_is_none(rows: tuple[int, ...]) -> None:
+    maps = torch.full((2, 4, 5), -1.0)
+    maps[0, 3, 2] = 5
+    maps[1, 2, 3] = 5
+    maps[:, 0, 0] = -2
+    explanation = padded(maps.reshape(*rows, 4, 5))
+    assert explanation.degenerate.flatten().tolist() == [True, False]
+    heatmaps = explanation.heatmaps().reshape(2, *SIZE)
+    assert not heatmaps[0].any()
+    assert heatmaps[1].max() == 1
+
+
+def test_cells_on_the_border_count() -> None:
+    """The last cell that the input reaches is there, whether it is reached to the end or by rounding's width."""
+    maps = torch.zeros(1, 1, 3)
+    maps[..., 1] = 1
+    for covered, degenerate in ((30.0, False), (20.1, False), (30.0 + 1e-12, False), (15.0, False)):
+        explanation = explain(maps, input_size=(10, 15), extent=(10.0, covered))
+        assert explanation.degenerate.tolist() == [degenerate]
+    exactly = explain(torch.tensor([[[0.0, 0.0, 1.0]]]), input_size=(10, 20), extent=(10.0, 30.0 - 1e-12))
+    assert exactly.degenerate.tolist() == [True]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 3, 4, 5)])
+def test_pictures_of_padded_maps(shape: tuple[int, ...]) -> None:
+    explanation = padded(torch.rand(shape))
+    images = pictures(size=(24, 32))
+    overlays = explanation.overlays(images)
+    heatmaps = explanation.heatmaps((24, 32))
+    flat = zip(overlays.reshape(-1, 24, 32, 3), heatmaps.flatten(0, -3), strict=True)
+    for row, (overlay, heatmap) in enumerate(flat):
+        assert np.array_equal(overlay, camlib.overlay(images[row * 2 // heatmaps[..., 0, 0].numel()], heatmap))
+    assert np.array_equal(drawn(explanation.plot(images).axes[2]), overlays.reshape(-1, 24, 32, 3)[0])
+    strip = cv2.imdecode(np.frombuffer(explanation._repr_png_(), np.uint8), cv2.IMREAD_COLOR)
+    assert strip.shape[0] == SIZE[0]
+
+
+def test_padding_survives_files_joins_and_indices(tmp_path: Path) -> None:
+    explanation = padded(torch.rand(3, 4, 5))
+    explanation.save(tmp_path / "a.npz")
+    assert_same(Explanation.load(tmp_path / "a.npz"), explanation)
+    assert Explanation.load(tmp_path / "a.npz").extent == (16.0, 20.0)
+    assert_same(Explanation.cat(list(explanation)), explanation)
+    with_header(lambda header: {key: value for key, value in header.items() if key != "extent"})(tmp_path / "a.npz")
+    assert Explanation.load(tmp_path / "a.npz").extent is None
+    with pytest.raises(camlib.CamlibValueError, match="explanations differ in extent"):
+        Explanation.cat([explanation, explain(torch.rand(3, 4, 5))])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"input_size": None}, {"input_size": (12,)}, {"extent": (16.0,)}, {"extent": (1.0, 16.0, 20.0)}]
+)
+def test_padding_needs_an_input_of_its_rank(changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        camlib.CamlibValueError, match=r"extent .* must extend the input along each of the maps' 2 axes"
+    ):
+        explain(torch.rand(1, 4, 5), **{"extent": (16.0, 20.0)} | changes)
+
+
+# Maps that explain no score
+
+
+def test_without_a_score_titles_leave_it_out(tmp_path: Path) -> None:
+    scores = torch.full((2,), float("nan"))
+    explanation = explain(torch.rand(2, 4, 5), scores=scores, target="features")
+    assert titles(explanation.plot(pictures()), 0) == ["features", "features"]
+    named = explain(torch.rand(2, 4, 5), scores=scores, target=torch.tensor([0, 1]))
+    assert titles(named.plot(pictures(), ["cat", "dog"]), 0) == ["cat", "dog"]
+    explanation.save(tmp_path / "a.npz")
+    assert Explanation.load(tmp_path / "a.npz").scores.isnan().tolist() == [True, True]
+    assert Explanation.cat([explanation[0], explanation[1]]).target == "features"
+    assert explanation.heatmaps().amax((-2, -1)).tolist() == [1, 1]
+
+
+# Outputs of detectors
+
+
+def detections(*counts: int) -> list[dict[str, Tensor]]:
+    return [
+        {"boxes": torch.rand(count, 4), "scores": torch.rand(count), "labels": torch.arange(count)} for count in counts
+    ]
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5), (3, 3, 3), (1, 1, 1)])
+def test_detections_go_with_their_image(counts: tuple[int, ...]) -> None:
+    """As many boxes as images must not be taken for a batch."""
+    outputs = detections(*counts)
+    explanation = explain(torch.rand(3, 4, 5), outputs=outputs)
+    for n in (0, 1, 2, -1):
+        (only,) = explanation[n].outputs
+        assert all(torch.equal(only[name], outputs[n][name]) for name in outputs[n])
+    assert [len(one["boxes"]) for one in explanation[1:].outputs] == list(counts[1:])
+    assert explanation[3:].outputs == []
+    assert [len(one.outputs[0]["labels"]) for one in explanation] == list(counts)
+
+
+def test_detections_are_joined_by_image() -> None:
+    first, second = detections(3, 0), detections(2)
+    joined = Explanation.cat(
+        [explain(torch.rand(2, 4, 5), outputs=first), explain(torch.rand(1, 4, 5), outputs=second)]
+    )
+    assert len(joined.outputs) == 3
+    assert all(one is other for one, other in zip(joined.outputs, [*first, *second], strict=True))
+    assert len(first) == 2
+    with pytest.raises(camlib.CamlibValueError, match="explanations differ in outputs: 'a list with an entry"):
+        Explanation.cat([joined, explain(torch.rand(1, 4, 5), outputs={"logits": torch.rand(1, 2)})])
+
+
+def test_detections_are_moved() -> None:
+    cast = explain(torch.rand(2, 4, 5), outputs=detections(3, 2)).to(torch.float64)
+    assert [one["boxes"].dtype for one in cast.outputs] == [torch.float64] * 2
+    assert [one["labels"].dtype for one in cast.outputs] == [torch.int64] * 2
+
+
+def test_as_many_heads_as_images_are_still_heads() -> None:
+    heads = [torch.rand(2, 5), torch.rand(2, 7)]
+    one = explain(torch.rand(2, 4, 5), outputs=heads)[1]
+    assert all(torch.equal(mine, head[1:]) for mine, head in zip(one.outputs, heads, strict=True))
+    assert Explanation.cat([one, one]).outputs is None
+
+
+# Overlays and figures of volumes and videos
+
+
+def clips(count: int = 2, size: tuple[int, ...] = SIZES[3]) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("rows", [(2,), (2, 3)])
+def test_overlays_of_clips_are_those_of_their_frames(rows: tuple[int, ...]) -> None:
+    explanation = explain(torch.rand(*rows, 2, 3, 5), 3)
+    videos = clips(size=(9, 20, 30))
+    overlays = explanation.overlays(videos, "viridis", 0.3)
+    assert overlays.shape == (*rows, 9, 20, 30, 3)
+    assert overlays.dtype == np.uint8
+    heatmaps = explanation.heatmaps((9, 20, 30))
+    for index in np.ndindex(rows):
+        for frame in range(9):
+            expected = camlib.overlay(videos[index[0], frame], heatmaps[index][frame], "viridis", 0.3)
+            assert np.array_equal(overlays[index][frame], expected)
+
+
+def test_overlays_take_every_kind_of_clip() -> None:
+    explanation = explain(torch.rand(2, 2, 3, 5), 3)
+    videos = clips()
+    expected = explanation.overlays(videos)
+    tensor = torch.from_numpy(videos).permute(0, 4, 1, 2, 3)
+    for batch in (list(videos), tensor, list(tensor), tensor / 255, videos / 255, [list(video) for video in videos]):
+        assert np.array_equal(explanation.overlays(batch), expected)
+    alone = [one.overlays(video)[0] for one, video in zip(explanation, videos, strict=True)]
+    channels_first = [one.overlays(video)[0] for one, video in zip(explanation, tensor, strict=True)]
+    assert np.array_equal(np.stack(alone), expected)
+    assert np.array_equal(np.stack(channels_first), expected)
+
+
+def test_overlays_take_grey_volumes() -> None:
+    explanation = explain(torch.rand(2, 2, 3, 5), 3)
+    volumes = clips()[..., 0]
+    expected = explanation.overlays(np.repeat(volumes[..., None], 3, -1))
+    tensor = torch.from_numpy(volumes)
+    for batch in (volumes, volumes[..., None], list(volumes), tensor[:, None], list(tensor), list(tensor[:, None])):
+        assert np.array_equal(explanation.overlays(batch), expected)
+    assert np.array_equal(explanation[0].overlays(volumes[0]), expected[:1])
+    assert np.array_equal(explanation[0].overlays(tensor[0]), expected[:1])
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.rand(2, 4, 6, 12, 16), camlib.CamlibValueError, r"channels-first.*\(4, 6, 12, 16\).*give one"),
+        (
+            torch.rand(2, 6, 12, 16, 3),
+            camlib.CamlibValueError,
+            r"got \(6, 12, 16, 3\).*for channels last, pass an array",
+        ),
+        (np.zeros((2, 6, 12, 16, 2)), camlib.CamlibValueError, r"got \(6, 12, 16, 2\); of a volume of several"),
+        (np.zeros((2, 6)), camlib.CamlibValueError, r"got \(2, 6\)"),
+        (np.full((2, 6, 12, 16), 7.0), camlib.CamlibValueError, r"lies in \[0, 1\], got \[7, 7\]"),
+        ([clips(1)[0], "b.mp4"], camlib.CamlibTypeError, "a list of frames, got str"),
+        ([clips(1)[0], []], camlib.CamlibValueError, r"one or more frames of one size, got sizes \[\]"),
+        ([clips(1)[0]], camlib.CamlibValueError, "2 explained images need as many clips, got 1"),
+        (clips(3), camlib.CamlibValueError, "2 explained images need as many clips, got 3"),
+        (
+            [clips(1)[0], clips(1, (6, 4, 4))[0]],
+            camlib.CamlibValueError,
+            r"\[\(6, 4, 4\), \(6, 12, 16\)\].*one by one",
+        ),
+    ],
+)
+def test_what_is_no_clip_is_an_error(images: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        explain(torch.rand(2, 2, 3, 5), 3).overlays(images)
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown"),
+    [
+        (1, [0]),
+        (5, [0, 1, 2, 3, 4]),
+        (8, list(range(8))),
+        (16, [0, 2, 4, 6, 9, 11, 13, 15]),
+        (15, list(range(0, 15, 2))),
+    ],
+)
+def test_figure_of_clips_shows_evenly_spaced_frames(frames: int, shown: list[int]) -> None:
+    explanation = explain(torch.rand(2, 2, 3, 5), 3)
+    videos = clips(size=(frames, 12, 16))
+    figure = explanation.plot(videos)
+    assert len(figure.axes) == 4 * len(shown) + 1
+    overlays = explanation.overlays(videos)
+    lines = np.array(figure.axes[:-1]).reshape(2, 2, len(shown))
+    for n in range(2):
+        assert [axes.get_title("left").split("\n")[-1] for axes in lines[n, 0]] == [f"frame {at}" for at in shown]
+        for column, at in enumerate(shown):
+            assert np.array_equal(drawn(lines[n, 0, column]), videos[n, at])
+            assert np.array_equal(drawn(lines[n, 1, column]), overlays[n, at])
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_figure_of_clips_names_every_class() -> None:
+    maps = torch.rand(1, 2, 2, 3, 5)
+    maps[0, 1] = 0
+    figure = explain(maps, 3, target=torch.tensor([[2, 0]])).plot(clips(1), ["cat", "dog", "cow"], alpha=0.2)
+    headings = [axes.get_title("left") for axes in figure.axes[::12]]
+    assert headings == ["cow: score 1.00\nframe 0", "cat: score 2.00, no positive evidence\nframe 0", ""]
+    assert "grad_cam at features.3" in figure.axes[-1].get_ylabel()
+
+
+def test_clips_of_different_lengths_share_a_figure() -> None:
+    videos = [clips(1)[0], clips(1, (3, 5, 7))[0]]
+    figure = explain(torch.rand(2, 2, 3, 5), 3).plot(videos)
+    assert [len(axes.images) for axes in figure.axes[:-1]] == [1] * 12 + ([1] * 3 + [0] * 3) * 2
+
+
+# Figures of signals
+
+
+def signals(channels: int = 2) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(size=(2, channels, 40))
+
+
+@pytest.mark.parametrize("rows", [(2,), (2, 3)])
+def test_figure_of_signals_has_lines_before_their_heatmap(rows: tuple[int, ...]) -> None:
+    explanation = explain(torch.rand(*rows, 7), 1)
+    figure = explanation.plot(signals())
+    heatmaps = explanation.heatmaps((40,)).reshape(-1, 40)
+    assert len(figure.axes) == len(heatmaps) + 1
+    for row, axes in enumerate(figure.axes[:-1]):
+        signal = signals()[row * 2 // len(heatmaps)]
+        assert [line.get_ydata().tolist() for line in axes.lines] == signal.tolist()
+        assert np.array_equal(drawn(axes), heatmaps[row : row + 1].numpy())
+        left, right, bottom, top = axes.images[0].get_extent()
+        assert (left, right) == axes.get_xlim() == (-0.5, 39.5)
+        assert (bottom, top) == axes.get_ylim()
+        assert bottom < signal.min() < signal.max() < top
+        assert axes.images[0].get_zorder() < min(line.get_zorder() for line in axes.lines)
+        assert axes.get_title("left") == f"class {row}: score {row + 1:.2f}"
+        assert axes.get_ylabel() == "value"
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["channel 0", "channel 1"]
+    assert figure.axes[-2].get_xlabel() == "sample"
+    assert "grad_cam at features.3" in figure.axes[-1].get_ylabel()
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_signals_colours_are_those_of_the_bar() -> None:
+    """Half jet, half paper; with "heat" what does not matter is white."""
+    for alpha, lowest in ((0.5, [128, 128, 192]), ("heat", [255, 255, 255]), (1.0, [0, 0, 128])):
+        figure = explain(torch.rand(1, 7), 1).plot(signals()[:1], alpha=alpha)
+        assert np.array(figure.axes[0].images[0].cmap(0.0, bytes=True)[:3]).tolist() == lowest
+        bar = figure.axes[-1].collections[-1]
+        assert np.array(bar.cmap(0.0, bytes=True)[:3]).tolist() == lowest
+    with pytest.raises(camlib.CamlibValueError, match="alpha must lie in"):
+        explain(torch.rand(1, 7), 1).plot(signals()[:1], alpha=2)
+
+
+def lines_of(figure: Figure) -> list[list[list[float]]]:
+    return [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes[:-1]]
+
+
+def test_figures_take_every_kind_of_signal() -> None:
+    explanation = explain(torch.rand(2, 7), 1)
+    two = signals()
+    for batch in (
+        two,
+        torch.from_numpy(two),
+        list(two),
+        tuple(torch.from_numpy(two)),
+        torch.from_numpy(two).requires_grad_(),
+    ):
+        assert lines_of(explanation.plot(batch)) == two.tolist()
+    one = two[:, 0]
+    for batch in (one, one[:, None], torch.from_numpy(one), list(one)):
+        assert lines_of(explanation.plot(batch)) == one[:, None].tolist()
+    for signal in (two[0], two[:1]):
+        assert lines_of(explanation[0].plot(signal)) == [two[0].tolist()]
+    for signal in (one[0], one[:1], one[0][None]):
+        assert lines_of(explanation[0].plot(signal)) == [[one[0].tolist()]]
+    lengths = explanation.plot([one[0], one[1][:13]])
+    assert [drawn(axes).shape for axes in lengths.axes[:2]] == [(1, 40), (1, 13)]
+    assert lines_of(explanation.plot(torch.from_numpy(two).bfloat16()))[0][0][0] == pytest.approx(
+        two[0, 0, 0], rel=0.01
+    )
+
+
+def test_many_channels_go_without_a_legend() -> None:
+    figure = explain(torch.rand(2, 7), 1).plot(signals(12))
+    assert figure.axes[0].get_legend() is None
+    assert len(figure.axes[0].lines) == 12
+    assert explain(torch.rand(2, 7), 1).plot(signals(1)).axes[0].get_legend() is None
+
+
+def test_figure_says_which_signal_has_no_evidence() -> None:
+    figure = explain(torch.stack([torch.zeros(7), torch.rand(7)]), 1).plot(signals())
+    assert figure.axes[0].get_title("left") == "class 0: score 1.00, no positive evidence"
+    assert not drawn(figure.axes[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (signals()[:1], camlib.CamlibValueError, "2 explained images need as many signals, got 1"),
+        (signals()[0, 0], camlib.CamlibValueError, "2 explained images need as many signals, got 1"),
+        (np.zeros((2, 3, 4, 5)), camlib.CamlibValueError, r"\(C, L\) or \(L,\) without empty axes, got \(2, 3, 4, 5\)"),
+        (np.zeros((2, 3, 0)), camlib.CamlibValueError, r"got \(3, 0\)"),
+        (["a.wav", "b.wav"], camlib.CamlibTypeError, "real numbers, got str"),
+        (None, camlib.CamlibTypeError, "real numbers, got NoneType"),
+        (np.zeros((2, 3), complex), camlib.CamlibTypeError, "real numbers, got complex128"),
+    ],
+)
+def test_what_is_no_signal_is_an_error(images: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        explain(torch.rand(2, 7), 1).plot(images)
+
+
+def test_signals_have_no_overlays() -> None:
+    with pytest.raises(camlib.CamlibValueError, match=r"maps \(2, 7\) are of signals.*explanation\.plot\(signals\)"):
+        explain(torch.rand(2, 7), 1).overlays(signals())
+
+
+# Notebooks, of every rank
+
+
+def decoded(explanation: Explanation) -> NDArray[np.uint8]:
+    return cv2.imdecode(np.frombuffer(explanation._repr_png_(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+@pytest.mark.parametrize(("rows", "shown"), [((1,), 1), ((2, 3), 6), ((20,), 8)])
+def test_notebooks_show_the_middle_frames_of_clips(rows: tuple[int, ...], shown: int) -> None:
+    explanation = explain(torch.rand(*rows, 2, 3, 5), 3)
+    strip = decoded(explanation)
+    assert strip.shape == (12, shown * (16 + 2), 3)
+    for n, heatmap in enumerate(explanation.heatmaps().flatten(0, -4)[:shown]):
+        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.colorize(heatmap[3]))
+
+
+@pytest.mark.parametrize(("rows", "shown"), [((1,), 1), ((2, 3), 6), ((20,), 8)])
+def test_notebooks_show_a_band_for_each_signal(rows: tuple[int, ...], shown: int) -> None:
+    explanation = explain(torch.rand(*rows, 7), 1)
+    strip = decoded(explanation)
+    assert strip.shape == (shown * (16 + 2), 40, 3)
+    for n, heatmap in enumerate(explanation.heatmaps().flatten(0, -2)[:shown]):
+        assert np.array_equal(strip[18 * n : 18 * n + 16], camlib.colorize(heatmap.expand(16, -1)))
+
+
+def test_notebooks_show_maps_of_unknown_inputs_of_every_rank() -> None:
+    assert decoded(explain(torch.rand(2, 7), 1, input_size=None)).shape == (36, 7, 3)
+    assert decoded(explain(torch.rand(2, 2, 3, 5), 3, input_size=None)).shape == (3, 14, 3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging import colorize, is_constant, normalize, resize
+from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.nested import map_tensors
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 
+_INPUTS = {1: "signal", 2: "picture", 3: "volume or video"}
+
+SHOWN = 8
+"""Heatmaps that a notebook shows."""
+
+BAND, GAP = 16, 2
+"""Height of a signal's band, and space between heatmaps, in pixels of a notebook's picture."""
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -30,6 +40,12 @@ class Explanation:
 
     Tensors are detached and lie on the model's device. Indexing and iteration go by image and keep the batch
     axis; ``len`` is the number of images; a notebook shows the heatmaps.
+
+    What is said of images goes for signals and for volumes and videos, too: where it says (h, w), a signal's map has
+    (l,), and a volume's or a video's (t, h, w). :attr:`dims` tells which.
+
+    Raises:
+        CamlibValueError: maps and scores do not go together, or the extent has no input that it would extend.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -42,7 +58,8 @@ class Explanation:
     maps: Tensor
     """(N, h, w), or (N, K, h, w) with a class axis; at the layer's resolution, not normalised, float32 or more."""
     scores: Tensor
-    """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise."""
+    """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise; NaN where the
+    method explains no score (a class-agnostic one, of a model whose outputs hold no classes)."""
     outputs: Any
     """What the model returned, detached."""
     target: Tensor | str
@@ -51,10 +68,32 @@ class Explanation:
     """Name of the method, a key of :data:`camlib.METHODS`."""
     layer: str
     """Name of the layer; of several, joined by ``" + "``."""
-    input_size: tuple[int, int] | None
-    """(H, W) of the input, or None if it held no picture."""
+    input_size: tuple[int, ...] | None
+    """(H, W) of the input, or None if it held no picture; (L,) of a signal, (T, H, W) of a volume or a video."""
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution."""
+    extent: tuple[float, ...] | None = None
+    """(H, W) in input pixels that the maps cover, where that is more than the input; a detector pads its pictures at
+    the right and at the bottom."""
+
+    def __post_init__(self) -> None:
+        if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
+            raise CamlibValueError(
+                f"maps must have the axes of the scores and then one to three of their own, (N, h, w) for (N,) or "
+                f"(N, K, h, w) for (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
+            )
+        if self.extent is not None and (
+            self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
+        ):
+            raise CamlibValueError(
+                f"extent {self.extent} must extend the input along each of the maps' {self.dims} axes, whose "
+                f"input_size is {self.input_size}"
+            )
+
+    @property
+    def dims(self) -> int:
+        """1 for maps of signals, (N, l); 2 for pictures, (N, h, w); 3 for volumes and videos, (N, t, h, w)."""
+        return self.maps.dim() - self.scores.dim()
 
     @property
     def has_class_axis(self) -> bool:
@@ -63,42 +102,71 @@ class Explanation:
 
     @property
     def degenerate(self) -> Tensor:
-        """(N,) or (N, K) bool, true where the map is constant or has no positive evidence; its heatmap is all zeros."""
-        return is_constant(self.maps) | (self.maps.amax((-2, -1)) <= 0)
+        """(N,) or (N, K) bool, true where the map is constant or has no positive evidence; its heatmap is all zeros.
 
-    def heatmaps(self, size: tuple[int, int] | None = None, normalize: str = "minmax") -> Tensor:
-        """Resize the maps, then normalise each image and class on its own.
+        Padding is left out: cells wholly outside the input do not count.
+        """
+        cells = self.maps
+        if self.extent is not None and self.input_size is not None:
+            for axis, covered, inside in zip(range(-self.dims, 0), self.extent, self.input_size, strict=True):
+                reached = round(min(inside / covered, 1) * cells.shape[axis], 6)  # 25.000000001 cells are 25
+                cells = cells.narrow(axis, 0, math.ceil(reached))
+        return is_constant(cells, self.dims) | (cells.flatten(-self.dims).amax(-1) <= 0)
+
+    def heatmaps(self, size: tuple[int, ...] | None = None, normalize: str = "minmax") -> Tensor:
+        """Resize the maps, cut off what lies outside the input, then normalise each image and class on its own.
 
         Args:
-            size: (H, W) of the heatmaps; the input's by default. Bilinear, with half-pixel centres.
+            size: (H, W) of the heatmaps; the input's by default. Bilinear, with half-pixel centres. For signals
+                (L,), linear; for volumes and videos (T, H, W), trilinear.
             normalize: a method of :func:`camlib.normalize`. With "signed" and "none" negative values are kept,
                 so that only constant maps come out as zeros, and with "none" not even these.
 
         Returns:
-            (N, H, W) or (N, K, H, W), in [0, 1]; with "signed" in [-1, 1].
+            (N, H, W) or (N, K, H, W), in [0, 1]; with "signed" in [-1, 1]. A volume or a video is scaled as a
+            whole, so that its frames can be compared.
 
         Raises:
-            CamlibValueError: no size is given and the input had none.
+            CamlibValueError: no size is given and the input had none, or a wrong one.
         """
-        size = self.input_size if size is None else size
         if size is None:
-            raise CamlibValueError("the inputs held no picture whose size is known; give size=(height, width)")
-        heatmaps = _normalize(resize(self.maps, size), normalize)
+            size = self.input_size
+            if size is None or len(size) != self.dims:
+                raise CamlibValueError(
+                    f"the inputs held no {_INPUTS[self.dims]} whose size is known; give size={SIZES[self.dims]}"
+                )
+        heatmaps = _normalize(self._resized(checked_grid(size, self.dims)), normalize, self.dims)
         if normalize in ("signed", "none"):
             return heatmaps
-        return heatmaps.masked_fill(self.degenerate[..., None, None], 0)
+        return heatmaps.masked_fill(self.degenerate.reshape(*self.scores.shape, *[1] * self.dims), 0)
+
+    def _resized(self, size: tuple[int, ...]) -> Tensor:
+        """The maps with each pixel of ``size`` over its pixels of the input; the padding is cut off."""
+        if self.extent is None or self.input_size is None:
+            return resize(self.maps, size)
+        sides = zip(size, self.extent, self.input_size, strict=True)
+        maps = resize(self.maps, tuple(max(side, round(side * covered / full)) for side, covered, full in sides))
+        inside: tuple[Any, ...] = (..., *map(slice, size))
+        return maps[inside]
 
     def overlays(self, images: Any, colormap: Any = "jet", alpha: float | str = 0.5) -> NDArray[np.uint8]:
         """Lay the heatmaps over the images, each at the images' own resolution.
 
         Args:
             images: as :func:`camlib.overlay` takes them: a list, or a batch. They must show what the network
-                saw: for cropped or padded inputs, take the heatmap back with a geometry first.
+                saw: for cropped or padded inputs, take the heatmap back with a geometry first. Volumes and videos:
+                arrays (N, T, H, W, 3) or grey (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W), or a list
+                of such or of lists of frames. A volume of several channels is not a picture: give one of them.
             colormap: a name or a matplotlib colormap; red is high, blue low by default.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
         Returns:
-            (N, H, W, 3) or (N, K, H, W, 3), RGB, uint8.
+            (N, H, W, 3) or (N, K, H, W, 3), RGB, uint8; (N, T, H, W, 3) or (N, K, T, H, W, 3) for volumes and
+            videos.
+
+        Raises:
+            CamlibValueError: not one picture for each image explained, pictures of different sizes, or signals,
+                which :meth:`plot` draws.
         """
         from camlib.plotting import overlays
 
@@ -113,8 +181,12 @@ class Explanation:
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, a row for each image and class, with a colour bar.
 
+        A volume or a video is drawn as up to eight of its frames, evenly spaced, over the same frames with their
+        heatmap; a signal as lines before a background in the heatmap's colours.
+
         Args:
-            images: as for :meth:`overlays`.
+            images: as for :meth:`overlays`; signals: arrays or tensors (N, C, L) or (N, L), or a list of (C, L) or
+                (L,).
             class_names: names for the class indices.
             colormap: as for :meth:`overlays`.
             alpha: as for :meth:`overlays`.
@@ -147,7 +219,7 @@ class Explanation:
     def cat(explanations: Sequence[Explanation]) -> Explanation:
         """Join explanations of the same method, layer and kind of target along the images.
 
-        Outputs are joined if they are tensors; otherwise the result has none.
+        Outputs are joined if they are tensors, or lists with an entry for each image; otherwise the result has none.
 
         Raises:
             CamlibValueError: nothing to join, or they do not go together.
@@ -164,7 +236,11 @@ class Explanation:
             parts = [get(explanation) for explanation in explanations]
             return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
-        outputs = join(lambda e: e.outputs) if isinstance(first.outputs, Tensor) else None
+        outputs: Any = None
+        if isinstance(first.outputs, Tensor):
+            outputs = join(lambda e: e.outputs)
+        elif _per_image(first):
+            outputs = [entry for explanation in explanations for entry in explanation.outputs]
         layers = {name: torch.cat([e.layers[name] for e in explanations]) for name in first.layers}
         return dataclasses.replace(
             first,
@@ -190,6 +266,7 @@ class Explanation:
             "method": self.method,
             "layer": self.layer,
             "input_size": self.input_size,
+            "extent": self.extent,
             "target": self.target if isinstance(self.target, str) else None,
             "dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
         }
@@ -226,6 +303,7 @@ class Explanation:
                     layer=header["layer"],
                     input_size=tuple(header["input_size"]) if header["input_size"] else None,
                     layers={name.removeprefix("layers/"): maps for name, maps in layers.items()},
+                    extent=tuple(header["extent"]) if header.get("extent") else None,  # older files have none
                 )
             except Exception as error:  # a damaged file raises what zipfile, zlib, NumPy or JSON please
                 raise CamlibValueError(f"{path} is not an explanation that camlib saved: {error}") from error
@@ -249,7 +327,8 @@ class Explanation:
         def pick(tensor: Tensor) -> Tensor:
             return tensor[index] if tensor.dim() and tensor.shape[0] == rows else tensor
 
-        return self._map(pick)
+        picked = self._map(pick)
+        return dataclasses.replace(picked, outputs=self.outputs[index]) if _per_image(self) else picked
 
     def _map(self, function: Any) -> Explanation:
         return dataclasses.replace(
@@ -262,7 +341,7 @@ class Explanation:
         )
 
     def __repr__(self) -> str:
-        size = "?" if self.input_size is None else f"{self.input_size[0]} x {self.input_size[1]}"
+        size = "?" if self.input_size is None else " x ".join(map(str, self.input_size))
         target = self.target if isinstance(self.target, str) else self.target.tolist()
         shown = str(target) if len(str(target)) <= 40 else f"{str(target)[:37]}..."
         return (
@@ -271,13 +350,32 @@ class Explanation:
         )
 
     def _repr_png_(self) -> bytes:
-        """The first heatmaps in a row, as a PNG."""
+        """The first heatmaps in a row, as a PNG; of volumes and videos the middle frame, of signals a band each."""
         import cv2
 
-        heatmaps = self.heatmaps(self.input_size or (self.maps.shape[-2], self.maps.shape[-1])).flatten(0, -3)[:8]
-        strip = torch.nn.functional.pad(heatmaps, (0, 2)).movedim(0, 1).flatten(1)
+        first = self[:SHOWN]
+        heatmaps = first.heatmaps(self.input_size or tuple(self.maps.shape[-self.dims :])).flatten(0, -self.dims - 1)
+        strip = _STRIPS[self.dims](heatmaps[:SHOWN])
         encoded: bytes = cv2.imencode(".png", colorize(strip)[..., ::-1])[1].tobytes()
         return encoded
+
+
+def _side_by_side(heatmaps: Tensor) -> Tensor:
+    """Heatmaps (M, H, W) in a row, with a gap after each."""
+    return torch.nn.functional.pad(heatmaps, (0, GAP)).movedim(0, 1).flatten(1)
+
+
+def _bands(heatmaps: Tensor) -> Tensor:
+    """Heatmaps (M, L) as bands, one below the other, with a gap after each."""
+    return torch.nn.functional.pad(heatmaps[:, None].expand(-1, BAND, -1), (0, 0, 0, GAP)).flatten(0, 1)
+
+
+_STRIPS: dict[int, Callable[[Tensor], Tensor]] = {
+    1: _bands,
+    2: _side_by_side,
+    3: lambda heatmaps: _side_by_side(heatmaps[:, heatmaps.shape[1] // 2]),
+}
+"""How a notebook shows heatmaps, by their dimensions."""
 
 
 def _kind(explanation: Explanation) -> dict[str, Any]:
@@ -287,12 +385,27 @@ def _kind(explanation: Explanation) -> dict[str, Any]:
         "method": explanation.method,
         "layer": explanation.layer,
         "input_size": explanation.input_size,
+        "extent": explanation.extent,
         "has_class_axis": explanation.has_class_axis,
         "map shape": tuple(explanation.maps.shape[1:]),
         "target": explanation.target if isinstance(explanation.target, str) else "class indices",
         "layers": {name: tuple(maps.shape[1:]) for name, maps in explanation.layers.items()},
         "output shape": tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else None,
+        "outputs": "a list with an entry for each image" if _per_image(explanation) else "another kind",
     }
+
+
+def _per_image(explanation: Explanation) -> bool:
+    """Whether the outputs are a list with an entry for each image, as detectors return it.
+
+    A list of tensors is one of heads instead, each a batch.
+    """
+    outputs = explanation.outputs
+    return (
+        isinstance(outputs, list)
+        and len(outputs) == len(explanation)
+        and not any(isinstance(entry, (Tensor, list, tuple)) for entry in outputs)
+    )
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

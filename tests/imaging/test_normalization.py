@@ -68,6 +68,24 @@ def test_each_map_is_normalised_on_its_own(method: str, shape: tuple[int, ...]) 
         np.testing.assert_allclose(result[index].numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("dims", "grid"), [(1, (30,)), (1, (1,)), (3, (4, 5, 6)), (3, (1, 1, 7)), (3, (3, 1, 1))])
+def test_signals_and_volumes_are_normalised_as_a_whole(method: str, dims: int, grid: tuple[int, ...]) -> None:
+    maps = np.random.default_rng(2).normal(size=(2, 3, *grid)) * np.array([1e-6, 1, 1e6]).reshape(3, *[1] * dims)
+    result = camlib.normalize(torch.from_numpy(maps), method, dims)
+    assert result.shape == maps.shape
+    for index in np.ndindex(2, 3):
+        constant = maps[index].size == 1 and method != "none"
+        expected = np.zeros(grid) if constant else naive(maps[index], method)
+        np.testing.assert_allclose(result[index].numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_frames_of_a_video_share_a_range() -> None:
+    maps = torch.tensor([[[[0.0, 1.0]], [[2.0, 4.0]]]])
+    assert camlib.normalize(maps, dims=3).flatten().tolist() == [0, 0.25, 0.5, 1]
+    assert camlib.normalize(maps).flatten().tolist() == [0, 1, 0, 1]
+
+
 @settings(max_examples=150, deadline=None)
 @given(values=arrays(), method=st.sampled_from(METHODS))
 def test_equals_double_precision(values: NDArray[np.float32], method: str) -> None:
@@ -168,6 +186,33 @@ def test_each_map_is_judged_constant_on_its_own() -> None:
     assert imaging.is_constant(maps).tolist() == [True, True, False, False]
     assert imaging.is_constant(maps.view(2, 2, 2, 3)).tolist() == [[True, True], [False, False]]
     assert imaging.is_constant(torch.tensor([[-3e38, 3e38]])).item() is False
+
+
+def test_constant_signals_pictures_and_volumes() -> None:
+    """Each line of a frame is constant, yet not the frame; each frame is, yet not the video."""
+    lines = torch.arange(6.0).reshape(1, 1, 6, 1).expand(2, 2, 6, 4)
+    assert imaging.is_constant(lines, 1).all()
+    assert not imaging.is_constant(lines, 2).any()
+    frames = torch.arange(2.0).reshape(1, 2, 1, 1).expand(3, 2, 6, 4)
+    assert imaging.is_constant(frames, 2).all()
+    assert imaging.is_constant(frames, 3).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("dims", [0, 4, -1, True, 2.0, None, "2"])
+def test_maps_have_one_two_or_three_dimensions(dims: Any) -> None:
+    for function in (
+        lambda: camlib.normalize(torch.rand(2, 2), dims=dims),
+        lambda: imaging.is_constant(torch.rand(2, 2), dims),
+    ):
+        with pytest.raises(camlib.CamlibValueError, match=r"1 \(signals\), 2 \(pictures\) or 3") as error:
+            function()
+        assert repr(dims) in str(error.value)
+
+
+@pytest.mark.parametrize(("dims", "wanted"), [(1, r"\(..., l\)"), (3, r"\(..., t, h, w\)")])
+def test_errors_name_the_axes_that_are_missing(dims: int, wanted: str) -> None:
+    with pytest.raises(camlib.CamlibValueError, match=rf"maps must have shape {wanted} without empty axes"):
+        camlib.normalize(torch.ones([2] * (dims - 1)), dims=dims)
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e-45, 1e-38, 3.4e38, -3.4e38])

@@ -1,4 +1,4 @@
-"""Bilinear with half-pixel centres: any size to any size, each map on its own."""
+"""Linear with half-pixel centres: any size to any size along one, two or three axes, each map on its own."""
 
 from __future__ import annotations
 
@@ -111,12 +111,72 @@ def test_maps_given_are_left_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [None, 5, (5,), (5, 6, 7), (0, 5), (5, -1), (2.5, 3), (True, 3), "ab", (None, 3), ("3", "4")]
+    "size",
+    [None, 5, (), (0,), (5, 6, 7, 8), (5, 6, 0), (0, 5), (5, -1), (2.5, 3), (True, 3), "ab", (None, 3), ("3", "4")],
 )
 def test_sizes_that_are_none(size: object) -> None:
     with pytest.raises(camlib.CamlibValueError, match="two positive integers") as error:
         camlib.resize(torch.rand(2, 2), size)  # type: ignore[arg-type]
     assert repr(size) in str(error.value)
+
+
+def naive_3d(values: NDArray[Any], size: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Time first, each pixel's series on its own; then each frame."""
+    frames, (time, height, width) = values.reshape(len(values), -1), size
+    moved = np.stack([naive(series[:, None], (time, 1))[:, 0] for series in frames.T], 1).reshape(
+        time, *values.shape[1:]
+    )
+    return np.stack([naive(frame, (height, width)) for frame in moved])
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=sides, new=sides, seed=st.integers(0, 1000))
+def test_signals_of_any_length_to_any_length(old: int, new: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(2, 3, old))
+    result = camlib.resize(values, (new,))
+    assert result.shape == (2, 3, new)
+    for index in np.ndindex(2, 3):
+        np.testing.assert_allclose(result[index], naive(values[index][None], (1, new))[0], rtol=0, atol=1e-11)
+
+
+short = st.integers(1, 9)
+volumes = st.tuples(short, short, short)
+
+
+@settings(max_examples=40, deadline=None)
+@given(old=volumes, new=volumes, seed=st.integers(0, 1000))
+def test_volumes_of_any_size_to_any_size(old: tuple[int, int, int], new: tuple[int, int, int], seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(2, *old))
+    result = camlib.resize(torch.from_numpy(values), new)
+    assert result.shape == (2, *new)
+    for one, given_map in zip(result, values, strict=True):
+        np.testing.assert_allclose(one.numpy(), naive_3d(given_map, new), rtol=0, atol=1e-11)
+
+
+def test_time_is_stretched_apart_from_space() -> None:
+    maps = torch.tensor([[[0.0]], [[1.0]]])
+    assert camlib.resize(maps, (4, 1, 1)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert torch.equal(camlib.resize(maps, (2, 3, 5)), maps.expand(2, 3, 5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(old=volumes, new=volumes, seed=st.integers(0, 1000))
+def test_volumes_stay_between_lowest_and_highest(
+    old: tuple[int, int, int], new: tuple[int, int, int], seed: int
+) -> None:
+    values = np.random.default_rng(seed).integers(0, 2, old).astype(np.float32)
+    result = camlib.resize(np.stack([values, 1 - values]), new)
+    for one, other in zip((values, 1 - values), result, strict=True):
+        assert one.min() <= other.min()
+        assert other.max() <= one.max()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "wanted"), [((3, 4), (5, 6, 7), r"\(..., t, h, w\)"), ((), (5,), r"\(..., l\)")]
+)
+def test_maps_have_as_many_axes_as_the_size(shape: tuple[int, ...], size: tuple[int, ...], wanted: str) -> None:
+    with pytest.raises(camlib.CamlibValueError, match=rf"maps must have shape {wanted}.*got \({str(shape)[1:-1]}\)"):
+        camlib.resize(torch.rand(shape), size)
 
 
 @pytest.mark.parametrize("size", [[5, 6], torch.Size([5, 6]), (5, 6)])

@@ -17,13 +17,16 @@ Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 
 METHODS = ("minmax", "max", "percentile", "signed", "none")
 
+GRIDS = {1: "(..., l)", 2: "(..., h, w)", 3: "(..., t, h, w)"}
+"""Shapes of maps by their number of dimensions: of signals, of pictures, of volumes or videos."""
 
-def as_maps(maps: Any, name: str = "maps") -> Tensor:
-    """Return maps (..., h, w) as a finite tensor of float32, or float64 where they are that.
+
+def as_maps(maps: Any, name: str = "maps", dims: int = 2) -> Tensor:
+    """Return maps, their grid the last ``dims`` axes, as a finite tensor of float32, or float64 where they are that.
 
     Raises:
         CamlibTypeError: not a tensor or array of numbers.
-        CamlibValueError: fewer than two axes, an empty one, or a value that is not finite.
+        CamlibValueError: fewer than ``dims`` axes, an empty one, or a value that is not finite.
     """
     import numpy as np
 
@@ -32,8 +35,8 @@ def as_maps(maps: Any, name: str = "maps") -> Tensor:
     tensor = maps if isinstance(maps, Tensor) else _from_array(maps, name)
     if tensor.is_complex():
         raise CamlibTypeError(f"{name} must be real, got {tensor.dtype}")
-    if tensor.dim() < 2 or not tensor.numel():
-        raise CamlibValueError(f"{name} must have shape (..., h, w) without empty axes, got {tuple(tensor.shape)}")
+    if tensor.dim() < dims or not tensor.numel():
+        raise CamlibValueError(f"{name} must have shape {GRIDS[dims]} without empty axes, got {tuple(tensor.shape)}")
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not bool(tensor.isfinite().all()):
         raise CamlibValueError(f"{name} hold NaN or infinity; find where they come from before drawing them")
@@ -55,27 +58,43 @@ def like(result: Tensor, given: Any) -> Any:
     return result if isinstance(given, Tensor) else result.numpy()
 
 
-def is_constant(maps: Tensor) -> Tensor:
+def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
     """Whether each map is constant up to rounding: its range is at most 16 eps of its largest magnitude.
 
     Args:
         maps: (..., h, w), floating point; eps is that of its dtype.
+        dims: how many of the last axes are one map's grid: 1 for signals, 2 for pictures, 3 for volumes and videos.
 
     Returns:
         (...) bool. A map of zeros is constant.
+
+    Raises:
+        CamlibValueError: another number of dimensions.
 
     Example:
         >>> import torch
         >>> is_constant(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
         tensor([ True, False])
     """
-    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    cells = maps.flatten(-checked_dims(dims))
+    low, high = cells.amin(-1), cells.amax(-1)
     largest = torch.maximum(low.abs(), high.abs())
     return high - low <= 16 * torch.finfo(maps.dtype).eps * largest  # an overflowing range is not constant
 
 
-def normalize(maps: Maps, method: str = "minmax") -> Maps:
-    """Bring each map into a range that can be drawn, on its own, over its last two axes.
+def checked_dims(dims: object) -> int:
+    """Return a number of dimensions that maps can have, checked.
+
+    Raises:
+        CamlibValueError: neither 1, 2 nor 3.
+    """
+    if isinstance(dims, bool) or not isinstance(dims, int) or dims not in GRIDS:
+        raise CamlibValueError(f"dims must be 1 (signals), 2 (pictures) or 3 (volumes and videos), got {dims!r}")
+    return dims
+
+
+def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
+    """Bring each map into a range that can be drawn, on its own.
 
     Args:
         maps: (..., h, w), a tensor or an array; integers and halves become float32.
@@ -83,13 +102,15 @@ def normalize(maps: Maps, method: str = "minmax") -> Maps:
             by the highest. "percentile" clips to the 1st and 99th percentile first, against single hot pixels,
             unless that leaves a constant. "signed" divides by the largest magnitude: [-1, 1] with 0 staying 0.
             "none" only checks.
+        dims: how many of the last axes are one map's grid: 1 for signals (..., l), 2 for pictures, 3 for volumes and
+            videos (..., t, h, w), whose range is that of all frames.
 
     Returns:
         The same kind and shape, in [0, 1], or [-1, 1] for "signed". A constant map becomes all zeros (with "none" it
         stays), and so does one without a positive value with "max".
 
     Raises:
-        CamlibValueError: an unknown method, a wrong shape, or a value that is not finite.
+        CamlibValueError: an unknown method or number of dimensions, a wrong shape, or a value that is not finite.
         CamlibTypeError: not a tensor or array of real numbers.
 
     Example:
@@ -100,29 +121,37 @@ def normalize(maps: Maps, method: str = "minmax") -> Maps:
     """
     if method not in METHODS:
         raise CamlibValueError(f"normalize knows the methods {', '.join(METHODS)}, got {method!r}")
-    tensor = as_maps(maps)
+    tensor = as_maps(maps, dims=checked_dims(dims))
     if method != "none":
-        constant = is_constant(tensor)[..., None, None]
-        if method == "signed":
-            tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))
-        elif method == "max":
-            positive = tensor.clamp(min=0)
-            tensor = _divided(positive, positive.amax((-2, -1), keepdim=True))
-        else:
-            if method == "percentile":
-                tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))  # or lerp overflows
-                clipped = tensor.clamp(*_percentiles(tensor, 0.01, 0.99))
-                tensor = torch.where(is_constant(clipped)[..., None, None], tensor, clipped)
-            tensor = _minmax(tensor)
-        tensor = tensor.masked_fill(constant, 0)
+        tensor = _normalized(tensor.flatten(-dims), method).reshape(tensor.shape)
     result: Maps = like(tensor, maps)
     return result
 
 
-def _minmax(tensor: Tensor) -> Tensor:
-    tensor = _divided(tensor, tensor.abs().amax((-2, -1), keepdim=True))  # or the range of huge values overflows
-    low, high = tensor.amin((-2, -1), keepdim=True), tensor.amax((-2, -1), keepdim=True)
-    return _divided(tensor - low, high - low)
+def _normalized(cells: Tensor, method: str) -> Tensor:
+    """Normalise maps whose cells are laid out along the last axis."""
+    constant = is_constant(cells, 1)[..., None]
+    if method == "signed":
+        scaled = _by_magnitude(cells)
+    elif method == "max":
+        scaled = _by_magnitude(cells.clamp(min=0))
+    elif method == "percentile":
+        scaled = _by_magnitude(cells)  # or lerp overflows
+        clipped = scaled.clamp(*_percentiles(scaled, 0.01, 0.99))
+        scaled = _minmax(torch.where(is_constant(clipped, 1)[..., None], scaled, clipped))
+    else:
+        scaled = _minmax(cells)
+    return scaled.masked_fill(constant, 0)
+
+
+def _minmax(cells: Tensor) -> Tensor:
+    cells = _by_magnitude(cells)  # or the range of huge values overflows
+    low, high = cells.amin(-1, keepdim=True), cells.amax(-1, keepdim=True)
+    return _divided(cells - low, high - low)
+
+
+def _by_magnitude(cells: Tensor) -> Tensor:
+    return _divided(cells, cells.abs().amax(-1, keepdim=True))
 
 
 def _divided(tensor: Tensor, by: Tensor) -> Tensor:
@@ -130,13 +159,13 @@ def _divided(tensor: Tensor, by: Tensor) -> Tensor:
     return torch.where(by > 0, tensor / torch.where(by > 0, by, 1), 0)
 
 
-def _percentiles(tensor: Tensor, *shares: float) -> list[Tensor]:
+def _percentiles(cells: Tensor, *shares: float) -> list[Tensor]:
     """Quantiles of each map, linear between values; torch.quantile limits the size of its input."""
-    ordered = tensor.flatten(-2).sort(-1).values
+    ordered = cells.sort(-1).values
     last = ordered.shape[-1] - 1
     found = []
     for share in shares:
         below = int(share * last)
         above = min(below + 1, last)
-        found.append(torch.lerp(ordered[..., below], ordered[..., above], share * last - below)[..., None, None])
+        found.append(torch.lerp(ordered[..., below], ordered[..., above], share * last - below)[..., None])
     return found

@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 
 
-def resize(maps: Maps, size: tuple[int, int]) -> Maps:
-    """Resize maps bilinearly, with half-pixel centres: a cell of the map covers the pixels it was computed from.
+SIZES = {1: "(length,)", 2: "(height, width)", 3: "(time, height, width)"}
+"""What the size of maps holds, by their number of dimensions."""
+
+_COUNTS = {1: "one positive integer", 2: "two positive integers", 3: "three positive integers"}
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def resize(maps: Maps, size: tuple[int, ...]) -> Maps:
+    """Resize maps linearly along each axis, with half-pixel centres: a cell covers the pixels it was computed from.
 
     Args:
         maps: (..., h, w), a tensor or an array; integers and halves become float32.
-        size: (height, width) in pixels.
+        size: (height, width) in pixels: bilinear. The length of the size says what the maps are: (length,) for maps
+            of signals (..., l), linear; (time, height, width) for those of volumes and videos (..., t, h, w),
+            trilinear.
 
     Returns:
-        The same kind, (..., height, width).
+        The same kind, (..., height, width); the last axes are those of ``size``.
 
     Raises:
         CamlibValueError: a wrong shape or size, or a value that is not finite.
@@ -36,15 +46,19 @@ def resize(maps: Maps, size: tuple[int, int]) -> Maps:
         >>> import torch
         >>> resize(torch.tensor([[0.0, 1.0]]), (1, 4))
         tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+        >>> resize(torch.rand(2, 3, 7, 7), (8, 56, 56)).shape
+        torch.Size([2, 8, 56, 56])
     """
-    tensor = as_maps(maps)
-    height, width = checked_size(size)
-    if tuple(tensor.shape[-2:]) != (height, width):
-        batch = tensor.reshape(-1, 1, *tensor.shape[-2:])
-        resized = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", align_corners=False)
-        low, high = batch.amin((-2, -1), keepdim=True), batch.amax((-2, -1), keepdim=True)
-        resized = resized.clamp(low, high)  # rounding would make 1.0000001 of ones, and no heatmap
-        tensor = resized.reshape(*tensor.shape[:-2], height, width)
+    size = _checked(size, tuple(SIZES))
+    dims = len(size)
+    tensor = as_maps(maps, dims=dims)
+    if tuple(tensor.shape[-dims:]) != size:
+        batch = tensor.reshape(-1, 1, *tensor.shape[-dims:])
+        resized = torch.nn.functional.interpolate(batch, size, mode=_MODES[dims], align_corners=False)
+        cells = batch.flatten(1)
+        # Clamped, since rounding would make 1.0000001 of ones, and no heatmap.
+        resized = resized.flatten(1).clamp(cells.amin(1, keepdim=True), cells.amax(1, keepdim=True))
+        tensor = resized.reshape(*tensor.shape[:-dims], *size)
     result: Maps = like(tensor, maps)
     return result
 
@@ -55,10 +69,25 @@ def checked_size(size: object) -> tuple[int, int]:
     Raises:
         CamlibValueError: not two positive integers.
     """
+    height, width = checked_grid(size, 2)
+    return height, width
+
+
+def checked_grid(size: object, dims: int) -> tuple[int, ...]:
+    """Return a size of ``dims`` axes, checked.
+
+    Raises:
+        CamlibValueError: not that many positive integers.
+    """
+    return _checked(size, (dims,))
+
+
+def _checked(size: object, known: tuple[int, ...]) -> tuple[int, ...]:
     if (
         not isinstance(size, (tuple, list, torch.Size))
-        or len(size) != 2
+        or len(size) not in known
         or not all(isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) > 0 for side in size)
     ):
-        raise CamlibValueError(f"size must be (height, width), two positive integers, got {size!r}")
-    return int(size[0]), int(size[1])
+        wanted = "; or ".join(f"{SIZES[dims]}, {_COUNTS[dims]}" for dims in known)
+        raise CamlibValueError(f"size must be {wanted}, got {size!r}")
+    return tuple(int(side) for side in size)

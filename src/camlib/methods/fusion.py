@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,19 +18,24 @@ FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Ways to fuse maps stacked along the first axis."""
 
 
-def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax") -> Tensor:
-    """Resize maps to the finest grid among them, normalise each, and fuse them.
+def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax", dims: int = 2) -> Tensor:
+    """Resize maps to the finest grid among them, the one of the most cells, normalise each, and fuse them.
 
     Args:
         maps: for each layer (..., h, w), with grids of their own.
         how: a key of :data:`FUSIONS`.
         scale: the method of :func:`camlib.normalize` that makes layers comparable; "signed" for signed maps.
+        dims: how many of the last axes are the grid: 1 for signals (..., l), 3 for volumes and videos (..., t, h, w).
 
     Returns:
         (..., h, w) on the finest grid. A single layer's maps come back as they are.
+
+    Example:
+        >>> fuse([torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])], "mean")
+        tensor([[0.5000, 0.5000]])
     """
     if len(maps) == 1:
         return maps[0]
-    height, width = max((layer.shape[-2:] for layer in maps), key=lambda grid: grid[0] * grid[1])
-    stacked = torch.stack([normalize(resize(layer, (height, width)), scale) for layer in maps])
+    grid = max((tuple(layer.shape[-dims:]) for layer in maps), key=math.prod)
+    stacked = torch.stack([normalize(resize(layer, grid), scale, dims) for layer in maps])
     return FUSIONS[how](stacked)

@@ -1,0 +1,130 @@
+"""Clips, that is volumes and videos: some of their frames, and the same frames under their heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging import as_rgb, overlay
+from camlib.plotting.rows import EMPTY, LOWEST, Row, Style, add_colorbar, colors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+FRAMES = 8
+"""Most frames of a clip in the figure."""
+
+CELL = 1.5
+"""Width of a frame in the figure, in inches."""
+
+_CHANNELS = (1, 3, 4)
+
+
+def as_clips(images: Any) -> list[NDArray[np.uint8]]:
+    """Return a batch, or a sequence of clips, or one clip, as a list of RGB clips.
+
+    Args:
+        images: a list or tuple of clips, which may differ in size; an array (N, T, H, W, C) or, grey, (N, T, H, W);
+            a tensor (N, C, T, H, W); or one clip that is an array or a tensor.
+
+    Returns:
+        Clips (T, H, W, 3), uint8.
+
+    Raises:
+        CamlibTypeError: as :func:`as_clip`.
+        CamlibValueError: as :func:`as_clip`.
+    """
+    grey_batch = not isinstance(images, Tensor) and getattr(images, "ndim", None) == 4 and not _in_color(images)
+    batch = grey_batch or getattr(images, "ndim", None) == 5 or isinstance(images, (list, tuple))
+    return [as_clip(clip) for clip in images] if batch else [as_clip(images)]
+
+
+def as_clip(clip: Any) -> NDArray[np.uint8]:
+    """Return one clip as RGB, (T, H, W, 3), uint8.
+
+    Args:
+        clip: an array (T, H, W, 3), (T, H, W, 1) or (T, H, W); a tensor (3, T, H, W), (1, T, H, W) or (T, H, W);
+            or a list of frames, each as :func:`camlib.imaging.as_rgb` takes them. Arrays and tensors are uint8, or
+            floating point in [0, 1].
+
+    Raises:
+        CamlibTypeError: another kind, or numbers of another type.
+        CamlibValueError: another shape, frames of different sizes, or values outside [0, 1].
+    """
+    import numpy as np
+
+    frames = [as_rgb(frame) for frame in _frames(clip)]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) != 1:
+        raise CamlibValueError(f"a clip has one or more frames of one size, got sizes {sorted(sizes)}")
+    return np.stack(frames)
+
+
+def _frames(clip: Any) -> Any:
+    import numpy as np
+
+    if isinstance(clip, Tensor):
+        if clip.dim() == 4 and clip.shape[0] in (1, 3):
+            return clip.movedim(0, 1)
+        if clip.dim() != 3:
+            raise CamlibValueError(
+                "a tensor clip is channels-first, (3, T, H, W), (1, T, H, W) or (T, H, W), got "
+                f"{tuple(clip.shape)}; of a volume of several channels give one, clip[:1]; for channels last, pass "
+                "an array: clip.numpy()"
+            )
+    elif isinstance(clip, np.ndarray):
+        if clip.ndim != 3 and not (clip.ndim == 4 and _in_color(clip)):
+            raise CamlibValueError(
+                f"an array clip has shape (T, H, W, 3), (T, H, W, 1) or (T, H, W), got {clip.shape}; of a volume of "
+                "several channels give one"
+            )
+    elif not isinstance(clip, (list, tuple)):
+        raise CamlibTypeError(
+            "a clip must be an array (T, H, W, 3), a tensor (3, T, H, W) or a list of frames, got "
+            f"{type(clip).__name__}"
+        )
+    return clip
+
+
+def _in_color(array: Any) -> bool:
+    return array.shape[-1] in _CHANNELS
+
+
+def draw_clips(rows: Sequence[Row], style: Style) -> Figure:
+    """Draw two lines for each row: evenly spaced frames, and the same frames under their heatmaps."""
+    from matplotlib.figure import Figure
+
+    shown = [evenly_spaced(len(row.picture), FRAMES) for row in rows]
+    columns = max(map(len, shown))
+    _, height, width = rows[0].heatmap.shape
+    tall = len(rows) * (2 * CELL * height / width + 0.5) + 0.1
+    figure = Figure(figsize=(max(columns * CELL, 3) + 1.2, max(tall, LOWEST)), layout="constrained")
+    axes = figure.subplots(2 * len(rows), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for above, below, row, numbers in zip(axes[::2], axes[1::2], rows, shown, strict=True):
+        laid = overlay(row.picture[numbers], row.heatmap[numbers], style.colormap, style.alpha)
+        for column, number in enumerate(numbers):
+            above[column].imshow(row.picture[number])
+            below[column].imshow(laid[column])
+            above[column].set_title(f"frame {number}", fontsize=8, loc="left")
+        heading = f"{row.title}, {EMPTY}" if row.empty else row.title
+        above[0].set_title(f"{heading}\nframe {numbers[0]}", fontsize=8, loc="left")  # may run on over its neighbours
+    add_colorbar(figure, axes, colors(style), style)
+    return figure
+
+
+def evenly_spaced(length: int, most: int) -> list[int]:
+    """Up to ``most`` of ``length`` positions, evenly spaced, the first and the last among them.
+
+    Example:
+        >>> evenly_spaced(16, 4), evenly_spaced(3, 8)
+        ([0, 5, 10, 15], [0, 1, 2])
+    """
+    count = min(length, most)
+    return [round(place * (length - 1) / max(count - 1, 1)) for place in range(count)]

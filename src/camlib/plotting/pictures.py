@@ -1,0 +1,35 @@
+"""Pictures: original, heatmap and overlay side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from camlib.imaging import overlay
+from camlib.plotting.rows import EMPTY, Row, Style, add_colorbar, colors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CELL = 2.6
+"""Width of a picture in the figure, in inches."""
+
+
+def draw_pictures(rows: Sequence[Row], style: Style) -> Figure:
+    """Draw original, heatmap and overlay in a line for each row."""
+    from matplotlib.figure import Figure
+
+    height, width = rows[0].heatmap.shape
+    figure = Figure(figsize=(3 * CELL + 1.2, len(rows) * (CELL * height / width + 0.3) + 0.1), layout="constrained")
+    axes, colormap = figure.subplots(len(rows), 3, squeeze=False), colors(style)
+    for line, row in zip(axes, rows, strict=True):
+        line[0].imshow(row.picture)
+        line[1].imshow(row.heatmap, cmap=colormap, vmin=0, vmax=1)
+        line[2].imshow(overlay(row.picture, row.heatmap, style.colormap, style.alpha))
+        line[0].set_title(row.title, fontsize=9, loc="left")
+        line[1].set_title(EMPTY if row.empty else "heatmap", fontsize=9)
+        line[2].set_title("overlay", fontsize=9)
+        for ax in line:
+            ax.set_axis_off()
+    add_colorbar(figure, axes, colormap, style)
+    return figure

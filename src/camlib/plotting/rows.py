@@ -1,0 +1,78 @@
+"""What every figure shares: a row for each image and class, its title, and the colour bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from camlib.errors import CamlibValueError
+from camlib.imaging.colors import lookup_table
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from camlib.explanation import Explanation
+
+EMPTY = "no positive evidence"
+"""What is said of a degenerate map."""
+
+LOWEST = 2.6
+"""Least height of a figure, in inches: what the colour bar's label needs."""
+
+
+class Row(NamedTuple):
+    """One image with one of its heatmaps."""
+
+    picture: NDArray[Any]
+    """(*grid, channels)."""
+    heatmap: NDArray[Any]
+    """(*grid,), in [0, 1]."""
+    title: str
+    """What was explained, and its score."""
+    empty: bool
+    """Whether the map is degenerate."""
+
+
+class Style(NamedTuple):
+    """How heatmaps are coloured, and where they come from."""
+
+    colormap: Any
+    alpha: float | str
+    source: str
+
+
+def title(one: Explanation, k: int, class_names: Sequence[str] | None) -> str:
+    """Say what map ``k`` of one image explains, and its score if it explains one.
+
+    Raises:
+        CamlibValueError: the class has no name.
+    """
+    score = float(one.scores.flatten()[k])
+    if not isinstance(one.target, Tensor):
+        return str(one.target) if math.isnan(score) else f"{one.target}: {score:.2f}"
+    index = int(one.target.flatten()[k])
+    if class_names is not None and index >= len(class_names):
+        raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
+    name = f"class {index}" if class_names is None else class_names[index]
+    return name if math.isnan(score) else f"{name}: score {score:.2f}"
+
+
+def colors(style: Style) -> Colormap:
+    """The heatmaps' colours for matplotlib."""
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(lookup_table(style.colormap) / 255)
+
+
+def add_colorbar(figure: Figure, axes: Any, colormap: Colormap, style: Style) -> None:
+    """Add a bar of about three rows' height that says what the colours mean."""
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(cmap=colormap), ax=axes, shrink=min(1.0, 3 / len(axes)), pad=0.01)
+    bar.set_label(f"importance, each map scaled to [0, 1]\n{style.source}", fontsize=8)
+    bar.ax.tick_params(labelsize=8)

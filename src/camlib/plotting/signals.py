@@ -1,0 +1,100 @@
+"""Signals: lines before a background in the colours of the heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging import overlay
+from camlib.plotting.rows import EMPTY, LOWEST, Row, Style, add_colorbar
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 9.0, 1.9
+"""Size of a signal's axes in the figure, in inches."""
+
+LEGEND = 8
+"""Most channels that a legend names."""
+
+
+def as_signals(images: Any, count: int) -> list[NDArray[Any]]:
+    """Return a batch, or a sequence of signals, or one signal, as a list of arrays, channels last.
+
+    Args:
+        images: a list or tuple of signals (C, L) or (L,), which may differ in length; an array or a tensor
+            (N, C, L) or (N, L); or, where ``count`` is 1, one signal.
+        count: how many signals are expected: it tells whether two axes are (N, L) or (C, L).
+
+    Returns:
+        Signals (L, C), float64.
+
+    Raises:
+        CamlibTypeError: neither a tensor nor an array, or not of real numbers.
+        CamlibValueError: another shape.
+    """
+    if isinstance(images, (list, tuple)):
+        return [_as_signal(signal) for signal in images]
+    axes = getattr(images, "ndim", 0)
+    if axes == 3 or (axes == 2 and (count != 1 or len(images) == 1)):
+        return [_as_signal(signal) for signal in images]
+    return [_as_signal(images)]
+
+
+def _as_signal(signal: Any) -> NDArray[Any]:
+    import numpy as np
+
+    if isinstance(signal, Tensor):
+        signal = (signal.double() if signal.is_floating_point() else signal).detach().cpu().numpy()
+    if not isinstance(signal, np.ndarray) or signal.dtype.kind not in "fiub":
+        kind = signal.dtype if isinstance(signal, np.ndarray) else type(signal).__name__
+        raise CamlibTypeError(f"a signal must be a tensor or an array (C, L) or (L,) of real numbers, got {kind}")
+    if signal.ndim not in (1, 2) or not signal.size:
+        raise CamlibValueError(f"a signal has shape (C, L) or (L,) without empty axes, got {signal.shape}")
+    return np.atleast_2d(signal).T.astype(np.float64)
+
+
+def draw_signals(rows: Sequence[Row], style: Style) -> Figure:
+    """Draw the channels of each row as lines before its heatmap."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH + 1.2, max(len(rows) * HEIGHT + 0.4, LOWEST)), layout="constrained")
+    axes, colormap = figure.subplots(len(rows), 1, squeeze=False), _faded(style)
+    for ax, row in zip(axes.flat, rows, strict=True):
+        length, channels = row.picture.shape
+        ax.set_prop_cycle(color=_line_colors(channels))
+        lines = ax.plot(row.picture, linewidth=1)
+        if 1 < channels <= LEGEND:
+            names = [f"channel {channel}" for channel in range(channels)]
+            above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "frameon": False}
+            ax.legend(lines, names, fontsize=7, ncols=channels, **above)  # not over the lines
+        span = (-0.5, length - 0.5, *ax.get_ylim())  # the lines' own limits; each sample's colour is around it
+        ax.imshow(row.heatmap[None], cmap=colormap, vmin=0, vmax=1, extent=span, aspect="auto", zorder=-1)
+        ax.set_ylabel("value", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.set_title(f"{row.title}, {EMPTY}" if row.empty else row.title, fontsize=9, loc="left")
+    axes[-1, 0].set_xlabel("sample", fontsize=8)
+    add_colorbar(figure, axes, colormap, style)
+    return figure
+
+
+def _faded(style: Style) -> Colormap:
+    """The heatmaps' colours at their opacity on white paper."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    paper, ramp = np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256)[None]
+    return ListedColormap(overlay(paper, ramp, style.colormap, style.alpha)[0] / 255)
+
+
+def _line_colors(channels: int) -> list[Any]:
+    """Black, and for several channels shades that stay apart from it and from the background."""
+    import matplotlib
+
+    shades = matplotlib.colormaps["Dark2"]
+    return ["black", *(shades(channel % shades.N) for channel in range(channels - 1))]
