@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,32 @@ def small_cnn(classes: int = 3, channels: int = 4) -> nn.Sequential:
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, classes),
+    )
+
+
+def signal_cnn(classes: int = 3, channels: int = 4) -> nn.Sequential:
+    """:func:`small_cnn` for signals (N, 2, L), with the same numbering."""
+    return nn.Sequential(
+        nn.Conv1d(2, channels, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.Conv1d(channels, channels, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(channels, classes),
+    )
+
+
+def volume_cnn(classes: int = 3, channels: int = 4) -> nn.Sequential:
+    """:func:`small_cnn` for volumes (N, 1, D, H, W), with the same numbering."""
+    return nn.Sequential(
+        nn.Conv3d(1, channels, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(channels, channels, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool3d(1),
         nn.Flatten(),
         nn.Linear(channels, classes),
     )
@@ -55,9 +82,31 @@ class Drawn:
     classes: int
 
 
+Activations = Sequence[Callable[[], nn.Module]]
+
+
+def relu_in_place() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+def silu_in_place() -> nn.Module:
+    return nn.SiLU(inplace=True)
+
+
+RELUS: Activations = (relu_in_place, nn.ReLU)
+"""With these ``cnns`` draws networks that are piecewise linear."""
+
+
 @st.composite
-def cnns(draw: st.DrawFn) -> Drawn:
-    """Random CNNs: channels, sizes, kernels, strides, activations, poolings, heads and batch all vary."""
+def cnns(
+    draw: st.DrawFn,
+    activations: Activations = (*RELUS, silu_in_place, nn.Tanh),
+    heads: Sequence[str] = ("pool", "flatten", "hidden"),
+) -> Drawn:
+    """Random CNNs: channels, sizes, kernels, strides, activations, poolings, heads and batch all vary.
+
+    Heads are global average pooling and a linear layer, a linear layer on a 2 x 2 grid, or two of them with a ReLU.
+    """
     torch.manual_seed(draw(st.integers(0, 2**31)))
     channels = [draw(st.integers(1, 3)), *(draw(st.integers(1, 6)) for _ in range(draw(st.integers(1, 3))))]
     layers: list[nn.Module] = []
@@ -67,12 +116,12 @@ def cnns(draw: st.DrawFn) -> Drawn:
         layers.append(nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2))
         if draw(st.booleans()):
             layers.append(nn.BatchNorm2d(after))
-        layers.append(draw(st.sampled_from([nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(inplace=True), nn.Tanh()])))
+        layers.append(draw(st.sampled_from(activations))())
         if draw(st.booleans()):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
     cut = draw(st.integers(0, len(layers) - 1))
     classes = draw(st.integers(2, 5))
-    head = draw(st.sampled_from(["pool", "flatten", "hidden"]))
+    head = draw(st.sampled_from(heads))
     side = draw(st.integers(8, 13)), draw(st.integers(8, 13))
     if head == "pool":
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes)]

@@ -1,4 +1,4 @@
-"""Naive float64 re-statements of the papers' equations, in loops, and networks split by hand into trunk and tail."""
+"""Networks split by hand into trunk and tail; and, for those who look here, the papers' equations."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 import torchvision
+from equations import assert_close as assert_close
+from equations import grad_cam as grad_cam
 from torch import Tensor, nn
+
+
+def _same(features: Tensor) -> Tensor:
+    return features
 
 
 @dataclass
 class Split:
-    """A network, the name of a layer, and the network by hand: ``tail(trunk(x))`` is ``model(x)``."""
+    """A network, the name of a layer, and the network by hand: ``tail(trunk(x))`` is ``model(x)``.
+
+    ``size`` is an image size that the network takes; ``to_grid`` turns what the layer returns into (N, C, h, w).
+    """
 
     model: nn.Module
     layer: str
     trunk: Callable[[Tensor], Tensor]
     tail: Callable[[Tensor], Tensor]
+    size: tuple[int, int] = (96, 64)
+    to_grid: Callable[[Tensor], Tensor] = _same
 
     def activations_and_gradients(self, images: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """A and G by the whole tail's autograd, from a leaf that nothing else touches."""
@@ -28,30 +39,6 @@ class Split:
         score(self.tail(leaf.clone())).sum().backward(inputs=[leaf])
         assert leaf.grad is not None
         return activations, leaf.grad
-
-
-def grad_cam(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Selvaraju 2017, equations 1 and 2 without the ReLU; and sum_k |w_k A_k|, the scale of rounding errors."""
-    images, channels, rows, columns = activations.shape
-    maps = torch.zeros(images, rows, columns, dtype=torch.float64)
-    scale = torch.zeros(images, rows, columns, dtype=torch.float64)
-    for n in range(images):
-        for k in range(channels):
-            alpha = 0.0
-            for i in range(rows):
-                for j in range(columns):
-                    alpha += gradients[n, k, i, j].double().item() / (rows * columns)
-            maps[n] += alpha * activations[n, k].double()
-            scale[n] += (alpha * activations[n, k].double()).abs()
-    return maps, scale
-
-
-def assert_close(maps: Tensor, expected: Tensor, scale: Tensor, tolerance: float) -> None:
-    """Compare maps relative to sum_k |w_k A_k|: the maps themselves may cancel."""
-    assert maps.shape == expected.shape
-    error = (maps.double() - expected).abs()
-    bound = tolerance * scale.amax((-2, -1), keepdim=True)
-    assert (error <= bound).all(), f"error {error.max():.3g}, allowed {bound.min():.3g}"
 
 
 def sequential_split(model: nn.Sequential, cut: int) -> Split:
@@ -114,6 +101,31 @@ def efficientnet_b0() -> Split:
     m = torchvision.models.efficientnet_b0(num_classes=5)
     return Split(m, "features", m.features, lambda a: m.classifier(a.mean((2, 3))))
 
+
+def vit() -> Split:
+    """The last block's first norm: tokens (N, 1 + 4 * 4, 8), which attention and a skip connection follow."""
+    m = torchvision.models.VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=5)
+    first, last = m.encoder.layers
+    skipped: list[Tensor] = []
+
+    def trunk(x: Tensor) -> Tensor:
+        patches = m.conv_proj(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([m.class_token.expand(len(x), -1, -1), patches], 1)
+        skipped[:] = [first(tokens + m.encoder.pos_embedding)]
+        return last.ln_1(skipped[0])
+
+    def tail(a: Tensor) -> Tensor:
+        mixed = skipped[0] + last.self_attention(a, a, a, need_weights=False)[0]
+        return m.heads(m.encoder.ln(mixed + last.mlp(last.ln_2(mixed)))[:, 0])
+
+    def to_grid(tokens: Tensor) -> Tensor:
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+    return Split(m, "encoder.layers.encoder_layer_1.ln_1", trunk, tail, (32, 32), to_grid)
+
+
+TRANSFORMERS = {"vit": vit}
+"""Their layers return tokens, and they take images of one size only."""
 
 ARCHITECTURES = {
     split.__name__: split

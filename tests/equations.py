@@ -1,0 +1,625 @@
+"""The papers' equations in float64, restated as naively as they can be: loops over images, channels and positions.
+
+Nothing here imports camlib. Unless it says otherwise, a function takes A and G, (N, C, *grid) with any number of
+spatial dimensions, and returns the map before its final ReLU, (N, *grid), and the scale of its rounding errors,
+(N, *grid): sum_k |w_k A_k|, or more where the weights themselves are differences of larger numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from sklearn.decomposition import NMF, KernelPCA
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+Array = np.ndarray
+MapsAndScale = tuple[Tensor, Tensor]
+Score = Callable[[Tensor], Tensor]
+
+
+def assert_close(maps: Tensor, expected: Tensor, scale: Tensor, tolerance: float) -> None:
+    """Compare maps relative to sum_k |w_k A_k|: the maps themselves may cancel."""
+    assert maps.shape == expected.shape
+    error = (maps.double() - expected).abs()
+    bound = tolerance * scale.flatten(1).amax(1).view(-1, *[1] * (scale.dim() - 1))
+    assert (error <= bound).all(), f"error {error.max():.3g}, allowed {bound.min():.3g}"
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _over_channels(products: Array, sizes: Array | None = None) -> MapsAndScale:
+    """Sum (N, C, *grid) over the channels; ``sizes`` are the sizes of what was subtracted to get the products."""
+    sizes = products if sizes is None else sizes
+    return torch.from_numpy(products.sum(1)), torch.from_numpy(np.abs(sizes).sum(1))
+
+
+# Gradient methods: maps of A and G ------------------------------------------------------------------------------------
+
+
+def grad_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Selvaraju 2017, equations 1 and 2: alpha_k is the mean of G_k over positions; the map is sum_k alpha_k A_k."""
+    a, g = _array(activations), _array(gradients)
+    products = np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            alpha = 0.0
+            for position in np.ndindex(a.shape[2:]):
+                alpha += g[n, k][position] / a[n, k].size
+            products[n, k] = alpha * a[n, k]
+    return _over_channels(products)
+
+
+def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Chattopadhyay 2018, equation 19 with Y = exp(S), whose derivatives are exp(S) G, exp(S) G^2 and exp(S) G^3.
+
+    alpha_ij = G^2 / (2 G^2 + sum_ab A_ab G^3), exp(S) cancelling, and w = sum_ij alpha_ij ReLU(G). The factor exp(S)
+    that w keeps is one positive number for each image, and left out. Where G = 0, ReLU(G) is 0 too.
+    """
+    a, g = _array(activations), _array(gradients)
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            weight = size = 0.0
+            for position in np.ndindex(a.shape[2:]):
+                d = g[n, k][position]
+                if d > 0:
+                    denominator = 2 * d**2 + a[n, k].sum() * d**3
+                    weight += d**2 / denominator * d
+                    condition = (2 * d**2 + np.abs(a[n, k]).sum() * d**3) / abs(denominator)
+                    size += d**2 / abs(denominator) * d * condition
+            products[n, k], sizes[n, k] = weight * a[n, k], size * a[n, k]
+    return _over_channels(products, sizes)
+
+
+def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Sequence[Tensor]) -> MapsAndScale:
+    """Omeiza 2019: Grad-CAM++ of the clean A, with derivatives averaged over the noisy samples' G, G^2 and G^3.
+
+    ``gradients`` has one (N, C, *grid) per noisy sample. Where every sample's G is 0, the position adds nothing.
+    """
+    a = _array(activations)
+    samples = [_array(g) for g in gradients]
+    first = sum(samples) / len(samples)
+    second = sum(g**2 for g in samples) / len(samples)
+    third = sum(g**3 for g in samples) / len(samples)
+    third_size = sum(np.abs(g) ** 3 for g in samples) / len(samples)
+    first_size = sum(np.abs(g) for g in samples) / len(samples)
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            weight = size = 0.0
+            for p in np.ndindex(a.shape[2:]):
+                d1, d2, d3 = first[n, k][p], second[n, k][p], third[n, k][p]
+                if d2 > 0:
+                    denominator = 2 * d2 + a[n, k].sum() * d3
+                    weight += d2 / denominator * max(d1, 0.0)
+                    condition = (2 * d2 + np.abs(a[n, k]).sum() * third_size[n, k][p]) / abs(denominator)
+                    size += d2 / abs(denominator) * first_size[n, k][p] * condition
+            products[n, k], sizes[n, k] = weight * a[n, k], size * a[n, k]
+    return _over_channels(products, sizes)
+
+
+def pole_distance(activations: Tensor, gradients: Tensor | Sequence[Tensor]) -> float:
+    """Return how near Grad-CAM++ (or, of several samples, its smooth form) comes to its pole: 0 at it, 1 for A >= 0.
+
+    It is the smallest |2 D2 + D3 sum A| / (2 D2 + |D3| |sum A|) over the positions that count.
+    """
+    samples = [gradients] if isinstance(gradients, Tensor) else gradients
+    a = _array(activations)
+    first, second, third = (sum(_array(g) ** power for g in samples) / len(samples) for power in (1, 2, 3))
+    nearest = 1.0
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            for p in np.ndindex(a.shape[2:]):
+                d2, shift = 2 * second[n, k][p], third[n, k][p] * a[n, k].sum()
+                if first[n, k][p] > 0:
+                    nearest = min(nearest, abs(d2 + shift) / (d2 + abs(shift)))
+    return nearest
+
+
+def x_grad_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Fu 2020: w_k = sum_ij (A_ij / sum_ab A_ab) G_ij; no weight where the channel sums to 0."""
+    a, g = _array(activations), _array(gradients)
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            total = a[n, k].sum()
+            if total != 0:
+                weight = size = 0.0
+                for position in np.ndindex(a.shape[2:]):
+                    weight += a[n, k][position] / total * g[n, k][position]
+                    size += abs(a[n, k][position] / total * g[n, k][position])
+                products[n, k] = weight * a[n, k]
+                sizes[n, k] = size * np.abs(a[n, k]).sum() / abs(total) * a[n, k]
+    return _over_channels(products, sizes)
+
+
+def hires_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Draelos 2020: sum_k G_k A_k, position by position."""
+    a, g = _array(activations), _array(gradients)
+    products = np.zeros_like(a)
+    for index in np.ndindex(a.shape):
+        products[index] = g[index] * a[index]
+    return _over_channels(products)
+
+
+def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Pillai 2021: sum_k ReLU(G_k A_k), position by position."""
+    a, g = _array(activations), _array(gradients)
+    products = np.zeros_like(a)
+    for index in np.ndindex(a.shape):
+        products[index] = max(g[index] * a[index], 0.0)
+    return _over_channels(products)
+
+
+def layer_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Jiang 2021: sum_k ReLU(G_k) A_k, position by position."""
+    a, g = _array(activations), _array(gradients)
+    products = np.zeros_like(a)
+    for index in np.ndindex(a.shape):
+        products[index] = max(g[index], 0.0) * a[index]
+    return _over_channels(products)
+
+
+# Activation methods ---------------------------------------------------------------------------------------------------
+
+
+def cam(activations: Tensor, weights: Tensor) -> MapsAndScale:
+    """Zhou 2016: sum_k w_k A_k; ``weights`` (N, C) are each image's row of the linear head."""
+    a, w = _array(activations), _array(weights)
+    products = np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            products[n, k] = w[n, k] * a[n, k]
+    return _over_channels(products)
+
+
+def correlation(projection: Array, reference: Array) -> float:
+    """Pearson's; 0 where one of them is constant."""
+    p, r = projection - projection.mean(), reference - reference.mean()
+    size = np.sqrt((p**2).sum() * (r**2).sum())
+    return 0.0 if size == 0 else float((p * r).sum() / size)
+
+
+def oriented(projection: Array, reference: Array) -> Array:
+    """Fix the sign: positive Pearson correlation with the reference; where there is none, a positive sum."""
+    alike = correlation(projection, reference) or projection.sum()
+    return -projection if alike < 0 else projection
+
+
+def towards_the_extremum(projection: Array, _: Array) -> Array:
+    """Chung 2025's sign, equation 13: the value of the largest size is positive."""
+    return -projection if abs(projection.min()) > abs(projection.max()) else projection
+
+
+def eigen_cam(
+    activations: Tensor, *, center: bool = False, sign: Callable[[Array, Array], Array] = oriented
+) -> MapsAndScale:
+    """Muhammad 2020: the (positions x C) matrix of each image times its first right-singular vector, by a full SVD.
+
+    ``center`` subtracts each channel's mean first. The sign is that of :func:`oriented` to the channels' mean.
+    """
+    a = _array(activations)
+    maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
+    for n in range(len(a)):
+        matrix = a[n].reshape(a.shape[1], -1).T
+        reference = matrix.mean(1)
+        if center:
+            matrix = matrix - matrix.mean(0)
+        right = np.linalg.svd(matrix, full_matrices=False)[2][0]
+        maps[n] = sign(matrix @ right, reference).reshape(a.shape[2:])
+        scale[n] = (np.abs(matrix) @ np.abs(right)).reshape(a.shape[2:])
+    return torch.from_numpy(maps), torch.from_numpy(scale)
+
+
+def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, center: bool = False) -> MapsAndScale:
+    """EigenCAM of G A, element by element; the sign follows the channels' mean of G A."""
+    return eigen_cam(activations.double() * gradients.double(), center=center)
+
+
+def seg_eigen_cam(activations: Tensor, gradients: Tensor, *, center: bool = False) -> MapsAndScale:
+    """Chung 2025, equations 10 to 13: EigenCAM of |G| A, with the sign of :func:`towards_the_extremum`."""
+    return eigen_cam(activations.double() * gradients.double().abs(), center=center, sign=towards_the_extremum)
+
+
+def singular_gap(features: Tensor, *, center: bool = False) -> float:
+    """Return the smallest sigma1 / sigma2 of the images' (positions x C) matrices: near 1 the first vector is anyone's.
+
+    Infinity where there is no second; 1 where the matrix is zero.
+    """
+    gaps = []
+    for image in _array(features):
+        matrix = image.reshape(len(image), -1).T
+        sigma = np.linalg.svd(matrix - matrix.mean(0) if center else matrix, compute_uv=False)
+        if sigma[0] == 0:
+            gaps.append(1.0)
+        else:
+            gaps.append(sigma[0] / sigma[1] if len(sigma) > 1 and sigma[1] > 0 else np.inf)
+    return float(min(gaps))
+
+
+def orientation(maps: Tensor, features: Tensor) -> float:
+    """Return the smallest |correlation| of the images' maps with the channels' mean: near 0 the sign is anyone's."""
+    pairs = zip(_array(maps), _array(features), strict=True)
+    return min(abs(correlation(image, channels.mean(0))) for image, channels in pairs)
+
+
+def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = None) -> MapsAndScale:
+    """First kernel principal component of each image's (positions x C) matrix, by scikit-learn; gamma is 1 / C if None.
+
+    The component is scikit-learn's: the first eigenvector of the doubly centred kernel matrix times the square root of
+    its eigenvalue. The sign is that of :func:`oriented` to the channels' mean.
+    """
+    a = _array(activations)
+    maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
+    for n in range(len(a)):
+        matrix = a[n].reshape(a.shape[1], -1).T
+        pca = KernelPCA(n_components=1, kernel=kernel, gamma=gamma or 1 / a.shape[1], eigen_solver="dense")
+        component = pca.fit_transform(matrix)[:, 0]
+        maps[n] = oriented(component, matrix.mean(1)).reshape(a.shape[2:])
+        scale[n] = np.abs(component).max()
+    return torch.from_numpy(maps), torch.from_numpy(scale)
+
+
+def fem(activations: Tensor, *, k: float = 2.0) -> MapsAndScale:
+    """Fuad 2020: sum over channels of mean(A_k) [A_k >= mean + k std], with the population's standard deviation."""
+    a = _array(activations)
+    products = np.zeros_like(a)
+    for n in range(len(a)):
+        for c in range(a.shape[1]):
+            mean = a[n, c].sum() / a[n, c].size
+            deviation = np.sqrt(((a[n, c] - mean) ** 2).sum() / a[n, c].size)
+            products[n, c] = mean * (a[n, c] >= mean + k * deviation)
+    return _over_channels(products)
+
+
+def fem_margin(activations: Tensor, *, k: float = 2.0) -> float:
+    """Return the smallest |A - threshold| / max|A_k| over channels that are not zero: near 0 rounding decides the mask.
+
+    A constant channel meets its threshold exactly, and so does one that has a single positive value among five.
+    """
+    a = _array(activations)
+    margins = [np.inf]
+    for n in range(len(a)):
+        for c in range(a.shape[1]):
+            if (largest := np.abs(a[n, c]).max()) > 0:
+                margins.append(np.abs(a[n, c] - a[n, c].mean() - k * a[n, c].std()).min() / largest)
+    return float(min(margins))
+
+
+def deep_feature_factorization(activations: Tensor, concepts: int) -> tuple[Tensor, Tensor, float]:
+    """Collins 2018: factor the (N * positions x C) matrix of A >= 0 into non-negative W and H, by scikit-learn.
+
+    Returns the concept maps W, (N, concepts, *grid), the concepts H, (concepts, C), and the relative error of the
+    reconstruction, ||A - W H|| / ||A||. The factorisation is not unique: compare errors, and W H where it is exact.
+    """
+    a = np.moveaxis(_array(activations), 1, -1)
+    matrix = a.reshape(-1, a.shape[-1])
+    factors = NMF(concepts, init="nndsvda", tol=1e-10, max_iter=5000, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        left = factors.fit_transform(matrix)
+    error = np.linalg.norm(matrix - left @ factors.components_) / np.linalg.norm(matrix)
+    maps = np.moveaxis(left.reshape(*a.shape[:-1], concepts), -1, 1)
+    return torch.from_numpy(maps.copy()), torch.from_numpy(factors.components_), float(error)
+
+
+def least_factorization_error(activations: Tensor, rank: int) -> float:
+    """Return the relative error of the best factorisation of any sign (Eckart and Young), which bounds every other."""
+    a = np.moveaxis(_array(activations), 1, -1)
+    sigma = np.linalg.svd(a.reshape(-1, a.shape[-1]), compute_uv=False)
+    return float(np.sqrt((sigma[rank:] ** 2).sum() / (sigma**2).sum()))
+
+
+# Methods that need the tail -------------------------------------------------------------------------------------------
+
+
+def _same(features: Tensor) -> Tensor:
+    return features
+
+
+def shapley_cam(
+    tail: Callable[[Tensor], Tensor], activations: Tensor, score: Score, *, to_grid: Callable[[Tensor], Tensor] = _same
+) -> MapsAndScale:
+    """Cai 2025: w_k = mean_ij(G - H A / 2), with the whole Hessian H of the score with respect to A. Keep A tiny.
+
+    ``score(tail(a))`` is of one image, (1,); ``to_grid`` turns the layer's own layout into (N, C, *grid).
+    """
+    products, sizes = [], []
+    for image in activations.detach().double():
+
+        def of_image(a: Tensor) -> Tensor:
+            return score(tail(a[None].clone())).sum()
+
+        gradient = torch.autograd.functional.jacobian(of_image, image)
+        hessian = torch.autograd.functional.hessian(of_image, image)
+        curvature = (hessian.reshape(image.numel(), image.numel()) @ image.flatten()).reshape(image.shape)
+        a, g, h = (_array(to_grid(tensor[None])[0]) for tensor in (image, gradient, curvature))
+        product, size = np.zeros_like(a), np.zeros_like(a)
+        for k in range(len(a)):
+            product[k] = (g[k] - h[k] / 2).mean() * a[k]
+            size[k] = (np.abs(g[k]) + np.abs(h[k]) / 2).mean() * a[k]
+        products.append(product)
+        sizes.append(size)
+    return _over_channels(np.stack(products), np.stack(sizes))
+
+
+def finer_score(outputs: Tensor, target: Sequence[int], *, gamma: float = 0.6, references: int = 3) -> Tensor:
+    """Zhang 2025: s_c - gamma mean_d s_d over the classes d != c whose logits are nearest to s_c; (N,).
+
+    The mean of s_c - gamma s_d over d, which is the same. With fewer other classes than ``references``, all of them.
+    """
+    scores = []
+    for row, c in zip(outputs, target, strict=True):
+        others = [d for d in range(len(row)) if d != c]
+        others.sort(key=lambda d: abs(row[d].item() - row[c].item()))
+        nearest = others[:references]
+        scores.append(sum(row[c] - gamma * row[d] for d in nearest) / len(nearest))
+    return torch.stack(scores)
+
+
+def finer_cam(
+    tail: Callable[[Tensor], Tensor],
+    activations: Tensor,
+    target: Sequence[int],
+    *,
+    gamma: float = 0.6,
+    references: int = 3,
+) -> MapsAndScale:
+    """Grad-CAM of :func:`finer_score`."""
+    leaf = activations.detach().clone().requires_grad_()
+    finer_score(tail(leaf.clone()), target, gamma=gamma, references=references).sum().backward(inputs=[leaf])
+    assert leaf.grad is not None
+    return grad_cam(activations, leaf.grad)
+
+
+def resize_bilinear(image: Array, size: tuple[int, int]) -> Array:
+    """Bilinear with half-pixel centres, the border repeated outside; (h, w) to ``size``, no antialiasing."""
+
+    def source(index: int, old: int, new: int) -> tuple[int, int, float]:
+        at = min(max((index + 0.5) * old / new - 0.5, 0.0), old - 1)
+        low = int(at)
+        return low, min(low + 1, old - 1), at - low
+
+    result = np.zeros(size)
+    for i in range(size[0]):
+        top, bottom, down = source(i, image.shape[0], size[0])
+        for j in range(size[1]):
+            left, right, along = source(j, image.shape[1], size[1])
+            above = (1 - along) * image[top, left] + along * image[top, right]
+            below = (1 - along) * image[bottom, left] + along * image[bottom, right]
+            result[i, j] = (1 - down) * above + down * below
+    return result
+
+
+def minmax(image: Array) -> Array:
+    """To [0, 1]; a constant one to 0."""
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low) if high > low else np.zeros_like(image)
+
+
+def refine_cam(layers: Sequence[tuple[Tensor, Tensor]]) -> MapsAndScale:
+    """Domeniconi 2026: the product over layers, each an (A, G), of Grad-CAM++ maps, on the finest layer's (h, w).
+
+    Each layer's map is ReLU'd, resized, then min-maxed: camlib's order for every fusion (the map is in [0, 1] on the
+    grid where it is multiplied); the authors' code min-maxes first.
+    """
+    finest = max((a.shape[2:] for a, _ in layers), key=lambda grid: grid[0] * grid[1])
+    images = len(layers[0][0])
+    product, scale = np.ones((images, *finest)), np.zeros((images, *finest))
+    for activations, gradients in layers:
+        maps, sizes = grad_cam_plus_plus(activations, gradients)
+        for n in range(images):
+            resized = resize_bilinear(np.maximum(maps[n].numpy(), 0), (finest[0], finest[1]))
+            product[n] *= minmax(resized)
+            spread = resized.max() - resized.min()
+            scale[n] += sizes[n].max().item() / spread if spread > 0 else 1.0
+    return torch.from_numpy(product), torch.from_numpy(scale)
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def le_grad(gradients: Sequence[Tensor], grid: tuple[int, int], *, prefix: int = 1) -> MapsAndScale:
+    """Bousselham 2024: per block ReLU(d s / d attention), mean over heads and queries; mean over blocks; the patches.
+
+    ``gradients`` has one (N, heads, queries, keys) per block; every query counts, the class token's too, and the first
+    ``prefix`` keys are dropped. The paper's s is each block's own: the head on the mean of that block's tokens
+    (:func:`le_grad_layer_gradients`); d of the final score is :func:`vit_attention_gradients`.
+    """
+    blocks = [_array(g) for g in gradients]
+    images, heads, queries, keys = blocks[0].shape
+    relevance = np.zeros((images, keys))
+    for block in blocks:
+        for n in range(images):
+            for h in range(heads):
+                for q in range(queries):
+                    relevance[n] += np.maximum(block[n, h, q], 0) / (heads * queries * len(blocks))
+    maps = torch.from_numpy(relevance[:, prefix:].reshape(images, *grid))
+    return maps, maps.abs()
+
+
+def vit_by_hand(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """torchvision's VisionTransformer with its attention written out.
+
+    Returns the logits, and in the graph each block's softmaxed attention (N, heads, queries, keys) and tokens.
+    """
+    tokens = model.conv_proj(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([model.class_token.expand(len(images), -1, -1), tokens], 1) + model.encoder.pos_embedding
+    attentions, outputs = [], []
+    for block in model.encoder.layers:
+        mixer = block.self_attention
+        packed = block.ln_1(tokens) @ mixer.in_proj_weight.T + mixer.in_proj_bias
+        heads = [part.unflatten(2, (mixer.num_heads, -1)).transpose(1, 2) for part in packed.chunk(3, 2)]
+        query, key, value = heads
+        attention = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(3).requires_grad_()
+        attentions.append(attention)
+        tokens = tokens + mixer.out_proj((attention @ value).transpose(1, 2).flatten(2))
+        tokens = tokens + block.mlp(block.ln_2(tokens))
+        outputs.append(tokens)
+    return model.heads(model.encoder.ln(tokens)[:, 0]), attentions, outputs
+
+
+def vit_attention_gradients(model: nn.Module, images: Tensor, score: Score) -> list[Tensor]:
+    """Gradients of the network's own score with respect to each block's attention, for :func:`le_grad`."""
+    logits, attentions, _ = vit_by_hand(model, images)
+    return list(torch.autograd.grad(score(logits).sum(), attentions))
+
+
+def le_grad_layer_gradients(model: nn.Module, images: Tensor, score: Score) -> list[Tensor]:
+    """The paper's: of the score that the head gives the mean of each block's own tokens."""
+    _, attentions, outputs = vit_by_hand(model, images)
+    gradients = []
+    for attention, tokens in zip(attentions, outputs, strict=True):
+        logits = model.heads(model.encoder.ln(tokens.mean(1)))
+        gradients += torch.autograd.grad(score(logits).sum(), attention, retain_graph=True)
+    return gradients
+
+
+# Input gradients ------------------------------------------------------------------------------------------------------
+
+
+def full_gradients(model: nn.Sequential, images: Tensor, score: Score) -> tuple[Tensor, dict[str, Tensor]]:
+    """Srinivas and Fleuret 2019, raw: input gradient * input; and each bias times the gradient where it is added.
+
+    The Sequential, in evaluation mode, holds convolutions, linear layers, BatchNorm (whose implicit bias is
+    beta - gamma mean / sqrt(var + eps)), ReLU, pooling and what only reshapes. Everything together sums to the score.
+
+    Returns:
+        (N, C, H, W) of the input, and for each module with a bias, by name, a tensor of the shape of its output.
+    """
+    leaf = images.detach().clone().requires_grad_()
+    x = leaf.clone()
+    added: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, module in model.named_children():
+        x = module(x)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            root = torch.sqrt(module.running_var + module.eps)
+            bias = module.bias - module.weight * module.running_mean / root
+        else:
+            bias = getattr(module, "bias", None)
+        if bias is not None:
+            added[name] = torch.zeros_like(x, requires_grad=True)
+            x = x + added[name]
+            biases[name] = bias.detach().view(1, -1, *[1] * (x.dim() - 2))
+    gradient, *others = torch.autograd.grad(score(x).sum(), [leaf, *added.values()])
+    parts = {name: g * biases[name] for name, g in zip(added, others, strict=True)}
+    return (gradient * leaf).detach(), parts
+
+
+def completeness(parts: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+    """Sum the raw decomposition: (N,), equal to the score."""
+    return parts[0].flatten(1).sum(1) + sum(part.flatten(1).sum(1) for part in parts[1].values())
+
+
+Psi = Callable[[Array, tuple[int, int]], Array]
+
+
+def psi_paper(channel: Array, size: tuple[int, int]) -> Array:
+    """Post-process one channel as in the paper: bilinearUpsample(rescale(abs(.)))."""
+    return resize_bilinear(minmax(np.abs(channel)), size)
+
+
+def psi_resize_first(channel: Array, size: tuple[int, int]) -> Array:
+    """The order that camlib's heatmaps have: rescale(bilinearUpsample(abs(.)))."""
+    return minmax(resize_bilinear(np.abs(channel), size))
+
+
+def full_grad(parts: tuple[Tensor, dict[str, Tensor]], psi: Psi = psi_paper) -> MapsAndScale:
+    """Srinivas and Fleuret 2019, the map: sum of psi over the input's channels and the biases' channels.
+
+    Biases with a spatial grid only (convolutions and their BatchNorm). Each channel is rescaled by itself, as the
+    equation writes psi(f^b(x)_c); the authors' code rescales all channels of a layer together. The map is at the
+    input's size and has no negative values.
+    """
+    source = _array(parts[0])
+    size = (source.shape[2], source.shape[3])
+    maps, scale = np.zeros((len(source), *size)), np.zeros((len(source), *size))
+    for part in [source, *(_array(p) for p in parts[1].values() if p.dim() == 4)]:
+        for n in range(len(part)):
+            for channel in part[n]:
+                maps[n] += psi(channel, size)
+                spread = np.ptp(np.abs(channel))
+                scale[n] += np.abs(channel).max() / spread if spread > 0 else 0.0
+    return torch.from_numpy(maps), torch.from_numpy(scale)
+
+
+def guided_gradient(model: nn.Sequential, images: Tensor, score: Score) -> Tensor:
+    """Springenberg 2015: the input gradient, passed through a ReLU only where its input and the gradient are positive.
+
+    Layer by layer, backwards; (N, C, H, W). Other activations than ReLU have no rule.
+    """
+    inputs, x = [], images.detach()
+    for module in model:
+        inputs.append(x)
+        x = module(x.clone()).detach()
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(score(leaf).sum(), leaf)
+    for module, x in zip(reversed(list(model)), reversed(inputs), strict=True):
+        if isinstance(module, nn.ReLU):
+            gradient = gradient * (x > 0) * (gradient > 0)
+        elif isinstance(module, nn.Tanh | nn.SiLU | nn.GELU | nn.Sigmoid):
+            raise TypeError(module)
+        else:
+            leaf = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(module(leaf.clone()), leaf, gradient)
+    return gradient
+
+
+def guided_backprop(model: nn.Sequential, images: Tensor, score: Score) -> MapsAndScale:
+    """Sum of |:func:`guided_gradient`| over the input's channels; (N, H, W)."""
+    maps = guided_gradient(model, images, score).double().abs().sum(1)
+    return maps, maps
+
+
+def guided_grad_cam(guided: Tensor, maps: Tensor) -> MapsAndScale:
+    """Selvaraju 2017: the guided gradient (N, C, H, W) times ReLU(Grad-CAM), upsampled from (N, h, w).
+
+    The map is the sum of absolute values over the input's channels, (N, H, W).
+    """
+    gradient, grids = _array(guided), _array(maps)
+    products = np.zeros_like(gradient)
+    for n in range(len(gradient)):
+        upsampled = resize_bilinear(np.maximum(grids[n], 0), (gradient.shape[2], gradient.shape[3]))
+        for c in range(gradient.shape[1]):
+            products[n, c] = np.abs(gradient[n, c] * upsampled)
+    return _over_channels(products)
+
+
+# Baselines ------------------------------------------------------------------------------------------------------------
+
+
+def sobel(images: Tensor) -> MapsAndScale:
+    """sqrt(gx^2 + gy^2) of the mean over the channels, with the 3 x 3 Sobel kernels; (N, H, W).
+
+    The image is mirrored at its border without repeating the last pixel ("reflect").
+    """
+    horizontal = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    maps, scale = [], []
+    for grey in _array(images).mean(1):
+        padded = np.pad(grey, 1, mode="reflect")
+        magnitude, size = np.zeros_like(grey), np.zeros_like(grey)
+        for i, j in np.ndindex(grey.shape):
+            window = padded[i : i + 3, j : j + 3]
+            gx, gy = (window * horizontal).sum(), (window * horizontal.T).sum()
+            magnitude[i, j] = np.sqrt(gx**2 + gy**2)
+            size[i, j] = (np.abs(window) * (np.abs(horizontal) + np.abs(horizontal.T))).sum()
+        maps.append(magnitude)
+        scale.append(size)
+    return torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(scale))
+
+
+def center_gaussian(rows: int, columns: int) -> Tensor:
+    """exp(-(y - cy)^2 / (2 (H / 4)^2) - (x - cx)^2 / (2 (W / 4)^2)) at the pixels' centres; (H, W)."""
+    image = torch.zeros(rows, columns, dtype=torch.float64)
+    for i in range(rows):
+        for j in range(columns):
+            down, along = (i + 0.5 - rows / 2) / (rows / 4), (j + 0.5 - columns / 2) / (columns / 4)
+            image[i, j] = np.exp(-(down**2) / 2 - along**2 / 2)
+    return image
