@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Network, small_cnn
 from torch import Tensor, nn
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 import camlib
-from camlib.layouts import ChannelsFirst, ChannelsLast, Tokens, infer_layout
+from camlib.layouts import (
+    ChannelsFirst,
+    ChannelsLast,
+    Tokens,
+    channel_axis,
+    grid_layout,
+    infer_layout,
+    picture_size,
+)
 
 
 def found(model: nn.Module, *shape: int) -> str:
@@ -153,14 +164,26 @@ def test_network_without_feature_maps_is_an_error_that_shows_what_was_seen() -> 
         found(model)
 
 
-def test_outputs_that_are_no_tensor_need_forward() -> None:
-    class Two(Network):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"logits": super().forward(x)}
+class Named(Network):
+    """A network whose outputs have a name."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": torch.zeros(()), self.name: super().forward(x)}
+
+
+def test_outputs_of_unknown_names_need_forward() -> None:
     with pytest.raises(TypeError, match="returns a dict.*pass forward="):
-        found(Two())
-    assert camlib.find_layer(Two(), torch.rand(1, 3, 8, 8), forward=lambda m, x: m(x)["logits"]) == "norm"
+        found(Named("mine"))
+    assert camlib.find_layer(Named("mine"), torch.rand(1, 3, 8, 8), forward=lambda m, x: m(x)["mine"]) == "norm"
+
+
+@pytest.mark.parametrize("name", ["logits", "out", "image_embeds"])
+def test_outputs_of_known_names_are_understood(name: str) -> None:
+    assert found(Named(name)) == "norm"
 
 
 def test_listing_shows_names_types_and_shapes_in_order() -> None:
@@ -247,10 +270,88 @@ class TestLayouts:
             ((2, 145, 8), (197, 197), Tokens((12, 12), 1)),
             ((2, 64), (224, 224), None),
             ((2, 197, 768), None, None),
+            ((2, 512, 7, 7), None, ChannelsFirst((7, 7))),
+            ((2, 512, 2, 7, 7), None, ChannelsFirst((2, 7, 7))),
+            ((2, 64, 125), (1000,), ChannelsFirst((125,))),
+            ((2, 125, 2048), (1000,), ChannelsLast((125,))),
+            ((2, 512, 2, 7, 7), (16, 112, 112), ChannelsFirst((2, 7, 7))),
+            ((2, 512, 16, 7, 7), (16, 112, 112), ChannelsFirst((16, 7, 7))),
+            ((2, 8, 7, 7, 768), (16, 224, 224), ChannelsLast((8, 7, 7))),
+            ((2, 393, 768), (16, 224, 224), Tokens((8, 7, 7), 1)),
+            ((2, 1569, 768), (16, 224, 224), Tokens((8, 14, 14), 1)),
+            ((2, 1569, 768), (8, 224, 224), Tokens((8, 14, 14), 1)),
+            ((2, 216, 768), (96, 96, 96), Tokens((6, 6, 6), 0)),
+            ((2, 4, 512), (16, 224, 224), Tokens((4, 1, 1), 0)),
+            ((2, 64), (1000,), None),
         ],
     )
     def test_layout_is_told_from_shape_and_picture(self, shape, size, layout) -> None:
         assert infer_layout(shape, size) == layout
+
+    @pytest.mark.parametrize(
+        ("shape", "size", "channels", "layout"),
+        [
+            ((2, 50, 64), (800,), "last", ChannelsLast((50,))),
+            ((2, 51, 64), (800,), "last", Tokens((50,), 1)),
+            ((2, 49, 64), (800,), "last", ChannelsLast((49,))),
+            ((2, 64, 50), (800,), "first", ChannelsFirst((50,))),
+            ((2, 8, 8, 8), (32, 32), "last", ChannelsLast((8, 8))),
+            ((2, 8, 8, 8), (32, 32), "first", ChannelsFirst((8, 8))),
+            ((2, 4, 8, 8, 8), (8, 32, 32), "last", ChannelsLast((4, 8, 8))),
+        ],
+    )
+    def test_the_layers_own_axis_decides_where_both_are_possible(self, shape, size, channels, layout) -> None:
+        assert infer_layout(shape, size, channels) == layout
+
+    @pytest.mark.parametrize(
+        ("layer", "axis"),
+        [
+            (nn.Conv1d(2, 2, 1), "first"), (nn.BatchNorm3d(2), "first"), (nn.LayerNorm(2), "last"),
+            (nn.Linear(2, 2), "last"), (nn.Sequential(nn.Conv2d(2, 2, 1), nn.LayerNorm(2)), None),
+            (torchvision.models.convnext.LayerNorm2d(2), "first"), (timm.layers.LayerNorm2d(2), "first"),
+            (timm.layers.LayerNorm(2), "last"), (ConvNextLayerNorm(2, data_format="channels_first"), "first"),
+            (ConvNextLayerNorm(2), "last"),
+        ],
+    )  # fmt: skip
+    def test_axis_of_channels_is_told_from_the_layers_modules(self, layer: nn.Module, axis: str | None) -> None:
+        assert channel_axis(nn.Sequential(layer), layer) == axis
+
+    @pytest.mark.parametrize(
+        ("inputs", "size"),
+        [
+            (torch.rand(2, 3, 5, 7), (5, 7)),
+            (torch.zeros(2, 3, 5, 7, dtype=torch.uint8), (5, 7)),
+            ({"signal": torch.rand(2, 3, 9), "picture": torch.rand(2, 3, 5, 7)}, (5, 7)),
+            (torch.rand(2, 3, 8, 5, 7), (8, 5, 7)),
+            (torch.rand(2, 1, 8, 5, 7), (8, 5, 7)),
+            (torch.rand(2, 8, 3, 5, 7), (8, 5, 7)),
+            (torch.rand(2, 3, 3, 5, 7), (3, 5, 7)),
+            (torch.rand(2, 3, 9), (9,)),
+            ((torch.rand(2, 3, 9), torch.rand(2, 4)), (9,)),
+            ([torch.rand(3, 5, 7), torch.rand(1, 5, 7)], (5, 7)),
+            (torch.zeros(2, 3, 9, dtype=torch.long), None),
+            (torch.rand(2, 3), None),
+            ([], None),
+        ],
+    )
+    def test_size_of_the_inputs(self, inputs, size) -> None:
+        assert picture_size(inputs) == size
+
+    def test_pictures_of_different_sizes_are_explained_in_separate_calls(self) -> None:
+        with pytest.raises(ValueError, match=r"different sizes, \[\(5, 7\), \(5, 8\)\].*in separate calls"):
+            picture_size([torch.rand(3, 5, 8), torch.rand(3, 5, 7)])
+
+    @pytest.mark.parametrize(
+        ("size", "expected"),
+        [
+            ((9,), r"inputs of 9; .*to \(N, C, l\)"),
+            ((4, 4), r"inputs of 4 x 4; .*to \(N, C, h, w\)"),
+            ((2, 4, 4), r"inputs of 2 x 4 x 4; .*to \(N, C, t, h, w\)"),
+        ],
+    )
+    def test_shapes_that_are_no_grid_name_what_reshape_must_return(self, size, expected) -> None:
+        with pytest.raises(ValueError, match=rf"layer 'head' returns shape \(2, 3\), which is no grid over {expected}"):
+            grid_layout((2, 3), size, "head", None)
 
     def test_anisotropic_poolings_are_no_channels_last(self) -> None:
         model = nn.Sequential(

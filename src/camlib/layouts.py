@@ -1,10 +1,16 @@
-"""The layout of a feature map: channels first, channels last, or tokens; and back to a channels-first grid."""
+"""The layout of a feature map: channels first, channels last, or tokens; and back to a channels-first grid.
+
+A grid has as many axes as the input has spatial ones: (l,) over a signal, (h, w) over a picture, (t, h, w) over a
+video or a volume.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from torch import Tensor, nn
 
@@ -14,38 +20,41 @@ from camlib.nested import tensors_in
 MAX_PREFIX_TOKENS = 16
 """A class token, a distillation token, registers: no network known has more."""
 
+Size = tuple[int, ...]
+"""(l,), (h, w) or (t, h, w): cells of a grid, or the input's samples, pixels or voxels."""
+
 
 @dataclass(frozen=True)
 class ChannelsFirst:
-    """(N, C, h, w), the layout of convolutions."""
+    """(N, C, h, w), the layout of convolutions; (N, C, l) over signals and (N, C, t, h, w) over videos."""
 
-    grid: tuple[int, int]
+    grid: Size
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, h, w)."""
+        """Return (N, C, *grid)."""
         return features
 
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """(N, h, w, C), the layout of Swin and its relatives."""
+    """(N, h, w, C), the layout of Swin and its relatives; (N, l, C) and (N, t, h, w, C)."""
 
-    grid: tuple[int, int]
+    grid: Size
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, h, w)."""
-        return features.movedim(-1, -3)
+        """Return (N, C, *grid)."""
+        return features.movedim(-1, -1 - len(self.grid))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """(N, prefix + h * w, C): class and register tokens, then the patches row by row."""
+    """(N, prefix + h * w, C): class and register tokens, then the patches row by row, of videos frame by frame."""
 
-    grid: tuple[int, int]
+    grid: Size
     prefix: int
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, h, w), without the prefix tokens."""
+        """Return (N, C, *grid), without the prefix tokens."""
         patches = features[..., self.prefix :, :].movedim(-1, -2)
         return patches.reshape(*patches.shape[:-1], *self.grid)
 
@@ -62,75 +71,103 @@ def channel_axis(model: nn.Module, layer: nn.Module) -> ChannelAxis:
 
     A layer without parameters, such as an activation, hands on what the modules defined before it made.
     """
-    parametric = [module for module in layer.modules() if isinstance(module, _CHANNELS_FIRST + _CHANNELS_LAST)]
-    if not parametric and not any(True for _ in layer.parameters()):
+    axes = {_axis_of(module) for module in layer.modules()} - {None}
+    if not axes and not any(True for _ in layer.parameters()):
         for module in model.modules():
             if module is layer:
                 break
-            if isinstance(module, _CHANNELS_FIRST + _CHANNELS_LAST):
-                parametric = [module]
-    first = any(isinstance(module, _CHANNELS_FIRST) for module in parametric)
-    last = any(isinstance(module, _CHANNELS_LAST) for module in parametric)
-    return None if first == last else "first" if first else "last"
+            axis = _axis_of(module)
+            axes = {axis} if axis else axes
+    return axes.pop() if len(axes) == 1 else None
 
 
-def infer_layout(
-    shape: tuple[int, ...], input_size: tuple[int, int] | None, channels: ChannelAxis = None
-) -> Layout | None:
-    """Tell the layout of features from their shape and the size of the picture they were computed from.
+def _axis_of(module: nn.Module) -> ChannelAxis:
+    """The axis that one module itself takes for channels.
 
-    A grid fits a picture if one stride explains both of its sides. A 4-D map is channels-first unless only the
-    channels-last reading fits; what is known of the layer decides where both are possible. Tokens are the grid of
-    square patches that tiles the picture exactly, or else nearly, and leaves the fewest prefix tokens.
+    Layer norms of ConvNeXts and others move the channels to the end and back: their name or ``data_format`` says so.
+    """
+    if isinstance(module, _CHANNELS_FIRST) or getattr(module, "data_format", None) == "channels_first":
+        return "first"
+    if isinstance(module, nn.LayerNorm) and re.search("[123]d", type(module).__name__):
+        return "first"
+    return "last" if isinstance(module, _CHANNELS_LAST) else None
+
+
+def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = None) -> Layout | None:
+    """Tell the layout of features from their shape and the size of the input they were computed from.
+
+    A grid fits a picture if one stride explains both of its sides; time may have a stride of its own. A map with an
+    axis for each of the input's is channels-first unless only the channels-last reading fits; what is known of the
+    layer decides where both are possible. Tokens are the grid of square patches that tiles the picture exactly, or
+    else nearly, and leaves the fewest prefix tokens.
 
     Args:
         shape: of the layer's output, with the batch.
-        input_size: (H, W) of the input, or None if it is not known.
+        input_size: (L,), (H, W) or (T, H, W) of the input, or None if it is not known.
         channels: the axis that :func:`channel_axis` tells.
 
     Returns:
         The layout, or None where no reading makes sense.
     """
-    if len(shape) == 4:
-        first, last = (shape[2], shape[3]), (shape[1], shape[2])
-        if input_size is None or not _one_stride(last, input_size):
+    if input_size is None:
+        return ChannelsFirst(shape[2:]) if len(shape) in (4, 5) else None
+    if len(shape) == len(input_size) + 2:
+        first, last = shape[2:], shape[1:-1]
+        if not one_stride(last, input_size):
             return ChannelsFirst(first)
         possible = all(cells <= side for cells, side in zip(first, input_size, strict=True))
-        if channels == "last" or not (possible and (channels == "first" or _one_stride(first, input_size))):
-            return ChannelsLast(last)
+        if channels == "last" or not (possible and (channels == "first" or one_stride(first, input_size))):
+            return _sequence(last[0], input_size[0]) if len(last) == 1 else ChannelsLast(last)
         return ChannelsFirst(first)
-    if len(shape) == 3 and input_size:
+    if len(shape) == 3:
         for exact in (True, False):
             for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1):
-                grid = _patch_grid(shape[1] - prefix, input_size, exact)
+                grid = next(_patch_grids(shape[1] - prefix, input_size, exact), None)
                 if grid:
                     return Tokens(grid, prefix)
     return None
 
 
-def _one_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1."""
-    lowest = max(side / (cells + 1) for cells, side in zip(grid, size, strict=True))
-    highest = min(side / (cells - 1) if cells > 1 else math.inf for cells, side in zip(grid, size, strict=True))
+def layout_of(model: nn.Module, layer: nn.Module, shape: Size, input_size: Size | None) -> Layout | None:
+    """Return :func:`infer_layout` of a layer's output, with the layer's own kind of axis where that matters."""
+    first, last = (infer_layout(shape, input_size, channels) for channels in ("first", "last"))
+    return first if first == last else infer_layout(shape, input_size, channel_axis(model, layer))
+
+
+def _sequence(tokens: int, length: int) -> Layout:
+    """(N, tokens, C) over a signal: all tokens are patches, unless these tile it exactly with a class token more."""
+    if length % tokens and tokens > 2 and not length % (tokens - 1):
+        return Tokens((tokens - 1,), 1)
+    return ChannelsLast((tokens,))
+
+
+def one_stride(grid: Size, size: Size) -> bool:
+    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1; time only must not get longer."""
+    sides = list(zip(grid, size, strict=True))[-2:]
+    lowest = max(side / (cells + 1) for cells, side in sides)
+    highest = min(side / (cells - 1) if cells > 1 else math.inf for cells, side in sides)
     return lowest < highest and all(cells <= side for cells, side in zip(grid, size, strict=True))
 
 
-def _patch_grid(tokens: int, size: tuple[int, int], exact: bool) -> tuple[int, int] | None:
-    """The grid of ``tokens`` square patches that tiles the picture, exactly or with a last row cut off."""
-    height, width = size
-    for patch in range(1, max(size) + 1):
-        if not exact or height % patch == width % patch == 0:
-            for rows, columns in ((height // patch, width // patch), (-(-height // patch), -(-width // patch))):
-                if rows * columns == tokens:
-                    return rows, columns
-        if -(-height // patch) * -(-width // patch) < tokens:
-            return None
-    return None
+def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
+    """Yield the grids of ``tokens`` patches that tile the input, exactly or with a last row cut off.
+
+    Patches are square; of volumes, inputs half as deep as they are wide at least, cubes. Failing that, and in videos,
+    they are square in a frame and span as few frames as the number of tokens allows.
+    """
+    if len(size) < 3 or 2 * size[0] >= min(size[1:]):
+        for patch in range(1, max(size) + 1):
+            cut_off, padded = tuple(side // patch for side in size), tuple(-(-side // patch) for side in size)
+            if math.prod(padded) < tokens:
+                break
+            if not exact or cut_off == padded:
+                yield from (grid for grid in (cut_off, padded) if math.prod(grid) == tokens)
+    if len(size) == 3:
+        for frames in (t for t in range(size[0], 0, -1) if size[0] % t == 0 and tokens % t == 0):
+            yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:], exact))
 
 
-def grid_layout(
-    shape: tuple[int, ...], input_size: tuple[int, int] | None, layer: str, channels: ChannelAxis
-) -> Layout:
+def grid_layout(shape: Size, input_size: Size | None, layer: str, channels: ChannelAxis) -> Layout:
     """Return the layout of a layer's output, as :func:`infer_layout`.
 
     Raises:
@@ -138,17 +175,54 @@ def grid_layout(
     """
     layout = infer_layout(shape, input_size, channels)
     if layout is None:
-        picture = f"inputs of {input_size[0]} x {input_size[1]}" if input_size else "inputs of unknown size"
+        of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
+        grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
         raise CamlibValueError(
-            f"layer {layer!r} returns shape {shape}, which is no grid over {picture}; choose "
-            "another layer, or pass reshape=, a function from that tensor to (N, C, h, w)"
+            f"layer {layer!r} returns shape {shape}, which is no grid over {of_size}; choose "
+            f"another layer, or pass reshape=, a function from that tensor to {grid}"
         )
     return layout
 
 
-def picture_size(inputs: object) -> tuple[int, int] | None:
-    """Return (H, W) of the first 4-D tensor among the inputs, or None."""
-    for tensor in tensors_in(inputs):
-        if tensor.dim() == 4:
-            return tensor.shape[2], tensor.shape[3]
+def picture_size(inputs: object) -> Size | None:
+    """Return the spatial size of the inputs.
+
+    Args:
+        inputs: what a model takes.
+
+    Returns:
+        (H, W) of the first tensor (N, C, H, W) among the inputs, or of a list of pictures (C, H, W), as detectors take
+        it; failing that (T, H, W) of the first floating (N, C, T, H, W), or (N, T, 3, H, W), as Hugging Face has
+        videos; failing that (L,) of the first floating (N, C, L); or None.
+
+    Raises:
+        CamlibValueError: a list of pictures of different sizes.
+
+    Example:
+        >>> import torch
+        >>> picture_size(torch.rand(2, 3, 32, 48)), picture_size([torch.rand(3, 32, 48)])
+        ((32, 48), (32, 48))
+        >>> picture_size(torch.rand(2, 3, 8, 32, 48)), picture_size(torch.rand(2, 12, 1000))
+        ((8, 32, 48), (1000,))
+    """
+    if holds_pictures(inputs):
+        sizes = {tuple(picture.shape[1:]) for picture in inputs}
+        if len(sizes) > 1:
+            raise CamlibValueError(
+                f"the pictures have different sizes, {sorted(sizes)}; maps of one call share one grid: explain "
+                "pictures of different sizes in separate calls"
+            )
+        return sizes.pop()
+    tensors = list(tensors_in(inputs))
+    for dims in (4, 5, 3):
+        shapes = (t.shape for t in tensors if t.dim() == dims and (dims == 4 or t.is_floating_point()))
+        shape = next(shapes, None)
+        if shape is not None:
+            frames_first = dims == 5 and shape[2] == 3 != shape[1]
+            return (shape[1], *shape[3:]) if frames_first else tuple(shape[2:])
     return None
+
+
+def holds_pictures(inputs: object) -> TypeGuard[list[Tensor]]:
+    """Whether the inputs are a list of pictures (C, H, W), each of its own size, as torchvision's detectors take it."""
+    return isinstance(inputs, list) and bool(inputs) and all(isinstance(x, Tensor) and x.dim() == 3 for x in inputs)
