@@ -1,7 +1,8 @@
-"""One forward pass, cut at the layers: their activations, and the gradient of a score with respect to them.
+"""One forward pass: the activations of its layers, and the gradient of a score with respect to them.
 
-Everything below the first layer runs as plain inference. The hook on it detaches the output, makes it a leaf
-and turns autograd on, so that only the tail is recorded and the gradient costs the tail alone.
+To :class:`Cut` is to pay for the gradient of the tail alone: everything below the first layer runs as plain inference.
+The hook on it detaches the output, makes it a leaf and turns autograd on, so that only the tail is recorded.
+To :class:`Watch` is to look at activations only; no autograd is needed, and quantised networks can be watched too.
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
         The tensor to differentiate with respect to, and what to hand on to the rest of the network: a clone,
         because the next layer may work in place.
     """
-    tensor = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        what = f"a {tensor.dtype} tensor" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+    tensor = first_tensor(output, layer)
+    if not tensor.is_floating_point():
         raise CamlibTypeError(
-            f"layer {layer!r} returns {what}; a layer must return a floating-point tensor, or a tuple that "
-            "begins with one. camlib.list_layers(model, inputs) shows what each layer returns"
+            f"layer {layer!r} returns a {tensor.dtype} tensor, which has no gradient; explain the floating-point model "
+            "that it was made from, or use a method that needs activations alone, such as camlib.EigenCAM"
         )
     if torch.is_inference_mode_enabled():
         raise CamlibRuntimeError(
@@ -47,13 +47,28 @@ def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
         )
     point = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
     torch.set_grad_enabled(True)
-    handed_on = point.clone()
-    if tensor is output:
-        return point, handed_on
-    rest = (handed_on, *output[1:])
+    return point, with_first(output, point.clone())
+
+
+def first_tensor(output: Any, layer: str) -> Tensor:
+    """The tensor that a module returned, alone or first of a sequence."""
+    tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(tensor, Tensor):
+        raise CamlibTypeError(
+            f"layer {layer!r} returns a {type(tensor).__name__}; a layer must return a tensor, or a tuple that "
+            "begins with one. camlib.list_layers(model, inputs) shows what each layer returns"
+        )
+    return tensor
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """What a module returned, with another (first) tensor."""
+    if isinstance(output, Tensor):
+        return tensor
+    rest = (tensor, *output[1:])
     if isinstance(output, list):
-        return point, list(rest)
-    return point, type(output)(*rest) if hasattr(output, "_fields") else rest
+        return list(rest)
+    return type(output)(*rest) if hasattr(output, "_fields") else rest
 
 
 @dataclass
@@ -64,8 +79,13 @@ class _Point:
     version: int
 
 
-class Cut:
-    """The layers of one forward pass: filled by their hooks, read afterwards.
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; inference tensors do not count, and what we keep is ours alone."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Watch:
+    """The layers of one forward pass, looked at: filled by their hooks, read afterwards.
 
     Args:
         modules: the layers by name.
@@ -76,9 +96,14 @@ class Cut:
         self._points: dict[str, _Point] = {}
         self._thread = threading.get_ident()
 
+    @property
+    def names(self) -> list[str]:
+        """The layers, in the order they were given."""
+        return list(self._modules)
+
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
-        """Keep the hooks on the layers; the grad mode that they switch on is restored."""
+        """Keep the hooks on the layers; the grad mode that they may switch on is restored."""
         grad_mode = torch.is_grad_enabled()
         handles = []
         try:
@@ -99,14 +124,19 @@ class Cut:
                     f"layer {name!r} ({type(module).__name__}) is called more than once in a forward pass, so "
                     "it has no one feature map; choose a layer that is called once, such as the block around it"
                 )
-            point, handed_on = tap(output, name)
-            self._points[name] = _Point(point, point._version)
+            point, handed_on = self._take(output, name)
+            self._points[name] = _Point(point, _version(point))
             return handed_on
 
         return hook
 
+    def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
+        """The tensor to keep of what a module returned, and what to hand on: a clone, against work in place."""
+        tensor = first_tensor(output, name)
+        return tensor.detach(), with_first(output, tensor.clone())
+
     def activations(self) -> list[Tensor]:
-        """Return each layer's output, detached, in the order the layers were given.
+        """Return each layer's output, detached, in the order the layers were given; what is quantised, dequantised.
 
         Raises:
             CamlibRuntimeError: a layer was not reached, or something changed its output in place.
@@ -116,13 +146,20 @@ class Cut:
             if name not in self._points:
                 raise CamlibRuntimeError(f"layer {name!r} was not reached: {_why_not_reached(module)}")
             point = self._points[name]
-            if point.tensor._version != point.version:
+            if _version(point.tensor) != point.version:
                 raise CamlibRuntimeError(
                     f"the output of layer {name!r} was changed in place after the layer had returned it; "
                     "choose the layer before or after it"
                 )
-            tensors.append(point.tensor.detach())
+            tensors.append(point.tensor.dequantize() if point.tensor.is_quantized else point.tensor.detach())
         return tensors
+
+
+class Cut(Watch):
+    """The layers of one forward pass, which is cut at them for the gradients of its tail."""
+
+    def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
+        return tap(output, name)
 
     def gradients(self, scores: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
         """Differentiate the scores with respect to each layer's output.
@@ -153,6 +190,31 @@ class Cut:
             if gradient is None:
                 raise _does_not_lead(name)
         return [by_name[name] for name in self._modules]
+
+    def second_order(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Differentiate the scores twice: the gradient G, and the Hessian's product H A with the activations.
+
+        Args:
+            scores: (N,), each of its own image.
+
+        Returns:
+            Per layer (G, H A), each a tensor like its activations; H A is zero where the tail is piecewise linear.
+        """
+        self.activations()  # every layer was reached
+        if not scores.requires_grad:
+            raise _does_not_lead(next(iter(self._modules)))
+        points = {name: self._points[name].tensor for name in self._modules}
+        with torch.enable_grad():
+            found = torch.autograd.grad(scores.sum(), list(points.values()), create_graph=True, allow_unused=True)
+        pairs = []
+        for (name, point), gradient in zip(points.items(), found, strict=True):
+            if gradient is None:
+                raise _does_not_lead(name)
+            product = None
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(gradient, point, point.detach(), retain_graph=True, allow_unused=True)
+            pairs.append((gradient.detach(), torch.zeros_like(point) if product is None else product))
+        return pairs
 
 
 def _gradients_per_class(scores: Tensor, points: list[Tensor]) -> list[Any]:

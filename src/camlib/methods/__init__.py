@@ -8,10 +8,46 @@ from typing import Any
 from torch import nn
 
 from camlib.errors import CamlibValueError
-from camlib.methods.base import GradientMethod, Method
+from camlib.methods.base import ActivationMethod, GradientMethod, LayerMethod, Method, PassMethod
+from camlib.methods.baselines import CenterGaussian, RandomCAM, Sobel, center_gaussian, random_cam, sobel
+from camlib.methods.cam import CAM, cam
+from camlib.methods.eigen_cam import EigenCAM, EigenGradCAM, SegEigenCAM, eigen_cam, eigen_grad_cam, seg_eigen_cam
+from camlib.methods.fem import FEM, fem
+from camlib.methods.finer_cam import FinerCAM
 from camlib.methods.grad_cam import GradCAM, grad_cam
+from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus, grad_cam_plus_plus
+from camlib.methods.hires_cam import GradCAMElementWise, HiResCAM, grad_cam_element_wise, hires_cam
+from camlib.methods.kpca_cam import KPCACAM, kpca_cam
+from camlib.methods.layer_cam import LayerCAM, layer_cam
+from camlib.methods.refine_cam import RefineCAM
+from camlib.methods.shapley_cam import ShapleyCAM, shapley_cam
+from camlib.methods.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus
+from camlib.methods.x_grad_cam import XGradCAM, x_grad_cam
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (GradCAM,)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        GradCAM,
+        GradCAMPlusPlus,
+        SmoothGradCAMPlusPlus,
+        XGradCAM,
+        HiResCAM,
+        GradCAMElementWise,
+        LayerCAM,
+        EigenGradCAM,
+        ShapleyCAM,
+        FinerCAM,
+        RefineCAM,
+        CAM,
+        EigenCAM,
+        KPCACAM,
+        FEM,
+        SegEigenCAM,
+        RandomCAM,
+        CenterGaussian,
+        Sobel,
+    )
+}
 """Every method by name."""
 
 
@@ -39,4 +75,48 @@ def create(name: str, model: nn.Module, layer: Any = None, **options: Any) -> Me
     return METHODS[name](model, layer, **options)
 
 
-__all__ = ["METHODS", "GradCAM", "GradientMethod", "Method", "create", "grad_cam"]
+__all__ = [
+    "CAM",
+    "FEM",
+    "KPCACAM",
+    "METHODS",
+    "ActivationMethod",
+    "CenterGaussian",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FinerCAM",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "GradientMethod",
+    "HiResCAM",
+    "LayerCAM",
+    "LayerMethod",
+    "Method",
+    "PassMethod",
+    "RandomCAM",
+    "RefineCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "SmoothGradCAMPlusPlus",
+    "Sobel",
+    "XGradCAM",
+    "cam",
+    "center_gaussian",
+    "create",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "fem",
+    "grad_cam",
+    "grad_cam_element_wise",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "kpca_cam",
+    "layer_cam",
+    "random_cam",
+    "seg_eigen_cam",
+    "shapley_cam",
+    "smooth_grad_cam_plus_plus",
+    "sobel",
+    "x_grad_cam",
+]

@@ -1,30 +1,32 @@
-"""What every method shares: binding to a model, and from one cut forward pass to an Explanation."""
+"""What every method shares: binding to a model, and from one forward pass to Explanations."""
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.capture import Cut
+from camlib.capture import Cut, Watch
 from camlib.discovery import find_layer
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.isolation import call_eagerly, check_device, checked_inputs, full_precision, undisturbed, unwrap
 from camlib.layers import resolve_layers
-from camlib.layouts import Tokens, channel_axis, grid_layout, picture_size
+from camlib.layouts import picture_size
+from camlib.methods.evidence import Evidence, Features, check_finite
 from camlib.methods.fusion import FUSIONS, fuse
-from camlib.nested import map_tensors, tensors_in
+from camlib.outputs import row_count
+from camlib.padding import Padding
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
 
 
 class Method(ABC):
-    """A method bound to a model.
+    """A method bound to a model. Each declares what it is: see the class attributes.
 
     Args:
         model: any module. Wrappers of ``torch.compile`` and ``DataParallel`` are taken off, with a warning.
@@ -43,6 +45,17 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    """Its key in :data:`camlib.METHODS`."""
+    class_agnostic: ClassVar[bool] = False
+    """Whether the map is the same for every target."""
+    layerless: ClassVar[bool] = False
+    """Whether the method itself knows what to read, the input or all of the model, and ``layer`` is refused."""
+    stochastic: ClassVar[bool] = False
+    """Whether it draws random numbers: from ``generator=``, never from torch's global ones."""
+    needs_gradients: ClassVar[bool] = True
+    """Whether the model must be differentiable."""
+    finds_one_layer: ClassVar[bool] = True
+    """Whether it reads the one layer that :func:`camlib.find_layer` finds, if none is given."""
 
     def __init__(
         self,
@@ -58,54 +71,16 @@ class Method(ABC):
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:
             raise CamlibValueError('fuse="product" would make positive evidence of two negatives; it needs relu=True')
+        if self.layerless and layer is not None:
+            raise CamlibValueError(f"{type(self).__name__} reads no layer; leave layer={layer!r} out")
         self.model = unwrap(model)
-        self.layers = None if layer is None else resolve_layers(self.model, layer)
+        self.layers = {} if self.layerless else None if layer is None else resolve_layers(self.model, layer)
         self.forward = forward
         self.reshape = reshape
         self.relu = relu
         self.fuse = fuse
 
     @abstractmethod
-    def __call__(self, inputs: Any, target: Any = None) -> Explanation:
-        """Explain the model's outputs for ``inputs``."""
-
-    def __repr__(self) -> str:
-        layer = "to be found" if self.layers is None else repr(" + ".join(self.layers))
-        return f"{type(self).__name__}({type(self.model).__name__}, layer={layer})"
-
-    def _prepare(self, inputs: Any) -> Any:
-        """Check the inputs, and find the layer if none has been given."""
-        if self.forward is None:
-            check_device(self.model, inputs)
-        inputs = checked_inputs(self.model, inputs)
-        if self.layers is None:
-            self.layers = resolve_layers(self.model, find_layer(self.model, inputs, forward=self.forward))
-        return inputs
-
-    def _run(self, inputs: Any) -> Any:
-        return (self.forward or call_eagerly)(self.model, inputs)
-
-
-class GradientMethod(Method):
-    """A method whose map is a function of the activations and the gradients at a layer.
-
-    Subclasses say that function in :meth:`maps`; the forward pass, the target, several layers and classes,
-    the final ReLU and the checks are here.
-
-    Example:
-        >>> import camlib, torch, torchvision
-        >>> class Elementwise(camlib.GradientMethod):
-        ...     name = "elementwise"
-        ...     def maps(self, activations, gradients):
-        ...         return (activations * gradients).relu().sum(1)
-        >>> Elementwise(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
-        torch.Size([2, 2, 2])
-    """
-
-    @abstractmethod
-    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps (N, h, w), before the final ReLU, from two tensors (N, C, h, w)."""
-
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 
@@ -119,113 +94,214 @@ class GradientMethod(Method):
                 outputs to (N,) or (N, K) scores; a :class:`camlib.targets.Target`.
 
         Returns:
-            Maps (N, h, w), or (N, K, h, w) for K classes.
+            Maps (N, h, w), or (N, K, h, w) for K classes; of signals (N, l), of videos and volumes (N, t, h, w).
 
         Raises:
             CamlibValueError, CamlibTypeError: inputs or target cannot be understood.
             CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or a
                 score, activation, gradient or map is not finite.
         """
-        inputs = self._prepare(inputs)
-        layers = dict(self.layers or {})
-        cut = Cut(layers)
-        with undisturbed(self.model):
-            with cut.hooked():
-                outputs = self._run(inputs)
-                resolved = targets.resolve(target, outputs)
-                scores = targets.score(resolved, outputs, _image_index(outputs, cut, layers))
-            gradients = cut.gradients(scores)
-            scores = scores.detach()
-            with full_precision(scores.device):
-                size = picture_size(inputs)
-                maps = {
-                    name: self._maps(activations, gradient, scores, size, name)
-                    for name, activations, gradient in zip(layers, cut.activations(), gradients, strict=True)
-                }
-                fused = fuse(list(maps.values()), self.fuse, "minmax" if self.relu else "signed")
-        return Explanation(
-            maps=fused,
-            scores=scores,
-            outputs=map_tensors(Tensor.detach, outputs),
-            target=resolved.resolved,
-            method=self.name,
-            layer=" + ".join(layers),
-            input_size=size,
-            layers=maps,
-        )
 
-    def _maps(
-        self, activations: Tensor, gradients: Tensor, scores: Tensor, size: tuple[int, int] | None, layer: str
-    ) -> Tensor:
-        """One layer's maps, (N, h, w) or (N, K, h, w)."""
-        to_grid = self._to_grid(activations, gradients, size, layer)
-        features = to_grid(_single_or_double(activations))
-        of_classes = gradients.unbind(1) if scores.dim() == 2 else [gradients]  # views: the features are not repeated
-        slopes = [to_grid(_single_or_double(gradient)) for gradient in of_classes]
-        maps = [self.maps(features, slope) for slope in slopes]
-        _check_finite({"activation": [features], "gradient": slopes, "map": maps, "score": [scores]}, layer)
-        stacked = torch.stack(maps, 1) if scores.dim() == 2 else maps[0]
-        return stacked.relu() if self.relu else stacked
+    @property
+    def forward_passes(self) -> int:
+        """How many forward passes a call makes, however many classes; finding the layer takes one more, once."""
+        return 1
 
-    def _to_grid(
-        self, activations: Tensor, gradients: Tensor, size: tuple[int, int] | None, layer: str
-    ) -> Callable[[Tensor], Tensor]:
-        """The function that turns the layer's features (N, ...) into (N, C, h, w)."""
-        if self.reshape is not None:
-            return lambda features: self._reshaped(features, layer)
-        channels = channel_axis(self.model, self.model.get_submodule(layer)) if activations.dim() == 4 else None
-        layout = grid_layout(tuple(activations.shape), size, layer, channels)
-        if isinstance(layout, Tokens) and layout.prefix and not layout.to_grid(gradients).any() and gradients.any():
-            raise CamlibRuntimeError(
-                f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
-                "choose a layer ahead of the last attention, such as the last block's first norm, or leave layer out"
-            )
-        return layout.to_grid
+    def __repr__(self) -> str:
+        layer = "none" if self.layerless else "to be found" if self.layers is None else repr(" + ".join(self.layers))
+        return f"{type(self).__name__}({type(self.model).__name__}, layer={layer})"
 
-    def _reshaped(self, features: Tensor, layer: str) -> Tensor:
-        assert self.reshape is not None
-        grid = self.reshape(features)
-        if not isinstance(grid, Tensor) or grid.dim() != 4 or grid.shape[0] != features.shape[0]:
-            shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
-            raise CamlibTypeError(
-                f"reshape turned {tuple(features.shape)} of layer {layer!r} into {shape}; it must return a "
-                f"tensor ({features.shape[0]}, C, h, w)"
-            )
-        return grid
+    def _prepare(self, inputs: Any) -> Any:
+        """Check the inputs, and find the layer if none has been given."""
+        if self.forward is None:
+            check_device(self.model, inputs)
+        inputs = checked_inputs(self.model, inputs)
+        if self.layers is None:
+            self.layers = resolve_layers(self.model, self._find(inputs))
+        return inputs
+
+    def _find(self, inputs: Any) -> str | list[str]:
+        """The layers to read where the user gave none."""
+        return find_layer(self.model, inputs, forward=self.forward)
+
+    def _run(self, inputs: Any) -> Any:
+        return (self.forward or call_eagerly)(self.model, inputs)
 
 
-def _image_index(outputs: Any, cut: Cut, layers: dict[str, nn.Module]) -> Tensor:
-    """(rows,) the image that each row of the outputs comes from: here each its own.
+class PassMethod(Method):
+    """A method that reads one forward pass; several of them can read the same pass.
+
+    Subclasses say in :meth:`maps_of_layers` what they make of it.
+    """
+
+    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
+        return explain_together([self], inputs, target)[0]
+
+    @abstractmethod
+    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return each layer's maps before the final ReLU: (N, *grid), or (N, K, *grid) for K classes."""
+
+    def about(self, evidence: Evidence) -> Evidence:
+        """Return the evidence that the method reads: on the target itself, unless a method says otherwise."""
+        return evidence
+
+    def around(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context for the forward pass, for methods that need it made in a special way."""
+        return contextlib.nullcontext()
+
+    def explanation(self, evidence: Evidence) -> Explanation:
+        """Return what the method makes of the pass."""
+        evidence = self.about(evidence)
+        layers = {name: self._cut_off(maps, name) for name, maps in self.maps_of_layers(evidence).items()}
+        dims = next(iter(layers.values())).dim() - evidence.scores.dim()
+        maps = fuse(list(layers.values()), self.fuse, "minmax" if self.relu else "signed", dims)
+        return evidence.explanation(self.name, maps, layers)
+
+    def _cut_off(self, maps: Tensor, layer: str) -> Tensor:
+        check_finite({f"map at layer {layer!r}": [maps]})
+        return maps.relu() if self.relu else maps
+
+
+class LayerMethod(PassMethod):
+    """A method that makes of each layer a map of its own: subclasses say in :meth:`layer_maps` which."""
+
+    @abstractmethod
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return the maps of a layer before the final ReLU: (N, *grid), or (N, K, *grid) for K classes."""
+
+    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return :meth:`layer_maps` of every layer."""
+        return {name: self.layer_maps(evidence, name) for name in self.layers or {}}
+
+
+class ActivationMethod(LayerMethod):
+    """A method whose map is a function of the activations alone, the same for every class.
+
+    Subclasses say that function in :meth:`maps`. The model need not be differentiable.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class MeanActivation(camlib.ActivationMethod):
+        ...     name = "mean_activation"
+        ...     def maps(self, activations):
+        ...         return activations.mean(1)
+        >>> MeanActivation(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    class_agnostic: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
+
+    @abstractmethod
+    def maps(self, activations: Tensor) -> Tensor:
+        """Return the maps (N, *grid), before the final ReLU, from a tensor (N, C, *grid)."""
+
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return :meth:`maps`, repeated for each class."""
+        return evidence.repeated(self.maps(evidence.activations(layer)))
+
+
+class GradientMethod(LayerMethod):
+    """A method whose map is a function of the activations and the gradients at a layer.
+
+    Subclasses say that function in :meth:`maps`; the forward pass, the target, several layers and classes,
+    the final ReLU and the checks are done for them.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class Elementwise(camlib.GradientMethod):
+        ...     name = "elementwise"
+        ...     def maps(self, activations, gradients):
+        ...         return (activations * gradients).relu().sum(1)
+        >>> Elementwise(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    @abstractmethod
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Return the maps (N, *grid), before the final ReLU, from two tensors (N, C, *grid)."""
+
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return :meth:`maps` for each class."""
+        activations = evidence.activations(layer)
+        return evidence.stacked([self.maps(activations, gradient) for gradient in evidence.gradients(layer)])
+
+
+def explain_together(methods: Sequence[PassMethod], inputs: Any, target: Any = None) -> list[Explanation]:
+    """Explain with several methods from one forward pass, cut at the layers of them all.
+
+    Args:
+        methods: bound to one model, with one ``forward`` and one ``reshape``.
+        inputs: as for :class:`Method`.
+        target: as for :class:`Method`.
+
+    Returns:
+        An explanation for each method. One tail gradient serves all that explain the same scores.
+    """
+    first = methods[0]
+    for method in methods:
+        inputs = method._prepare(inputs)
+    layers = {name: module for method in methods for name, module in (method.layers or {}).items()}
+    watch = (Cut if any(method.needs_gradients for method in methods) else Watch)(layers)
+    with undisturbed(first.model), contextlib.ExitStack() as around:
+        for method in methods:
+            around.enter_context(method.around())
+        evidence = forward_pass(first, watch, inputs, target, all(method.class_agnostic for method in methods))
+        with full_precision(evidence.device):
+            return [method.explanation(evidence) for method in methods]
+
+
+def forward_pass(method: Method, watch: Watch, inputs: Any, target: Any, agnostic: bool = False) -> Evidence:
+    """Run the method's model once, its layers watched or cut.
+
+    Args:
+        method: whose model, ``forward`` and ``reshape`` are used.
+        watch: the layers.
+        inputs: what the model takes.
+        target: as for :class:`Method`.
+        agnostic: whether outputs that hold no classes will do where there is no target.
+    """
+    size, padding = picture_size(inputs), Padding(method.model, inputs)
+    with watch.hooked(), padding.noted():
+        outputs = method._run(inputs)
+    evidence = Evidence(
+        model=method.model,
+        inputs=inputs,
+        outputs=outputs,
+        target=_resolved(target, outputs, agnostic),
+        images=_images(outputs, watch),
+        watch=watch,
+        size=size,
+        extent=padding.extent,
+        reshape=method.reshape,
+    )
+    _ = evidence.scores  # under the autocast that the outputs were made in
+    return evidence
+
+
+def _resolved(target: Any, outputs: Any, agnostic: bool) -> targets.Target:
+    try:
+        return targets.resolve(target, outputs)
+    except CamlibTypeError:
+        if target is None and agnostic:
+            return Features()
+        raise
+
+
+def _images(outputs: Any, watch: Watch) -> int:
+    """The number of images: the rows of the outputs.
 
     Raises:
         CamlibRuntimeError: a layer's batch is not the images (windows or crops, say, are rows to it).
     """
-    activations = cut.activations()
-    images = len(next((tensor for tensor in tensors_in(outputs) if tensor.dim()), activations[0]))
-    for name, tensor in zip(layers, activations, strict=True):
+    activations = dict(zip(watch.names, watch.activations(), strict=True))
+    images = row_count(outputs)
+    if images is None:
+        images = len(next(iter(activations.values())))
+    for name, tensor in activations.items():
         if len(tensor) != images:
             raise CamlibRuntimeError(
                 f"layer {name!r} returns shape {tuple(tensor.shape)}, a batch of {len(tensor)}, for {images} rows of "
                 "outputs; choose a layer whose first axis is the images"
             )
-    return torch.arange(images, device=activations[0].device)
-
-
-def _single_or_double(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _check_finite(tensors: dict[str, list[Tensor]], layer: str) -> None:
-    """Raise if anything is not finite.
-
-    A sum shows it in one pass without a copy, and one look at the device tells of all sums; what is finite and sums
-    to more than its type can hold is looked at again.
-    """
-    flat = [(what, tensor) for what, group in tensors.items() for tensor in group]
-    sums_finite = torch.stack([tensor.sum().isfinite() for _, tensor in flat]).tolist()
-    for (what, tensor), fine in zip(flat, sums_finite, strict=True):
-        if not fine and not bool(tensor.isfinite().all()):
-            raise CamlibRuntimeError(
-                f"the {what} at layer {layer!r} is not finite (NaN or infinity); look for overflow in half "
-                "precision, non-finite inputs or weights"
-            )
+    return images

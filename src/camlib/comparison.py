@@ -1,0 +1,178 @@
+"""Several methods on the same images, from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.explanation import Explanation
+from camlib.isolation import unwrap
+from camlib.layers import resolve_layers
+from camlib.methods import Method, PassMethod, create
+from camlib.methods.base import Layer, explain_together
+from camlib.methods.evidence import Reshape
+from camlib.smoothing import settled_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEFAULT_METHODS = (
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "x_grad_cam",
+    "hires_cam",
+    "layer_cam",
+    "eigen_grad_cam",
+    "eigen_cam",
+    "fem",
+)
+"""Eight methods that all come from one forward pass and one tail gradient."""
+
+
+class Comparison(Mapping[str, Explanation]):
+    """Explanations of the same images by method, and a figure of them side by side.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> comparison = camlib.compare(torchvision.models.resnet18(num_classes=4), images, ["grad_cam", "eigen_cam"])
+        >>> comparison["eigen_cam"].maps.shape, len(comparison)
+        (torch.Size([2, 2, 2]), 2)
+        >>> figure = comparison.plot(images)
+    """
+
+    def __init__(self, explanations: Mapping[str, Explanation]) -> None:
+        self._explanations = dict(explanations)
+
+    def __getitem__(self, name: str) -> Explanation:
+        return self._explanations[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._explanations)
+
+    def __len__(self) -> int:
+        return len(self._explanations)
+
+    def __repr__(self) -> str:
+        return f"Comparison of {', '.join(self)}"
+
+    def plot(
+        self,
+        images: Any,
+        class_names: Sequence[str] | None = None,
+        colormap: Any = "jet",
+        alpha: float | str = 0.5,
+    ) -> Figure:
+        """Draw a row for each image and class: the picture, then every method's overlay, with a colour bar.
+
+        Args:
+            images: the pictures, as :meth:`camlib.Explanation.overlays` takes them.
+            class_names: names for the class indices.
+            colormap: as for :meth:`camlib.Explanation.overlays`.
+            alpha: as for :meth:`camlib.Explanation.overlays`.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        from camlib.plotting import plot_comparison
+
+        return plot_comparison(self, images, class_names, colormap, alpha)
+
+
+def compare(
+    model: nn.Module,
+    images: Any,
+    methods: Sequence[str | type[Method] | Method] = DEFAULT_METHODS,
+    target: Any = None,
+    *,
+    layer: Layer = None,
+    forward: Any = None,
+    reshape: Reshape | None = None,
+) -> Comparison:
+    """Explain the same images with several methods.
+
+    All methods that read activations and gradients share one forward pass, cut at the layers of them all, and one
+    tail gradient (K for K classes). Those that contrast classes (Finer-CAM) or differentiate twice (ShapleyCAM) add a
+    tail gradient each. What else a method needs of its own (passes of noisy copies, the input's gradient, explicit
+    attention) it adds, on the same classes. Finding the layer takes one more forward pass.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        images: what the model takes.
+        methods: names in :data:`camlib.METHODS`, classes, or explainers of this model with options of their own.
+        target: as for :meth:`camlib.Method.__call__`. The predicted class is settled once, for all methods.
+        layer: for the methods given by name or class that read what a single layer would give; None to have it found,
+            once for all of them. Those that read several layers find theirs, those that read none need none.
+        forward: as for :class:`camlib.Method`.
+        reshape: as for :class:`camlib.Method`.
+
+    Returns:
+        The explanations by name, in the order of ``methods``.
+
+    Raises:
+        CamlibValueError: no methods, one of them twice, an unknown name, or an explainer of another model.
+        CamlibTypeError: something that is no method, or no list of them.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> comparison = camlib.compare(torchvision.models.resnet18(num_classes=4), torch.rand(2, 3, 64, 64))
+        >>> list(comparison)
+        ['grad_cam', 'grad_cam_plus_plus', 'x_grad_cam', 'hires_cam', 'layer_cam', 'eigen_grad_cam', 'eigen_cam', 'fem']
+    """
+    model = unwrap(model)
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise CamlibTypeError(f"methods must be a list of them, got {methods!r}")
+    layers = None if layer is None else resolve_layers(model, layer)
+    bound = [_bound(method, model, layers, {"forward": forward, "reshape": reshape}) for method in methods]
+    names = [method.name for method in bound]
+    if not names:
+        raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
+    if len(set(names)) < len(names):
+        raise CamlibValueError(f"each method can be compared once, got {', '.join(names)}")
+    sharing = [method for method in bound if isinstance(method, PassMethod) and _alike(method, forward, reshape)]
+    _find_once([method for method in bound if _alike(method, forward, reshape)], images)
+    found: dict[str, Explanation] = {}
+    if sharing:
+        found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
+    for method in bound:
+        if method.name not in found:
+            asked = settled_by(next(iter(found.values())), target) if found else target
+            found[method.name] = method(images, asked)
+    return Comparison({name: found[name] for name in names})
+
+
+def _bound(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None, options: dict[str, Any]) -> Method:
+    """The method bound to the model and, where it has none of its own, to the layers."""
+    if isinstance(method, Method):
+        if method.model is not model:
+            raise CamlibValueError(f"{method!r} explains another model than the one that is compared on")
+        return method
+    if isinstance(method, str):
+        bound = create(method, model, **options)
+    elif isinstance(method, type) and issubclass(method, Method):
+        bound = method(model, **options)
+    else:
+        raise CamlibTypeError(
+            f"a method is a name in camlib.METHODS, a class or an explainer, a camlib.Method, got "
+            f"{type(method).__name__}: {method!r}"
+        )
+    if layers is not None and bound.layers is None and bound.finds_one_layer:
+        bound.layers = dict(layers)
+    return bound
+
+
+def _find_once(methods: Iterable[Method], images: Any) -> None:
+    """Let the first of the methods that would each look for the layer find it for all."""
+    waiting = [method for method in methods if method.layers is None and method.finds_one_layer]
+    for method in waiting[:1]:
+        method._prepare(images)
+    for method in waiting[1:]:
+        method.layers = dict(waiting[0].layers or {})
+
+
+def _alike(method: Method, forward: Any, reshape: Any) -> bool:
+    """Whether a method calls and reads the model as the comparison does."""
+    return method.forward is forward and method.reshape is reshape

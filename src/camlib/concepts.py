@@ -1,0 +1,216 @@
+"""Deep feature factorisation: the concepts that a set of images shares (Collins et al. 2018)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from camlib import targets
+from camlib.capture import Watch, first_tensor, with_first
+from camlib.errors import CamlibValueError
+from camlib.imaging import normalize, resize
+from camlib.isolation import full_precision, undisturbed
+from camlib.layouts import Layout
+from camlib.methods.base import Layer, forward_pass
+from camlib.methods.eigen_cam import EigenCAM
+from camlib.noise import own_generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts:
+    """What :func:`camlib.deep_feature_factorization` found.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> model = torchvision.models.resnet18(num_classes=4).eval()
+        >>> found = camlib.deep_feature_factorization(model, torch.rand(3, 3, 64, 64), concepts=2)
+        >>> found.heatmaps().shape
+        torch.Size([3, 2, 64, 64])
+    """
+
+    maps: Tensor
+    """(N, K, h, w), not negative: how strongly each concept is present at each position, on one scale for all."""
+    vectors: Tensor
+    """(K, C), not negative: each concept's direction in the layer's features, of unit length, or zero where fewer
+    concepts leave nothing to explain."""
+    scores: Tensor
+    """(N, K, classes): the outputs for each image when all that is left of its features is one concept. What bypasses
+    the layer's grid, a class token or a skip connection, is left as it is. A binary network's logit y counts as the
+    two classes -y and y."""
+    error: float
+    """What the factorisation leaves unexplained: the norm of the rest, as a share of that of the features."""
+    layer: str
+    """Name of the layer."""
+    input_size: tuple[int, ...] | None
+    """(H, W) of the input, or None if it held no picture."""
+
+    def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
+        """Return the maps at the input's resolution, or another, each concept divided by its maximum over all images.
+
+        One that is equally strong everywhere, in all images, becomes zero: it singles nothing out.
+
+        Raises:
+            CamlibValueError: no size is given and the input had none, or a wrong one.
+        """
+        size = self.input_size if size is None else size
+        if size is None:
+            raise CamlibValueError("the inputs held no picture whose size is known; give size=(height, width)")
+        resized = resize(self.maps, size)
+        together = resized.transpose(0, 1)  # (K, N, H, W): one scale for all images of a concept
+        flat = together.reshape(together.shape[0], -1, together.shape[-1])
+        return normalize(flat, "max").reshape(together.shape).transpose(0, 1)
+
+    def plot(self, images: Any, class_names: Sequence[str] | None = None) -> Figure:
+        """Draw each picture beside where its concepts are, a colour for each, named by the classes it speaks for.
+
+        Args:
+            images: the pictures, as :meth:`camlib.Explanation.overlays` takes them.
+            class_names: names for the class indices.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        from camlib.plotting.concepts import plot_concepts
+
+        return plot_concepts(self, images, class_names)
+
+
+def deep_feature_factorization(
+    model: nn.Module,
+    images: Any,
+    concepts: int = 4,
+    layer: Layer = None,
+    *,
+    forward: Any = None,
+    iterations: int = 200,
+    generator: torch.Generator | None = None,
+) -> Concepts:
+    r"""Factor the features of a set of images into concepts that they share.
+
+    The activations of all positions of all images, a matrix A (N h w x C) with negative values cut off, are factored
+    into non-negative parts, :math:`\min_{W, V \ge 0} |A - W V|^2`: the rows of V are concepts, the columns of W say
+    where each of them is. Collins, Achanta and Süsstrunk 2018, https://arxiv.org/abs/1806.10206. Each concept is then
+    scored: the network runs on with the product of column and row, :math:`W_k V_k`, in place of A.
+
+    ``1 + concepts`` forward passes, no gradients; finding the layer takes one more.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        images: what the model takes; at least one image, better several that have something in common.
+        concepts: K, how many concepts.
+        layer: one layer, by name or module; None to have it found.
+        forward: as for :class:`camlib.Method`; the outputs must be of classes, (N, classes).
+        iterations: of alternating least squares.
+        generator: for the starting point; without one, every call starts the same.
+
+    Returns:
+        The concepts, the strongest first.
+
+    Raises:
+        CamlibValueError: concepts or iterations below 1, several layers, more concepts than positions or channels, or
+            features without a positive value.
+        CamlibTypeError: outputs that are not of classes.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> model = torchvision.models.resnet18(num_classes=4).eval()
+        >>> found = camlib.deep_feature_factorization(model, torch.rand(3, 3, 64, 64), concepts=2)
+        >>> found.maps.shape, found.vectors.shape, found.scores.shape
+        (torch.Size([3, 2, 2, 2]), torch.Size([2, 512]), torch.Size([3, 2, 4]))
+    """
+    for what, count in (("concepts", concepts), ("iterations", iterations)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise CamlibValueError(f"{what} must be an int of at least 1, got {count!r}")
+    reader = EigenCAM(model, layer, forward=forward)
+    images = reader._prepare(images)
+    if len(reader.layers or {}) != 1:
+        raise CamlibValueError(f"concepts are factored from one layer, got {' and '.join(reader.layers or {})}")
+    ((name, module),) = (reader.layers or {}).items()
+    with undisturbed(reader.model):
+        evidence = forward_pass(reader, Watch({name: module}), images, None)
+        with full_precision(evidence.device):
+            features = evidence.activations(name).relu()
+            matrix = features.movedim(1, -1).reshape(-1, features.shape[1])
+            if concepts > min(matrix.shape) or not bool(matrix.any()):
+                raise CamlibValueError(
+                    f"layer {name!r} gives {matrix.shape[0]} positions of {matrix.shape[1]} channels"
+                    f"{'' if matrix.any() else ', none of them positive'}; {concepts} concepts cannot be told from them"
+                )
+            strengths, vectors = nonnegative_factors(matrix, concepts, iterations, own_generator(generator))
+        error = float((matrix - strengths @ vectors).norm() / matrix.norm())
+        maps = strengths.reshape(len(features), *features.shape[2:], concepts).movedim(-1, 1)
+        layout = evidence.layout(name)
+        scores = []
+        for k in range(concepts):
+            alone = maps[:, k, None] * vectors[k].reshape(-1, *[1] * (maps.dim() - 2))
+            with _replaced(module, layout, alone):
+                outputs = targets.two_class_logits(targets.class_outputs(reader._run(images)))
+                scores.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
+    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, evidence.size)
+
+
+def nonnegative_factors(
+    matrix: Tensor, rank: int, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Factor a non-negative matrix by hierarchical alternating least squares (Cichocki and Phan 2009).
+
+    Args:
+        matrix: (P, C), not negative.
+        rank: K.
+        iterations: each updates every column of W, and every row of V.
+        generator: for the starting point.
+
+    Returns:
+        W (P, K) and V (K, C), not negative, the longest column of W first. The rows of V are of unit length; where
+        fewer than K leave nothing to explain, the last rows and columns may be zero.
+    """
+    start = (matrix.mean() / rank).sqrt()
+
+    def drawn(*shape: int) -> Tensor:
+        uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+        return start * uniform.to(matrix)
+
+    left, right = drawn(matrix.shape[0], rank), drawn(rank, matrix.shape[1])
+    for _ in range(iterations):
+        _improve(left, matrix @ right.T, right @ right.T)
+        _improve(right.T, matrix.T @ left, left.T @ left)
+    length = right.norm(dim=1)
+    left, right = left * length, right / torch.where(length > 0, length, 1)[:, None]
+    order = left.norm(dim=0).argsort(descending=True)
+    return left[:, order], right[order]
+
+
+def _improve(factor: Tensor, product: Tensor, gram: Tensor) -> None:
+    """Solve for each column of a factor in turn, the others held, in place; what would be negative becomes zero."""
+    for k in range(factor.shape[1]):
+        if gram[k, k] > 0:
+            factor[:, k] += (product[:, k] - factor @ gram[:, k]) / gram[k, k]
+            factor[:, k].clamp_(min=0)
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, layout: Layout, grid: Tensor) -> Iterator[None]:
+    """Let a module return other features (N, C, *grid) in its own layout; what is not on the grid stays."""
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        features = first_tensor(output, type(module).__name__).clone()
+        layout.to_grid(features).copy_(grid)  # a view of them
+        return with_first(output, features)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

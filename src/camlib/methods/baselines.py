@@ -1,0 +1,217 @@
+"""Baselines: maps that know nothing of the class, which every method should beat."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibRuntimeError
+from camlib.explanation import Explanation
+from camlib.layouts import holds_pictures, picture_size
+from camlib.methods.arithmetic import centered, over_channels
+from camlib.methods.base import ActivationMethod, PassMethod
+from camlib.methods.evidence import Evidence
+from camlib.nested import tensors_in
+from camlib.noise import normal, own_generator
+
+
+def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
+    r"""Weight the channels at random: :math:`\sum_k w_k (A_k - \operatorname{mean} A_k), w_k \sim \mathcal{N}(0, 1)`.
+
+    The channels' means are taken off because most features are positive: with them, one random sum of means would
+    decide whether the whole map is positive, and half of all maps would be cut to nothing.
+
+    Args:
+        activations: (N, C, *grid).
+        generator: draws the C weights, the same for every image.
+
+    Returns:
+        (N, *grid), signed.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.random_cam(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 4, 4])
+    """
+    weights = normal((1, activations.shape[1]), generator, activations)
+    return over_channels(weights.expand(len(activations), -1), centered(activations))
+
+
+class RandomCAM(ActivationMethod):
+    """Random weights for the channels: how convincing the features alone look.
+
+    See :func:`camlib.random_cam` for the equation.
+
+    One forward pass, no gradient: the same map for every target.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        generator: for the weights; without one, every call draws the same.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.RandomCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "random_cam"
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self, model: Any, layer: Any = None, *, generator: torch.Generator | None = None, **options: Any
+    ) -> None:
+        super().__init__(model, layer, **options)
+        self.generator = generator
+
+    def maps(self, activations: Tensor) -> Tensor:
+        """Return :func:`camlib.random_cam`."""
+        return random_cam(activations, own_generator(self.generator))
+
+
+class _Picture(PassMethod):
+    """A map made of the input alone. The forward pass is made for the scores that the explanation shows."""
+
+    class_agnostic: ClassVar[bool] = True
+    layerless: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> Tensor:
+        """Return maps (N, *size) of images (N, C, *size)."""
+
+    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return :meth:`maps` as those of a nameless layer."""
+        images = _images(evidence.inputs)
+        return {"": evidence.repeated(self.maps(images if images.dtype == torch.float64 else images.float()))}
+
+    def explanation(self, evidence: Evidence) -> Explanation:
+        """Return the maps at the input's resolution."""
+        maps = self._cut_off(self.maps_of_layers(evidence)[""], "")
+        return evidence.explanation(self.name, maps, {})
+
+
+def _images(inputs: Any) -> Tensor:
+    """The images (N, C, *size) among the inputs."""
+    if holds_pictures(inputs):
+        return torch.stack(inputs)
+    size = picture_size(inputs)
+    if size is None:
+        raise CamlibRuntimeError("the inputs hold no images, (N, C, H, W), for a baseline to be drawn on")
+    return next(tensor for tensor in tensors_in(inputs) if tensor.shape[2:] == size)
+
+
+def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
+    r"""A bell in the middle: :math:`\exp(-\sum_d (x_d - c_d)^2 / 2 (\sigma L_d)^2)` over pixel centres.
+
+    Args:
+        size: (L,), (H, W) or (T, H, W).
+        sigma: its standard deviation along each side, as a share of that side's length.
+
+    Returns:
+        A map of that size, at most 1.
+
+    Example:
+        >>> import camlib
+        >>> camlib.center_gaussian((1, 3)).argmax()
+        tensor(1)
+    """
+    bell = torch.ones((), dtype=torch.float64)
+    for side in size:
+        along = (torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5
+        bell = bell[..., None] * torch.exp(-(along**2) / (2 * sigma**2))
+    return bell
+
+
+class CenterGaussian(_Picture):
+    """A bell in the middle of every picture: photographers put what matters there.
+
+    See :func:`camlib.center_gaussian` for the equation.
+
+    One forward pass, for the scores that the explanation shows; the map does not depend on it.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: none; there is no layer to read.
+        sigma: as for :func:`camlib.center_gaussian`.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.CenterGaussian(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    name: ClassVar[str] = "center_gaussian"
+
+    def __init__(self, model: Any, layer: Any = None, *, sigma: float = 0.25, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.sigma = sigma
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return :func:`camlib.center_gaussian`, for each image."""
+        return center_gaussian(tuple(images.shape[2:]), self.sigma).to(images).expand(len(images), *images.shape[2:])
+
+
+def sobel(images: Tensor) -> Tensor:
+    r"""The magnitude of the grey picture's gradient, by Sobel's filter: :math:`\sqrt{\sum_d (S_d * g)^2}`.
+
+    The grey picture g is the mean of the channels; :math:`S_d` differentiates along one axis (-1, 0, 1) and smooths
+    along the others (1, 2, 1). Beyond its border the picture is mirrored.
+
+    Args:
+        images: (N, C, *size).
+
+    Returns:
+        (N, *size), not negative.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.sobel(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]] * 3]]))[0, 1]
+        tensor([0., 4., 4., 0.])
+    """
+    grey = images.mean(1, keepdim=True)
+    axes = range(2, images.dim())
+    squared = torch.zeros_like(grey)
+    for derived in axes:
+        edges = grey
+        for axis in axes:
+            edges = _filtered(edges, axis, (-1.0, 0.0, 1.0) if axis == derived else (1.0, 2.0, 1.0))
+        squared = squared + edges**2
+    return squared.sqrt().squeeze(1)
+
+
+def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> Tensor:
+    """Correlate along one axis, the picture mirrored at its border (a single pixel has none to mirror)."""
+    length = images.shape[axis]
+    mirrored = torch.tensor([min(1, length - 1), *range(length), max(length - 2, 0)], device=images.device)
+    padded = images.index_select(axis, mirrored)
+    parts = (weight * padded.narrow(axis, start, length) for start, weight in enumerate(kernel) if weight)
+    return sum(parts, torch.zeros_like(images))
+
+
+class Sobel(_Picture):
+    """Edges: the picture's own, whatever the network is. A heatmap that looks like this explains the picture.
+
+    See :func:`camlib.sobel` for the equation.
+
+    One forward pass, for the scores that the explanation shows; the map does not depend on it.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.Sobel(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    name: ClassVar[str] = "sobel"
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return :func:`camlib.sobel`."""
+        return sobel(images)

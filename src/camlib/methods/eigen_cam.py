@@ -1,0 +1,226 @@
+"""EigenCAM and its weighted forms: what the features have in common, by their first principal component."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib.methods.arithmetic import centered, divided
+from camlib.methods.base import ActivationMethod, GradientMethod
+
+
+def principal_projection(features: Tensor, center: bool = False) -> Tensor:
+    """Project each image's features, a matrix of positions by channels, on its first right-singular vector.
+
+    The vector comes from the smaller of the two Gram matrices, never from a full decomposition. It is unique up to
+    its sign (and where the two largest singular values are equal it is not unique at all).
+
+    Args:
+        features: (N, C, *grid).
+        center: subtract each channel's mean over the positions first.
+
+    Returns:
+        (N, *grid), of either sign.
+
+    Example:
+        >>> import torch
+        >>> principal_projection(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]])).abs()
+        tensor([[[5., 0.]]])
+    """
+    matrix = (centered(features) if center else features).flatten(2).transpose(1, 2)  # (N, positions, C)
+    largest = matrix.abs().amax((1, 2), keepdim=True)
+    scaled = divided(matrix, largest)  # squares of very small or large features would under- or overflow
+    if scaled.shape[1] <= scaled.shape[2]:
+        values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+        projection = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
+    else:
+        _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
+        projection = torch.einsum("npc,nc->np", scaled, vectors[..., -1])
+    maps: Tensor = (projection * largest[..., 0]).reshape(features.shape[0], *features.shape[2:])
+    return maps
+
+
+def towards(projection: Tensor, features: Tensor) -> Tensor:
+    """Give each projection (N, *grid) the sign that correlates positively with the mean channel of (N, C, *grid).
+
+    Where one of them is constant up to rounding, its larger extreme becomes positive: behind a LayerNorm, for one,
+    the channels' mean is zero.
+    """
+    correlation = torch.linalg.vecdot(_deviations(projection[:, None]), _deviations(features))
+    return _with_sign(projection, torch.where(correlation == 0, _larger_extreme(projection), correlation))
+
+
+def _deviations(features: Tensor) -> Tensor:
+    """Deviations of the mean channel from its mean, (N, positions), in units that neither under- nor overflow.
+
+    They are zeros where they are no more than the rounding of the features.
+    """
+    cells = features.flatten(2)
+    channel = divided(cells, cells.abs().amax((1, 2), keepdim=True)).mean(1)
+    rounding = 16 * torch.finfo(channel.dtype).eps
+    constant = channel.amax(1, keepdim=True) - channel.amin(1, keepdim=True) <= rounding
+    return (channel - channel.mean(1, keepdim=True)).masked_fill(constant, 0)
+
+
+def _larger_extreme(projection: Tensor) -> Tensor:
+    """Return a number (N,) of the sign of the value of the largest magnitude."""
+    flat = projection.flatten(1)
+    return flat.amin(1) + flat.amax(1)
+
+
+def _with_sign(projection: Tensor, decides: Tensor) -> Tensor:
+    """Return the projection (N, *grid), negated where what decides, (N,), is negative."""
+    sign = torch.where(decides < 0, -1.0, 1.0).to(projection.dtype)
+    return projection * sign.reshape(-1, *[1] * (projection.dim() - 1))
+
+
+def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
+    r"""Project the activations on their first right-singular vector: :math:`A v_1 = \sigma_1 u_1`.
+
+    Muhammad and Yeasin 2020, section III. The sign is the one that correlates positively with the mean activation of
+    the channels.
+
+    Args:
+        activations: (N, C, *grid).
+        center: subtract each channel's mean first, as grad-cam does and the paper does not.
+
+    Returns:
+        (N, *grid), signed.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.eigen_cam(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]]))
+        tensor([[[5., 0.]]])
+    """
+    return towards(principal_projection(activations, center), activations)
+
+
+class EigenCAM(ActivationMethod):
+    """EigenCAM: where the dominant pattern of the features is, whatever the class.
+
+    See :func:`camlib.eigen_cam` for the equation; Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299.
+
+    One forward pass, no gradient: the same map for every target.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        center: as for :func:`camlib.eigen_cam`.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.EigenCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "eigen_cam"
+
+    def __init__(self, model: Any, layer: Any = None, *, center: bool = False, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.center = center
+
+    def maps(self, activations: Tensor) -> Tensor:
+        """Return :func:`camlib.eigen_cam`."""
+        return eigen_cam(activations, self.center)
+
+
+def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False) -> Tensor:
+    r"""Project activation times gradient on its first right-singular vector: EigenCAM of :math:`G \odot A`.
+
+    The sign is the one that correlates positively with the mean of the products over the channels.
+
+    Args:
+        activations: (N, C, *grid).
+        gradients: (N, C, *grid), of the scores with respect to the activations.
+        center: subtract each channel's mean first, as grad-cam does.
+
+    Returns:
+        (N, *grid), signed.
+
+    Example:
+        >>> import camlib, torch
+        >>> activations, gradients = torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[2.0, 0.0]]]])
+        >>> camlib.eigen_grad_cam(activations, gradients)
+        tensor([[[6., 0.]]])
+    """
+    return eigen_cam(gradients * activations, center)
+
+
+class EigenGradCAM(GradientMethod):
+    """Eigen-Grad-CAM: the dominant pattern of what the features do for the class.
+
+    See :func:`camlib.eigen_grad_cam` for the equation; after Muhammad and Yeasin 2020,
+    https://arxiv.org/abs/2008.00299, with the features weighted by their gradients.
+
+    One forward pass and one tail gradient (K for K classes).
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        center: as for :func:`camlib.eigen_grad_cam`.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.EigenGradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "eigen_grad_cam"
+
+    def __init__(self, model: Any, layer: Any = None, *, center: bool = False, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.center = center
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Return :func:`camlib.eigen_grad_cam`."""
+        return eigen_grad_cam(activations, gradients, self.center)
+
+
+def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
+    r"""Project :math:`|G| \odot A` on its first right-singular vector, its larger extreme made positive.
+
+    Chung and Ying 2025, equations 10 to 13: the magnitude of the gradient says where something matters, for or
+    against; the sign is flipped where the projection's minimum is larger in magnitude than its maximum.
+
+    Args:
+        activations: (N, C, *grid).
+        gradients: (N, C, *grid), of the scores with respect to the activations.
+
+    Returns:
+        (N, *grid), signed.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.seg_eigen_cam(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[-2.0, 0.0]]]]))
+        tensor([[[6., 0.]]])
+    """
+    projection = principal_projection(gradients.abs() * activations)
+    return _with_sign(projection, _larger_extreme(projection))
+
+
+class SegEigenCAM(GradientMethod):
+    """Seg-Eigen-CAM: EigenCAM for segmentation, weighted by the magnitude of the gradients.
+
+    See :func:`camlib.seg_eigen_cam` for the equation; Chung and Ying 2025, https://doi.org/10.3390/app15137562. Made
+    for :class:`camlib.targets.Region`, it takes any target.
+
+    One forward pass and one tail gradient (K for K classes).
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.SegEigenCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "seg_eigen_cam"
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Return :func:`camlib.seg_eigen_cam`."""
+        return seg_eigen_cam(activations, gradients)

@@ -1,0 +1,61 @@
+"""Finer-CAM (Zhang et al. 2025, https://arxiv.org/abs/2501.11309)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from camlib import targets
+from camlib.errors import CamlibTypeError
+from camlib.methods.base import GradientMethod
+from camlib.methods.evidence import Evidence
+from camlib.methods.grad_cam import grad_cam
+
+
+class FinerCAM(GradientMethod):
+    r"""Finer-CAM: what tells a class from those most like it.
+
+    Grad-CAM of a contrast: :math:`s_c - \gamma \operatorname{mean}_{d \in D} s_d`, where D are the classes whose logits
+    are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. What they share cancels.
+
+    One forward pass and one tail gradient (K for K classes).
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        weight: gamma, the share of the nearest classes' scores that is taken off.
+        nearest: how many classes D holds.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.FinerCAM(torchvision.models.resnet18(num_classes=6).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "finer_cam"
+
+    def __init__(self, model: Any, layer: Any = None, *, weight: float = 0.6, nearest: int = 3, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.weight = weight
+        self.nearest = nearest
+
+    def about(self, evidence: Evidence) -> Evidence:
+        """Return the evidence on the contrast.
+
+        Raises:
+            CamlibTypeError: the target is not a class.
+        """
+        if not isinstance(evidence.target, targets.Classes):
+            raise CamlibTypeError(
+                f"Finer-CAM contrasts a class with others, got target {evidence.target.resolved!r}; use camlib.GradCAM "
+                "for other scores"
+            )
+        contrast = targets.Contrast(evidence.target.resolved, weight=self.weight, nearest=self.nearest)
+        return evidence.about(contrast.fixed(evidence.outputs))
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Return :func:`camlib.grad_cam`."""
+        return grad_cam(activations, gradients)

@@ -1,0 +1,94 @@
+"""KPCA-CAM (Karmani et al. 2024, https://arxiv.org/abs/2410.00267)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibValueError
+from camlib.methods.base import ActivationMethod
+from camlib.methods.eigen_cam import towards
+
+KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "rbf": lambda x, gamma: torch.exp(-gamma * torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") ** 2),
+    "sigmoid": lambda x, gamma: torch.tanh(gamma * (x @ x.mT) + 1),
+    "linear": lambda x, gamma: x @ x.mT,
+}
+"""Kernel matrices (N, positions, positions) of features (N, positions, C), given gamma."""
+
+
+def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = None) -> Tensor:
+    r"""Return the first kernel principal component of the positions' features: :math:`\sqrt{\lambda_1} u_1`.
+
+    :math:`u_1` is the first eigenvector of the kernel matrix between positions, centred in feature space. The sign is
+    the one that correlates positively with the mean activation of the channels.
+
+    Args:
+        activations: (N, C, *grid).
+        kernel: "rbf": :math:`e^{-\gamma |x - y|^2}`, "sigmoid": :math:`\tanh(\gamma x \cdot y + 1)`, or "linear",
+            which is centred EigenCAM.
+        gamma: 1 / C by default.
+
+    Returns:
+        (N, *grid), signed.
+
+    Raises:
+        CamlibValueError: an unknown kernel, or gamma not positive.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.kpca_cam(torch.tensor([[[[3.0, 1.0]]]]), "linear").round(decimals=3)
+        tensor([[[ 1., -1.]]])
+    """
+    if kernel not in KERNELS:
+        raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if gamma is not None and not gamma > 0:
+        raise CamlibValueError(f"gamma must be positive, got {gamma!r}")
+    features = activations.flatten(2).transpose(1, 2)
+    matrix = KERNELS[kernel](features, 1 / features.shape[2] if gamma is None else gamma)
+    rounding = 16 * torch.finfo(matrix.dtype).eps * matrix.shape[1] * matrix.abs().amax((1, 2), keepdim=True)
+    matrix = matrix - matrix.mean(1, keepdim=True) - matrix.mean(2, keepdim=True) + matrix.mean((1, 2), keepdim=True)
+    values, vectors = torch.linalg.eigh(matrix)
+    leading = values[..., -1:]  # of features that are all the same, no more than rounding, whose root would be seen
+    component = vectors[..., -1] * torch.where(leading > rounding[..., 0], leading, 0).sqrt()
+    return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)
+
+
+class KPCACAM(ActivationMethod):
+    """KPCA-CAM: EigenCAM for patterns that no straight line through the features describes.
+
+    See :func:`camlib.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267. grad-cam uses
+    the sigmoid kernel, which saturates where activations are large.
+
+    One forward pass, no gradient: the same map for every target. Memory grows with the square of the number of
+    positions, time with its third power.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        kernel: as for :func:`camlib.kpca_cam`.
+        gamma: as for :func:`camlib.kpca_cam`.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.KPCACAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "kpca_cam"
+
+    def __init__(
+        self, model: Any, layer: Any = None, *, kernel: str = "rbf", gamma: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(model, layer, **options)
+        self.kernel = kernel
+        self.gamma = gamma
+
+    def maps(self, activations: Tensor) -> Tensor:
+        """Return :func:`camlib.kpca_cam`."""
+        return kpca_cam(activations, self.kernel, self.gamma)

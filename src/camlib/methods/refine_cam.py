@@ -1,0 +1,40 @@
+"""RefineCAM: Grad-CAM++ of several layers, multiplied."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from camlib.discovery import find_stages
+from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus
+
+
+class RefineCAM(GradCAMPlusPlus):
+    r"""RefineCAM: the deep layers say what matters, the shallow ones where exactly.
+
+    The product over layers l of their Grad-CAM++ maps, each ReLU'd, resized to the finest grid and brought to [0, 1]:
+    :math:`\prod_l \operatorname{minmax}(\operatorname{ReLU}(M_l))`; the equation of a single map is
+    :func:`camlib.grad_cam_plus_plus`. Without ``layer`` it reads the last two of the stages that
+    :func:`camlib.find_stages` finds.
+
+    One forward pass and one tail gradient from the first of the layers (K for K classes).
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`; usually a list.
+        **options: as for :class:`camlib.Method`, but for ``fuse`` and ``relu``.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.RefineCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64))
+        Explanation(refine_cam at 'layer3 + layer4': maps (2, 4, 4) torch.float32 for inputs of 64 x 64, target [...])
+    """
+
+    name: ClassVar[str] = "refine_cam"
+    finds_one_layer: ClassVar[bool] = False
+
+    def __init__(self, model: Any, layer: Any = None, **options: Any) -> None:
+        super().__init__(model, layer, fuse="product", **options)
+
+    def _find(self, inputs: Any) -> list[str]:
+        return find_stages(self.model, inputs, forward=self.forward)[-2:]

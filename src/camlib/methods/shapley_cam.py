@@ -1,0 +1,68 @@
+"""ShapleyCAM (Cai 2025, https://arxiv.org/abs/2501.06261)."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from camlib.methods.arithmetic import over_channels
+from camlib.methods.base import LayerMethod
+from camlib.methods.evidence import Evidence
+
+
+def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Tensor:
+    r"""Weight each channel by its approximate Shapley value, from a second-order expansion of the score.
+
+    .. math:: \sum_k \operatorname{mean}_{ij}\left(G - \tfrac{1}{2} H A\right)_k A_k
+
+    Args:
+        activations: (N, C, *grid).
+        gradients: (N, C, *grid), G of the scores with respect to the activations.
+        products: (N, C, *grid), the Hessian's product with the activations, H A.
+
+    Returns:
+        (N, *grid), signed.
+
+    Example:
+        >>> import camlib, torch
+        >>> ones = torch.ones(1, 1, 1, 2)
+        >>> camlib.shapley_cam(ones, 3 * ones, 2 * ones)
+        tensor([[[2., 2.]]])
+    """
+    weights = (gradients - products / 2).flatten(2).mean(2)
+    return over_channels(weights, activations)
+
+
+class ShapleyCAM(LayerMethod):
+    """ShapleyCAM: Grad-CAM corrected for the curvature of the score.
+
+    See :func:`camlib.shapley_cam` for the equation; Cai 2025, https://arxiv.org/abs/2501.06261. On piecewise-linear
+    tails (convolutions, ReLU, pooling, linear) the Hessian of a logit is zero and the map is Grad-CAM's; the paper
+    explains :class:`camlib.targets.ReST`, where it is not.
+
+    One forward pass and one tail gradient, differentiated once more (K of them for K classes). Attention runs in its
+    plain mathematical form, which can be differentiated twice.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.ShapleyCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.ReST()).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "shapley_cam"
+
+    def around(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which attention can be differentiated twice."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        context: contextlib.AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+        return context
+
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return :func:`camlib.shapley_cam` for each class."""
+        activations = evidence.activations(layer)
+        pairs = evidence.second_order(layer)
+        return evidence.stacked([shapley_cam(activations, gradient, product) for gradient, product in pairs])

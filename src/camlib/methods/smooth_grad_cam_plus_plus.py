@@ -1,0 +1,135 @@
+"""Smooth Grad-CAM++ (Omeiza et al. 2019, https://arxiv.org/abs/1908.01224)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib.capture import Cut
+from camlib.methods.arithmetic import divided, over_channels, per_channel
+from camlib.methods.base import PassMethod, forward_pass
+from camlib.methods.evidence import Evidence
+from camlib.noise import check_noise, own_generator, with_noise
+
+
+def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) -> Tensor:
+    r"""Grad-CAM++ with derivatives averaged over noisy copies of the input.
+
+    .. math::
+        \alpha = \frac{\overline{G^2}}{2 \overline{G^2} + \overline{G^3} \sum_{ab} A_{kab}}, \quad
+        w_k = \sum_{ij} \alpha_{kij} \operatorname{ReLU}(\overline{G_{kij}})
+
+    The bars are means over the copies; A is the clean input's. From a single clean copy it is Grad-CAM++.
+
+    Args:
+        activations: (N, C, *grid).
+        gradients: of each copy, (N, C, *grid).
+
+    Returns:
+        (N, *grid), signed where activations are.
+
+    Example:
+        >>> import camlib, torch
+        >>> ones = torch.ones(1, 1, 1, 2)
+        >>> camlib.smooth_grad_cam_plus_plus(ones, [ones, ones])
+        tensor([[[0.5000, 0.5000]]])
+    """
+    derivatives = _Derivatives()
+    for gradient in gradients:
+        derivatives.add(gradient)
+    return derivatives.maps(activations)
+
+
+class _Derivatives:
+    """Sums of G, G^2 and G^3, in units of the largest G so far: small ones do not underflow."""
+
+    def __init__(self) -> None:
+        self._copies = 0
+        self._unit = self._first = self._second = self._third = torch.zeros(())
+
+    def add(self, gradient: Tensor) -> None:
+        """Count one more copy."""
+        largest = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.dim() - 1))
+        unit = torch.maximum(self._unit.to(largest), largest)
+        shrink, scaled = divided(self._unit.to(largest), unit), divided(gradient, unit)
+        self._first = self._first.to(largest) * shrink + scaled
+        self._second = self._second.to(largest) * shrink**2 + scaled**2
+        self._third = self._third.to(largest) * shrink**3 + scaled**3
+        self._unit = unit
+        self._copies += 1
+
+    def maps(self, activations: Tensor) -> Tensor:
+        """The map of activations under the mean derivatives; the copies' number cancels in alpha."""
+        total = per_channel(activations.flatten(2).sum(2), activations)
+        alpha = divided(self._second, 2 * self._second + self._third * self._unit * total)
+        weights = (alpha * self._first.relu() * self._unit / self._copies).flatten(2).sum(2)
+        return over_channels(weights, activations)
+
+
+class SmoothGradCAMPlusPlus(PassMethod):
+    """Smooth Grad-CAM++: Grad-CAM++ whose derivatives do not hang on single pixels.
+
+    See :func:`camlib.smooth_grad_cam_plus_plus` for the equation; Omeiza et al. 2019,
+    https://arxiv.org/abs/1908.01224. All images of a batch get the same noise, scaled to each one's range.
+
+    ``1 + samples`` forward passes, ``samples`` tail gradients (K times as many for K classes).
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        samples: how many noisy copies.
+        sigma: standard deviation of the noise, as a share of each image's range of values.
+        generator: for the noise; without one, every call draws the same.
+        **options: as for :class:`camlib.Method`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.SmoothGradCAMPlusPlus(torchvision.models.resnet18(num_classes=4).eval(), samples=2)
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "smooth_grad_cam_plus_plus"
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Any,
+        layer: Any = None,
+        *,
+        samples: int = 8,
+        sigma: float = 0.1,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, layer, **options)
+        check_noise(samples, sigma)
+        self.samples = samples
+        self.sigma = sigma
+        self.generator = generator
+
+    @property
+    def forward_passes(self) -> int:
+        """One of the images as they are, and one of each noisy copy."""
+        return 1 + self.samples
+
+    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return :func:`camlib.smooth_grad_cam_plus_plus` of every layer, for each class."""
+        generator = own_generator(self.generator)
+        layers = self.layers or {}
+        derivatives: dict[tuple[str, int], _Derivatives] = {}
+        for _ in range(self.samples):
+            noisy = with_noise(evidence.inputs, self.sigma, generator)
+            copy = forward_pass(self, Cut(layers), noisy, evidence.target)
+            for name in layers:
+                for k, gradient in enumerate(copy.gradients(name)):
+                    derivatives.setdefault((name, k), _Derivatives()).add(gradient)
+        return {
+            name: evidence.stacked(
+                [found.maps(evidence.activations(name)) for (of, _), found in derivatives.items() if of == name]
+            )
+            for name in layers
+        }

@@ -1,0 +1,280 @@
+"""Smoothing around any method: maps averaged over mirrored, noisy or enlarged copies of the images.
+
+Each wraps an explainer and is called like one. What is explained is settled on the clean images, so that all copies
+are asked about the same class; scores and outputs are the clean images' own. (What a method settles for itself, as
+Finer-CAM the classes nearest to the one explained, it settles on every copy anew.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camlib import targets
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.explanation import Explanation
+from camlib.imaging import resize
+from camlib.layouts import picture_size
+from camlib.noise import check_noise, own_generator, with_noise
+from camlib.pictures import map_pictures, map_values
+
+Explainer = Callable[..., Explanation]
+
+
+class Smoothing(ABC):
+    """An explainer whose maps are means over copies of the images.
+
+    Args:
+        method: an explainer: any :class:`camlib.Method`, or another smoothing.
+    """
+
+    def __init__(self, method: Explainer) -> None:
+        if isinstance(method, (type, nn.Module)) or not callable(method):
+            raise CamlibTypeError(f"method must be an explainer such as camlib.GradCAM(model), got {method!r}")
+        self.method = method
+
+    def __call__(self, inputs: Any, target: Any = None) -> Explanation:
+        """Explain, as :meth:`camlib.Method.__call__`."""
+        with torch.inference_mode(False), torch.no_grad():
+            clean = self.method(inputs, target)
+            return self._smoothed(clean, inputs, settled_by(clean, target))
+
+    @abstractmethod
+    def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
+        """The explanation of the clean images, with smoothed maps."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.method!r})"
+
+
+class TestTimeAugmentation(Smoothing):
+    r"""The mean map over brightened copies and their mirror images, which are mirrored back.
+
+    .. math:: \frac{1}{2 F} \sum_f \left( M(f x) + \overleftarrow{M(f \overleftarrow{x})} \right)
+
+    f runs over the F factors, and an arrow exchanges left and right; without mirroring it is
+    :math:`\frac{1}{F} \sum_f M(f x)`. Targets that speak of places, :class:`camlib.targets.Region` and
+    :class:`camlib.targets.Box`, are mirrored with the images. What places a callable speaks of is not known: for such
+    a score write a :class:`camlib.targets.Target` with ``mirrored``.
+
+    Two calls of the method for each factor (one without mirroring), and one more for the clean images if 1 is not
+    among the factors.
+
+    Args:
+        method: as for :class:`Smoothing`.
+        factors: what the inputs are multiplied by, just as the model takes them; positive.
+        mirror: whether left and right, the ends of the last axis, are exchanged too; switch it off for signals, whose
+            time has a direction, and wherever left and right differ, as hearts do.
+
+    Raises:
+        CamlibValueError: factors that are not positive numbers; on calling, a model that pads its pictures, which are
+            to be mirrored, on one side.
+        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers, which have no brightness
+            between two others.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> camlib.TestTimeAugmentation(cam)(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    __test__ = False  # pytest would collect it for its name
+
+    def __init__(self, method: Explainer, factors: Sequence[float] = (1.0, 0.9, 1.1), *, mirror: bool = True) -> None:
+        super().__init__(method)
+        self.factors = _numbers("factors", factors, lambda factor: factor > 0, "positive numbers")
+        self.mirror = mirror
+
+    def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
+        if self.mirror and clean.extent is not None:
+            raise CamlibValueError(
+                f"the model pads its pictures of {clean.input_size} to {clean.extent}, and mirrored ones on the other "
+                "side; give pictures that need no padding, or mirror=False"
+            )
+        return averaged(clean, self._copies(clean, inputs, target), "test-time augmentation")
+
+    def _copies(self, clean: Explanation, inputs: Any, target: Any) -> Iterator[Explanation]:
+        for factor in self.factors:
+            scaled = inputs if factor == 1 else map_values(functools.partial(torch.mul, other=factor), inputs)
+            yield clean if factor == 1 else self.method(scaled, target)
+            if self.mirror:
+                yield self._mirrored(scaled, target)
+
+    def _mirrored(self, inputs: Any, target: Any) -> Explanation:
+        mirrored, size = map_pictures(lambda images: images.flip(-1), inputs), picture_size(inputs)
+        if isinstance(target, targets.Target) and size is not None:
+            target = target.mirrored(size[-1])
+        there = self.method(mirrored, target)
+        return dataclasses.replace(
+            there, maps=there.maps.flip(-1), layers={name: maps.flip(-1) for name, maps in there.layers.items()}
+        )
+
+
+class NoiseAveraging(Smoothing):
+    r"""The mean map over noisy copies, as SmoothGrad (Smilkov et al. 2017, https://arxiv.org/abs/1706.03825).
+
+    .. math:: \frac{1}{n} \sum_{i=1}^n M(x + \sigma (x_{max} - x_{min}) \epsilon_i)
+
+    Each :math:`\epsilon_i` is drawn from the standard normal distribution, the same for all images of a batch; the
+    clean images' own map is not among those averaged.
+
+    ``1 + samples`` calls of the method, the first of them for the clean images.
+
+    Args:
+        method: as for :class:`Smoothing`.
+        samples: how many noisy copies.
+        sigma: standard deviation of the noise, as a share of each image's range of values.
+        generator: for the noise; without one, every call draws the same.
+
+    Raises:
+        CamlibValueError: no samples, or sigma not positive.
+        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> camlib.NoiseAveraging(cam, samples=4)(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    def __init__(
+        self, method: Explainer, samples: int = 8, sigma: float = 0.1, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(method)
+        check_noise(samples, sigma)
+        self.samples = samples
+        self.sigma = sigma
+        self.generator = generator
+
+    def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
+        generator = own_generator(self.generator)
+        copies = (self.method(with_noise(inputs, self.sigma, generator), target) for _ in range(self.samples))
+        return averaged(clean, copies, "noise averaging")
+
+
+class MultiScale(Smoothing):
+    """The mean map over windows of enlarged copies, after SESS (Tursun et al. 2022, https://arxiv.org/abs/2207.01769).
+
+    The images are enlarged by each scale, bilinearly; ``ceil(2 s - 1) ** 2`` windows of the images' own size slide
+    over them at scale s, evenly, neighbours overlapping by half or more; each window is explained, and its map laid
+    where the window was. Where windows overlap the mean is taken; what comes of each scale is resized to the input's
+    resolution, and the mean over the scales is the map. ``layers`` of the result is empty. As in the paper only the
+    windows with the highest scores may be kept, and where none of them was the map is zero; its calibration by the
+    class score is not needed, since maps are not normalised before they are fused.
+
+    One call of the method for the clean images, which are the one window of scale 1, and one for each window of the
+    other scales.
+
+    Args:
+        method: as for :class:`Smoothing`.
+        scales: how much the images are enlarged, at least 1; the clean images' own map counts if 1 is among them.
+        keep: the share of each scale's windows, for each image and class those with the highest scores, that counts;
+            rounded, and at least one.
+
+    Raises:
+        CamlibValueError: scales below 1, or keep not in (0, 1].
+        CamlibTypeError: on calling, inputs other than images (N, C, H, W); a target that speaks of places; windows to
+            be kept by scores where the method explains none.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> camlib.MultiScale(cam, scales=(1.0, 1.5))(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    def __init__(self, method: Explainer, scales: Sequence[float] = (1.0, 1.5, 2.0), *, keep: float = 1.0) -> None:
+        super().__init__(method)
+        self.scales = _numbers("scales", scales, lambda scale: scale >= 1, "numbers of at least 1")
+        (self.keep,) = _numbers("keep", [keep], lambda share: 0 < share <= 1, "a share in (0, 1]")
+
+    def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+            given = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+            raise CamlibTypeError(f"MultiScale enlarges images, a single tensor (N, C, H, W); the inputs are {given}")
+        if isinstance(target, targets.Target) and target.spatial:
+            raise CamlibTypeError(
+                f"target {target.resolved!r} speaks of places in the picture, which a window does not show; MultiScale "
+                "explains classes and other scores of the whole picture"
+            )
+        if self.keep < 1 and bool(clean.scores.isnan().any()):
+            raise CamlibTypeError(
+                f"{clean.method} explains no score of this model, whose outputs hold no classes, so that none of the "
+                "windows has the highest; leave keep out, or give a target"
+            )
+        of_scales = [self._at_scale(clean, inputs, target, scale) for scale in self.scales]
+        maps = torch.stack(of_scales).mean(0)
+        return dataclasses.replace(clean, maps=maps, layers={}, extent=None, method=f"{clean.method}, multi-scale")
+
+    def _at_scale(self, clean: Explanation, images: Tensor, target: Any, scale: float) -> Tensor:
+        """The mean over the windows, (N, [K,] H, W)."""
+        height, width = images.shape[2:]
+        large = (round(scale * height), round(scale * width))
+        if large == (height, width):
+            return resize(clean.maps, (height, width))
+        enlarged = torch.nn.functional.interpolate(images, large, mode="bilinear", align_corners=False)
+        corners = list(itertools.product(_starts(large[0] - height, scale), _starts(large[1] - width, scale)))
+        windows = [self.method(enlarged[..., top : top + height, left : left + width], target) for top, left in corners]
+        kept = _highest(torch.stack([window.scores for window in windows]), self.keep)
+        total = clean.maps.new_zeros(*clean.scores.shape, *large)
+        counted = torch.zeros_like(total)
+        for (top, left), window, counts in zip(corners, windows, kept, strict=True):
+            place = (..., slice(top, top + height), slice(left, left + width))
+            weight = counts[..., None, None].to(total.dtype)
+            total[place] += weight * resize(window.maps, (height, width))
+            counted[place] += weight
+        return resize(total / counted.clamp(min=1), (height, width))
+
+
+def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:
+    """Return the clean images' explanation with the mean of the copies' maps, of each layer too."""
+    maps, layers, count = torch.zeros_like(clean.maps), dict.fromkeys(clean.layers, 0.0), 0
+    for copy in copies:
+        maps = maps + copy.maps
+        layers = {name: total + copy.layers[name] for name, total in layers.items()}
+        count += 1
+    means = {name: total / count for name, total in layers.items()}
+    return dataclasses.replace(clean, maps=maps / count, layers=means, method=f"{clean.method}, {what}")
+
+
+def settled_by(explanation: Explanation, target: Any) -> Any:
+    """Return the target that was explained, settled on the outputs, for other explanations to ask about the same.
+
+    Where the outputs hold no classes and none were asked for there is nothing to settle.
+    """
+    nothing = target is None and not isinstance(explanation.target, Tensor)
+    return None if nothing else targets.resolve(target, explanation.outputs)
+
+
+def _numbers(what: str, given: Any, fits: Callable[[float], bool], wanted: str) -> tuple[float, ...]:
+    """Return one or more numbers, checked."""
+    found = tuple(given) if isinstance(given, Iterable) else ()
+    if not found or not all(
+        isinstance(one, numbers.Real) and not isinstance(one, bool) and math.isfinite(one) and fits(float(one))
+        for one in found
+    ):
+        raise CamlibValueError(f"{what} must be {wanted}, got {given!r}")
+    return found
+
+
+def _starts(slack: int, scale: float) -> list[int]:
+    """Where windows begin, evenly, when the last begins at ``slack``: at most half a window apart."""
+    steps = math.ceil(2 * scale - 2)
+    return [round(step * slack / steps) for step in range(steps + 1)]
+
+
+def _highest(scores: Tensor, keep: float) -> Tensor:
+    """Whether each window's score, (windows, N, [K]), is among the highest share of the windows."""
+    count = max(1, round(keep * len(scores)))
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    return chosen.scatter(0, scores.topk(count, dim=0).indices, True)
