@@ -1,0 +1,420 @@
+"""Every method passes the battery that its tags call for, and what is broken is caught by the check that is for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import signal_cnn
+from torch import Tensor, nn
+
+import camlib
+from camlib.testing import Check, check_method, checks
+from camlib.testing.claims import CLAIMS
+from camlib.testing.networks import vision_transformer
+from camlib.testing.specimen import differences, snapshot
+
+BATTERY = [check for method in camlib.METHODS.values() for check in checks(method)]
+
+
+@pytest.mark.parametrize("check", BATTERY, ids=lambda check: f"{check.specimen.kind.name}-{check}")
+def test_method_passes_its_checks(check: Check) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", sorted(camlib.METHODS))
+def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
+    """Tokens, a class token, and features whose mean over the channels is zero but for rounding."""
+    method, network = camlib.METHODS[name], vision_transformer()
+    battery = {str(check): check for check in checks(method, model=network)}
+    try:
+        method(network)(battery["repeats_itself"].specimen.images)
+    except camlib.CamlibRuntimeError:
+        assert name in {"cam", "full_grad", "guided_backprop", "guided_grad_cam"}
+    else:
+        for what in ("explanation_says_what_was_explained", "batch_is_one_image_at_a_time", "repeats_itself"):
+            battery[what]()
+
+
+# Methods that are broken, each in one way
+
+
+class Sound(camlib.GradientMethod):
+    """Not broken: what the others are made of."""
+
+    name = "sound"
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (activations * gradients).sum(1)
+
+
+class SoundActivation(camlib.ActivationMethod):
+    """Not broken, and the same for every class."""
+
+    name = "sound_activation"
+
+    def maps(self, activations: Tensor) -> Tensor:
+        return activations.mean(1)
+
+
+class SoundBaseline(camlib.CenterGaussian):
+    """Not broken, and reads no layer."""
+
+    name = "sound_baseline"
+
+
+class TakenName(Sound):
+    name = "grad_cam"
+
+
+class NoPasses(Sound):
+    forward_passes = 0  # type: ignore[assignment]
+
+
+class NeedlessGradients(SoundActivation):
+    needs_gradients = True
+
+
+class HiddenGradients(Sound):
+    needs_gradients = False
+
+
+class SaysAgnostic(Sound):
+    class_agnostic = True
+
+
+class IgnoresTheClass(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        return super().__call__(inputs, [[0] * 2] * len(inputs) if isinstance(target, camlib.TopK) else 0)
+
+
+class AgnosticOfClassesOnly(SoundActivation):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        return super().__call__(inputs, 0 if target is None else target)
+
+
+class DropsTheLayer(SoundBaseline):
+    def __init__(self, model: nn.Module, layer: Any = None, **options: Any) -> None:
+        super().__init__(model, **options)
+
+
+class FindsAnotherLayer(Sound):
+    def _find(self, inputs: Any) -> str:
+        return "stem"
+
+
+class LeavesAHook(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        self.model.register_forward_hook(nothing)
+        return super().__call__(inputs, target)
+
+
+class LeavesAHookWhenItFails(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        handle = self.model.register_forward_hook(nothing)
+        explanation = super().__call__(inputs, target)
+        handle.remove()
+        return explanation
+
+
+class TrainsBatchNorm(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        if explanation.maps.dtype == torch.float32:
+            self.model(inputs)  # in whatever mode it is
+        return explanation
+
+
+class Backward(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        with torch.inference_mode(False), torch.enable_grad():
+            sum(parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad).backward()
+        return explanation
+
+
+class WritesIntoTheInputs(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        if not inputs.requires_grad and not inputs.is_inference():
+            inputs.clamp_(-1, 1)
+        return super().__call__(inputs, target)
+
+
+class DrawsGlobally(Sound):
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return super().maps(activations, gradients) * torch.rand(activations.shape[2:], dtype=activations.dtype)
+
+
+class MindsTheGradMode(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        return explanation if torch.is_grad_enabled() else changed(explanation, lambda maps: 2 * maps)
+
+
+class Transposed(Sound):
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return super().maps(activations, gradients).mT
+
+
+class Negative(Sound):
+    def _cut_off(self, maps: Tensor, layer: str) -> Tensor:
+        return maps
+
+
+class Blank(Sound):
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return super().maps(activations, gradients) * 0
+
+
+class MixesTheBatch(Sound):
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        maps = super().maps(activations, gradients)
+        return maps - maps.mean(0)
+
+
+class MixesTheClasses(Sound):
+    def layer_maps(self, evidence: Any, layer: str) -> Tensor:
+        maps = super().layer_maps(evidence, layer)
+        return maps.flip(1) if evidence.scores.dim() == 2 else maps
+
+
+class IgnoresCallables(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        return super().__call__(inputs, 0) if callable(target) else explanation
+
+
+class HalfPrecision(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        return changed(explanation, lambda maps: maps.bfloat16() if inputs.dtype == torch.bfloat16 else maps)
+
+
+class AnyDevice(Sound):
+    def _prepare(self, inputs: Any) -> Any:
+        if self.layers is None and inputs.is_meta:
+            raise RuntimeError("expected all tensors to be on the same device")
+        return super()._prepare(inputs)
+
+
+class MindsTheOtherLayers(Sound):
+    def layer_maps(self, evidence: Any, layer: str) -> Tensor:
+        return super().layer_maps(evidence, layer) * len(self.layers or {})
+
+
+class DividesByZero(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        return changed(explanation, lambda maps: maps / maps.flatten(-2).amax(-1)[..., None, None])
+
+
+class HidesNaN(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        return super().__call__(inputs.nan_to_num(), target)
+
+
+class OneMorePass(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        super().__call__(inputs, target)
+        return super().__call__(inputs, target)
+
+
+class Drifts(Sound):
+    calls = 0
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        self.calls += 1
+        return super().maps(activations, gradients) * (1 + 1e-12 * self.calls)
+
+
+class SaysStochastic(Sound):
+    stochastic = True
+
+    def __init__(self, model: nn.Module, layer: Any = None, *, generator: Any = None, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+
+
+class Unpicklable(Sound):
+    def __init__(self, model: nn.Module, layer: Any = None, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.power = lambda maps: maps
+
+
+class SharesItsModel(Sound):
+    def __deepcopy__(self, memo: Any) -> SharesItsModel:
+        return SharesItsModel(self.model, relu=self.relu)
+
+
+def nothing(module: nn.Module, args: Any, output: Any) -> None:
+    """A hook."""
+
+
+def changed(explanation: camlib.Explanation, change: Any) -> camlib.Explanation:
+    return dataclasses.replace(explanation, maps=change(explanation.maps))
+
+
+BROKEN = {
+    TakenName: "declares_what_it_is",
+    NoPasses: "forward_passes_as_declared",
+    NeedlessGradients: "needs_gradients_as_declared",
+    HiddenGradients: "needs_gradients_as_declared",
+    SaysAgnostic: "class_agnostic_as_declared",
+    IgnoresTheClass: "class_agnostic_as_declared",
+    AgnosticOfClassesOnly: "class_agnostic_needs_no_classes",
+    DropsTheLayer: "layerless_refuses_a_layer",
+    FindsAnotherLayer: "finds_the_layer",
+    LeavesAHook: "leaves_no_trace",
+    TrainsBatchNorm: "leaves_no_trace",
+    Backward: "leaves_no_trace",
+    WritesIntoTheInputs: "leaves_no_trace",
+    LeavesAHookWhenItFails: "leaves_no_trace_of_failure",
+    MindsTheGradMode: "any_mode_gives_the_same_maps",
+    Transposed: "explanation_says_what_was_explained",
+    Negative: "explanation_says_what_was_explained",
+    Blank: "explanation_says_what_was_explained",
+    MixesTheBatch: "batch_is_one_image_at_a_time",
+    MixesTheClasses: "many_classes_are_one_class_at_a_time",
+    IgnoresCallables: "targets_are_callables_or_refused",
+    HalfPrecision: "maps_are_in_single_precision_at_least",
+    AnyDevice: "maps_are_on_the_models_device",
+    MindsTheOtherLayers: "several_layers_keep_their_own_maps",
+    DividesByZero: "nothing_to_see_is_no_nan",
+    HidesNaN: "non_finite_input_raises",
+    OneMorePass: "forward_passes_as_declared",
+    Drifts: "repeats_itself",
+    DrawsGlobally: "global_seed_has_no_influence",
+    SaysStochastic: "generator_decides",
+    Unpicklable: "copies_and_pickles_give_the_same_maps",
+    SharesItsModel: "copies_and_pickles_give_the_same_maps",
+}
+
+
+@pytest.mark.parametrize("method", BROKEN)
+def test_broken_method_is_caught_by_the_check_that_is_for_it(method: type[camlib.Method]) -> None:
+    assert BROKEN[method] in failing(method)
+
+
+@pytest.mark.parametrize("method", [Sound, SoundActivation, SoundBaseline])
+def test_what_the_broken_methods_are_made_of_passes(method: type[camlib.Method]) -> None:
+    check_method(method)
+
+
+def test_every_check_catches_something() -> None:
+    assert {run.__name__ for run, _ in CLAIMS} == set(BROKEN.values())
+
+
+def failing(method: type[camlib.Method]) -> list[str]:
+    """The checks that the method fails; each error names them both."""
+    return [str(check) for check in checks(method) if (seen := error_of(check)) and names(seen, method, check)]
+
+
+def error_of(check: Check) -> str:
+    try:
+        check()
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def names(seen: str, method: type[camlib.Method], check: Check) -> bool:
+    return seen.startswith(f"{method.__name__} fails the check '{check}': ")
+
+
+def test_first_failing_check_is_told() -> None:
+    seen = "FindsAnotherLayer fails the check 'finds_the_layer': it reads ['stem'], not ['body']"
+    with pytest.raises(AssertionError, match=re.escape(seen)):
+        check_method(FindsAnotherLayer)
+
+
+def test_method_is_checked_on_the_first_network_that_it_accepts() -> None:
+    for method, layers in ((camlib.GradCAM, 2), (camlib.CAM, 1)):
+        network = checks(method)[0].specimen.network
+        assert sum(isinstance(module, nn.Linear) for module in network.modules()) == layers
+
+
+def test_method_that_refuses_every_network_fails() -> None:
+    class Refuses(Sound):
+        def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+            raise camlib.CamlibRuntimeError("no")
+
+    with pytest.raises(AssertionError, match="CamlibRuntimeError: no"):
+        check_method(Refuses)
+
+
+@pytest.mark.parametrize("method", [camlib.GradCAM, camlib.EigenCAM, camlib.Sobel])
+def test_model_and_inputs_can_be_given(method: type[camlib.Method]) -> None:
+    model, signals = signal_cnn(), torch.randn(2, 2, 20)
+    before = snapshot(model, signals)
+    check_method(method, model=model, inputs=signals)
+    assert not list(differences(before, snapshot(model, signals)))
+
+
+def test_function_that_binds_a_method_is_checked_like_its_class() -> None:
+    few = functools.partial(camlib.SmoothGradCAMPlusPlus, samples=2)
+    assert list(map(str, checks(few))) == list(map(str, checks(camlib.SmoothGradCAMPlusPlus)))
+    check_method(few)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "method", "options"),
+    [
+        (camlib.CamlibTypeError, "method must be", "grad_cam", {}),
+        (camlib.CamlibTypeError, "method must be .* got Linear", lambda model, layer=None: nn.Linear(1, 1), {}),
+        (camlib.CamlibTypeError, "model must be", camlib.GradCAM, {"model": "resnet18"}),
+        (
+            camlib.CamlibTypeError,
+            "inputs must be .* torch.uint8",
+            camlib.GradCAM,
+            {"inputs": torch.ones(2, 3, 12, 10).byte()},
+        ),
+        (camlib.CamlibValueError, "1 images", camlib.GradCAM, {"inputs": torch.ones(1, 3, 12, 10)}),
+        (camlib.CamlibValueError, "1 classes", camlib.GradCAM, {"model": signal_cnn(1), "inputs": torch.ones(2, 2, 9)}),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(error: type[Exception], message: str, method: Any, options: Any) -> None:
+    with pytest.raises(error, match=message):
+        checks(method, **options)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential, Tensor], Any]] = {
+    "_forward_hooks": lambda model, images: model[0].register_forward_hook(nothing),
+    "_backward_hooks": lambda model, images: model[0].register_full_backward_hook(nothing),
+    "number of hooks": lambda model, images: model[0].weight.register_hook(lambda gradient: None),
+    "training": lambda model, images: model[1].eval(),
+    "requires_grad": lambda model, images: model[0].weight.requires_grad_(False),
+    "grad": lambda model, images: model(images).sum().backward(),
+    "values": lambda model, images: model[0].weight.data.mul_(2),
+    "number of writes": lambda model, images: model[0].weight.detach().mul_(1),
+    "object": lambda model, images: setattr(model[0], "weight", nn.Parameter(model[0].weight.detach().clone())),
+    "forward": lambda model, images: setattr(model[0], "forward", nothing),
+    "inplace": lambda model, images: setattr(model[1], "inplace", False),
+    "_modules": lambda model, images: setattr(model, "1", nn.ReLU(inplace=True)),
+    "the inputs": lambda model, images: images.zero_(),
+    "torch's": lambda model, images: torch.rand(1),
+    "NumPy's": lambda model, images: np.random.rand(),
+    "Python's": lambda model, images: random.random(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_snapshot_shows_what_was_changed(what: str) -> None:
+    model, images = signal_cnn().train(), torch.rand(2, 2, 12)
+    before = snapshot(model, images)
+    assert not list(differences(before, snapshot(model, images)))
+    CHANGES[what](model, images)
+    found = list(differences(before, snapshot(model, images)))
+    assert any(what in path for path in found), found
+
+
+def test_battery_leaves_the_random_numbers_alone() -> None:
+    model, images = signal_cnn(), torch.rand(2, 2, 12)
+    before = snapshot(model, images)
+    check_method(Sound)
+    assert not list(differences(before, snapshot(model, images)))
