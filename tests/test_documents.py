@@ -38,6 +38,14 @@ def test_public_functions_and_classes_have_an_example(name):
         assert ">>>" in (thing.__doc__ or ""), name
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.rst")))
+@pytest.mark.filterwarnings("ignore:.*quantiz")  # torch's own, about the quantised network that a page explains
+def test_examples_of_the_documentation_are_true(page):
+    torch.manual_seed(0)
+    failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert not failed
+
+
 def test_readme_code_runs(tmp_path, monkeypatch):
     """Every Python block of the README, in order, on a small network and two pictures."""
     monkeypatch.chdir(tmp_path)
