@@ -186,15 +186,23 @@ def correlation(projection: Array, reference: Array) -> float:
     return 0.0 if size == 0 else float((p * r).sum() / size)
 
 
+def mean_channel(matrix: Array) -> Array:
+    """Average (positions x C) over the channels; those that cancel, as behind a LayerNorm, leave zeros, no rounding."""
+    mean = matrix.mean(1)
+    return np.zeros_like(mean) if np.ptp(mean) <= 1e-12 * np.abs(matrix).max() else mean
+
+
 def oriented(projection: Array, reference: Array) -> Array:
-    """Fix the sign: positive Pearson correlation with the reference; where there is none, a positive sum."""
-    alike = correlation(projection, reference) or projection.sum()
+    """Fix the sign: positive Pearson correlation with the reference; where there is none, as towards the extremum."""
+    if np.ptp(projection) <= 1e-12 * np.abs(projection).max():
+        return np.abs(projection)
+    alike = correlation(projection, reference) or projection.min() + projection.max()
     return -projection if alike < 0 else projection
 
 
 def towards_the_extremum(projection: Array, _: Array) -> Array:
-    """Chung 2025's sign, equation 13: the value of the largest size is positive."""
-    return -projection if abs(projection.min()) > abs(projection.max()) else projection
+    """Chung 2025's sign, equation 13: the value of the largest size is positive, in constant maps too."""
+    return -projection if projection.min() + projection.max() < 0 else projection
 
 
 def eigen_cam(
@@ -208,7 +216,7 @@ def eigen_cam(
     maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
     for n in range(len(a)):
         matrix = a[n].reshape(a.shape[1], -1).T
-        reference = matrix.mean(1)
+        reference = mean_channel(matrix)
         if center:
             matrix = matrix - matrix.mean(0)
         right = np.linalg.svd(matrix, full_matrices=False)[2][0]
@@ -244,9 +252,20 @@ def singular_gap(features: Tensor, *, center: bool = False) -> float:
 
 
 def orientation(maps: Tensor, features: Tensor) -> float:
-    """Return the smallest |correlation| of the images' maps with the channels' mean: near 0 the sign is anyone's."""
-    pairs = zip(_array(maps), _array(features), strict=True)
-    return min(abs(correlation(image, channels.mean(0))) for image, channels in pairs)
+    """Return the smallest |correlation| of the images' maps with the channels' mean: near 0 the sign is anyone's.
+
+    Where one of them is constant, the smallest :func:`extremum_margin`.
+    """
+    margins = []
+    for image, channels in zip(_array(maps), _array(features), strict=True):
+        reference = mean_channel(channels.reshape(len(channels), -1).T)
+        margins.append(abs(correlation(image.flatten(), reference)) or extremum_margin(torch.from_numpy(image)[None]))
+    return min(margins)
+
+
+def extremum_margin(maps: Tensor) -> float:
+    """Return the smallest |max + min| / max|.| of the maps: near 0 :func:`towards_the_extremum` is anyone's."""
+    return min(abs(image.max() + image.min()) / max(np.abs(image).max(), 1e-300) for image in _array(maps))
 
 
 def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = None) -> MapsAndScale:
@@ -261,9 +280,24 @@ def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = 
         matrix = a[n].reshape(a.shape[1], -1).T
         pca = KernelPCA(n_components=1, kernel=kernel, gamma=gamma or 1 / a.shape[1], eigen_solver="dense")
         component = pca.fit_transform(matrix)[:, 0]
-        maps[n] = oriented(component, matrix.mean(1)).reshape(a.shape[2:])
+        maps[n] = oriented(component, mean_channel(matrix)).reshape(a.shape[2:])
         scale[n] = np.abs(component).max()
     return torch.from_numpy(maps), torch.from_numpy(scale)
+
+
+def kernel_gap(activations: Tensor, *, gamma: float | None = None) -> float:
+    """Return the smallest (lambda1 - lambda2) / positions of the images' centred RBF kernels; gamma is 1 / C if None.
+
+    The kernel's values are at most 1: near 0 rounding decides the component.
+    """
+    gaps = []
+    for image in _array(activations):
+        matrix = image.reshape(len(image), -1).T
+        apart = ((matrix[:, None] - matrix[None]) ** 2).sum(2)
+        center = np.eye(len(matrix)) - 1 / len(matrix)
+        values = np.linalg.eigvalsh(center @ np.exp(-(gamma or 1 / len(image)) * apart) @ center)
+        gaps.append((values[-1] - (values[-2] if len(values) > 1 else 0)) / len(values))
+    return float(min(gaps))
 
 
 def fem(activations: Tensor, *, k: float = 2.0) -> MapsAndScale:
@@ -593,6 +627,18 @@ def guided_grad_cam(guided: Tensor, maps: Tensor) -> MapsAndScale:
 
 
 # Baselines ------------------------------------------------------------------------------------------------------------
+
+
+def random_cam(activations: Tensor, *, seed: int = 0) -> MapsAndScale:
+    """sum_k w_k (A_k - mean A_k); the C weights are the first standard normal numbers of a generator with that seed."""
+    a = _array(activations)
+    weights = torch.randn(a.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for n in range(len(a)):
+        for k in range(a.shape[1]):
+            products[n, k] = weights[k].item() * (a[n, k] - a[n, k].mean())
+            sizes[n, k] = weights[k].item() * (np.abs(a[n, k]) + np.abs(a[n, k]).mean())
+    return _over_channels(products, sizes)
 
 
 def sobel(images: Tensor) -> MapsAndScale:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,37 @@ class Split:
         score(self.tail(leaf.clone())).sum().backward(inputs=[leaf])
         assert leaf.grad is not None
         return activations, leaf.grad
+
+
+@dataclass(eq=False)
+class Case:
+    """A network split by hand, images for it, and a class to explain of each of them."""
+
+    split: Split
+    images: Tensor
+    target: Sequence[int]
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The logits of the target, (N,)."""
+        return outputs[torch.arange(len(outputs)), list(self.target)]
+
+    def features_of(self, score: Callable[[Tensor], Tensor], images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A and G (N, C, *grid) of any score of the outputs, of these images or others."""
+        tensors = self.split.activations_and_gradients(self.images if images is None else images, score)
+        return self.split.to_grid(tensors[0]), self.split.to_grid(tensors[1])
+
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """A and G (N, C, *grid)."""
+        return self.features_of(self.score)
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Give every weight a size at which signals survive: torchvision zero-initialises some heads and scales."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+    return model.double().eval()
 
 
 def sequential_split(model: nn.Sequential, cut: int) -> Split:

@@ -97,7 +97,7 @@ def compare(
     All methods that read activations and gradients share one forward pass, cut at the layers of them all, and one
     tail gradient (K for K classes). Those that contrast classes (Finer-CAM) or differentiate twice (ShapleyCAM) add a
     tail gradient each. What else a method needs of its own (passes of noisy copies, the input's gradient, explicit
-    attention) it adds, on the same classes. Finding the layer takes one more forward pass.
+    attention) it adds, on the same classes. Finding the layer takes one more forward pass, as do RefineCAM's stages.
 
     Args:
         model: as for :class:`camlib.Method`.

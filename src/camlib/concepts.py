@@ -38,16 +38,16 @@ class Concepts:
     """
 
     maps: Tensor
-    """(N, K, h, w), not negative: how strongly each concept is present at each position, on one scale for all."""
+    """(N, K, h, w), not negative; how strongly each concept is present at each position, on one scale for all."""
     vectors: Tensor
-    """(K, C), not negative: each concept's direction in the layer's features, of unit length, or zero where fewer
+    """(K, C), not negative; each concept's direction in the layer's features, of unit length, or zero where fewer
     concepts leave nothing to explain."""
     scores: Tensor
-    """(N, K, classes): the outputs for each image when all that is left of its features is one concept. What bypasses
+    """(N, K, classes), the outputs for each image when all that is left of its features is one concept. What bypasses
     the layer's grid, a class token or a skip connection, is left as it is. A binary network's logit y counts as the
     two classes -y and y."""
     error: float
-    """What the factorisation leaves unexplained: the norm of the rest, as a share of that of the features."""
+    """What the factorisation leaves unexplained, the norm of the rest, as a share of that of the features."""
     layer: str
     """Name of the layer."""
     input_size: tuple[int, ...] | None
@@ -199,7 +199,7 @@ def _improve(factor: Tensor, product: Tensor, gram: Tensor) -> None:
 
 @contextlib.contextmanager
 def _replaced(module: nn.Module, layout: Layout, grid: Tensor) -> Iterator[None]:
-    """Let a module return other features (N, C, *grid) in its own layout; what is not on the grid stays."""
+    """Let a module return other features (N, C, ...) in its own layout; what is not on the grid stays."""
     thread = threading.get_ident()
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:

@@ -31,7 +31,7 @@ class ChannelsFirst:
     grid: Size
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, *grid)."""
+        """Return (N, C, ...)."""
         return features
 
 
@@ -42,7 +42,7 @@ class ChannelsLast:
     grid: Size
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, *grid)."""
+        """Return (N, C, ...)."""
         return features.movedim(-1, -1 - len(self.grid))
 
 
@@ -54,7 +54,7 @@ class Tokens:
     prefix: int
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, *grid), without the prefix tokens."""
+        """Return (N, C, ...), without the prefix tokens."""
         patches = features[..., self.prefix :, :].movedim(-1, -2)
         return patches.reshape(*patches.shape[:-1], *self.grid)
 

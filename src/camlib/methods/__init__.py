@@ -14,11 +14,14 @@ from camlib.methods.cam import CAM, cam
 from camlib.methods.eigen_cam import EigenCAM, EigenGradCAM, SegEigenCAM, eigen_cam, eigen_grad_cam, seg_eigen_cam
 from camlib.methods.fem import FEM, fem
 from camlib.methods.finer_cam import FinerCAM
+from camlib.methods.full_grad import FullGrad, FullGradients, full_grad, full_gradients
 from camlib.methods.grad_cam import GradCAM, grad_cam
 from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus, grad_cam_plus_plus
+from camlib.methods.guided import GuidedBackprop, GuidedGradCAM, guided_backprop, guided_grad_cam, guided_gradients
 from camlib.methods.hires_cam import GradCAMElementWise, HiResCAM, grad_cam_element_wise, hires_cam
 from camlib.methods.kpca_cam import KPCACAM, kpca_cam
 from camlib.methods.layer_cam import LayerCAM, layer_cam
+from camlib.methods.le_grad import LeGrad, le_grad
 from camlib.methods.refine_cam import RefineCAM
 from camlib.methods.shapley_cam import ShapleyCAM, shapley_cam
 from camlib.methods.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus
@@ -38,6 +41,10 @@ METHODS: dict[str, type[Method]] = {
         ShapleyCAM,
         FinerCAM,
         RefineCAM,
+        FullGrad,
+        GuidedBackprop,
+        GuidedGradCAM,
+        LeGrad,
         CAM,
         EigenCAM,
         KPCACAM,
@@ -85,13 +92,18 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "FinerCAM",
+    "FullGrad",
+    "FullGradients",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
     "GradientMethod",
+    "GuidedBackprop",
+    "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
     "LayerMethod",
+    "LeGrad",
     "Method",
     "PassMethod",
     "RandomCAM",
@@ -107,12 +119,18 @@ __all__ = [
     "eigen_cam",
     "eigen_grad_cam",
     "fem",
+    "full_grad",
+    "full_gradients",
     "grad_cam",
     "grad_cam_element_wise",
     "grad_cam_plus_plus",
+    "guided_backprop",
+    "guided_grad_cam",
+    "guided_gradients",
     "hires_cam",
     "kpca_cam",
     "layer_cam",
+    "le_grad",
     "random_cam",
     "seg_eigen_cam",
     "shapley_cam",

@@ -9,7 +9,7 @@ from camlib.imaging.normalization import is_constant
 
 
 def over_channels(weights: Tensor, activations: Tensor) -> Tensor:
-    """Return the weighted sum of the channels: weights (N, C), activations (N, C, *grid) -> (N, *grid)."""
+    """Return the weighted sum of the channels: weights (N, C), activations (N, C, ...) -> (N, ...)."""
     return torch.einsum("nc,nc...->n...", weights, activations)
 
 
@@ -19,7 +19,7 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def centered(features: Tensor) -> Tensor:
-    """Take each channel's mean off (N, C, *grid); a channel that is constant but for rounding becomes zeros."""
+    """Take each channel's mean off (N, C, ...); a channel that is constant but for rounding becomes zeros."""
     cells = features.flatten(2)
     deviations = cells - cells.mean(2, keepdim=True)
     return deviations.masked_fill(is_constant(cells, 1)[..., None], 0).reshape(features.shape)

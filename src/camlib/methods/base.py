@@ -51,7 +51,7 @@ class Method(ABC):
     layerless: ClassVar[bool] = False
     """Whether the method itself knows what to read, the input or all of the model, and ``layer`` is refused."""
     stochastic: ClassVar[bool] = False
-    """Whether it draws random numbers: from ``generator=``, never from torch's global ones."""
+    """Whether it draws random numbers, from ``generator=`` and never from torch's global ones."""
     needs_gradients: ClassVar[bool] = True
     """Whether the model must be differentiable."""
     finds_one_layer: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class PassMethod(Method):
 
     @abstractmethod
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
-        """Return each layer's maps before the final ReLU: (N, *grid), or (N, K, *grid) for K classes."""
+        """Return each layer's maps before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
 
     def about(self, evidence: Evidence) -> Evidence:
         """Return the evidence that the method reads: on the target itself, unless a method says otherwise."""
@@ -167,7 +167,7 @@ class LayerMethod(PassMethod):
 
     @abstractmethod
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
-        """Return the maps of a layer before the final ReLU: (N, *grid), or (N, K, *grid) for K classes."""
+        """Return the maps of a layer before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
 
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return :meth:`layer_maps` of every layer."""
@@ -194,7 +194,7 @@ class ActivationMethod(LayerMethod):
 
     @abstractmethod
     def maps(self, activations: Tensor) -> Tensor:
-        """Return the maps (N, *grid), before the final ReLU, from a tensor (N, C, *grid)."""
+        """Return the maps (N, ...), before the final ReLU, from a tensor (N, C, ...)."""
 
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
         """Return :meth:`maps`, repeated for each class."""
@@ -219,7 +219,7 @@ class GradientMethod(LayerMethod):
 
     @abstractmethod
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps (N, *grid), before the final ReLU, from two tensors (N, C, *grid)."""
+        """Return the maps (N, ...), before the final ReLU, from two tensors (N, C, ...)."""
 
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
         """Return :meth:`maps` for each class."""

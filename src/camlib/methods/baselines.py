@@ -25,11 +25,11 @@ def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
     decide whether the whole map is positive, and half of all maps would be cut to nothing.
 
     Args:
-        activations: (N, C, *grid).
+        activations: (N, C, ...).
         generator: draws the C weights, the same for every image.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch
@@ -83,7 +83,7 @@ class _Picture(PassMethod):
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
-        """Return maps (N, *size) of images (N, C, *size)."""
+        """Return maps (N, ...) of images (N, C, ...)."""
 
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return :meth:`maps` as those of a nameless layer."""
@@ -97,7 +97,7 @@ class _Picture(PassMethod):
 
 
 def _images(inputs: Any) -> Tensor:
-    """The images (N, C, *size) among the inputs."""
+    """The images (N, C, ...) among the inputs."""
     if holds_pictures(inputs):
         return torch.stack(inputs)
     size = picture_size(inputs)
@@ -166,10 +166,10 @@ def sobel(images: Tensor) -> Tensor:
     along the others (1, 2, 1). Beyond its border the picture is mirrored.
 
     Args:
-        images: (N, C, *size).
+        images: (N, C, ...).
 
     Returns:
-        (N, *size), not negative.
+        (N, ...), not negative.
 
     Example:
         >>> import camlib, torch

@@ -18,11 +18,11 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
     r"""Weight each channel as the classifier does: :math:`\sum_k w_k^c A_k`.
 
     Args:
-        activations: (N, C, *grid), whose mean over the positions the classifier reads.
+        activations: (N, C, ...), whose mean over the positions the classifier reads.
         weights: (N, C), the classifier's weights for each image's class.
 
     Returns:
-        (N, *grid), signed: its mean is the logit without the bias.
+        (N, ...), signed; its mean is the logit without the bias.
 
     Example:
         >>> import camlib, torch

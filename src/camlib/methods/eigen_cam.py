@@ -18,11 +18,11 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
     its sign (and where the two largest singular values are equal it is not unique at all).
 
     Args:
-        features: (N, C, *grid).
+        features: (N, C, ...).
         center: subtract each channel's mean over the positions first.
 
     Returns:
-        (N, *grid), of either sign.
+        (N, ...), of either sign.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
 
 
 def towards(projection: Tensor, features: Tensor) -> Tensor:
-    """Give each projection (N, *grid) the sign that correlates positively with the mean channel of (N, C, *grid).
+    """Give each projection (N, ...) the sign that correlates positively with the mean channel of (N, C, ...).
 
     Where one of them is constant up to rounding, its larger extreme becomes positive: behind a LayerNorm, for one,
     the channels' mean is zero.
@@ -71,7 +71,7 @@ def _larger_extreme(projection: Tensor) -> Tensor:
 
 
 def _with_sign(projection: Tensor, decides: Tensor) -> Tensor:
-    """Return the projection (N, *grid), negated where what decides, (N,), is negative."""
+    """Return the projection (N, ...), negated where what decides, (N,), is negative."""
     sign = torch.where(decides < 0, -1.0, 1.0).to(projection.dtype)
     return projection * sign.reshape(-1, *[1] * (projection.dim() - 1))
 
@@ -83,11 +83,11 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
     the channels.
 
     Args:
-        activations: (N, C, *grid).
+        activations: (N, C, ...).
         center: subtract each channel's mean first, as grad-cam does and the paper does not.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch
@@ -134,12 +134,12 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
     The sign is the one that correlates positively with the mean of the products over the channels.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
         center: subtract each channel's mean first, as grad-cam does.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch
@@ -189,11 +189,11 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     against; the sign is flipped where the projection's minimum is larger in magnitude than its maximum.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch

@@ -73,7 +73,7 @@ class Evidence:
         return dict(zip(self.watch.names, self.watch.activations(), strict=True))
 
     def activations(self, layer: str) -> Tensor:
-        """Return a layer's activations (N, C, *grid), in single precision at least."""
+        """Return a layer's activations (N, C, ...), in single precision at least."""
         if layer not in self._grids:
             features = _single_or_double(self._activations[layer])
             self._grids[layer] = self._to_grid(layer, features)
@@ -93,11 +93,11 @@ class Evidence:
         return next(tensors_in(self.outputs), torch.empty(0)).device
 
     def stacked(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the classes' maps (N, *grid) as one tensor: with an axis for the classes where the scores have one."""
+        """Return the classes' maps (N, ...) as one tensor: with an axis for the classes where the scores have one."""
         return torch.stack(list(maps), 1) if self.scores.dim() == 2 else maps[0]
 
     def repeated(self, maps: Tensor) -> Tensor:
-        """Return maps (N, *grid) that are the same for every class, with an axis for the classes where there is one."""
+        """Return maps (N, ...) that are the same for every class, with an axis for the classes where there is one."""
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
 
     def gradients(self, layer: str) -> list[Tensor]:
@@ -171,7 +171,7 @@ class Evidence:
         return isinstance(layout, Tokens) and layout.prefix > 0
 
     def _to_grid(self, layer: str, features: Tensor) -> Tensor:
-        """Turn a layer's features (N, ...) into (N, C, *grid)."""
+        """Turn a layer's features (N, ...) into (N, C, ...)."""
         if self.reshape is not None:
             return _reshaped(self.reshape, features, layer, self.size or (0, 0))
         return self.layout(layer).to_grid(features)

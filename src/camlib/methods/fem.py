@@ -18,11 +18,11 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
     with the mean and the (population) standard deviation of channel k over its positions.
 
     Args:
-        activations: (N, C, *grid).
+        activations: (N, C, ...).
         deviations: how many standard deviations above the mean are rare.
 
     Returns:
-        (N, *grid), signed where activations are.
+        (N, ...), signed where activations are.
 
     Example:
         >>> import camlib, torch

@@ -20,11 +20,11 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     derived for :math:`A \ge 0`; for signed activations there is a pole at :math:`G \sum A = -2`.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), signed where activations are.
+        (N, ...), signed where activations are.
 
     Example:
         >>> import camlib, torch

@@ -17,11 +17,11 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     less than what the score is made of.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch
@@ -57,11 +57,11 @@ def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
     r"""Sum the positive products alone: :math:`\sum_k \operatorname{ReLU}(G_k A_k)`.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), not negative.
+        (N, ...), not negative.
 
     Example:
         >>> import camlib, torch

@@ -27,13 +27,13 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     the one that correlates positively with the mean activation of the channels.
 
     Args:
-        activations: (N, C, *grid).
+        activations: (N, C, ...).
         kernel: "rbf": :math:`e^{-\gamma |x - y|^2}`, "sigmoid": :math:`\tanh(\gamma x \cdot y + 1)`, or "linear",
             which is centred EigenCAM.
         gamma: 1 / C by default.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Raises:
         CamlibValueError: an unknown kernel, or gamma not positive.

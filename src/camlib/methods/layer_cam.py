@@ -16,11 +16,11 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     Equations 5 and 6 of the paper.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), signed where activations are.
+        (N, ...), signed where activations are.
 
     Example:
         >>> import camlib, torch

@@ -18,12 +18,12 @@ def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Ten
     .. math:: \sum_k \operatorname{mean}_{ij}\left(G - \tfrac{1}{2} H A\right)_k A_k
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), G of the scores with respect to the activations.
-        products: (N, C, *grid), the Hessian's product with the activations, H A.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), G of the scores with respect to the activations.
+        products: (N, C, ...), the Hessian's product with the activations, H A.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch

@@ -25,11 +25,11 @@ def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) 
     The bars are means over the copies; A is the clean input's. From a single clean copy it is Grad-CAM++.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: of each copy, (N, C, *grid).
+        activations: (N, C, ...).
+        gradients: of each copy, (N, C, ...).
 
     Returns:
-        (N, *grid), signed where activations are.
+        (N, ...), signed where activations are.
 
     Example:
         >>> import camlib, torch

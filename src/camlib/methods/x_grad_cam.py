@@ -20,11 +20,11 @@ def x_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     may be nearly zero.
 
     Args:
-        activations: (N, C, *grid).
-        gradients: (N, C, *grid), of the scores with respect to the activations.
+        activations: (N, C, ...).
+        gradients: (N, C, ...), of the scores with respect to the activations.
 
     Returns:
-        (N, *grid), signed.
+        (N, ...), signed.
 
     Example:
         >>> import camlib, torch

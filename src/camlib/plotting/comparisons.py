@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 CELL = 1.9
 """Width of a picture in the figure, in inches."""
 COLUMNS = 7
-"""Pictures in a line; more methods go on to the next line."""
+"""Pictures in a line at most; more methods go on to the next line, as many to each."""
+WIDEST = 28
+"""Characters in a line of a title, which a picture is wide enough for."""
 
 
 def plot_comparison(
@@ -42,8 +45,8 @@ def plot_comparison(
     if len(pictures) != len(first):
         raise CamlibValueError(f"{len(first)} explained images need as many pictures, got {len(pictures)}")
     classes = first[0].scores.numel()
-    columns = min(COLUMNS, len(comparison) + 1)
-    lines = math.ceil((len(comparison) + 1) / columns)
+    lines = math.ceil((len(comparison) + 1) / COLUMNS)
+    columns = math.ceil((len(comparison) + 1) / lines)
     height, width = pictures[0].shape[:2]
     figure = Figure(
         figsize=(columns * CELL + 1.2, max(2.6, len(pictures) * classes * lines * (CELL * height / width + 0.25))),
@@ -62,7 +65,7 @@ def plot_comparison(
             cells = axes[start : start + lines].flat
             ax = next(cells)
             ax.imshow(picture)
-            ax.set_title(title(first[n], k, class_names), fontsize=8)
+            ax.set_title(textwrap.fill(title(first[n], k, class_names), WIDEST), fontsize=8)
             for (name, heatmap), ax in zip(heatmaps.items(), cells, strict=False):  # the last line may have room left
                 ax.imshow(overlay(picture, heatmap[k], colormap, alpha))
                 empty = bool(comparison[name][n].degenerate.flatten()[k])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 CELL = 2.6
 """Width of a picture in the figure, in inches."""
+WIDEST = 32
+"""Characters in a line of the legend."""
 FAINTEST = 0.3
 """Opacity of the tint follows the concept's strength; below this share of its maximum there is none."""
 
@@ -28,18 +32,23 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
 
     if isinstance(class_names, str):
         raise CamlibTypeError("class_names must be a sequence of names, got a single string")
+    count, dims = concepts.maps.shape[1], concepts.maps.dim() - 2
+    if dims != 2:
+        raise CamlibValueError(
+            f"maps {tuple(concepts.maps.shape)} are not of pictures; draw concepts.heatmaps() yourself"
+        )
     pictures = as_pictures(images)
-    count = concepts.maps.shape[1]
     if len(pictures) != len(concepts.maps):
         raise CamlibValueError(f"{len(concepts.maps)} factored images need as many pictures, got {len(pictures)}")
-    palette = np.array([colormaps["tab10"](k % 10)[:3] for k in range(count)])
+    palette = np.array([colormaps["tab10" if count <= 10 else "tab20"](k % 20)[:3] for k in range(count)])
+    resized = functools.cache(concepts.heatmaps)  # pictures of one size share them
     height, width = pictures[0].shape[:2]
     figure = Figure(
         figsize=(2 * CELL + 3.4, max(2.6, len(pictures) * (CELL * height / width + 0.2))), layout="constrained"
     )
     axes = figure.subplots(len(pictures), 2, squeeze=False)
     for n, (line, picture) in enumerate(zip(axes, pictures, strict=True)):
-        heatmaps = concepts.heatmaps(picture.shape[:2])[n].cpu().numpy()
+        heatmaps = resized(picture.shape[:2])[n].cpu().numpy()
         strongest = heatmaps.argmax(0)
         strength = heatmaps.max(0)
         opacity = (np.clip((strength - FAINTEST) / (1 - FAINTEST), 0, 1) * 0.7)[..., None]
@@ -50,7 +59,14 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
     axes[0][0].set_title("picture", fontsize=9)
     axes[0][1].set_title("its strongest concept", fontsize=9)
     handles = [Patch(color=palette[k], label=_label(concepts, k, class_names)) for k in range(count)]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, title=concepts.layer)
+    figure.legend(
+        handles=handles,
+        loc="outside right upper",
+        fontsize=8,
+        frameon=False,
+        title=f"{concepts.layer}: scores of each alone",
+        title_fontsize=9,
+    )
     return figure
 
 
@@ -61,4 +77,4 @@ def _label(concepts: Concepts, k: int, class_names: Sequence[str] | None) -> str
     if class_names is not None and best >= len(class_names):
         raise CamlibValueError(f"class_names has {len(class_names)} names, but class {best} scored highest")
     name = f"class {best}" if class_names is None else class_names[best]
-    return f"concept {k}: {name} ({float(mean[best]):.1f})"
+    return textwrap.fill(f"concept {k}: {name} ({float(mean[best]):.1f})", WIDEST)

@@ -15,7 +15,7 @@ from camlib.targets.indices import image_indices, integers, two_class_logits
 
 
 class Region(Target):
-    """The mean logit of a category over a region R of a segmentation, sum over ij in R of y_c,ij / |R|.
+    r"""The mean logit of a category over a region R of a segmentation: :math:`\sum_{ij \in R} y_{c,ij} / |R|`.
 
     Outputs are logits (rows, C, H, W), or with fewer or more axes behind C for signals and volumes; of a mapping or a
     dataclass "logits" (Hugging Face) or "out" (torchvision) is taken. With the single channel y of a binary network

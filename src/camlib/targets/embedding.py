@@ -13,10 +13,10 @@ from camlib.targets.base import Target, image_list
 
 
 class Similarity(Target):
-    """The cosine similarity of the model's outputs f to a reference r, f r / (|f| |r|): what makes two images alike.
+    r"""The cosine similarity of the model's outputs f to a reference r: :math:`f \cdot r / (|f| |r|)`.
 
     Outputs are embeddings (rows, D), or (rows, D, 1, 1); of a mapping or a dataclass the tensor it is about
-    (:func:`camlib.outputs.main_tensor`). Of the perturbed images that some methods run, one whose embedding is zero,
+    (``camlib.outputs.main_tensor``). Of the perturbed images that some methods run, one whose embedding is zero,
     and so without a direction, scores 0.
 
     Args:

@@ -114,7 +114,7 @@ def _expect_resolution(explanation: Explanation, explainer: Method, on: Specimen
     """Maps have the resolution of the input or of the finest layer; where none is read, that of patches perhaps."""
     images = on.inputs()
     size, shape = tuple(images.shape[2:]), tuple(explanation.maps.shape)
-    expect(len(shape) == 1 + len(size) and shape[0] == len(images), f"maps have shape {shape}, not (N, *grid)")
+    expect(len(shape) == 1 + len(size) and shape[0] == len(images), f"maps have shape {shape}, not (N, ...)")
     if on.kind.layerless:
         finer = any(cells > side for cells, side in zip(shape[1:], size, strict=True))
         expect(not finer, f"maps have shape {shape}, finer than the input of {size}")

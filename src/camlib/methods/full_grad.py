@@ -1,0 +1,363 @@
+"""FullGrad (Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from camlib.capture import Watch
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.explanation import Explanation
+from camlib.imaging import normalize, resize
+from camlib.isolation import full_precision, undisturbed
+from camlib.methods.base import Layer, Method, forward_pass
+from camlib.methods.evidence import check_finite
+from camlib.methods.pixels import as_leaf, gradient
+
+TOLERANCE = 1e-5
+"""The share of the sum of all absolute terms that the residual may be, in single and double precision.
+
+In float32 rounding leaves 2e-8 of that sum on torchvision's classifiers that are piecewise linear; with random weights
+and statistics the others leave 4e-4 and more, which is a hundredth of the score, or all of it.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class FullGradients:
+    """A score taken apart: ``scores = input_term + all bias_terms + residual``, each summed over all but the images.
+
+    Of K scores for each image, every tensor has a class axis after the first.
+    """
+
+    input_term: Tensor
+    """(N, C, ...), input times gradient."""
+    bias_terms: Mapping[str, Tensor]
+    """By module, bias times the gradient where it is added; (N, C, ...) of convolutions and batch norms, (N, ..., C)
+    of linear layers. From a module's second call on the name has a number, as in ``"conv (2)"``."""
+    scores: Tensor
+    """(N,), what was taken apart."""
+    residual: Tensor
+    """(N,), what the terms leave of the scores; rounding alone where the network is piecewise linear."""
+    magnitude: Tensor
+    """(N,), the sum of all absolute terms, to which the residual's rounding error is proportional."""
+
+
+def full_gradients(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> FullGradients:
+    r"""Take a score apart into what the input and what each bias contributes.
+
+    .. math:: s(x) = \nabla_x s^\top x + \sum_l \nabla_{b_l} s^\top b_l
+
+    (equation 2), which is exact where the network is piecewise linear: convolutions, linear layers, batch norm, ReLU
+    and LeakyReLU, max and average pooling, and additions. A batch norm's bias is
+    :math:`\beta - \gamma \mu / \sqrt{\sigma^2 + \epsilon}` of its running statistics. Elsewhere there is a residual:
+    other activations, gates, softmax, attention and layer norms are not linear, and ReLU6 saturates. So there is for
+    constants that the model adds itself (a normalisation of its input, say), for inputs other than the images, for
+    what has crops or windows for rows, and for scores that are not linear in the outputs.
+
+    One forward and one backward pass; for K classes K backward passes. The model is left as it was found.
+
+    Args:
+        model: any module; it runs in eval mode.
+        inputs: what it takes.
+        target: as for :class:`camlib.Method`.
+        forward: as for :class:`camlib.Method`.
+
+    Returns:
+        All terms, and the residual.
+
+    Raises:
+        CamlibRuntimeError: the score does not depend on the images, or a term is not finite.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> model = torchvision.models.resnet18(num_classes=4).double()
+        >>> parts = camlib.full_gradients(model, torch.rand(2, 3, 64, 64, dtype=torch.float64), target=1)
+        >>> parts.bias_terms["layer4.0.bn1"].shape
+        torch.Size([2, 512, 2, 2])
+        >>> bool((parts.residual.abs() < 1e-12 * parts.magnitude).all())
+        True
+    """
+    method = FullGrad(model, forward=forward)
+    inputs = method._prepare(inputs)
+    with undisturbed(method.model):
+        run = _Pass(method, inputs, target)
+        with full_precision(run.leaf.device):
+            terms: dict[str, list[Tensor]] = {}
+            sums = [
+                run.take_apart(scores, lambda name, term, on_grid: terms.setdefault(name, []).append(term))
+                for scores in run.of_classes()
+            ]
+            stacked = run.evidence.stacked
+            joined = {name: stacked(of_classes) for name, of_classes in terms.items()}
+            return FullGradients(
+                input_term=joined.pop(""),
+                bias_terms=dict(reversed(joined.items())),  # the backward pass has met them last to first
+                scores=run.evidence.scores.detach(),
+                residual=stacked([one.residual for one in sums]),
+                magnitude=stacked([one.magnitude for one in sums]),
+            )
+
+
+def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
+    r"""Sum the post-processed terms: the input's, and those of biases that lie on a grid.
+
+    .. math:: \sum_c \psi(x \odot \nabla_x s)_c + \sum_l \sum_c \psi(b_l \odot \nabla_{b_l} s)_c, \quad
+        \psi = \mathrm{upsample} \circ \mathrm{rescale} \circ \mathrm{abs}
+
+    (equation 6). Each channel is rescaled to [0, 1] by itself, then resized bilinearly with half-pixel centres;
+    a constant channel tells of no place, and counts as 0. The authors' code, unlike their equation, rescales all
+    channels of a layer together, and aligns corners; grad-cam rescales each channel, as here. Both add an absolute
+    epsilon (1e-6, 1e-7) to what they divide by, which fades small gradients out.
+
+    Args:
+        input_term: (N, C, ...).
+        bias_terms: of each convolution and batch norm (N, C, ...).
+
+    Returns:
+        (N, ...), not negative.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.full_grad(torch.tensor([[[[0.0, -2.0]]]]), [torch.tensor([[[[3.0, 1.0]]]])])
+        tensor([[[1., 1.]]])
+    """
+    size = tuple(input_term.shape[2:])
+    maps = _psi(input_term, size)
+    for term in bias_terms:
+        maps = maps + _psi(term, size)
+    return maps
+
+
+def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The paper's psi, summed over the channels (first, since resizing is linear): (N, C, ...) -> (N, ...)."""
+    return resize(normalize(term.abs(), "minmax", len(size)).sum(1), size)
+
+
+class FullGrad(Method):
+    """FullGrad: the input's share in the score, and the share of every bias, laid over the image.
+
+    See :func:`camlib.full_grad` for the map and :func:`camlib.full_gradients` for the terms it is made of, which sum
+    to the score; Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780. That is so for piecewise linear
+    networks (ResNet, VGG, DenseNet and others of ReLU, convolutions, linear layers, batch norm and pooling). Of the
+    others' scores the terms leave a residual that is on no map, so they are refused unless ``tolerance`` allows it.
+
+    No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
+    changes nothing.
+
+    One forward and one backward pass of the whole network; for K classes K backward passes. Terms are added to the
+    map as the backward pass meets them and never kept all at once.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: none; every layer counts.
+        tolerance: how large the residual may be, as a share of the sum of all absolute terms, which is the scale of
+            its rounding; ``math.inf`` for maps of any network. By default 1e-5, or for scores in half precision
+            one unit in their last place.
+        **options: as for :class:`camlib.Method`.
+
+    Raises:
+        CamlibValueError: a negative tolerance.
+        CamlibRuntimeError: on calling, if the terms do not sum to the score.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.FullGrad(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    name: ClassVar[str] = "full_grad"
+    layerless: ClassVar[bool] = True
+
+    def __init__(
+        self, model: nn.Module, layer: Layer = None, *, tolerance: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(model, layer, **options)
+        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float))):
+            raise CamlibTypeError(f"tolerance must be a number, got {type(tolerance).__name__}: {tolerance!r}")
+        if tolerance is not None and not tolerance >= 0:
+            raise CamlibValueError(f"tolerance must not be negative, got {tolerance}")
+        self.tolerance = tolerance
+
+    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
+        inputs = self._prepare(inputs)
+        with undisturbed(self.model):
+            run = _Pass(self, inputs, target)
+            with full_precision(run.leaf.device):
+                maps = run.evidence.stacked([self._map(run, scores) for scores in run.of_classes()])
+                check_finite({"map": [maps]})
+                return run.evidence.explanation(self.name, maps, {})
+
+    def _map(self, run: _Pass, scores: Tensor) -> Tensor:
+        """The map of one score for each image, once the terms are known to sum to it."""
+        size = tuple(run.leaf.shape[2:])
+        maps = torch.zeros_like(run.leaf[:, 0], dtype=torch.promote_types(run.leaf.dtype, torch.float32))
+
+        def add(name: str, term: Tensor, on_grid: bool) -> None:
+            if on_grid and term.dim() == run.leaf.dim():
+                maps.add_(_psi(term, size))
+
+        sums = run.take_apart(scores, add)
+        tolerance = max(TOLERANCE, torch.finfo(scores.dtype).eps) if self.tolerance is None else self.tolerance
+        far = sums.residual.abs() > tolerance * sums.magnitude
+        if bool(far.any()):
+            image = int(far.nonzero()[0])
+            residual, magnitude = sums.residual[image].item(), sums.magnitude[image].item()
+            raise CamlibRuntimeError(
+                f"the full gradients do not sum to the score: of {scores[image].item():.6g} for image {image} they "
+                f"leave {residual:.6g}, {abs(residual) / magnitude if magnitude else float('inf'):.2g} of the sum of "
+                f"their absolute values ({tolerance:g} is allowed). FullGrad is complete for piecewise linear networks "
+                "(ReLU, convolutions, linear layers, batch norm, pooling) that add no other constants, and for scores "
+                "linear in their outputs; explain others with camlib.GradCAM, or accept the residual with tolerance="
+            )
+        return maps
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What the terms of (N,) scores sum to."""
+
+    residual: Tensor
+    magnitude: Tensor
+
+
+Consume = Callable[[str, Tensor, bool], None]
+"""Takes a term: the module's name ("" for the input), the term, and whether its channels come before a grid."""
+
+
+class _Pass:
+    """A forward pass of the whole network in the graph; each score's terms are read from it one after the other."""
+
+    def __init__(self, method: FullGrad, inputs: Any, target: Any) -> None:
+        self.leaf, inputs = as_leaf(inputs)
+        self._biases = _Biases(method.model)
+        with torch.enable_grad(), self._biases:
+            self.evidence = forward_pass(method, Watch({}), inputs, target)
+
+    def of_classes(self) -> Sequence[Tensor]:
+        """The scores (N,) of each class."""
+        scores = self.evidence.scores
+        check_finite({"score": [scores.detach()]})
+        with torch.enable_grad():
+            return scores.unbind(1) if scores.dim() == 2 else (scores,)
+
+    def take_apart(self, scores: Tensor, consume: Consume) -> _Sums:
+        """Hand each term of scores (N,) to ``consume``, biases from the last to the first and then the input's."""
+        total = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
+        sums = _Sums(total.clone(), torch.zeros_like(total))
+
+        def receive(name: str, term: Tensor, on_grid: bool) -> None:
+            if len(term) != len(total):  # crops or windows for rows: no image to attribute them to
+                return
+            check_finite({f"term of {name!r}" if name else "term of the input": [term]})
+            term = term if term.dtype == torch.float64 else term.float()
+            sums.residual -= term.flatten(1).sum(1)
+            sums.magnitude += term.flatten(1).abs().sum(1)
+            consume(name, term, on_grid)
+
+        with self._biases.handing_to(receive):
+            found = gradient(scores, self.leaf)
+        receive("", found * self.leaf.detach(), True)
+        return sums
+
+
+class _Biases(TorchFunctionMode):
+    """Notices each bias that is added in a forward pass, and hands on its terms in every backward pass.
+
+    Functions are watched, not modules: so it sees the batch norm inside a module that goes on with an activation, and
+    convolutions whose weights are made on the fly.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._owners = {
+            id(tensor): name
+            for name, module in model.named_modules()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        }
+        self._calls: dict[str, int] = {}
+        self._receive: Consume | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; where it adds a bias, listen to the gradient at its output."""
+        output = func(*args, **(kwargs or {}))
+        if func in _BIASES:
+            owner, bias = _BIASES[func](*args, **(kwargs or {}))
+            if bias is not None and output.requires_grad:
+                on_grid = func is not F.linear
+                values = bias.detach().reshape(-1, *[1] * (output.dim() - 2)) if on_grid else bias.detach()
+                self._listen(output, self._named(owner, func), values, on_grid)
+        return output
+
+    def _named(self, owner: Tensor, func: Any) -> str:
+        name = self._owners.get(id(owner), func.__name__)
+        self._calls[name] = self._calls.get(name, 0) + 1
+        return name if self._calls[name] == 1 else f"{name} ({self._calls[name]})"
+
+    def _listen(self, output: Tensor, name: str, bias: Tensor, on_grid: bool) -> None:
+        def hand_on(gradient: Tensor) -> None:
+            if self._receive is not None:
+                self._receive(name, gradient.detach() * bias, on_grid)
+
+        output.register_hook(hand_on)  # what works on the output in place comes after it in the graph
+
+    @contextmanager
+    def handing_to(self, receive: Consume) -> Iterator[None]:
+        """Hand the terms of backward passes to a function; it must not be kept, since the graph keeps this object."""
+        self._receive = receive
+        try:
+            yield
+        finally:
+            self._receive = None
+
+
+def _affine_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    return bias, bias
+
+
+def _batch_norm_bias(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if training or running_mean is None or running_var is None:  # the batch's own statistics: not linear
+        return None, None
+    shift = -running_mean * (running_var + eps).rsqrt()
+    shift = shift if weight is None else shift * weight
+    return running_mean, shift if bias is None else shift + bias
+
+
+_BIASES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(
+        (
+            F.linear,
+            F.conv1d,
+            F.conv2d,
+            F.conv3d,
+            F.conv_transpose1d,
+            F.conv_transpose2d,
+            F.conv_transpose3d,
+        ),
+        _affine_bias,
+    ),
+    F.batch_norm: _batch_norm_bias,
+}
+"""Functions that add a bias, and how to read from their arguments the tensor that names it, and the bias."""

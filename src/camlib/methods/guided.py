@@ -1,0 +1,304 @@
+"""Guided backpropagation (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806), and with it Guided Grad-CAM."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from camlib.capture import Watch
+from camlib.errors import CamlibRuntimeError
+from camlib.explanation import Explanation
+from camlib.isolation import full_precision, undisturbed
+from camlib.methods.base import Method, forward_pass
+from camlib.methods.evidence import Evidence, check_finite
+from camlib.methods.grad_cam import GradCAM
+from camlib.methods.pixels import as_leaf, gradient
+
+
+def guided_gradients(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Tensor:
+    r"""Differentiate a score with respect to the image, through positive gradients of active ReLUs only.
+
+    .. math:: R^l = [A^l > 0] \, [R^{l+1} > 0] \, R^{l+1}
+
+    backwards through each ReLU, whose input is A; every other operation passes the gradient on as ever. ReLU6 is
+    passed where 0 < A < 6. A ReLU is ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``tensor.relu()``, each in place or not,
+    and ``clamp(min=0)``, however the model calls it.
+
+    One forward and one backward pass; for K classes K backward passes. The model is left as it was found.
+
+    Args:
+        model: any module whose only activations are ReLU and ReLU6; it runs in eval mode.
+        inputs: what it takes.
+        target: as for :class:`camlib.Method`.
+        forward: as for :class:`camlib.Method`.
+
+    Returns:
+        (N, C, ...), signed, or (N, K, C, ...) for K classes.
+
+    Raises:
+        CamlibRuntimeError: the model has other activations, or no ReLU, or the score does not depend on the images.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> camlib.guided_gradients(torchvision.models.resnet18(num_classes=4), torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 3, 64, 64])
+    """
+    method = GuidedBackprop(model, forward=forward)
+    evidence, gradients = _guided(method, method._prepare(inputs), target)
+    return evidence.stacked(gradients)
+
+
+def guided_backprop(gradients: Tensor) -> Tensor:
+    r"""Sum the absolute guided gradient over the input's channels: :math:`\sum_c |R_c|`.
+
+    Args:
+        gradients: (N, C, ...), :func:`camlib.guided_gradients`.
+
+    Returns:
+        (N, ...), not negative.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.guided_backprop(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]))
+        tensor([[[4., 2.]]])
+    """
+    return gradients.abs().sum(1)
+
+
+def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
+    r"""Weight the guided gradient with the Grad-CAM map M: :math:`\sum_c |R_c| M`.
+
+    The paper draws the product itself, in colour: ``gradients * maps[:, None]``.
+
+    Args:
+        gradients: (N, C, ...), :func:`camlib.guided_gradients`.
+        maps: (N, ...), Grad-CAM's after its ReLU, resized bilinearly to the input.
+
+    Returns:
+        (N, ...).
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.guided_grad_cam(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]), torch.tensor([[[1.0, 0.5]]]))
+        tensor([[[4., 1.]]])
+    """
+    return guided_backprop(gradients) * maps
+
+
+class GuidedBackprop(Method):
+    """Guided backpropagation: the pixels that the score rises with, along positive paths through the ReLUs.
+
+    See :func:`camlib.guided_backprop` for the equation, and :func:`camlib.guided_gradients` for the signed gradient
+    (N, C, ...) itself; Springenberg et al. 2015, https://arxiv.org/abs/1412.6806. It shows edges that the network
+    sees, and hardly which class they speak for: compare with :class:`camlib.Sobel`. Networks with other activations
+    than ReLU and ReLU6 are refused, since there is no rule for them.
+
+    No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
+    changes nothing.
+
+    One forward and one backward pass of the whole network; for K classes K backward passes.
+
+    Raises:
+        CamlibRuntimeError: on calling, if the model has other activations, or no ReLU.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GuidedBackprop(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    name: ClassVar[str] = "guided_backprop"
+    layerless: ClassVar[bool] = True
+
+    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
+        evidence, gradients = _guided(self, self._prepare(inputs), target)
+        maps = evidence.stacked([guided_backprop(of_class) for of_class in gradients])
+        return evidence.explanation(self.name, maps, {})
+
+    def _run(self, inputs: Any) -> Any:
+        with _Guidance() as guidance:
+            outputs = super()._run(inputs)
+        if not guidance.met:
+            raise CamlibRuntimeError(
+                f"{type(self.model).__name__} calls no ReLU, and without one guided backpropagation is the plain "
+                "gradient; use camlib.GradCAM. Scripted and compiled submodules do not show theirs"
+            )
+        return outputs
+
+
+class GuidedGradCAM(GradCAM):
+    """Guided Grad-CAM: the fine lines of guided backpropagation, where Grad-CAM sees the class.
+
+    See :func:`camlib.guided_grad_cam` for the equation; Selvaraju et al. 2017,
+    https://arxiv.org/abs/1610.02391. The maps (N, ...) have the input's resolution; ``explanation.layers`` keeps
+    Grad-CAM's own, which is made of ordinary gradients. With ``relu=False`` it is the signed Grad-CAM map that is
+    multiplied.
+
+    Two forward passes: one cut at the layer, with one tail gradient, and one for the guided gradient, with one
+    backward pass of the whole network (K of each backward for K classes).
+
+    Raises:
+        CamlibRuntimeError: on calling, if the model has other activations than ReLU and ReLU6, or no ReLU.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.GuidedGradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> explanation = cam(torch.rand(2, 3, 64, 64))
+        >>> explanation.maps.shape, explanation.layers["layer4"].shape
+        (torch.Size([2, 64, 64]), torch.Size([2, 2, 2]))
+    """
+
+    name: ClassVar[str] = "guided_grad_cam"
+
+    @property
+    def forward_passes(self) -> int:
+        """One cut at the layer, and one for the guided gradient."""
+        return 2
+
+    def explanation(self, evidence: Evidence) -> Explanation:
+        """Return the guided gradient, from a pass of its own, times the Grad-CAM map of the one given."""
+        cam = super().explanation(evidence)
+        method = GuidedBackprop(self.model, forward=self.forward)
+        _, gradients = _guided(method, evidence.inputs, evidence.target)
+        resized = cam.heatmaps(normalize="none")
+        of_classes = resized.unbind(1) if cam.has_class_axis else (resized,)
+        products = [guided_grad_cam(*pair) for pair in zip(gradients, of_classes, strict=True)]
+        return dataclasses.replace(cam, maps=evidence.stacked(products), extent=None)
+
+
+def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[Evidence, list[Tensor]]:
+    """One guided pass, and each class's guided gradient (N, C, ...)."""
+    with undisturbed(method.model):
+        leaf, inputs = as_leaf(inputs)
+        with torch.enable_grad():
+            evidence = forward_pass(method, Watch({}), inputs, target)
+            scores = evidence.scores
+            of_classes = scores.unbind(1) if scores.dim() == 2 else (scores,)
+        with full_precision(leaf.device):
+            gradients = [gradient(one, leaf) for one in of_classes]
+            gradients = [one if one.dtype == torch.float64 else one.float() for one in gradients]
+            check_finite({"score": [scores.detach()], "guided gradient": gradients})
+            return evidence, gradients
+
+
+class _Rectified(torch.autograd.Function):
+    """ReLU, or with a finite upper bound ReLU6, whose gradient passes only where it is positive itself."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, upper: float, inplace: bool) -> Tensor:
+        """Clamp to [0, upper]."""
+        output = input.clamp_(0, upper) if inplace else input.clamp(0, upper)
+        if inplace:
+            ctx.mark_dirty(input)
+        ctx.save_for_backward((output > 0) & (output < upper))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Pass what is positive, where the input was between the bounds."""
+        (inside,) = ctx.saved_tensors
+        return gradient * (inside & (gradient > 0)), None, None
+
+
+class _Guidance(TorchFunctionMode):
+    """Puts :class:`_Rectified` in the place of every ReLU that this thread calls; refuses other activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+        """Whether there was a ReLU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, or its guided twin."""
+        kwargs = kwargs or {}
+        if func in _UNRULED:
+            raise _no_rule(_UNRULED[func])
+        rectifier = _RECTIFIERS[func](*args, **kwargs) if func in _RECTIFIERS else None
+        if rectifier is None or not rectifier[0].is_floating_point():
+            return func(*args, **kwargs)
+        self.met = True
+        return _Rectified.apply(*rectifier)
+
+
+def _no_rule(name: str) -> CamlibRuntimeError:
+    return CamlibRuntimeError(
+        f"the model calls {name}, and guided backpropagation has a rule for ReLU and ReLU6 alone; use camlib.GradCAM, "
+        "which takes any activation, or, where it only turns the outputs into probabilities, explain the model "
+        "without it"
+    )
+
+
+Rectifier = tuple[Tensor, float, bool] | None
+"""Input, upper bound, and whether it works in place; None for what is no ReLU."""
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Rectifier:
+    return input, math.inf, inplace
+
+
+def _relu6(input: Tensor, inplace: bool = False) -> Rectifier:
+    return input, 6.0, inplace
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Rectifier:
+    if (min_val, max_val) != (0, 6):
+        raise _no_rule(f"hardtanh between {min_val} and {max_val}")
+    return _relu6(input, inplace)
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None, inplace: bool = False, **_: Any) -> Rectifier:
+    """Only ReLU and ReLU6 in disguise: other bounds clip colours, boxes and divisors."""
+    bounds = tuple(bound for bound in (min, max) if bound is not None and not isinstance(bound, Tensor))
+    if bounds == (0,) and max is None:
+        return _relu(input, inplace)
+    return _relu6(input, inplace) if bounds == (0, 6) else None
+
+
+def _in_place(rule: Callable[..., Rectifier]) -> Callable[..., Rectifier]:
+    return lambda *args, **kwargs: rule(*args, **{**kwargs, "inplace": True})
+
+
+def _spellings(name: str) -> list[Any]:
+    """The functions and methods of that name."""
+    return [getattr(place, name) for place in (torch, torch.Tensor, F) if hasattr(place, name)]
+
+
+_RECTIFIERS: dict[Any, Callable[..., Rectifier]] = {
+    spelling: rule
+    for name, of_name in (
+        ("relu", _relu),
+        ("relu6", _relu6),
+        ("hardtanh", _hardtanh),
+        ("clamp", _clamp),
+        ("clip", _clamp),
+        ("clamp_min", _clamp),
+    )
+    for ending, rule in (("", of_name), ("_", _in_place(of_name)))
+    for spelling in _spellings(name + ending)
+}
+"""How to read a ReLU from the arguments of each function that may be one."""
+
+_UNRULED: dict[Any, str] = {
+    spelling: name
+    for name in (
+        *("sigmoid", "hardsigmoid", "logsigmoid", "tanh", "hardswish", "silu", "mish", "gelu", "erf", "glu"),
+        *("elu", "celu", "selu", "leaky_relu", "prelu", "rrelu", "threshold", "softplus", "softsign"),
+        *("tanhshrink", "softshrink", "hardshrink", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+    )
+    for ending in ("", "_")
+    for spelling in _spellings(name + ending)
+}
+"""Nonlinear functions that have no rule, and their names."""

@@ -1,0 +1,58 @@
+"""The pictures among a model's inputs, changed: moved as a whole, or in their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError
+from camlib.layouts import holds_pictures, picture_size
+from camlib.nested import map_tensors
+
+
+def map_pictures(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Apply a function to every picture among the inputs, masks and integers included.
+
+    Args:
+        function: of tensors (N, C, ...); it keeps the shape.
+        inputs: what a model takes; of a list of pictures (C, H, W), as detectors take them, each is a batch of one.
+            What has another number of axes than the pictures stays.
+
+    Returns:
+        The inputs, with new pictures.
+
+    Raises:
+        CamlibTypeError: there are none.
+    """
+    if holds_pictures(inputs):
+        return [function(picture[None])[0] for picture in inputs]
+    size = picture_size(inputs)
+    if size is None:
+        raise CamlibTypeError(
+            f"the inputs, a {type(inputs).__name__}, hold neither images (N, C, H, W) nor signals (N, C, L) nor "
+            "volumes (N, C, T, H, W) that could be changed"
+        )
+    axes = 2 + len(size)
+    return map_tensors(lambda tensor: function(tensor) if tensor.dim() == axes else tensor, inputs)
+
+
+def map_values(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Apply a function to the values of the pictures, as :func:`map_pictures`; masks of bools stay.
+
+    Raises:
+        CamlibTypeError: there are no pictures, or they hold integers, which cannot change by a little.
+    """
+
+    def checked(picture: Tensor) -> Tensor:
+        if picture.dtype == torch.bool:
+            return picture
+        if not picture.is_floating_point():
+            raise CamlibTypeError(
+                f"the pictures are {picture.dtype}; convert them as the model would, to floats, before the call"
+            )
+        return function(picture)
+
+    return map_pictures(checked, inputs)

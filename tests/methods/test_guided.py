@@ -1,0 +1,312 @@
+"""Guided backpropagation: the paper's rule at every ReLU however it is called, and nowhere else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import equations
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given
+from networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
+from torch import Tensor, nn
+
+import camlib
+from camlib.methods.guided import GuidedBackprop, GuidedGradCAM, guided_gradients
+
+
+class Call(nn.Module):
+    """An activation called as a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def network(activation: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    """Two convolutions, each with the activation, whose values cross 0 and 6."""
+    torch.manual_seed(1)
+    act = Call(activation)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), act, nn.Conv2d(5, 4, 3), act, nn.Flatten(), nn.Linear(64, 3))
+    model[0].weight.data *= 8
+    return model.double()
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@given(cnns(activations=RELUS))
+def test_the_gradient_and_the_map_are_the_papers(drawn: Drawn) -> None:
+    if not any(isinstance(module, nn.ReLU) for module in drawn.model):
+        return
+    gradient = guided_gradients(drawn.model, drawn.images, 1)
+    expected = equations.guided_gradient(drawn.model, drawn.images, lambda outputs: outputs[:, 1])
+    torch.testing.assert_close(gradient, expected)
+    explanation = GuidedBackprop(drawn.model)(drawn.images, 1)
+    torch.testing.assert_close(explanation.maps, expected.abs().sum(1))
+    assert explanation.layer == ""
+    assert explanation.layers == {}
+    assert explanation.method == "guided_backprop"
+
+
+RELU_CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU(inplace)": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "F.relu(inplace)": lambda x: F.relu(x, inplace=True),
+    "F.relu(positional inplace)": lambda x: F.relu(x, True),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_": lambda x: x.relu_(),
+    "clamp(min=0)": lambda x: x.clamp(min=0),
+    "clamp_(0)": lambda x: x.clamp_(0),
+    "torch.clamp": lambda x: torch.clamp(x, 0.0),
+    "clamp_min": lambda x: x.clamp_min(0),
+    "clip": lambda x: x.clip(0),
+}
+
+
+@pytest.mark.parametrize("call", RELU_CALLS.values(), ids=RELU_CALLS)
+def test_every_way_to_call_a_relu_is_guided(call: Callable[[Tensor], Tensor]) -> None:
+    inputs = images(2, 2, 8, 8)
+    model = network(call)
+    oracle = nn.Sequential(*(nn.ReLU() if isinstance(module, Call) else module for module in model))
+    expected = equations.guided_gradient(oracle, inputs, lambda outputs: outputs[:, 1])
+    plain = inputs.clone().requires_grad_()
+    oracle(plain)[:, 1].sum().backward()
+    assert not torch.allclose(plain.grad, expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(guided_gradients(model, inputs, 1), expected)
+
+
+RELU6_CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nn.ReLU6": nn.ReLU6(),
+    "nn.ReLU6(inplace)": nn.ReLU6(inplace=True),
+    "F.relu6": F.relu6,
+    "hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    "hardtanh_": lambda x: F.hardtanh_(x, 0.0, 6.0),
+    "clamp": lambda x: x.clamp(0, 6),
+}
+
+
+@pytest.mark.parametrize("call", RELU6_CALLS.values(), ids=RELU6_CALLS)
+def test_relu6_passes_positive_gradients_between_its_bounds(call: Callable[[Tensor], Tensor]) -> None:
+    model, inputs = network(call), images(2, 2, 8, 8)
+    first, _, second, _, _flatten, head = model
+    a = first(inputs)
+    b = second(a.clamp(0, 6))
+    assert (a > 6).any()
+    assert (a < 0).any()
+    gradient = head.weight[1].expand(2, -1).view_as(b)
+    gradient = gradient * ((b > 0) & (b < 6) & (gradient > 0))
+    gradient = F.conv_transpose2d(gradient, second.weight)
+    gradient = gradient * ((a > 0) & (a < 6) & (gradient > 0))
+    expected = F.conv_transpose2d(gradient, first.weight)
+    torch.testing.assert_close(guided_gradients(model, inputs, 1), expected.detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (F.gelu, "gelu"),
+        (F.silu, "silu"),
+        (nn.SiLU(inplace=True), "silu"),
+        (F.hardswish, "hardswish"),
+        (F.leaky_relu, "leaky_relu"),
+        (F.elu, "elu"),
+        (nn.PReLU(dtype=torch.float64), "prelu"),
+        (F.mish, "mish"),
+        (F.softplus, "softplus"),
+        (lambda x: F.hardtanh(x, -1, 1), "hardtanh between -1 and 1"),
+        (torch.sigmoid, "sigmoid"),
+        (lambda x: x * x.sigmoid(), "sigmoid"),
+        (lambda x: x.tanh_(), "tanh"),
+        (lambda x: x * (1 + torch.erf(x)), "erf"),
+        (lambda x: F.threshold(x, 0.1, 0), "threshold"),
+    ],
+)
+def test_another_activation_is_refused_by_name(call: Callable[[Tensor], Tensor], name: str) -> None:
+    model = nn.Sequential(*network(F.relu)[:3], Call(call), nn.Flatten())
+    for method in (GuidedBackprop(model), GuidedGradCAM(model, "0")):
+        with pytest.raises(camlib.CamlibRuntimeError, match=f"calls {name}, and.*GradCAM"):
+            method(images(2, 2, 8, 8), 1)
+
+
+def test_a_network_without_a_relu_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(camlib.CamlibRuntimeError, match="calls no ReLU.*GradCAM"):
+        GuidedBackprop(model)(torch.randn(2, 3, 8, 8))
+
+
+def test_the_target_may_use_any_function() -> None:
+    explanation = GuidedBackprop(small_cnn())(torch.randn(2, 3, 8, 8), lambda outputs: outputs.sigmoid()[:, 1])
+    assert explanation.maps.amax() > 0
+
+
+def test_clamps_that_are_no_activation_keep_their_gradient() -> None:
+    def clipped(model: nn.Module, x: Tensor) -> Tensor:
+        index = torch.arange(-2, len(x) - 2).clamp(min=0)
+        return -model((-x).clamp(-9, 9))[index].index_select(0, index)
+
+    model, inputs = small_cnn().double(), images(4, 3, 8, 8)
+    expected = -guided_gradients(model, -inputs[[0, 0]].double(), forward=lambda model, x: -model(x), target=1)
+    found = guided_gradients(model, inputs, [1] * 4, forward=clipped)
+    assert torch.equal(found[1:], torch.zeros_like(found[1:]))
+    torch.testing.assert_close(found[0], 4 * expected[0])
+
+
+def test_a_clamp_from_above_alone_keeps_its_gradient() -> None:
+    model, inputs = small_cnn().double(), images(2, 3, 8, 8)
+    expected = guided_gradients(model, inputs.clamp(max=0), 1) * (inputs < 0)
+    assert expected.amin() < 0
+    torch.testing.assert_close(guided_gradients(model, inputs, 1, lambda model, x: model(x.clamp(max=0))), expected)
+
+
+class Aliased(nn.Module):
+    """Relies on ReLU having worked in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        F.relu(maps[:, ::2], inplace=True)
+        F.relu_(maps)
+        return maps.sum((2, 3))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        Aliased,
+        lambda: torchvision.models.resnet18(num_classes=3),
+        lambda: torchvision.models.vgg11_bn(num_classes=3),
+        lambda: torchvision.models.densenet121(num_classes=3),
+        lambda: torchvision.models.mobilenet_v2(num_classes=3),
+    ],
+    ids=["aliased", "resnet18", "vgg11_bn", "densenet121", "mobilenet_v2"],
+)
+def test_the_outputs_are_those_of_the_model(build: Callable[[], nn.Module]) -> None:
+    model, inputs = build().eval(), torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        expected = model(inputs.clone())
+    explanation = GuidedBackprop(model)(inputs, 1)
+    assert torch.equal(explanation.outputs, expected)
+    assert explanation.maps.shape == (2, 40, 40)
+    assert explanation.maps.amax() > 0
+
+
+@given(cnns(activations=RELUS))
+def test_guided_grad_cam_is_the_product_with_the_map_of_ordinary_gradients(drawn: Drawn) -> None:
+    if not any(isinstance(module, nn.ReLU) for module in drawn.model):
+        return
+    layer = str(drawn.cut)
+    explanation = GuidedGradCAM(drawn.model, layer)(drawn.images, 1)
+    maps = camlib.GradCAM(drawn.model, layer, relu=False)(drawn.images, 1).maps
+    guided = equations.guided_gradient(drawn.model, drawn.images, lambda outputs: outputs[:, 1])
+    equations.assert_close(explanation.maps, *equations.guided_grad_cam(guided, maps), 1e-12)
+    torch.testing.assert_close(explanation.layers[layer], maps.relu())
+    assert explanation.method == "guided_grad_cam"
+    assert explanation.layer == layer
+    assert explanation.heatmaps().shape == explanation.maps.shape
+
+
+def test_guided_grad_cam_without_relu_multiplies_the_signed_map() -> None:
+    model, inputs = small_cnn().double(), images(2, 3, 8, 8)
+    signed = camlib.GradCAM(model, "2", relu=False)(inputs, 1).maps
+    assert signed.amin() < 0 < signed.amax()
+    expected = guided_gradients(model, inputs, 1).abs().sum(1) * signed
+    torch.testing.assert_close(GuidedGradCAM(model, "2", relu=False)(inputs, 1).maps, expected)
+
+
+def test_guided_grad_cam_finds_its_layer_and_fuses_several() -> None:
+    model, inputs = Network().double(), images(2, 3, 8, 8)
+    found = GuidedGradCAM(model)(inputs, 1)
+    assert found.layer == camlib.GradCAM(model)(inputs, 1).layer
+    layers = ["features.0", "features.3"]
+    fused = camlib.GradCAM(model, layers)(inputs, 1).maps
+    expected = guided_gradients(model, inputs, 1).abs().sum(1) * fused
+    torch.testing.assert_close(GuidedGradCAM(model, layers)(inputs, 1).maps, expected)
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
+def test_k_classes_are_one_at_a_time_and_a_batch_is_its_images(method: type[camlib.Method]) -> None:
+    model, inputs = Network().double().eval(), images(3, 3, 9, 11)
+    cam = method(model)
+    both = cam(inputs, [[0, 2], [1, 0], [2, 1]]).maps
+    assert both.shape == (3, 2, 9, 11)
+    for k, classes in enumerate(([0, 1, 2], [2, 0, 1])):
+        one = cam(inputs, classes).maps
+        torch.testing.assert_close(both[:, k], one)
+        for image, target in enumerate(classes):
+            torch.testing.assert_close(cam(inputs[image : image + 1], target).maps[0], one[image])
+    gradients = guided_gradients(model, inputs, [[0, 2]] * 3)
+    assert gradients.shape == (3, 2, 3, 9, 11)
+    torch.testing.assert_close(gradients[:, 1], guided_gradients(model, inputs, 2))
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
+@pytest.mark.parametrize(
+    ("network", "shape"), [(signal_cnn, (2, 2, 30)), (volume_cnn, (2, 1, 6, 7, 8))], ids=["signal", "volume"]
+)
+def test_signals_and_volumes_have_maps_at_their_own_resolution(
+    method: type[camlib.Method], network: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    maps = method(network().double())(images(*shape), 1).maps
+    assert maps.shape == (shape[0], *shape[2:])
+    assert maps.amax() > 0
+
+
+@pytest.mark.parametrize(("method", "passes"), [(GuidedBackprop, 1), (GuidedGradCAM, 2)])
+def test_the_forward_passes_are_as_stated_and_leave_the_model_untouched(
+    method: type[camlib.Method], passes: int
+) -> None:
+    model, inputs = Network().train(), torch.randn(2, 3, 8, 8)
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept, rng = inputs.clone(), torch.get_rng_state()
+    cam = method(model, **({} if method.layerless else {"layer": "norm"}))
+    cam(inputs, [[0, 1]] * 2)
+    assert model.passes == passes
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert torch.equal(inputs, kept)
+    assert not inputs.requires_grad
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.is_grad_enabled()
+
+
+def test_another_threads_relu_keeps_its_ordinary_gradient_meanwhile() -> None:
+    found: list[Tensor] = []
+
+    def elsewhere() -> None:
+        leaf = torch.ones(3, requires_grad=True)
+        found.extend(torch.autograd.grad(-torch.relu(leaf).sum(), leaf))
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return model(x)
+
+    GuidedBackprop(small_cnn(), forward=forward)(torch.randn(2, 3, 8, 8), 1)
+    assert torch.equal(found[0], -torch.ones(3))
+
+
+def test_after_a_call_a_relu_is_itself_again() -> None:
+    model = nn.Sequential(small_cnn(), nn.SiLU())
+    with pytest.raises(camlib.CamlibRuntimeError):
+        GuidedBackprop(model)(torch.randn(2, 3, 8, 8), 1)
+    leaf = torch.ones(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(-torch.relu(leaf).sum(), leaf)
+    assert torch.equal(gradient, -torch.ones(3))
