@@ -21,8 +21,8 @@ MODULES = [
     *(found.name for found in pkgutil.walk_packages(camlib.__path__, "camlib.")),
     *(f"pneumonia.{found.name}" for found in pkgutil.iter_modules([str(ROOT / "examples/pneumonia/pneumonia")])),
 ]
-SHOWN_ELSEWHERE = {"METHODS", "Method", "Captured", "CapturedLayers", "LayerInfo"}
-"""A table, the base of all methods, and what the functions capture and list_layers return."""
+SHOWN_ELSEWHERE = {"METHODS", "Method", "Captured", "CapturedLayers", "LayerInfo", "FullGradients"}
+"""A table, the base of all methods, and what the functions capture, list_layers and full_gradients return."""
 
 
 @pytest.mark.parametrize("name", MODULES)

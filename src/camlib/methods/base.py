@@ -132,6 +132,15 @@ class PassMethod(Method):
     """A method that reads one forward pass; several of them can read the same pass.
 
     Subclasses say in :meth:`maps_of_layers` what they make of it.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class Agreement(camlib.PassMethod):  # where the channels of all layers agree
+        ...     name = "agreement"
+        ...     def maps_of_layers(self, evidence):
+        ...         return {name: evidence.repeated(1 / evidence.activations(name).std(1)) for name in self.layers}
+        >>> Agreement(torchvision.models.resnet18(num_classes=4), ["layer3", "layer4"])(torch.rand(2, 3, 64, 64)).layer
+        'layer3 + layer4'
     """
 
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
@@ -163,7 +172,18 @@ class PassMethod(Method):
 
 
 class LayerMethod(PassMethod):
-    """A method that makes of each layer a map of its own: subclasses say in :meth:`layer_maps` which."""
+    """A method that makes of each layer a map of its own: subclasses say in :meth:`layer_maps` which.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class Curvature(camlib.LayerMethod):
+        ...     name = "curvature"
+        ...     def layer_maps(self, evidence, layer):
+        ...         return evidence.stacked([product.sum(1) for _, product in evidence.second_order(layer)])
+        >>> target = camlib.targets.Probability(1)
+        >>> Curvature(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64), target).maps.shape
+        torch.Size([2, 2, 2])
+    """
 
     @abstractmethod
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
