@@ -238,12 +238,12 @@ class MultiScale(Smoothing):
 
 def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:
     """Return the clean images' explanation with the mean of the copies' maps, of each layer too."""
-    maps, layers, count = torch.zeros_like(clean.maps), dict.fromkeys(clean.layers, 0.0), 0
+    maps, layers, count = torch.zeros_like(clean.maps), dict.fromkeys(clean.layers, torch.zeros(())), 0
     for copy in copies:
         maps = maps + copy.maps
         layers = {name: total + copy.layers[name] for name, total in layers.items()}
         count += 1
-    means = {name: total / count for name, total in layers.items()}
+    means = {name: torch.as_tensor(total) / count for name, total in layers.items()}
     return dataclasses.replace(clean, maps=maps / count, layers=means, method=f"{clean.method}, {what}")
 
 
