@@ -86,30 +86,45 @@ def energy_inside(heatmap: Tensor, box: tuple[int, int, int, int]) -> float:
     return float(heatmap[y0:y1, x0:x1].sum() / heatmap.sum())
 
 
-def main() -> None:
-    """Explain, print the table, write JSON, CSV and the figure."""
+def explained() -> tuple[list[Any], camlib.Comparison]:
+    """The pictures, and what every method says of them."""
     model = network()
     pictures, inputs = zip(*(read(photograph) for photograph in PHOTOGRAPHS), strict=True)
     complete = camlib.FullGrad(model, tolerance=math.inf)  # ReLU6 is not linear where it saturates: a part is missing
     methods = [complete if name == "full_grad" else name for name in camlib.METHODS if name not in NOT_HERE]
     categories = [photograph.category for photograph in PHOTOGRAPHS]
-    comparison = camlib.compare(model, torch.stack(inputs), methods, categories)
-    probabilities = comparison["grad_cam"].outputs.softmax(1)
-    lines: list[tuple[Any, ...]] = [("Method", *(photograph.label for photograph in PHOTOGRAPHS))]
-    areas = []
-    for picture, photograph in zip(pictures, PHOTOGRAPHS, strict=True):
-        x0, y0, x1, y1 = photograph.box
-        areas.append((x1 - x0) * (y1 - y0) / (picture.shape[0] * picture.shape[1]))
-    lines.append(("(the box's share of the picture)", *(f"{area:.3f}" for area in areas)))
-    shares = {}
-    for name, explanation in comparison.items():
-        shares[name] = [
+    return list(pictures), camlib.compare(model, torch.stack(inputs), methods, categories)
+
+
+def shares_inside(pictures: list[Any], comparison: camlib.Comparison) -> dict[str, list[float | None]]:
+    """Each method's energy inside each picture's box; None for a map without positive evidence."""
+    return {
+        name: [
             None if bool(one.degenerate) else energy_inside(one.heatmaps(picture.shape[:2], "max")[0], photograph.box)
             for one, picture, photograph in zip(explanation, pictures, PHOTOGRAPHS, strict=True)
         ]
-        lines.append((name, *("none" if share is None else f"{share:.3f}" for share in shares[name])))
+        for name, explanation in comparison.items()
+    }
+
+
+def area_share(picture: Any, box: tuple[int, int, int, int]) -> float:
+    """The share of the picture that a box covers."""
+    x0, y0, x1, y1 = box
+    return float((x1 - x0) * (y1 - y0) / (picture.shape[0] * picture.shape[1]))
+
+
+def main() -> None:
+    """Explain, print the table, write JSON, CSV and the figure."""
+    pictures, comparison = explained()
+    shares = shares_inside(pictures, comparison)
+    areas = [area_share(picture, photograph.box) for picture, photograph in zip(pictures, PHOTOGRAPHS, strict=True)]
+    lines = [("Method", *(photograph.label for photograph in PHOTOGRAPHS))]
+    lines.append(("(the box's share of the picture)", *(f"{area:.3f}" for area in areas)))
+    for name, row in shares.items():
+        lines.append((name, *("none" if share is None else f"{share:.3f}" for share in row)))
     for line in lines:
         print(f"{line[0]:34}" + "".join(f"{cell:>14}" for cell in line[1:]))
+    probabilities = comparison["grad_cam"].outputs.softmax(1)
     results = {
         "versions": {p: importlib.metadata.version(p) for p in ("torch", "scikit-image", "efficientnet-lite-pytorch")},
         "layer": comparison["grad_cam"].layer,
@@ -128,9 +143,8 @@ def main() -> None:
     for photograph in PHOTOGRAPHS:
         names[photograph.category] = photograph.label
     squared = [skimage.transform.resize(picture, (SIDE, SIDE), anti_aliasing=True) for picture in pictures]
-    comparison.plot(squared, names).savefig(
-        ROOT / "docs" / "_static" / "methods.jpg", dpi=80, pil_kwargs={"quality": 88}
-    )
+    figure = comparison.plot(squared, names)
+    figure.savefig(ROOT / "docs" / "_static" / "methods.jpg", dpi=80, pil_kwargs={"quality": 88})
 
 
 if __name__ == "__main__":
