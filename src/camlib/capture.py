@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -156,13 +156,23 @@ class Watch:
 
 
 class Cut(Watch):
-    """The layers of one forward pass, which is cut at them for the gradients of its tail."""
+    """The layers of one forward pass, which is cut at them for the gradients of its tail.
+
+    Args:
+        modules: the layers by name.
+        watched: those of them that are only looked at, and not cut.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], watched: Collection[str] = ()) -> None:
+        super().__init__(modules)
+        self.cut = [name for name in modules if name not in watched]
+        """The layers that are cut, in the order they were given."""
 
     def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
-        return tap(output, name)
+        return tap(output, name) if name in self.cut else super()._take(output, name)
 
     def gradients(self, scores: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
-        """Differentiate the scores with respect to each layer's output.
+        """Differentiate the scores with respect to the output of each layer that is cut.
 
         Args:
             scores: (N,), or (N, K) for K scores of each image.
@@ -175,9 +185,9 @@ class Cut(Watch):
             CamlibRuntimeError: the scores do not depend on one of the layers.
         """
         self.activations()  # every layer was reached
-        names, points = list(self._points), [point.tensor for point in self._points.values()]
+        points = [self._points[name].tensor for name in self.cut]
         if not scores.requires_grad:
-            raise _does_not_lead(next(iter(self._modules)))
+            raise _does_not_lead(self.cut[0])
         if scores.dim() == 1:
             ones = torch.ones_like(scores)
             found: Sequence[Any] = torch.autograd.grad(
@@ -185,11 +195,10 @@ class Cut(Watch):
             )
         else:
             found = _gradients_per_class(scores, points)
-        by_name = dict(zip(names, found, strict=True))
-        for name, gradient in by_name.items():
+        for name, gradient in zip(self.cut, found, strict=True):
             if gradient is None:
                 raise _does_not_lead(name)
-        return [by_name[name] for name in self._modules]
+        return list(found)
 
     def second_order(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Differentiate the scores twice: the gradient G, and the Hessian's product H A with the activations.
@@ -202,8 +211,8 @@ class Cut(Watch):
         """
         self.activations()  # every layer was reached
         if not scores.requires_grad:
-            raise _does_not_lead(next(iter(self._modules)))
-        points = {name: self._points[name].tensor for name in self._modules}
+            raise _does_not_lead(self.cut[0])
+        points = {name: self._points[name].tensor for name in self.cut}
         with torch.enable_grad():
             found = torch.autograd.grad(scores.sum(), list(points.values()), create_graph=True, allow_unused=True)
         pairs = []

@@ -1,4 +1,4 @@
-"""The pictures among a model's inputs, changed: moved as a whole, or in their values."""
+"""The pictures among a model's inputs: read, and changed as a whole or in their values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError
 from camlib.layouts import holds_pictures, picture_size
-from camlib.nested import map_tensors
+from camlib.nested import map_tensors, tensors_in
+
+
+def picture_batch(inputs: Any) -> Tensor:
+    """Return the pictures among the inputs as a batch (N, C, ...).
+
+    Args:
+        inputs: what a model takes; a list of pictures (C, H, W) is stacked, of several batches the first is taken.
+
+    Raises:
+        CamlibTypeError: there are none.
+    """
+    if holds_pictures(inputs):
+        return torch.stack(inputs)
+    axes = 2 + len(_size(inputs))
+    return next(tensor for tensor in tensors_in(inputs) if tensor.dim() == axes)
 
 
 def map_pictures(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
@@ -29,13 +44,7 @@ def map_pictures(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     """
     if holds_pictures(inputs):
         return [function(picture[None])[0] for picture in inputs]
-    size = picture_size(inputs)
-    if size is None:
-        raise CamlibTypeError(
-            f"the inputs, a {type(inputs).__name__}, hold neither images (N, C, H, W) nor signals (N, C, L) nor "
-            "volumes (N, C, T, H, W) that could be changed"
-        )
-    axes = 2 + len(size)
+    axes = 2 + len(_size(inputs))
     return map_tensors(lambda tensor: function(tensor) if tensor.dim() == axes else tensor, inputs)
 
 
@@ -56,3 +65,13 @@ def map_values(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
         return function(picture)
 
     return map_pictures(checked, inputs)
+
+
+def _size(inputs: Any) -> tuple[int, ...]:
+    size = picture_size(inputs)
+    if size is None:
+        raise CamlibTypeError(
+            f"the inputs, a {type(inputs).__name__}, hold neither images (N, C, H, W) nor signals (N, C, L) nor "
+            "volumes (N, C, T, H, W)"
+        )
+    return size

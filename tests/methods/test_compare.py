@@ -369,3 +369,21 @@ def test_figures_of_other_things_are_refused(model, images):
     signals = camlib.compare(networks.signal_cnn().eval(), torch.rand(2, 2, 20), ["grad_cam"])
     with pytest.raises(camlib.CamlibValueError, match=r"are not of pictures; plot each method alone"):
         signals.plot(torch.rand(2, 2, 20))
+
+
+def test_a_method_without_gradients_may_look_where_the_score_does_not_come_from() -> None:
+    """Its layer is watched, not cut: an auxiliary branch, say, or a layer far ahead of the others'."""
+    model = Network().eval()
+    model.aside = nn.Conv2d(6, 2, 1)
+    forward = model.forward
+
+    def with_a_branch(x: Tensor) -> Tensor:
+        model.aside(model.stage1(x))
+        return forward(x)
+
+    model.forward = with_a_branch  # type: ignore[method-assign]
+    images = torch.rand(2, 3, 8, 8)
+    aside = camlib.EigenCAM(model, "aside")
+    comparison = camlib.compare(model, images, [aside, "grad_cam"], layer="stage2")
+    torch.testing.assert_close(comparison["eigen_cam"].maps, camlib.EigenCAM(model, "aside")(images).maps)
+    torch.testing.assert_close(comparison["grad_cam"].maps, camlib.GradCAM(model, "stage2")(images).maps)

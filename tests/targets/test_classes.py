@@ -240,3 +240,10 @@ def test_scores_of_the_whole_picture_are_the_same_in_a_mirror(target):
     settled = targets.resolve(target, LOGITS)
     assert settled.mirrored(8) is settled
     assert not settled.spatial
+
+
+def test_saturation_is_warned_of_once_however_often_the_target_is_settled() -> None:
+    outputs = torch.tensor([[9.0, 0.0]])
+    with pytest.warns(camlib.CamlibWarning, match="saturated"):
+        settled = targets.resolve(targets.Probability(0), outputs)
+    assert targets.resolve(settled, outputs).resolved.tolist() == [0]  # a warning would be an error here

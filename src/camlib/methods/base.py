@@ -262,7 +262,8 @@ def explain_together(methods: Sequence[PassMethod], inputs: Any, target: Any = N
     for method in methods:
         inputs = method._prepare(inputs)
     layers = {name: module for method in methods for name, module in (method.layers or {}).items()}
-    watch = (Cut if any(method.needs_gradients for method in methods) else Watch)(layers)
+    differentiated = {name for method in methods if method.needs_gradients for name in method.layers or {}}
+    watch = Cut(layers, watched=layers.keys() - differentiated) if differentiated else Watch(layers)
     with undisturbed(first.model), contextlib.ExitStack() as around:
         for method in methods:
             around.enter_context(method.around())

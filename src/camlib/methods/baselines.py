@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibRuntimeError
 from camlib.explanation import Explanation
-from camlib.layouts import holds_pictures, picture_size
 from camlib.methods.arithmetic import centered, over_channels
 from camlib.methods.base import ActivationMethod, PassMethod
 from camlib.methods.evidence import Evidence
-from camlib.nested import tensors_in
 from camlib.noise import normal, own_generator
+from camlib.pictures import picture_batch
 
 
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,23 +85,15 @@ class _Picture(PassMethod):
 
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return :meth:`maps` as those of a nameless layer."""
-        images = _images(evidence.inputs)
+        images = picture_batch(evidence.inputs)
+        if images.shape[2:] != evidence.size:
+            images = images.movedim(1, 2)  # videos as Hugging Face takes them, (N, T, C, H, W)
         return {"": evidence.repeated(self.maps(images if images.dtype == torch.float64 else images.float()))}
 
     def explanation(self, evidence: Evidence) -> Explanation:
         """Return the maps at the input's resolution."""
         maps = self._cut_off(self.maps_of_layers(evidence)[""], "")
         return evidence.explanation(self.name, maps, {})
-
-
-def _images(inputs: Any) -> Tensor:
-    """The images (N, C, ...) among the inputs."""
-    if holds_pictures(inputs):
-        return torch.stack(inputs)
-    size = picture_size(inputs)
-    if size is None:
-        raise CamlibRuntimeError("the inputs hold no images, (N, C, H, W), for a baseline to be drawn on")
-    return next(tensor for tensor in tensors_in(inputs) if tensor.shape[2:] == size)
 
 
 def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:

@@ -113,7 +113,7 @@ class Evidence:
         of_classes = [gradient.unbind(1) if self.scores.dim() == 2 else (gradient,) for gradient in found]  # views
         grids = {
             name: [self._gradient_grid(name, gradient) for gradient in gradients]
-            for name, gradients in zip(self._activations, of_classes, strict=True)
+            for name, gradients in zip(self._cut.cut, of_classes, strict=True)
         }
         checked = {f"gradient at layer {name!r}": gradients for name, gradients in grids.items()}
         check_finite({**checked, "score": [self.scores.detach()]})
@@ -133,7 +133,7 @@ class Evidence:
         with torch.enable_grad():
             of_classes = self.scores.unbind(1) if self.scores.dim() == 2 else (self.scores,)
         found = [self._cut.second_order(one) for one in of_classes]
-        return {name: list(pairs) for name, pairs in zip(self._activations, zip(*found, strict=True), strict=True)}
+        return {name: list(pairs) for name, pairs in zip(self._cut.cut, zip(*found, strict=True), strict=True)}
 
     def explanation(self, method: str, maps: Tensor, layers: Mapping[str, Tensor]) -> Explanation:
         """Return a method's maps with what they explain."""

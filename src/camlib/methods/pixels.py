@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.layouts import holds_pictures, picture_size
-from camlib.nested import map_tensors, tensors_in
+from camlib.layouts import holds_pictures
+from camlib.nested import map_tensors
+from camlib.pictures import picture_batch
 
 
 def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
@@ -24,18 +25,13 @@ def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
         The leaf (N, C, ...), and the inputs.
 
     Raises:
-        CamlibTypeError: the images are not floating-point numbers.
-        CamlibRuntimeError: there are none.
+        CamlibTypeError: there are none, or they are not floating-point numbers.
     """
-    size = picture_size(inputs)
-    if size is None:
-        raise CamlibRuntimeError("the inputs hold no images, (N, C, H, W), to differentiate with respect to")
     with torch.enable_grad():
-        if holds_pictures(inputs):
-            leaf = _leaf(torch.stack(inputs))
-            return leaf, [picture.clone() for picture in leaf]
-        images = next(tensor for tensor in tensors_in(inputs) if tensor.shape[2:] == size)
+        images = picture_batch(inputs)
         leaf = _leaf(images)
+        if holds_pictures(inputs):
+            return leaf, [picture.clone() for picture in leaf]
         return leaf, map_tensors(lambda tensor: leaf.clone() if tensor is images else tensor, inputs)
 
 

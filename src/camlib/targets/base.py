@@ -53,7 +53,16 @@ class Target(ABC):
         return self
 
     def mirrored(self, width: int) -> Target:
-        """Return the target, once settled, for the same pictures of ``width`` pixels mirrored left to right."""
+        """Return the target, once settled, for the same pictures of ``width`` pixels mirrored left to right.
+
+        Raises:
+            CamlibTypeError: it is :attr:`spatial`, and does not say how it moves.
+        """
+        if self.spatial:
+            raise CamlibTypeError(
+                f"{type(self).__name__} speaks of places but not of how they are mirrored; give it a mirrored(width) "
+                "method, or explain without mirroring"
+            )
         return self
 
     @property

@@ -29,6 +29,7 @@ class _OfClasses(Target):
 
     def __init__(self, classes: Any = None) -> None:
         self._classes = classes
+        self._settled = False
 
     def fixed(self, outputs: Any) -> Self:
         """Return the target with the classes of each image settled.
@@ -39,6 +40,7 @@ class _OfClasses(Target):
         """
         fixed = copy.copy(self)
         fixed._classes = class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
+        fixed._settled = True
         return fixed
 
     @property
@@ -98,6 +100,8 @@ class Probability(_OfClasses):
     def fixed(self, outputs: Any) -> Self:
         """Return the target with the classes of each image settled; warn where it is saturated."""
         fixed = super().fixed(outputs)
+        if self._settled:  # and warned of when it was
+            return fixed
         columns = class_outputs(outputs).detach()
         probability = fixed.scores(columns, torch.arange(len(columns), device=columns.device))
         if bool((probability > SATURATED).any()):
