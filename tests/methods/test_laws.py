@@ -318,6 +318,15 @@ def test_components_of_features_may_be_as_small_or_large_as_single_precision_hol
         torch.testing.assert_close(minmaxed(camlib.eigen_cam(a * factor, center=center)), expected, rtol=0, atol=1e-5)
 
 
+def test_smooth_grad_cam_plus_plus_of_an_image_has_nothing_to_do_with_the_others_gradients() -> None:
+    """Their cubes would underflow in units of the largest of the batch."""
+    a, g = torch.rand(2, 6, 4, 5), torch.randn(3, 2, 6, 4, 5)
+    g[:, 1] *= 1e-25
+    together = camlib.smooth_grad_cam_plus_plus(a, g)
+    alone = camlib.smooth_grad_cam_plus_plus(a[1:], g[:, 1:])
+    torch.testing.assert_close(minmaxed(together[1:]), minmaxed(alone), rtol=0, atol=1e-6)
+
+
 # Grad-CAM++ and its kin, which are not homogeneous: their limits -----------------------------------------------------
 
 

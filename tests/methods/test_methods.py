@@ -22,6 +22,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import camlib
+from camlib.methods.fusion import fuse
 
 # The oracles: what each method's map is before its ReLU, and where rounding has no say in it -----------------------
 
@@ -226,6 +227,16 @@ def test_refine_cam_is_the_product_of_its_layers(data: st.DataObject) -> None:
     expected, scale = equations.refine_cam(layers)
     assume(scale.max() < 1e3)  # maps that are nearly constant have no min-max form
     oracles.assert_close(explanation.maps, expected, scale, TOLERANCE)
+
+
+def test_layers_meet_on_the_grid_of_the_most_cells() -> None:
+    """Not on that of the most rows or of the longest side."""
+    grids = [(3, 4), (2, 9), (1, 10)]
+    layers = [torch.rand(1, *grid, dtype=torch.float64) for grid in grids]
+    expected = torch.ones(2, 9, dtype=torch.float64)
+    for maps in layers:
+        expected *= torch.from_numpy(equations.minmax(equations.resize_bilinear(maps[0].numpy(), (2, 9))))
+    torch.testing.assert_close(fuse(layers, "product")[0], expected)
 
 
 # The functions themselves -------------------------------------------------------------------------------------------
