@@ -24,5 +24,8 @@ napoleon_numpy_docstring = False
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|nn|matplotlib|PIL|collections|contextlib|typing|os|pathlib)\..*"),
     (r"py:.*", r"(Tensor|Figure|NDArray|Any|Callable|Sequence|Mapping|Iterator|optional|PathLike|ImageLike|ArrayLike)"),
-    (r"py:.*", r"(Method|Layer|Color|Size|Maps|TopK|Explainer|Reshape|Forward|camlib\.testing\..*Specimen|camlib\.imaging\..*\.Maps)"),  # aliases
+    (
+        r"py:.*",
+        r"(Method|Layer|Color|Size|Maps|TopK|Explainer|Reshape|Forward|camlib\.testing\..*Specimen|camlib\.imaging\..*\.Maps)",
+    ),  # aliases
 ]

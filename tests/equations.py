@@ -268,17 +268,22 @@ def extremum_margin(maps: Tensor) -> float:
     return min(abs(image.max() + image.min()) / max(np.abs(image).max(), 1e-300) for image in _array(maps))
 
 
+def spread(matrix: Array) -> float:
+    """Variance of (positions x C) features, summed over the channels; 1 where they do not vary."""
+    return float(matrix.var(0).sum()) or 1.0
+
+
 def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = None) -> MapsAndScale:
-    """First kernel principal component of each image's (positions x C) matrix, by scikit-learn; gamma is 1 / C if None.
+    """First kernel principal component of each image's (positions x C) matrix, by scikit-learn.
 
     The component is scikit-learn's: the first eigenvector of the doubly centred kernel matrix times the square root of
-    its eigenvalue. The sign is that of :func:`oriented` to the channels' mean.
+    its eigenvalue. The sign is that of :func:`oriented` to the channels' mean. Gamma is 1 / :func:`spread` if None.
     """
     a = _array(activations)
     maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
     for n in range(len(a)):
         matrix = a[n].reshape(a.shape[1], -1).T
-        pca = KernelPCA(n_components=1, kernel=kernel, gamma=gamma or 1 / a.shape[1], eigen_solver="dense")
+        pca = KernelPCA(n_components=1, kernel=kernel, gamma=gamma or 1 / spread(matrix), eigen_solver="dense")
         component = pca.fit_transform(matrix)[:, 0]
         maps[n] = oriented(component, mean_channel(matrix)).reshape(a.shape[2:])
         scale[n] = np.abs(component).max()
@@ -286,7 +291,7 @@ def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = 
 
 
 def kernel_gap(activations: Tensor, *, gamma: float | None = None) -> float:
-    """Return the smallest (lambda1 - lambda2) / positions of the images' centred RBF kernels; gamma is 1 / C if None.
+    """Return the smallest (lambda1 - lambda2) / positions of the images' centred RBF kernels, as :func:`kpca_cam`.
 
     The kernel's values are at most 1: near 0 rounding decides the component.
     """
@@ -295,7 +300,7 @@ def kernel_gap(activations: Tensor, *, gamma: float | None = None) -> float:
         matrix = image.reshape(len(image), -1).T
         apart = ((matrix[:, None] - matrix[None]) ** 2).sum(2)
         center = np.eye(len(matrix)) - 1 / len(matrix)
-        values = np.linalg.eigvalsh(center @ np.exp(-(gamma or 1 / len(image)) * apart) @ center)
+        values = np.linalg.eigvalsh(center @ np.exp(-(gamma or 1 / spread(matrix)) * apart) @ center)
         gaps.append((values[-1] - (values[-2] if len(values) > 1 else 0)) / len(values))
     return float(min(gaps))
 

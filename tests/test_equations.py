@@ -163,7 +163,7 @@ def test_kpca_cam_is_the_leading_eigenvector_of_the_centred_kernel() -> None:
     a = torch.randn(2, 5, 4, 3, dtype=torch.float64)
     maps, scale = equations.kpca_cam(a)
     for image, features, size in zip(maps, a.flatten(2).transpose(1, 2), scale, strict=True):
-        kernel = torch.exp(-(torch.cdist(features, features) ** 2) / 5)
+        kernel = torch.exp(-(torch.cdist(features, features) ** 2) / features.var(0, correction=0).sum())
         center = torch.eye(12, dtype=torch.float64) - 1 / 12
         values, vectors = torch.linalg.eigh(center @ kernel @ center)
         component = (vectors[:, -1] * values[-1].sqrt()).view(1, 4, 3)

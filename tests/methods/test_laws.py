@@ -44,7 +44,7 @@ finer_cam                  yes      yes    yes   yes  no    yes  yes   yes    ye
 refine_cam                 yes      yes    yes   yes  yes   yes  yes   yes    no     yes      yes
 cam                        yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 eigen_cam                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
-kpca_cam                   yes      no     yes   yes  yes   yes  yes   yes    yes    no       no
+kpca_cam                   yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
 fem                        yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
 seg_eigen_cam              yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 random_cam                 no       no     yes   yes  yes   yes  yes   yes    yes    yes      no
@@ -61,9 +61,7 @@ REASONS = {
     ("finer_cam", "class"): "the new class may be the nearest",
     ("eigen_cam", "units"): "a channel in small units has no part in the first component",
     ("fem", "units"): "channels are summed by their means",
-    ("kpca_cam", "silent"): "gamma is one over the number of channels",
-    ("kpca_cam", "features"): "gamma is fixed, and with it the distance at which features are alike",
-    ("kpca_cam", "units"): "as features",
+    ("kpca_cam", "units"): "a channel in small units has no part in how far features are apart",
     ("random_cam", "channels"): "the weights are drawn in the order of the channels",
     ("random_cam", "silent"): "as channels",
     ("random_cam", "units"): "the weights do not follow the units",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibValueError
+from camlib.methods.arithmetic import centered, divided
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
 
@@ -30,7 +31,8 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
         activations: (N, C, ...).
         kernel: "rbf": :math:`e^{-\gamma |x - y|^2}`, "sigmoid": :math:`\tanh(\gamma x \cdot y + 1)`, or "linear",
             which is centred EigenCAM.
-        gamma: 1 / C by default.
+        gamma: by default one over the variance of the image's features, summed over the channels: the squared
+            distance between two positions is then 2 / gamma on average, whatever the features' size.
 
     Returns:
         (N, ...), signed.
@@ -48,13 +50,22 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     if gamma is not None and not gamma > 0:
         raise CamlibValueError(f"gamma must be positive, got {gamma!r}")
     features = activations.flatten(2).transpose(1, 2)
-    matrix = KERNELS[kernel](features, 1 / features.shape[2] if gamma is None else gamma)
+    if gamma is None and kernel != "linear":
+        features, gamma = _of_unit_variance(features), 1
+    matrix = KERNELS[kernel](features, gamma or 1)
     rounding = 16 * torch.finfo(matrix.dtype).eps * matrix.shape[1] * matrix.abs().amax((1, 2), keepdim=True)
     matrix = matrix - matrix.mean(1, keepdim=True) - matrix.mean(2, keepdim=True) + matrix.mean((1, 2), keepdim=True)
     values, vectors = torch.linalg.eigh(matrix)
     leading = values[..., -1:]  # of features that are all the same, no more than rounding, whose root would be seen
     component = vectors[..., -1] * torch.where(leading > rounding[..., 0], leading, 0).sqrt()
     return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)
+
+
+def _of_unit_variance(features: Tensor) -> Tensor:
+    """Divide each image's features (N, positions, C) by the root of their variance, summed over the channels."""
+    scaled = divided(features, features.abs().amax((1, 2), keepdim=True))  # or squares under- or overflow
+    variance = centered(scaled.mT).square().mean(2).sum(1)
+    return divided(scaled, variance.sqrt()[:, None, None])
 
 
 class KPCACAM(ActivationMethod):
