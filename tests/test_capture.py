@@ -436,3 +436,20 @@ def test_no_warning_in_ordinary_use(images: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         camlib.GradCAM(Network())(images, camlib.TopK(2))
+
+
+@pytest.mark.parametrize("side", [64, 512])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_gradients_in_half_precision_neither_vanish_nor_overflow(side: int, scale: float) -> None:
+    """The mean over a large map has gradients below the smallest number of float16; large weights have large ones."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    nn.init.normal_(model[2].weight, std=0.02)
+    images = torch.rand(1, 3, side, side)
+
+    def score(outputs: Tensor) -> Tensor:
+        return scale * outputs[:, 1].float().mean((1, 2))
+
+    expected = camlib.GradCAM(model, "1", relu=False)(images, score).maps
+    with torch.autocast("cpu", torch.float16):
+        maps = camlib.GradCAM(model, "1", relu=False)(images, score).maps
+    assert (maps - expected).abs().max() < 0.01 * expected.abs().max()

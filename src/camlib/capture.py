@@ -21,7 +21,9 @@ from camlib.isolation import unwrap
 from camlib.layers import resolve_layers
 
 CLASSES_AT_ONCE = 16
-"""Gradients of at most this many classes are in memory at a time; each is as large as the activations."""
+"""Gradients of at most this many classes are computed at a time: what a batched backward pass holds on the way."""
+HALF_SCALE = 2.0**12
+"""Gradients in float16 are computed this much larger, since those of large maps fall below its smallest number."""
 
 
 def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
@@ -188,13 +190,10 @@ class Cut(Watch):
         points = [self._points[name].tensor for name in self.cut]
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
-        if scores.dim() == 1:
-            ones = torch.ones_like(scores)
-            found: Sequence[Any] = torch.autograd.grad(
-                scores, points, ones, retain_graph=retain_graph, allow_unused=True
-            )
-        else:
-            found = _gradients_per_class(scores, points)
+        half = any(point.dtype == torch.float16 for point in points)
+        found = _tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
+        if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
+            found = _tail_gradients(scores, points, 1.0, retain_graph)  # too large for that
         for name, gradient in zip(self.cut, found, strict=True):
             if gradient is None:
                 raise _does_not_lead(name)
@@ -226,10 +225,20 @@ class Cut(Watch):
         return pairs
 
 
-def _gradients_per_class(scores: Tensor, points: list[Tensor]) -> list[Any]:
+def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_graph: bool) -> Sequence[Any]:
+    """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; where that is not 1, in float32."""
+    if scores.dim() == 1:
+        start = torch.full_like(scores, scale)
+        found: Sequence[Any] = torch.autograd.grad(scores, points, start, retain_graph=retain_graph, allow_unused=True)
+    else:
+        found = _gradients_per_class(scores, points, scale)
+    return found if scale == 1 else [one if one is None else one.float() / scale for one in found]
+
+
+def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> list[Any]:
     """K gradients from one graph, in chunks of classes: each a batched backward pass."""
     rows, classes = scores.shape
-    one_hot = torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
+    one_hot = scale * torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
     chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
     joined = [
         parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)

@@ -137,10 +137,11 @@ def compare(
     found: dict[str, Explanation] = {}
     if sharing:
         found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
+        target = settled_by(found[sharing[0].name], target)
     for method in bound:
         if method.name not in found:
-            asked = settled_by(next(iter(found.values())), target) if found else target
-            found[method.name] = method(images, asked)
+            found[method.name] = method(images, target)
+            target = settled_by(found[method.name], target)
     return Comparison({name: found[name] for name in names})
 
 

@@ -16,6 +16,7 @@ from camlib.nested import map_tensors, tensors_in
 
 _flags_lock = threading.Lock()
 _held_in_eval: dict[nn.Module, int] = {}  # module that was training -> calls now holding it in eval mode
+_precision = threading.local()  # .outer: the autocast that full_precision has switched off
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -100,11 +101,32 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.set_autocast_cache_enabled(caching)
 
 
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off: maps are computed in float32 even where the network runs in half precision."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off: maps are computed in float32 even where the network runs in half precision.
+
+    The network's further passes run in the precision of the first: see :func:`callers_precision`.
+    """
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        yield
+        return
+    outer = getattr(_precision, "outer", None)
+    _precision.outer = outer or (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        _precision.outer = outer
+
+
+def callers_precision() -> contextlib.AbstractContextManager[Any]:
+    """Return to the autocast that was on where :func:`full_precision` was entered, in this thread."""
+    outer = getattr(_precision, "outer", None)
+    if outer is None:
+        return contextlib.nullcontext()
+    kind, dtype, enabled = outer
+    return torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def checked_inputs(model: nn.Module, inputs: Any) -> Any:
@@ -125,7 +147,8 @@ def checked_inputs(model: nn.Module, inputs: Any) -> Any:
     for tensor in tensors_in(inputs):
         if tensor.dim() and not tensor.shape[0]:
             raise CamlibValueError(f"inputs are empty: shape {tuple(tensor.shape)}; give at least one image")
-    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
+    with torch.inference_mode(False):  # or the clones would be inference tensors again
+        return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
 
 
 def check_device(model: nn.Module, inputs: Any) -> None:

@@ -14,13 +14,22 @@ from camlib.capture import Cut, Watch
 from camlib.discovery import find_layer
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
-from camlib.isolation import call_eagerly, check_device, checked_inputs, full_precision, undisturbed, unwrap
+from camlib.isolation import (
+    call_eagerly,
+    callers_precision,
+    check_device,
+    checked_inputs,
+    full_precision,
+    undisturbed,
+    unwrap,
+)
 from camlib.layers import resolve_layers
 from camlib.layouts import picture_size
 from camlib.methods.evidence import Evidence, Features, check_finite
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.outputs import row_count
 from camlib.padding import Padding
+from camlib.pictures import picture_batch
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
 
@@ -155,7 +164,10 @@ class PassMethod(Method):
         return evidence
 
     def around(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for the forward pass, for methods that need it made in a special way."""
+        """Return a context for the forward pass, for methods that need it made in a special way.
+
+        What the context gives is found in the evidence's ``noted`` under the method's name.
+        """
         return contextlib.nullcontext()
 
     def explanation(self, evidence: Evidence) -> Explanation:
@@ -265,9 +277,9 @@ def explain_together(methods: Sequence[PassMethod], inputs: Any, target: Any = N
     differentiated = {name for method in methods if method.needs_gradients for name in method.layers or {}}
     watch = Cut(layers, watched=layers.keys() - differentiated) if differentiated else Watch(layers)
     with undisturbed(first.model), contextlib.ExitStack() as around:
-        for method in methods:
-            around.enter_context(method.around())
+        noted = {method.name: around.enter_context(method.around()) for method in methods}
         evidence = forward_pass(first, watch, inputs, target, all(method.class_agnostic for method in methods))
+        evidence.noted = noted
         with full_precision(evidence.device):
             return [method.explanation(evidence) for method in methods]
 
@@ -283,20 +295,21 @@ def forward_pass(method: Method, watch: Watch, inputs: Any, target: Any, agnosti
         agnostic: whether outputs that hold no classes will do where there is no target.
     """
     size, padding = picture_size(inputs), Padding(method.model, inputs)
-    with watch.hooked(), padding.noted():
+    with callers_precision(), watch.hooked(), padding.noted():
         outputs = method._run(inputs)
     evidence = Evidence(
         model=method.model,
         inputs=inputs,
         outputs=outputs,
         target=_resolved(target, outputs, agnostic),
-        images=_images(outputs, watch),
+        images=_images(inputs, outputs, watch),
         watch=watch,
         size=size,
         extent=padding.extent,
         reshape=method.reshape,
     )
-    _ = evidence.scores  # under the autocast that the outputs were made in
+    with callers_precision():
+        _ = evidence.scores  # under the autocast that the outputs were made in
     return evidence
 
 
@@ -309,7 +322,7 @@ def _resolved(target: Any, outputs: Any, agnostic: bool) -> targets.Target:
         raise
 
 
-def _images(outputs: Any, watch: Watch) -> int:
+def _images(inputs: Any, outputs: Any, watch: Watch) -> int:
     """The number of images: the rows of the outputs.
 
     Raises:
@@ -318,7 +331,7 @@ def _images(outputs: Any, watch: Watch) -> int:
     activations = dict(zip(watch.names, watch.activations(), strict=True))
     images = row_count(outputs)
     if images is None:
-        images = len(next(iter(activations.values())))
+        images = len(next(iter(activations.values()))) if activations else len(picture_batch(inputs))
     for name, tensor in activations.items():
         if len(tensor) != images:
             raise CamlibRuntimeError(

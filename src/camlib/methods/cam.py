@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +55,10 @@ class CAM(LayerMethod):
     name: ClassVar[str] = "cam"
     needs_gradients: ClassVar[bool] = False
 
+    def around(self) -> contextlib.AbstractContextManager[list[_Classifier]]:
+        """Return a context that notes the linear layers that are called."""
+        return _noting_classifiers(self.model)
+
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
         """Return :func:`camlib.cam` for each class.
 
@@ -63,29 +71,72 @@ class CAM(LayerMethod):
                 f"CAM explains classes, got target {evidence.target.resolved!r}; use camlib.GradCAM for other scores"
             )
         activations = evidence.activations(layer)
-        weights = _class_weights(self.model, activations, evidence.outputs, layer)
+        logits = targets.class_outputs(evidence.outputs).detach()
+        means = activations.flatten(2).mean(2)
+        reading = [one for one in evidence.noted[self.name] if one.reads(means) and one.returns(logits)]
+        if not reading:
+            raise CamlibRuntimeError(
+                f"CAM needs logits = W mean(A) + b, but no linear classifier reads the mean of layer {layer!r}, shape "
+                f"{tuple(activations.shape)}, and returns the outputs: something lies between them, or the network is "
+                "quantised; use camlib.GradCAM on the network in floating point"
+            )
+        weights = reading[-1].weights.to(means.dtype)
+        weights = torch.cat([-weights, weights]) if len(weights) == 1 else weights
         classes: Tensor = evidence.target.resolved
         of_class = classes.unbind(1) if classes.dim() == 2 else (classes,)
         return evidence.stacked([cam(activations, weights[one]) for one in of_class])
 
 
-def _class_weights(model: nn.Module, activations: Tensor, outputs: object, layer: str) -> Tensor:
-    """The weights (classes, C) of the linear classifier that reads the mean of the activations."""
-    logits = targets.class_outputs(outputs)
-    means = activations.flatten(2).mean(2)
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5
-    for module in model.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if not isinstance(weight, Tensor) or weight.dim() < 2:
-            continue
-        weights = weight.detach().flatten(1).to(means.dtype)
-        if weights.shape != (logits.shape[1], means.shape[1]):
-            continue
-        bias = bias.detach().to(means.dtype) if isinstance(bias, Tensor) else means.new_zeros(())
-        error = (means @ weights.T + bias - logits).abs()
-        if bool((error <= tolerance * (means.abs() @ weights.abs().T + bias.abs())).all()):
-            return torch.cat([-weights, weights]) if len(weights) == 1 else weights
-    raise CamlibRuntimeError(
-        f"CAM needs logits = W mean(A) + b, but no linear classifier reads the mean of layer {layer!r}, shape "
-        f"{tuple(activations.shape)}: something lies between them, or the outputs are no logits; use camlib.GradCAM"
-    )
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    """A linear layer, or a convolution of one cell, with what it read and returned."""
+
+    weights: Tensor  # (classes, C)
+    read: Tensor  # (N, C)
+    returned: Tensor  # (N, classes)
+
+    def reads(self, means: Tensor) -> bool:
+        """Whether it read the means (N, C), but for rounding."""
+        return _equal(self.read, means)
+
+    def returns(self, logits: Tensor) -> bool:
+        """Whether it returned the logits (N, classes)."""
+        return _equal(self.returned, logits)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors (N, ...) are equal, but for the rounding of the coarser."""
+    if one.shape != other.shape:
+        return False
+    rounding = 8 * max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
+    one, other = one.double(), other.double()
+    return bool(((one - other).abs() <= rounding * other.abs().amax(1, keepdim=True)).all())
+
+
+@contextlib.contextmanager
+def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
+    """Note the calls, in this thread, of modules that map (N, C) to (N, classes) by a matrix."""
+    noted: list[_Classifier] = []
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != thread or not args or not isinstance(output, Tensor):
+            return
+        matrix, read = module.weight, args[0]
+        if not isinstance(matrix, Tensor) or not isinstance(read, Tensor) or not read.is_floating_point():
+            return
+        if read.dim() > 1 and read.shape[2:].numel() == 1 and output.shape[2:].numel() == 1:
+            weights, cells, returned = (one.detach().flatten(1) for one in (matrix, read, output))
+            if weights.shape == (returned.shape[1], cells.shape[1]):
+                noted.append(_Classifier(weights, cells, returned))
+
+    handles = [
+        module.register_forward_hook(note)
+        for module in model.modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) >= 2
+    ]
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,8 @@ class Evidence:
     """The size that the layers saw, in the input's pixels, where that is more: a detector pads its pictures."""
     reshape: Reshape | None = None
     """The user's own layout."""
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    """By name, what a method has noted :meth:`camlib.PassMethod.around` the pass."""
 
     def __post_init__(self) -> None:
         self._grids: dict[str, Tensor] = {}
@@ -75,7 +77,7 @@ class Evidence:
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single precision at least."""
         if layer not in self._grids:
-            features = _single_or_double(self._activations[layer])
+            features = single_or_double(self._activations[layer])
             self._grids[layer] = self._to_grid(layer, features)
             check_finite({f"activation at layer {layer!r}": [features]})
         return self._grids[layer]
@@ -86,6 +88,12 @@ class Evidence:
         index = torch.arange(self.images, device=self.device)
         with torch.enable_grad():
             return targets.score(self.target, self.outputs, index)
+
+    @property
+    def score_of_each_class(self) -> tuple[Tensor, ...]:
+        """The scores (N,) of each of the K classes, in the graph; one where there is no axis for classes."""
+        with torch.enable_grad():
+            return self.scores.unbind(1) if self.scores.dim() == 2 else (self.scores,)
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +130,7 @@ class Evidence:
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
         """Return (G, H A) for each class: the gradient, and the Hessian's product with the activations, as grids."""
         pairs = [
-            (self._gradient_grid(layer, gradient), self._to_grid(layer, _single_or_double(product)))
+            (self._gradient_grid(layer, gradient), self._to_grid(layer, single_or_double(product)))
             for gradient, product in self._second_order[layer]
         ]
         check_finite({f"second derivative at layer {layer!r}": [tensor for pair in pairs for tensor in pair]})
@@ -130,9 +138,7 @@ class Evidence:
 
     @cached_property
     def _second_order(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        with torch.enable_grad():
-            of_classes = self.scores.unbind(1) if self.scores.dim() == 2 else (self.scores,)
-        found = [self._cut.second_order(one) for one in of_classes]
+        found = [self._cut.second_order(one) for one in self.score_of_each_class]
         return {name: list(pairs) for name, pairs in zip(self._cut.cut, zip(*found, strict=True), strict=True)}
 
     def explanation(self, method: str, maps: Tensor, layers: Mapping[str, Tensor]) -> Explanation:
@@ -158,7 +164,7 @@ class Evidence:
         return self.watch
 
     def _gradient_grid(self, layer: str, gradient: Tensor) -> Tensor:
-        grid = self._to_grid(layer, _single_or_double(gradient))
+        grid = self._to_grid(layer, single_or_double(gradient))
         if self._reads_prefix(layer) and not grid.any() and gradient.any():
             raise CamlibRuntimeError(
                 f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
@@ -173,7 +179,7 @@ class Evidence:
     def _to_grid(self, layer: str, features: Tensor) -> Tensor:
         """Turn a layer's features (N, ...) into (N, C, ...)."""
         if self.reshape is not None:
-            return _reshaped(self.reshape, features, layer, self.size or (0, 0))
+            return reshaped(self.reshape, features, layer, self.size or (0, 0))
         return self.layout(layer).to_grid(features)
 
     def layout(self, layer: str) -> Layout:
@@ -185,7 +191,12 @@ class Evidence:
         return grid_layout(tuple(features.shape), size, layer, channels)
 
 
-def _reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:
+def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:
+    """Return what the user's ``reshape`` makes of a layer's features: (N, C, ...) over inputs of a spatial size.
+
+    Raises:
+        CamlibTypeError: it makes something else of them.
+    """
     grid = reshape(features)
     if not isinstance(grid, Tensor) or grid.dim() != 2 + len(size) or grid.shape[0] != features.shape[0]:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
@@ -196,7 +207,8 @@ def _reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, .
     return grid
 
 
-def _single_or_double(tensor: Tensor) -> Tensor:
+def single_or_double(tensor: Tensor) -> Tensor:
+    """Return the tensor in double precision if it is that, or else in single."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

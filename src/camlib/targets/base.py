@@ -9,8 +9,11 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.outputs import row_count
 
 T = TypeVar("T")
+_SETTLED_ON = "_settled_on"
+"""Where a settled target keeps the number of images."""
 
 
 class Target(ABC):
@@ -121,6 +124,26 @@ def score(target: Target, outputs: Any, image_index: Tensor) -> Tensor:
             f"one score for each, ({rows},), or K, ({rows}, K)"
         )
     return scores
+
+
+def settle(target: Target, outputs: Any) -> Target:
+    """Return :meth:`Target.fixed` of the outputs; a target that has been settled so already, as it is.
+
+    Raises:
+        CamlibValueError: it was settled on another number of images.
+    """
+    rows, before = row_count(outputs), getattr(target, _SETTLED_ON, None)
+    if before is not None:
+        if rows != before:
+            raise CamlibValueError(
+                f"{type(target).__name__} was settled on {before} images, and the outputs are of {rows}; make the "
+                "target anew for other images"
+            )
+        return target
+    fixed = target.fixed(outputs)
+    if fixed is not target:
+        object.__setattr__(fixed, _SETTLED_ON, rows)  # frozen dataclasses, too
+    return fixed
 
 
 def settled(value: T | None, target: Target) -> T:

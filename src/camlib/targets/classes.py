@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning
-from camlib.targets.base import Score, Target, image_list, settled
+from camlib.targets.base import Score, Target, image_list, settle, settled
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
 
 SATURATED = 0.99
@@ -29,7 +29,6 @@ class _OfClasses(Target):
 
     def __init__(self, classes: Any = None) -> None:
         self._classes = classes
-        self._settled = False
 
     def fixed(self, outputs: Any) -> Self:
         """Return the target with the classes of each image settled.
@@ -40,7 +39,6 @@ class _OfClasses(Target):
         """
         fixed = copy.copy(self)
         fixed._classes = class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
-        fixed._settled = True
         return fixed
 
     @property
@@ -100,8 +98,6 @@ class Probability(_OfClasses):
     def fixed(self, outputs: Any) -> Self:
         """Return the target with the classes of each image settled; warn where it is saturated."""
         fixed = super().fixed(outputs)
-        if self._settled:  # and warned of when it was
-            return fixed
         columns = class_outputs(outputs).detach()
         probability = fixed.scores(columns, torch.arange(len(columns), device=columns.device))
         if bool((probability > SATURATED).any()):
@@ -235,11 +231,9 @@ def resolve(target: Any, outputs: Any) -> Target:
     """
     if isinstance(target, type):
         raise CamlibTypeError(f"target is the class {target.__name__} itself; give an instance")
-    if isinstance(target, Target):
-        return target.fixed(outputs)
-    if callable(target):
+    if callable(target) and not isinstance(target, Target):
         return Score(target)
-    return Classes(target).fixed(outputs)
+    return settle(target if isinstance(target, Target) else Classes(target), outputs)
 
 
 def _pick(table: Tensor, classes: Tensor) -> Tensor:
