@@ -453,3 +453,13 @@ def test_gradients_in_half_precision_neither_vanish_nor_overflow(side: int, scal
     with torch.autocast("cpu", torch.float16):
         maps = camlib.GradCAM(model, "1", relu=False)(images, score).maps
     assert (maps - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def test_gradient_of_the_sum_of_the_scores_is_that_of_each() -> None:
+    """What a Grad-CAM written by hand asks for first."""
+    model = Network().eval()
+    with torch.no_grad(), camlib.capture(model, "norm") as captured:
+        outputs = model(torch.rand(2, 3, 8, 8))
+    torch.testing.assert_close(captured.gradients(outputs[:, 1].sum()), captured.gradients(outputs[:, 1]))
+    with pytest.raises(ValueError, match=r"must be \(N,\), \(N, K\) or a single number, got \(2, 3, 1\)"):
+        captured.gradients(outputs[..., None])

@@ -317,7 +317,7 @@ def test_titles_name_class_and_score() -> None:
 
 def test_figure_says_where_there_is_no_evidence() -> None:
     maps = torch.stack([torch.zeros(4, 5), torch.rand(4, 5)])
-    assert titles(explain(maps).plot(pictures()), 1) == ["no positive evidence", "heatmap"]
+    assert titles(explain(maps).plot(pictures()), 1) == ["nothing stands out", "heatmap"]
 
 
 def test_colour_bar_names_method_and_layer() -> None:
@@ -1090,7 +1090,7 @@ def test_figure_of_clips_names_every_class() -> None:
     maps[0, 1] = 0
     figure = explain(maps, 3, target=torch.tensor([[2, 0]])).plot(clips(1), ["cat", "dog", "cow"], alpha=0.2)
     headings = [axes.get_title("left") for axes in figure.axes[::12]]
-    assert headings == ["cow: score 1.00\nframe 0", "cat: score 2.00, no positive evidence\nframe 0", ""]
+    assert headings == ["cow: score 1.00\nframe 0", "cat: score 2.00, nothing stands out\nframe 0", ""]
     assert "grad_cam at features.3" in figure.axes[-1].get_ylabel()
 
 
@@ -1179,7 +1179,7 @@ def test_many_channels_go_without_a_legend() -> None:
 
 def test_figure_says_which_signal_has_no_evidence() -> None:
     figure = explain(torch.stack([torch.zeros(7), torch.rand(7)]), 1).plot(signals())
-    assert figure.axes[0].get_title("left") == "class 0: score 1.00, no positive evidence"
+    assert figure.axes[0].get_title("left") == "class 0: score 1.00, nothing stands out"
     assert not drawn(figure.axes[0]).any()
 
 

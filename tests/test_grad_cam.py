@@ -205,3 +205,23 @@ def test_more_classes_than_fit_in_one_batch_of_gradients() -> None:
     explanation = camlib.GradCAM(model, "2")(images, camlib.TopK(40))
     alone = camlib.GradCAM(model, "2")(images, explanation.target[:, 33])
     torch.testing.assert_close(explanation.maps[:, 33], alone.maps)
+
+
+def test_method_of_ones_own_that_forgets_to_sum_the_channels_is_told_so() -> None:
+    class Unsummed(camlib.GradientMethod):
+        name = "unsummed"
+
+        def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+            return activations * gradients
+
+    class Array(camlib.GradientMethod):
+        name = "array"
+
+        def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+            return (activations * gradients).sum(1).numpy()
+
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"Unsummed made \(2, 6, 8, 8\) of layer 'norm'; .* the channels summed"):
+        Unsummed(Network().eval(), "norm")(images)
+    with pytest.raises(TypeError, match="Array made a ndarray"):
+        Array(Network().eval(), "norm")(images)

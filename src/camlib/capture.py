@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.isolation import unwrap
 from camlib.layers import resolve_layers
 
@@ -177,7 +177,7 @@ class Cut(Watch):
         """Differentiate the scores with respect to the output of each layer that is cut.
 
         Args:
-            scores: (N,), or (N, K) for K scores of each image.
+            scores: (N,), or (N, K) for K scores of each image; a single number, their sum, will do.
             retain_graph: keep the graph for another call.
 
         Returns:
@@ -187,6 +187,9 @@ class Cut(Watch):
             CamlibRuntimeError: the scores do not depend on one of the layers.
         """
         self.activations()  # every layer was reached
+        if not isinstance(scores, Tensor) or scores.dim() > 2:
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise CamlibValueError(f"scores must be (N,), (N, K) or a single number, got {shape}; pick a class first")
         points = [self._points[name].tensor for name in self.cut]
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
@@ -227,7 +230,7 @@ class Cut(Watch):
 
 def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_graph: bool) -> Sequence[Any]:
     """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; where that is not 1, in float32."""
-    if scores.dim() == 1:
+    if scores.dim() < 2:
         start = torch.full_like(scores, scale)
         found: Sequence[Any] = torch.autograd.grad(scores, points, start, retain_graph=retain_graph, allow_unused=True)
     else:

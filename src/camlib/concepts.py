@@ -56,6 +56,12 @@ class Concepts:
     input_size: tuple[int, ...] | None
     """(H, W) of the input, or None if it held no picture."""
 
+    def __repr__(self) -> str:
+        return (
+            f"Concepts({self.vectors.shape[0]} at {self.layer!r}: maps {tuple(self.maps.shape)}, scores "
+            f"{tuple(self.scores.shape)}, {self.error:.1%} of the features unexplained)"
+        )
+
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
         """Return the maps at the input's resolution, or another, each concept divided by its maximum over all images.
 

@@ -65,7 +65,8 @@ class Explanation:
     target: Tensor | str
     """Class indices, (N,) or (N, K), or the name of another target."""
     method: str
-    """Name of the method, a key of :data:`camlib.METHODS`."""
+    """Name of the method, a key of :data:`camlib.METHODS` or a method's own; of a smoothing the names of what it wraps
+    and of itself, such as "grad_cam, noise averaging"."""
     layer: str
     """Name of the layer; of several, joined by ``" + "``."""
     input_size: tuple[int, ...] | None
@@ -306,7 +307,8 @@ class Explanation:
                     extent=tuple(header["extent"]) if header.get("extent") else None,  # older files have none
                 )
             except Exception as error:  # a damaged file raises what zipfile, zlib, NumPy or JSON please
-                raise CamlibValueError(f"{path} is not an explanation that camlib saved: {error}") from error
+                why = str(error).partition("allow_pickle")[0]  # NumPy's advice is to unpickle, which camlib never does
+                raise CamlibValueError(f"{path} is not an explanation that camlib saved: {why}") from error
 
     def __len__(self) -> int:
         return self.maps.shape[0]
@@ -345,7 +347,7 @@ class Explanation:
         target = self.target if isinstance(self.target, str) else self.target.tolist()
         shown = str(target) if len(str(target)) <= 40 else f"{str(target)[:37]}..."
         return (
-            f"Explanation({self.method} at {self.layer!r}: maps {tuple(self.maps.shape)} {self.maps.dtype} for "
+            f"Explanation({self.method}{f' at {self.layer!r}' if self.layer else ''}: maps {tuple(self.maps.shape)} {self.maps.dtype} for "
             f"inputs of {size}, target {shown})"
         )
 

@@ -347,7 +347,7 @@ def test_figure_says_which_maps_are_empty(model, images):
     figure = camlib.compare(model, images[:1], ["grad_cam", "center_gaussian"], 1, layer="stage2").plot(images[:1])
     titles = [ax.get_title() for ax in drawn(figure)]
     assert titles[0].startswith("class 1: score ")
-    assert titles[1:] == ["grad_cam\nno positive evidence", "center_gaussian"]
+    assert titles[1:] == ["grad_cam\nnothing stands out", "center_gaussian"]
 
 
 def test_pictures_may_be_larger_than_what_the_network_saw(model, images):

@@ -173,12 +173,19 @@ class PassMethod(Method):
     def explanation(self, evidence: Evidence) -> Explanation:
         """Return what the method makes of the pass."""
         evidence = self.about(evidence)
-        layers = {name: self._cut_off(maps, name) for name, maps in self.maps_of_layers(evidence).items()}
+        layers = {name: self._cut_off(maps, name, evidence) for name, maps in self.maps_of_layers(evidence).items()}
         dims = next(iter(layers.values())).dim() - evidence.scores.dim()
         maps = fuse(list(layers.values()), self.fuse, "minmax" if self.relu else "signed", dims)
         return evidence.explanation(self.name, maps, layers)
 
-    def _cut_off(self, maps: Tensor, layer: str) -> Tensor:
+    def _cut_off(self, maps: Tensor, layer: str, evidence: Evidence) -> Tensor:
+        axes = len(evidence.size or (0, 0))
+        if not isinstance(maps, Tensor) or maps.dim() != evidence.scores.dim() + axes:
+            shape = tuple(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+            raise CamlibTypeError(
+                f"{type(self).__name__} made {shape} of layer {layer!r}; maps must be tensors (N, ...) with "
+                f"{axes} axes of the grid, the channels summed, or (N, K, ...) for K classes"
+            )
         check_finite({f"map at layer {layer!r}": [maps]})
         return maps.relu() if self.relu else maps
 

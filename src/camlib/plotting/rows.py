@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from camlib.explanation import Explanation
 
-EMPTY = "no positive evidence"
-"""What is said of a degenerate map."""
+EMPTY = "nothing stands out"
+"""What is said of a degenerate map, one without positive evidence, or the same everywhere."""
 
 LOWEST = 2.6
 """Least height of a figure, in inches: what the colour bar's label needs."""
