@@ -14,6 +14,7 @@ import pytest
 import torch
 from networks import signal_cnn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camlib
 from camlib.testing import Check, check_method, checks
@@ -209,6 +210,47 @@ class MindsTheOtherLayers(Sound):
         return super().layer_maps(evidence, layer) * len(self.layers or {})
 
 
+class LeavesAutocast(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        with torch.autocast("cpu", enabled=False):
+            parameter = next(self.model.parameters())
+            return super().__call__(inputs.to(parameter.device, parameter.dtype), target)
+
+
+class NeedsTensorsMadeOutside(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        if inputs.is_inference() and torch.is_inference_mode_enabled():
+            raise RuntimeError("inference tensors cannot be saved for backward")
+        return super().__call__(inputs, target)
+
+
+class SettlesAgain(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        explanation = super().__call__(inputs, target)
+        if isinstance(target, camlib.targets.Target):
+            target.fixed(explanation.outputs)
+        return explanation
+
+
+class SettlesOnOtherOutputs(Sound):
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        return super().__call__(2 * inputs, target)
+
+
+class KeepsItsWork(Sound):
+    def _prepare(self, inputs: Any) -> Any:
+        self.images = super()._prepare(inputs)
+        return self.images
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return super().maps(activations, gradients) * self.images.abs().amax((1, 2, 3))[:, None, None]
+
+
+class SwitchesKernels(Sound):
+    def around(self) -> Any:
+        return sdpa_kernel(SDPBackend.MATH)
+
+
 class DividesByZero(Sound):
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
         explanation = super().__call__(inputs, target)
@@ -282,6 +324,12 @@ BROKEN = {
     MixesTheBatch: "batch_is_one_image_at_a_time",
     MixesTheClasses: "many_classes_are_one_class_at_a_time",
     IgnoresCallables: "targets_are_callables_or_refused",
+    SettlesAgain: "targets_are_settled_once",
+    SettlesOnOtherOutputs: "targets_are_settled_once",
+    LeavesAutocast: "autocast_reaches_every_pass",
+    NeedsTensorsMadeOutside: "any_mode_gives_the_same_maps",
+    KeepsItsWork: "threads_do_not_disturb_each_other",
+    SwitchesKernels: "threads_do_not_disturb_each_other",
     HalfPrecision: "maps_are_in_single_precision_at_least",
     AnyDevice: "maps_are_on_the_models_device",
     MindsTheOtherLayers: "several_layers_keep_their_own_maps",

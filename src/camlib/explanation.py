@@ -61,7 +61,7 @@ class Explanation:
     """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise; NaN where the
     method explains no score (a class-agnostic one, of a model whose outputs hold no classes)."""
     outputs: Any
-    """What the model returned, detached."""
+    """What the model returned, detached; None for objects in which no tensors are found."""
     target: Tensor | str
     """Class indices, (N,) or (N, K), or the name of another target."""
     method: str
@@ -346,9 +346,10 @@ class Explanation:
         size = "?" if self.input_size is None else " x ".join(map(str, self.input_size))
         target = self.target if isinstance(self.target, str) else self.target.tolist()
         shown = str(target) if len(str(target)) <= 40 else f"{str(target)[:37]}..."
+        where = f" at {self.layer!r}" if self.layer else ""
         return (
-            f"Explanation({self.method}{f' at {self.layer!r}' if self.layer else ''}: maps {tuple(self.maps.shape)} {self.maps.dtype} for "
-            f"inputs of {size}, target {shown})"
+            f"Explanation({self.method}{where}: maps {tuple(self.maps.shape)} {self.maps.dtype} for inputs of {size}, "
+            f"target {shown})"
         )
 
     def _repr_png_(self) -> bytes:

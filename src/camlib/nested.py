@@ -25,6 +25,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, field.name))
 
 
+def named_entries(value: Any) -> Mapping[str, Any]:
+    """Return what a mapping, dataclass or named tuple holds under names; of anything else nothing.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> named_entries({"logits": 1}), named_entries(SimpleNamespace(logits=1))
+        ({'logits': 1}, {})
+    """
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply ``function`` to every tensor in ``value``; containers are rebuilt, other objects kept as they are."""
     if isinstance(value, Tensor):

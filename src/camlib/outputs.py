@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camlib.nested import tensors_in
+from camlib.nested import named_entries, tensors_in
 
 NAMES = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
 """Where models keep what they are about, the first present counts: Hugging Face's names and torchvision's "out"."""
@@ -22,7 +22,7 @@ def main_tensor(outputs: Any, names: Sequence[str] = NAMES) -> Tensor | None:
 
     Returns:
         ``outputs`` itself if it is a tensor; of a mapping, dataclass or named tuple the first of ``names`` that
-        holds a tensor; otherwise None.
+        holds a tensor; otherwise None. Other objects are not looked into: what they hold could not be detached.
 
     Example:
         >>> import torch
@@ -31,7 +31,8 @@ def main_tensor(outputs: Any, names: Sequence[str] = NAMES) -> Tensor | None:
     """
     if isinstance(outputs, Tensor):
         return outputs
-    found = (outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None) for name in names)
+    entries = named_entries(outputs)
+    found = (entries.get(name) for name in names)
     return next((value for value in found if isinstance(value, Tensor)), None)
 
 

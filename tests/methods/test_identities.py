@@ -257,6 +257,55 @@ def test_kernels_are_known_and_gamma_is_positive(options: dict[str, object], mes
         camlib.kpca_cam(torch.rand(1, 2, 3, 3), **options)
 
 
+# Options ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("finer_cam", {"weight": "0.6"}, camlib.CamlibTypeError, "weight must be a number, got str: '0.6'"),
+        ("finer_cam", {"weight": float("nan")}, camlib.CamlibValueError, "weight must be finite, got nan"),
+        ("finer_cam", {"nearest": 2.0}, camlib.CamlibTypeError, "nearest must be an int, got float: 2.0"),
+        ("finer_cam", {"nearest": 0}, camlib.CamlibValueError, "nearest must be at least 1, got 0"),
+        ("kpca_cam", {"kernel": "poly"}, camlib.CamlibValueError, "kernel must be one of rbf, sigmoid, linear"),
+        ("kpca_cam", {"kernel": ["rbf"]}, camlib.CamlibValueError, "kernel must be one of rbf, sigmoid, linear"),
+        ("kpca_cam", {"gamma": "1"}, camlib.CamlibTypeError, "gamma must be a number or None, got str: '1'"),
+        ("kpca_cam", {"gamma": -1.0}, camlib.CamlibValueError, "gamma must be positive and finite, got -1.0"),
+        ("kpca_cam", {"gamma": float("inf")}, camlib.CamlibValueError, "gamma must be positive and finite, got inf"),
+        ("fem", {"deviations": None}, camlib.CamlibTypeError, "deviations must be a number, got NoneType: None"),
+        ("fem", {"deviations": -1}, camlib.CamlibValueError, "deviations must be finite and not negative, got -1"),
+        ("fem", {"deviations": float("nan")}, camlib.CamlibValueError, "deviations must be finite"),
+        ("refine_cam", {"fuse": "mean"}, camlib.CamlibValueError, "RefineCAM multiplies .* got fuse='mean'"),
+        ("refine_cam", {"relu": False}, camlib.CamlibValueError, "it needs relu=True"),
+    ],
+)
+def test_impossible_options_are_refused_before_the_first_call(
+    name: str, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        camlib.create(name, networks.small_cnn(), **options)
+
+
+def test_refine_cam_may_be_told_that_it_multiplies() -> None:
+    model, images = networks.small_cnn(), torch.rand(2, 3, 8, 8)
+    told = camlib.RefineCAM(model, ["1", "3"], fuse="product")(images, 1).maps
+    assert torch.equal(told, camlib.RefineCAM(model, ["1", "3"])(images, 1).maps)
+
+
+@pytest.mark.parametrize("deviations", [1, 2, 3])
+def test_no_cell_of_a_small_grid_is_rare_for_fem(deviations: int) -> None:
+    """Of n values none is more than the root of n - 1 deviations above their mean, and one alone is just that."""
+    for cells in range(2, 20):
+        peak = torch.zeros(1, 1, 1, cells, dtype=torch.float64)
+        peak[..., 0] = 16
+        noise = torch.rand(50, 6, 1, cells, dtype=torch.float64)
+        if cells < 1 + deviations**2:
+            assert not camlib.fem(peak, deviations).any()
+            assert not camlib.fem(noise, deviations).any()
+        elif cells > 1 + deviations**2:
+            assert camlib.fem(peak, deviations)[0, 0].tolist() == [16 / cells] + [0] * (cells - 1)
+
+
 # Curvature ----------------------------------------------------------------------------------------------------------
 
 

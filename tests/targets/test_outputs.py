@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +45,10 @@ def test_the_main_tensor_is_the_first_of_the_known_names(outputs):
     assert row_count(outputs) == 2
 
 
-@pytest.mark.parametrize("outputs", [None, 1.0, [LOGITS], {"scores": LOGITS}, {"logits": 1.0}, Answer()])
+@pytest.mark.parametrize(
+    "outputs",
+    [None, 1.0, [LOGITS], {"scores": LOGITS}, {"logits": 1.0}, Answer(), Answer, SimpleNamespace(logits=LOGITS)],
+)
 def test_nothing_else_is_a_main_tensor(outputs):
     assert main_tensor(outputs) is None
 
@@ -86,6 +90,21 @@ def test_classes_of_mappings_and_dataclasses_are_their_logits(wrap):
         explanation = wrapped(images, target)
         assert torch.equal(explanation.target, expected.target)
         torch.testing.assert_close(explanation.maps, expected.maps)
+
+
+@pytest.mark.parametrize("wrap", [Answer, lambda y: Pair(y, None), lambda y: OrderedDict(logits=y)])
+def test_what_is_explained_can_be_detached(wrap):
+    model = Network().eval()
+    explanation = camlib.GradCAM(model, "norm", forward=lambda m, x: wrap(m(x)))(torch.rand(2, 3, 8, 8))
+    assert type(explanation.outputs) is type(wrap(LOGITS))
+    assert not main_tensor(explanation.outputs).requires_grad
+
+
+def test_objects_that_cannot_be_detached_are_refused():
+    """Their graph would live on in the explanation."""
+    opaque = camlib.GradCAM(Network().eval(), "norm", forward=lambda m, x: SimpleNamespace(logits=m(x)))
+    with pytest.raises(camlib.CamlibTypeError, match=r"returns a SimpleNamespace.*forward="):
+        opaque(torch.rand(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(

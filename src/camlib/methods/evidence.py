@@ -146,7 +146,7 @@ class Evidence:
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
-            outputs=map_tensors(Tensor.detach, self.outputs),
+            outputs=map_tensors(Tensor.detach, self.outputs) if any(True for _ in tensors_in(self.outputs)) else None,
             target=self.target.resolved,
             method=method,
             layer=" + ".join(layers),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.methods.arithmetic import over_channels, per_channel
 from camlib.methods.base import ActivationMethod
 
@@ -15,24 +17,38 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
 
     .. math:: \sum_k \mu_k \, [A_k \ge \mu_k + 2 \sigma_k]
 
-    with the mean and the (population) standard deviation of channel k over its positions.
+    with the mean and the (population) standard deviation of channel k over its positions. Of n values none is more than
+    :math:`\sqrt{n - 1}` deviations above their mean: on a grid of fewer than 5 cells (of ``1 + deviations**2``) nothing
+    can be rare, and the map is zero, but for channels that are the same everywhere, which add a constant.
 
     Args:
         activations: (N, C, ...).
-        deviations: how many standard deviations above the mean are rare.
+        deviations: how many standard deviations above the mean are rare; not negative.
 
     Returns:
         (N, ...), signed where activations are.
+
+    Raises:
+        CamlibTypeError: ``deviations`` is not a number.
+        CamlibValueError: it is negative or not finite.
 
     Example:
         >>> import camlib, torch
         >>> camlib.fem(torch.tensor([[[[9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[[1.5000, 0.0000, 0.0000, 0.0000, 0.0000, 0.0000]]])
     """
+    _check(deviations)
     flat = activations.flatten(2)
     mean, deviation = flat.mean(2), flat.std(2, correction=0)
     rare = activations >= per_channel(mean + deviations * deviation, activations)
     return over_channels(mean, rare.to(activations.dtype))
+
+
+def _check(deviations: float) -> None:
+    if isinstance(deviations, bool) or not isinstance(deviations, (int, float)):
+        raise CamlibTypeError(f"deviations must be a number, got {type(deviations).__name__}: {deviations!r}")
+    if not (deviations >= 0 and math.isfinite(deviations)):
+        raise CamlibValueError(f"deviations must be finite and not negative, got {deviations!r}")
 
 
 class FEM(ActivationMethod):
@@ -41,7 +57,8 @@ class FEM(ActivationMethod):
     See :func:`camlib.fem` for the equation; Fuad et al. 2020, https://doi.org/10.1109/IPTA50016.2020.9286629. grad-cam
     weights the activations by the share of rare positions instead of the rare positions by the mean.
 
-    One forward pass, no gradient: the same map for every target.
+    One forward pass, no gradient: the same map for every target. On a layer of fewer than 5 cells, such as 2 x 2,
+    nothing can be rare by the default of 2 deviations: its maps are degenerate; choose a finer layer or larger images.
 
     Args:
         model: as for :class:`camlib.Method`.
@@ -49,17 +66,21 @@ class FEM(ActivationMethod):
         deviations: as for :func:`camlib.fem`.
         **options: as for :class:`camlib.Method`.
 
+    Raises:
+        CamlibTypeError, CamlibValueError: as for :func:`camlib.fem`.
+
     Example:
         >>> import camlib, torch, torchvision
         >>> cam = camlib.FEM(torchvision.models.resnet18(num_classes=4).eval())
-        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
-        torch.Size([2, 2, 2])
+        >>> cam(torch.rand(2, 3, 96, 96)).maps.shape
+        torch.Size([2, 3, 3])
     """
 
     name: ClassVar[str] = "fem"
 
     def __init__(self, model: Any, layer: Any = None, *, deviations: float = 2.0, **options: Any) -> None:
         super().__init__(model, layer, **options)
+        _check(deviations)
         self.deviations = deviations
 
     def maps(self, activations: Tensor) -> Tensor:

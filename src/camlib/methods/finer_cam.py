@@ -28,6 +28,10 @@ class FinerCAM(GradientMethod):
         nearest: how many classes D holds.
         **options: as for :class:`camlib.Method`.
 
+    Raises:
+        CamlibTypeError: ``weight`` is not a number, or ``nearest`` not an int.
+        CamlibValueError: ``weight`` is not finite, or ``nearest`` < 1.
+
     Example:
         >>> import camlib, torch, torchvision
         >>> cam = camlib.FinerCAM(torchvision.models.resnet18(num_classes=6).eval())
@@ -39,6 +43,7 @@ class FinerCAM(GradientMethod):
 
     def __init__(self, model: Any, layer: Any = None, *, weight: float = 0.6, nearest: int = 3, **options: Any) -> None:
         super().__init__(model, layer, **options)
+        targets.Contrast(weight=weight, nearest=nearest)  # refuses them now rather than in the first call
         self.weight = weight
         self.nearest = nearest
 

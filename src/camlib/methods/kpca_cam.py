@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.methods.arithmetic import centered, divided
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
@@ -38,17 +39,15 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
         (N, ...), signed.
 
     Raises:
-        CamlibValueError: an unknown kernel, or gamma not positive.
+        CamlibTypeError: gamma is not a number.
+        CamlibValueError: an unknown kernel, or gamma not positive and finite.
 
     Example:
         >>> import camlib, torch
         >>> camlib.kpca_cam(torch.tensor([[[[3.0, 1.0]]]]), "linear").round(decimals=3)
         tensor([[[ 1., -1.]]])
     """
-    if kernel not in KERNELS:
-        raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if gamma is not None and not gamma > 0:
-        raise CamlibValueError(f"gamma must be positive, got {gamma!r}")
+    _check(kernel, gamma)
     features = activations.flatten(2).transpose(1, 2)
     if gamma is None and kernel != "linear":
         features, gamma = _of_unit_variance(features), 1
@@ -59,6 +58,17 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     leading = values[..., -1:]  # of features that are all the same, no more than rounding, whose root would be seen
     component = vectors[..., -1] * torch.where(leading > rounding[..., 0], leading, 0).sqrt()
     return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)
+
+
+def _check(kernel: str, gamma: float | None) -> None:
+    if kernel not in list(KERNELS):
+        raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if gamma is None:
+        return
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+        raise CamlibTypeError(f"gamma must be a number or None, got {type(gamma).__name__}: {gamma!r}")
+    if not (gamma > 0 and math.isfinite(gamma)):
+        raise CamlibValueError(f"gamma must be positive and finite, got {gamma!r}")
 
 
 def _of_unit_variance(features: Tensor) -> Tensor:
@@ -84,6 +94,9 @@ class KPCACAM(ActivationMethod):
         gamma: as for :func:`camlib.kpca_cam`.
         **options: as for :class:`camlib.Method`.
 
+    Raises:
+        CamlibTypeError, CamlibValueError: as for :func:`camlib.kpca_cam`.
+
     Example:
         >>> import camlib, torch, torchvision
         >>> cam = camlib.KPCACAM(torchvision.models.resnet18(num_classes=4).eval())
@@ -97,6 +110,7 @@ class KPCACAM(ActivationMethod):
         self, model: Any, layer: Any = None, *, kernel: str = "rbf", gamma: float | None = None, **options: Any
     ) -> None:
         super().__init__(model, layer, **options)
+        _check(kernel, gamma)
         self.kernel = kernel
         self.gamma = gamma
 

@@ -1,10 +1,11 @@
-"""RefineCAM: Grad-CAM++ of several layers, multiplied."""
+"""RefineCAM (Domeniconi et al., https://arxiv.org/abs/2605.14641): Grad-CAM++ of several layers, multiplied."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from camlib.discovery import find_stages
+from camlib.errors import CamlibValueError
 from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus
 
 
@@ -16,12 +17,19 @@ class RefineCAM(GradCAMPlusPlus):
     :func:`camlib.grad_cam_plus_plus`. Without ``layer`` it reads the last two of the stages that
     :func:`camlib.find_stages` finds.
 
+    The product rule is that of grad-cam's RefineCAM, which names Domeniconi et al., "How to Evaluate and Refine your
+    CAM", https://arxiv.org/abs/2605.14641; grad-cam itself multiplies maps that have been resized to the input.
+
     One forward pass and one tail gradient from the first of the layers (K for K classes).
 
     Args:
         model: as for :class:`camlib.Method`.
         layer: as for :class:`camlib.Method`; usually a list.
-        **options: as for :class:`camlib.Method`, but for ``fuse`` and ``relu``.
+        fuse: "product", which is what makes it RefineCAM.
+        **options: as for :class:`camlib.Method`, but for ``relu``, which stays True.
+
+    Raises:
+        CamlibValueError: another ``fuse``, or ``relu=False``.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -33,8 +41,13 @@ class RefineCAM(GradCAMPlusPlus):
     name: ClassVar[str] = "refine_cam"
     finds_one_layer: ClassVar[bool] = False
 
-    def __init__(self, model: Any, layer: Any = None, **options: Any) -> None:
-        super().__init__(model, layer, fuse="product", **options)
+    def __init__(self, model: Any, layer: Any = None, *, fuse: str = "product", **options: Any) -> None:
+        if fuse != "product":
+            raise CamlibValueError(
+                f"RefineCAM multiplies its layers' maps, got fuse={fuse!r}; for others use camlib.GradCAMPlusPlus with "
+                "the list of layers and fuse="
+            )
+        super().__init__(model, layer, fuse=fuse, **options)
 
     def _find(self, inputs: Any) -> list[str]:
         return find_stages(self.model, inputs, forward=self.forward)[-2:]

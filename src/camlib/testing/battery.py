@@ -60,8 +60,8 @@ def check_method(method: Bind, *, model: nn.Module | None = None, inputs: Tensor
 
     A call leaves the model, the inputs and the process as they were, whether it succeeds or fails; a batch gives what
     its images give one by one, and many classes what each gives; maps have the precision, device, shape and range that
-    the contract says; several layers, degenerate and non-finite inputs, copies and pickles work; forward passes, random
-    numbers and the need of gradients are as declared.
+    the contract says; several layers, degenerate and non-finite inputs, target objects, autocast, threads, copies and
+    pickles work; forward passes, random numbers and the need of gradients are as declared.
 
     Args:
         method: the class; or a function that is called as one is, ``(model, layer=None, **options)``, such as

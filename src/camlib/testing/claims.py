@@ -12,24 +12,28 @@ import functools
 import io
 import math
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camlib.discovery import find_layer, list_layers
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.layouts import layout_of
 from camlib.methods import METHODS, Method, create
-from camlib.targets import TopK
+from camlib.targets import Target, TopK
 from camlib.targets.indices import class_outputs
 from camlib.testing.expectations import (
     expect,
     expect_close,
     expect_refusal,
     expect_same,
+    expect_same_state,
     expect_untouched,
     expect_valid,
 )
@@ -37,6 +41,12 @@ from camlib.testing.specimen import Specimen, snapshot
 
 Run = Callable[[Specimen], None]
 Applies = Callable[[type[Method]], bool]
+
+PATIENCE = 5.0
+"""Seconds that one thread waits for another; one that is kept waiting by a lock goes on after it."""
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Of attention, which all threads share."""
 
 TAGS = ("class_agnostic", "layerless", "stochastic", "needs_gradients", "finds_one_layer")
 
@@ -212,6 +222,7 @@ def any_mode_gives_the_same_maps(on: Specimen) -> None:
     with torch.inference_mode():
         made_there = on.inputs()
     same("from inputs made in inference mode", on.model(), made_there)
+    same("from inputs made in inference mode, inside it", on.model(), made_there, torch.inference_mode)
     same("with frozen parameters", on.model().requires_grad_(False), on.inputs())
     same("of a model in training mode", on.model().train(), on.inputs())
     images = on.inputs().requires_grad_()
@@ -268,6 +279,19 @@ def targets_are_callables_or_refused(on: Specimen) -> None:
 
 
 @_every
+def targets_are_settled_once(on: Specimen) -> None:
+    """A target of the user's own is settled once, on the outputs for the images as they are."""
+    target = _SecondClass()
+    try:
+        on.explain(target)
+    except CamlibTypeError:  # a method of classes alone
+        return
+    times = len(target.settled_on)
+    expect(times == 1, f"the target's fixed(outputs) was called {times} times for one explanation; call it once")
+    expect_close(target.settled_on[0], on.logits, "the target was settled on other outputs than those of the images")
+
+
+@_every
 def maps_are_in_single_precision_at_least(on: Specimen) -> None:
     """Half and single precision give float32 maps, double precision float64."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -278,6 +302,20 @@ def maps_are_in_single_precision_at_least(on: Specimen) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         explanation = on.bind(on.model(torch.float32))(on.inputs(torch.float32), on.each)
     expect(explanation.maps.dtype == torch.float32, f"maps under autocast are {explanation.maps.dtype}, not float32")
+    expect_valid(explanation, on)
+
+
+@_every
+def autocast_reaches_every_pass(on: Specimen) -> None:
+    """Inputs in half precision, which a float32 model takes under autocast alone, are explained: no pass is outside."""
+    model, under_autocast = on.model(torch.float32), []
+    model.register_forward_pre_hook(lambda module, args: under_autocast.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        explanation = on.bind(model)(on.inputs(torch.bfloat16), on.each)
+    passes = f"{under_autocast.count(False)} of {len(under_autocast)} forward passes"
+    expect(all(under_autocast), f"{passes} ran outside the caller's autocast")
+    seen = f"maps of bfloat16 inputs under autocast are {explanation.maps.dtype}, not float32"
+    expect(explanation.maps.dtype == torch.float32, seen)
     expect_valid(explanation, on)
 
 
@@ -401,6 +439,45 @@ def global_seed_has_no_influence(on: Specimen) -> None:
     expect_same(on.explain().maps, maps, seen)
 
 
+@_every
+def threads_do_not_disturb_each_other(on: Specimen) -> None:
+    """Two calls of one explainer, the second begun within the first and ended after it, give what each gives alone."""
+    first_within, second_within, first_done = threading.Event(), threading.Event(), threading.Event()
+    of_thread = threading.local()
+
+    def forward(model: nn.Module, inputs: Tensor) -> Any:
+        for event in getattr(of_thread, "announced", ()):
+            event.set()
+        for event in getattr(of_thread, "awaited", ()):
+            event.wait(PATIENCE)
+        return model(inputs)
+
+    explainer = on.signed(forward=forward)
+    explainer.model.train()
+    calls = [(on.inputs(), on.each), (on.inputs().flip(0), on.each)]
+    alone = [explainer(*call).maps for call in calls]
+
+    def first() -> Tensor:
+        of_thread.announced, of_thread.awaited = [first_within], [second_within]
+        try:
+            return explainer(*calls[0]).maps
+        finally:
+            first_done.set()
+
+    def second() -> Tensor:
+        of_thread.announced, of_thread.awaited = [second_within], [first_done]
+        first_within.wait(PATIENCE)
+        return explainer(*calls[1]).maps
+
+    with sdpa_kernel(KERNELS), ThreadPoolExecutor(2) as threads:  # all of them, and whatever happens, as they were
+        before = snapshot(explainer.model, on.images)
+        together = [future.result() for future in [threads.submit(first), threads.submit(second)]]
+        after = snapshot(explainer.model, on.images)
+    for which, maps, expected in zip(("first", "second"), together, alone, strict=True):
+        expect_close(maps, expected, f"the {which} of two calls at once gives another map than alone", 1e-9)
+    expect_same_state(before, after, "two calls at once")
+
+
 @_of(lambda kind: kind.stochastic)
 def generator_decides(on: Specimen) -> None:
     """One seed of its generator gives one map, another seed another."""
@@ -439,6 +516,20 @@ def _raises_afterwards(model: nn.Module, inputs: Tensor) -> Any:
     """A forward with an error in it."""
     model(inputs)
     raise _Deliberate
+
+
+class _SecondClass(Target):
+    """A target object of the user's own, that notes what it and its settled copies are settled on."""
+
+    def __init__(self) -> None:
+        self.settled_on: list[Tensor] = []
+
+    def fixed(self, outputs: Any) -> Target:
+        self.settled_on.append(class_outputs(outputs).detach())
+        return copy.copy(self)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        return _second_class(outputs)
 
 
 def _second_class(outputs: Any) -> Tensor:

@@ -61,6 +61,11 @@ def expect_valid(explanation: Explanation, on: Specimen) -> None:
 
 def expect_untouched(model: nn.Module, images: Tensor, before: dict[str, Any], what: str) -> None:
     """Expect model, inputs and process as they were before."""
-    changed = list(differences(before, snapshot(model, images)))
+    expect_same_state(before, snapshot(model, images), what)
+
+
+def expect_same_state(before: dict[str, Any], after: dict[str, Any], what: str) -> None:
+    """Expect two snapshots to be the same."""
+    changed = list(differences(before, after))
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     expect(not changed, f"{what} changed {'; '.join(changed[:4])}{more}")
