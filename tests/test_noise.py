@@ -120,3 +120,16 @@ def test_sigma_is_a_positive_number(sigma):
     with pytest.raises(camlib.CamlibValueError, match="sigma must be a positive number, got"):
         check_noise(8, sigma)
     check_noise(1, 1)
+
+
+@pytest.mark.parametrize("sigma", [0, -0.1, math.nan, math.inf])
+def test_a_bell_needs_a_width(sigma):
+    with pytest.raises(camlib.CamlibValueError, match="sigma must be positive and finite, a share of each side, got"):
+        camlib.CenterGaussian(torch.nn.Identity(), sigma=sigma)
+
+
+@pytest.mark.parametrize("sigma", ["a", True, None])
+def test_the_width_of_a_bell_is_a_number(sigma):
+    with pytest.raises(camlib.CamlibTypeError, match="sigma must be a number, got"):
+        camlib.CenterGaussian(torch.nn.Identity(), sigma=sigma)
+    assert camlib.CenterGaussian(torch.nn.Identity(), sigma=1).sigma == 1

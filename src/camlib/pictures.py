@@ -14,10 +14,21 @@ from camlib.nested import map_tensors, tensors_in
 
 
 def picture_batch(inputs: Any) -> Tensor:
-    """Return the pictures among the inputs as a batch (N, C, ...).
+    """Return the pictures among the inputs as a batch (N, C, ...), channels first.
 
     Args:
         inputs: what a model takes; a list of pictures (C, H, W) is stacked, of several batches the first is taken.
+            Of videos as Hugging Face takes them, (N, T, 3, H, W), it is a view.
+
+    Raises:
+        CamlibTypeError: there are none.
+    """
+    given, size = given_pictures(inputs), _size(inputs)
+    return given if given.shape[2:] == size else given.movedim(1, 2)
+
+
+def given_pictures(inputs: Any) -> Tensor:
+    """Return what :func:`picture_batch` does, but as the model takes it: of videos the frames may come first.
 
     Raises:
         CamlibTypeError: there are none.

@@ -13,6 +13,7 @@ import torchvision
 from hypothesis import given
 from networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import camlib
 from camlib.methods.full_grad import FullGrad, full_gradients
@@ -205,6 +206,73 @@ def test_signals_and_volumes_have_maps_at_their_own_resolution(network: type, sh
     assert explanation.maps.shape == (shape[0], *shape[2:])
     assert explanation.heatmaps().shape == explanation.maps.shape
     assert explanation.maps.amax() > 0
+
+
+class Video(nn.Module):
+    """Takes frames first, (N, T, 3, H, W), as Hugging Face's models do; its convolutions take (N, 3, T, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.features = nn.Sequential(
+            nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.transpose(1, 2)).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_a_video_with_the_frames_first_has_the_map_that_it_has_with_the_channels_first(frames: int) -> None:
+    model, inputs = Video().double(), images(2, frames, 3, 6, 7)
+    explanation = FullGrad(model)(inputs, 1)
+    assert explanation.maps.shape == (2, frames, 6, 7) == (2, *explanation.input_size)
+    assert explanation.heatmaps().shape == explanation.maps.shape
+    turned = FullGrad(model, forward=lambda model, x: model(x.transpose(1, 2)))(inputs.transpose(1, 2), 1)
+    torch.testing.assert_close(explanation.maps, turned.maps)
+    parts = full_gradients(model, inputs, 1)
+    assert parts.input_term.shape == (2, 3, frames, 6, 7)
+    assert (parts.residual.abs() <= 1e-12 * parts.magnitude).all()
+
+
+def test_three_frames_of_three_channels_are_taken_as_channels_first() -> None:
+    """Nothing in the shape tells which it is; the map has the input's size either way."""
+    explanation = FullGrad(Video().double())(images(2, 3, 3, 6, 7), 1)
+    assert explanation.maps.shape == (2, 3, 6, 7) == (2, *explanation.input_size)
+
+
+class Checkpointed(nn.Module):
+    """Computes its convolution again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+        self.reentrant: bool | None = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.head(self.features(x).mean((2, 3)))
+        return self.head(checkpoint(self.features, x, use_reentrant=self.reentrant).mean((2, 3)))
+
+
+def test_activations_that_are_computed_again_give_the_same_map_or_an_error_that_says_so() -> None:
+    model, inputs = randomised(Checkpointed(False)), images(2, 3, 8, 8)
+    again = FullGrad(model)(inputs, 1).maps
+    model.reentrant = None
+    assert torch.equal(again, FullGrad(model)(inputs, 1).maps)
+    model.reentrant = True
+    with pytest.raises(camlib.CamlibRuntimeError, match="activation checkpointing.*switch it off"):
+        FullGrad(model)(inputs, 1)
+
+
+def test_a_densenet_that_saves_memory_gives_the_same_map() -> None:
+    frugal = torchvision.models.DenseNet(8, (2, 2), 8, num_classes=3, memory_efficient=True).double()
+    plain = torchvision.models.DenseNet(8, (2, 2), 8, num_classes=3).double()
+    plain.load_state_dict(frugal.state_dict())
+    inputs = images(1, 3, 40, 40)
+    assert torch.equal(FullGrad(frugal)(inputs, 1).maps, FullGrad(plain)(inputs, 1).maps)
 
 
 @pytest.mark.parametrize("relu", [True, False])

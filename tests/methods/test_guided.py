@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 
 import equations
@@ -13,6 +14,7 @@ import torchvision
 from hypothesis import given
 from networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import camlib
 from camlib.methods.guided import GuidedBackprop, GuidedGradCAM, guided_gradients
@@ -140,6 +142,98 @@ def test_another_activation_is_refused_by_name(call: Callable[[Tensor], Tensor],
             method(images(2, 2, 8, 8), 1)
 
 
+class Rectifier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(Rectifier())
+
+
+OUT_OF_SIGHT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "scripted": (scripted(), "(Relu|DifferentiableGraph)"),
+    "maximum": (lambda z: torch.maximum(z, torch.zeros_like(z)), "Maximum"),
+    "where": (lambda z: torch.where(z > 0, z, 0), "Where"),
+    "masked_fill": (lambda z: z.masked_fill(z < 0, 0), "MaskedFill"),
+    "abs": (lambda z: (z + z.abs()) / 2, "Abs"),
+    "clamp to a tensor": (lambda z: z.clamp(min=torch.zeros_like(z)), "clamp with a tensor"),
+    "clamp_min to a tensor": (lambda z: z.clamp_min(torch.zeros_like(z)), "clamp with a tensor"),
+    "swish written out": (lambda z: z / (1 + torch.exp(-z)), "Exp"),
+    "sine": (torch.sin, "Sin"),
+    "square": (lambda z: z**2, "Pow"),
+}
+
+
+@pytest.mark.parametrize(("call", "name"), OUT_OF_SIGHT.values(), ids=OUT_OF_SIGHT)
+def test_an_activation_that_cannot_be_guided_is_found_in_the_graph(call: Callable[[Tensor], Tensor], name: str) -> None:
+    first, _, second, *_ = network(F.relu)
+    model = nn.Sequential(first, Call(call), second, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3).double())
+    for method in (GuidedBackprop(model), GuidedGradCAM(model, "2")):
+        for _ in range(3):  # what is scripted is another node once it is optimised
+            with pytest.raises(camlib.CamlibRuntimeError, match=f"calls {name}.*GradCAM.*in Python"):
+                method(images(2, 2, 8, 8), 1)
+
+
+class Beside(nn.Module):
+    """Has nonlinear functions where they are no activation, or not behind the score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = small_cnn()
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.cnn(x)
+        return {"logits": logits * self.temperature.exp(), "size": logits.exp(), "log": logits.abs().log()}
+
+
+def test_what_does_not_lead_from_the_images_to_the_score_may_be_nonlinear() -> None:
+    model, inputs = Beside().double(), images(2, 3, 8, 8)
+    expected = guided_gradients(model.cnn, inputs, 1) * model.temperature.exp().item()
+    found = guided_gradients(model, inputs, lambda outputs: outputs["logits"][:, 1])
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(camlib.CamlibRuntimeError, match="calls Exp "):
+        guided_gradients(model, inputs, lambda outputs: outputs["size"][:, 1])
+
+
+def test_max_pooling_is_no_activation() -> None:
+    model = nn.Sequential(small_cnn()[:2], nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    assert guided_gradients(model, torch.randn(2, 3, 8, 8), 1).abs().amax() > 0
+    with_amax = nn.Sequential(small_cnn()[:2], Call(lambda z: z.amax((2, 3)) + z.flatten(2).max(2).values))
+    assert guided_gradients(with_amax, torch.randn(2, 3, 8, 8), 1).abs().amax() > 0
+
+
+class Checkpointed(nn.Module):
+    """Computes its convolution again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+        self.reentrant: bool | None = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.head(self.features(x).mean((2, 3)))
+        return self.head(checkpoint(self.features, x, use_reentrant=self.reentrant).mean((2, 3)))
+
+
+CHECKPOINTS: dict[str, Callable[[], nn.Module]] = {
+    "checkpoint": lambda: Checkpointed(False),
+    "reentrant": lambda: Checkpointed(True),
+    "densenet": lambda: torchvision.models.DenseNet(8, (2, 2), 8, num_classes=3, memory_efficient=True),
+}
+
+
+@pytest.mark.parametrize("build", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_activations_that_are_computed_again_are_refused(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(camlib.CamlibRuntimeError, match="activation checkpointing.*memory_efficient=False"):
+        guided_gradients(build(), torch.randn(2, 3, 40, 40), 1)
+
+
 def test_a_network_without_a_relu_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(camlib.CamlibRuntimeError, match="calls no ReLU.*GradCAM"):
@@ -264,6 +358,44 @@ def test_signals_and_volumes_have_maps_at_their_own_resolution(
     maps = method(network().double())(images(*shape), 1).maps
     assert maps.shape == (shape[0], *shape[2:])
     assert maps.amax() > 0
+
+
+class Video(nn.Module):
+    """Takes frames first, (N, T, 3, H, W), as Hugging Face's models do; its convolutions take (N, 3, T, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.features = nn.Sequential(
+            nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.transpose(1, 2)).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
+def test_a_video_with_the_frames_first_has_the_map_that_it_has_with_the_channels_first(
+    method: type[camlib.Method], frames: int
+) -> None:
+    model, inputs = Video().double(), images(2, frames, 3, 6, 7)
+    layer = {} if method.layerless else {"layer": "features.1"}
+    explanation = method(model, **layer)(inputs, 1)
+    assert explanation.maps.shape == (2, frames, 6, 7) == (2, *explanation.input_size)
+    assert explanation.maps.amax() > 0
+    turned = method(model, **layer, forward=lambda model, x: model(x.transpose(1, 2)))(inputs.transpose(1, 2), 1)
+    torch.testing.assert_close(explanation.maps, turned.maps)
+    assert guided_gradients(model, inputs, 1).shape == (2, 3, frames, 6, 7)
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
+def test_three_frames_of_three_channels_are_taken_as_channels_first(method: type[camlib.Method]) -> None:
+    """Nothing in the shape tells which it is; the map has the input's size either way."""
+    layer = {} if method.layerless else {"layer": "features.1"}
+    explanation = method(Video().double(), **layer)(images(2, 3, 3, 6, 7), 1)
+    assert explanation.maps.shape == (2, 3, 6, 7) == (2, *explanation.input_size)
 
 
 @pytest.mark.parametrize(("method", "passes"), [(GuidedBackprop, 1), (GuidedGradCAM, 2)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import camlib
@@ -48,6 +49,9 @@ kpca_cam                   yes      yes    yes   yes  yes   yes  yes   yes    ye
 fem                        yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
 seg_eigen_cam              yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 random_cam                 no       no     yes   yes  yes   yes  yes   yes    yes    yes      no
+full_grad                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
+guided_backprop            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
+guided_grad_cam            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 sobel                      yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 center_gaussian            yes      yes    yes   yes  yes   yes  no    yes    yes    yes      yes
 """
@@ -68,8 +72,11 @@ REASONS = {
     ("center_gaussian", "shift"): "the picture has no part in it",
 }
 
-ELSEWHERE = {"full_grad", "guided_backprop", "guided_grad_cam", "le_grad"}
-"""Methods with laws of their own, in files of their own."""
+PIECEWISE_LINEAR = {"full_grad", "guided_backprop", "guided_grad_cam"}
+"""Methods that take no SiLU: their network has a ReLU in its place."""
+
+OF_TRANSFORMERS = {"le_grad"}
+"""Methods that convolutions say nothing to; their laws are at the end."""
 
 
 def _table() -> dict[tuple[str, str], bool]:
@@ -87,7 +94,7 @@ METHODS = list(dict.fromkeys(name for name, _ in HOLDS))
 
 
 def test_every_method_is_in_the_table_and_every_no_has_its_reason() -> None:
-    assert set(METHODS) | ELSEWHERE >= set(camlib.METHODS) >= set(METHODS)
+    assert set(METHODS) | OF_TRANSFORMERS == set(camlib.METHODS)
     assert {cell for cell, holds in HOLDS.items() if not holds} == set(REASONS)
 
 
@@ -119,6 +126,9 @@ def pictures(width: int = 20) -> Tensor:
 
 def explain(name: str, model: nn.Module, images: Tensor) -> Tensor:
     """The signed maps of class 1; where the method needs the ReLU, those."""
+    if name in PIECEWISE_LINEAR:
+        model = copy.deepcopy(model)
+        model.set_submodule("3", nn.ReLU())
     if camlib.METHODS[name].layerless:
         return camlib.create(name, model)(images, 1).maps
     layer = {"cam": str(LAST), "refine_cam": ["1", "3"]}.get(name, "1")
@@ -213,10 +223,12 @@ def bias(name: str) -> tuple[Tensor, Tensor]:
 def shift(name: str) -> tuple[Tensor, Tensor]:
     """On a circular network, away from the border: Sobel's picture is no circle."""
     model, images = network(), pictures()
-    stride = 1 if camlib.METHODS[name].layerless else 2
-    before = explain(name, model, images).roll((1, 2), (1, 2))
-    after = explain(name, model, images.roll((stride, 2 * stride), (2, 3)))
-    return before[:, 2:-1, 3:-1], after[:, 2:-1, 3:-1]
+    before = explain(name, model, images)
+    cells = 2 if before.shape[1] == images.shape[2] else 1  # on the picture's own grid the stride is two cells
+    before = before.roll((cells, 2 * cells), (1, 2))
+    after = explain(name, model, images.roll((2, 4), (2, 3)))
+    inside = (..., slice(cells + 1, -1), slice(2 * cells + 1, -1))
+    return before[inside], after[inside]
 
 
 def mirror(name: str) -> tuple[Tensor, Tensor]:
@@ -372,3 +384,121 @@ def test_refine_cam_of_small_logits_is_the_product_of_the_limits() -> None:
     maps = explain("refine_cam", scaled_logits(network(), 1e-9), pictures())
     expected = minmaxed(positive_gradients("1").relu()) * minmaxed(positive_gradients("3").relu())
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
+
+
+# LeGrad, on a vision transformer --------------------------------------------------------------------------------------
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(2)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
+    for tensor in (model.heads.head.weight, model.heads.head.bias, model.class_token, model.encoder.pos_embedding):
+        nn.init.normal_(tensor)
+    return model.double().eval()
+
+
+def patches() -> Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def le_grad(model: nn.Module, images: Tensor) -> Tensor:
+    return camlib.LeGrad(model)(images, 1).maps
+
+
+def attention_batch(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    order = torch.tensor([2, 0, 1])
+    return le_grad(model, images)[order], le_grad(model, images[order])
+
+
+def attention_head(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """One more head, which the outputs do not hold, reads the tokens."""
+    before, auxiliary = le_grad(model, images), nn.Linear(16, 5).double()
+
+    def read(module: nn.Module, args: object, tokens: Tensor) -> None:
+        auxiliary(tokens.mean(1))
+
+    model.encoder.register_forward_hook(read)
+    return before, le_grad(model, images)
+
+
+def attention_heads_order(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The two attention heads of 8 channels change places."""
+    before = le_grad(model, images)
+    order = torch.arange(16).roll(8)
+    for block in model.encoder.layers:
+        attention = block.self_attention
+        for packed in (attention.in_proj_weight, attention.in_proj_bias):
+            packed.data = torch.cat([part[order] for part in packed.data.chunk(3)])
+        attention.out_proj.weight.data = attention.out_proj.weight.data[:, order]
+    return before, le_grad(model, images)
+
+
+def attention_class(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before, head = le_grad(model, images), model.heads.head
+    head.weight.data = torch.cat([head.weight.data, head.weight.data[1:2] + 0.1])
+    head.bias.data = torch.cat([head.bias.data, head.bias.data[1:2]])
+    return before, le_grad(model, images)
+
+
+def attention_bias(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before = le_grad(model, images)
+    model.heads.head.bias.data += 10
+    return before, le_grad(model, images)
+
+
+def attention_shift(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    return le_grad(model, images).roll((1, 2), (1, 2)), le_grad(model, images.roll((8, 16), (2, 3)))
+
+
+def attention_mirror(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before = le_grad(model, images).flip(2)
+    model.conv_proj.weight.data = model.conv_proj.weight.data.flip(3)
+    return before, le_grad(model, images.flip(3))
+
+
+def without_positions(
+    law: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]:
+    """What the position embedding breaks holds where there is none."""
+
+    def on(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        nn.init.zeros_(model.encoder.pos_embedding)
+        return law(model, images)
+
+    return on
+
+
+TRANSFORMERS: dict[str, tuple[Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]], str]] = {
+    "channels: the order of attention heads": (attention_heads_order, ""),
+    "batch": (attention_batch, ""),
+    "head": (attention_head, ""),
+    "class": (attention_class, ""),
+    "bias": (attention_bias, ""),
+    "shift": (attention_shift, "patches are told apart by their positions"),
+    "mirror": (attention_mirror, "as shift"),
+    "shift without positions": (without_positions(attention_shift), ""),
+    "mirror without positions": (without_positions(attention_mirror), ""),
+}
+"""Each law, and the reason why it does not hold, if so."""
+
+
+@pytest.mark.parametrize("law", TRANSFORMERS)
+def test_le_grad_obeys_the_law_or_breaks_it_for_a_reason(law: str) -> None:
+    change, reason = TRANSFORMERS[law]
+    before, after = change(transformer(), patches())
+    size = before.abs().amax()
+    assert size > 0
+    if reason:
+        assert ((after - before).abs() / size).max() > 1e-3, reason
+    else:
+        torch.testing.assert_close(after / size, before / size, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_le_grad_does_not_mind_the_scale_of_the_logits(factor: float, dtype: torch.dtype) -> None:
+    model, images = transformer().to(dtype), patches().to(dtype)
+    before = minmaxed(le_grad(model, images))
+    model.heads.head.weight.data *= factor
+    model.heads.head.bias.data *= factor
+    torch.testing.assert_close(minmaxed(le_grad(model, images)), before, rtol=0, atol=1e-5)

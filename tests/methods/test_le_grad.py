@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -300,6 +301,35 @@ def test_tokens_that_fit_no_grid_are_refused_with_their_shape() -> None:
 
     with pytest.raises(camlib.CamlibRuntimeError, match=r"met \(2, 2, 65, 65\) for 2 images of 100 x 4.*reshape="):
         LeGrad(vit(64), forward=resized)(images(2, 100, 4), 1)
+
+
+def test_activations_that_are_computed_again_are_refused() -> None:
+    model = timm_vit()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(camlib.CamlibRuntimeError, match="activation checkpointing.*set_grad_checkpointing"):
+        LeGrad(model)(images(), 1)
+
+
+def test_a_scripted_module_is_refused_by_name() -> None:
+    model = vit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.heads = torch.jit.script(nn.Sequential(nn.Linear(16, 4)).double())
+    with pytest.raises(camlib.CamlibTypeError, match="'heads' of VisionTransformer is a ScriptModule.*made from"):
+        LeGrad(model)
+
+
+@pytest.mark.parametrize(
+    ("reshape", "message"),
+    [
+        (lambda tokens: tokens.movedim(1, 2), r"\(2, 17, 1\).*into \(2, 1, 17\).*\(2, C, h, w\)"),
+        (lambda tokens: tokens[:, 1:].unflatten(1, (4, 4)), r"\(2, 17, 1\).*into \(2, 4, 4, 1\).*one channel"),
+        (lambda tokens: None, "into NoneType"),
+    ],
+)
+def test_a_reshape_that_gives_no_grid_of_one_channel_is_refused(reshape: Callable[..., Any], message: str) -> None:
+    with pytest.raises(camlib.CamlibTypeError, match=message):
+        LeGrad(vit(), reshape=reshape)(images(), 1)
 
 
 def test_a_class_axis_of_probabilities_is_no_attention() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.methods.arithmetic import centered, over_channels
 from camlib.methods.base import ActivationMethod, PassMethod
@@ -86,13 +89,11 @@ class _Picture(PassMethod):
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return :meth:`maps` as those of a nameless layer."""
         images = picture_batch(evidence.inputs)
-        if images.shape[2:] != evidence.size:
-            images = images.movedim(1, 2)  # videos as Hugging Face takes them, (N, T, C, H, W)
         return {"": evidence.repeated(self.maps(images if images.dtype == torch.float64 else images.float()))}
 
     def explanation(self, evidence: Evidence) -> Explanation:
         """Return the maps at the input's resolution."""
-        maps = self._cut_off(self.maps_of_layers(evidence)[""], "")
+        maps = self._cut_off(self.maps_of_layers(evidence)[""], "", evidence)
         return evidence.explanation(self.name, maps, {})
 
 
@@ -131,6 +132,9 @@ class CenterGaussian(_Picture):
         sigma: as for :func:`camlib.center_gaussian`.
         **options: as for :class:`camlib.Method`.
 
+    Raises:
+        CamlibTypeError, CamlibValueError: ``sigma`` is not a positive number.
+
     Example:
         >>> import camlib, torch, torchvision
         >>> cam = camlib.CenterGaussian(torchvision.models.resnet18(num_classes=4).eval())
@@ -142,7 +146,11 @@ class CenterGaussian(_Picture):
 
     def __init__(self, model: Any, layer: Any = None, *, sigma: float = 0.25, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        self.sigma = sigma
+        if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real):
+            raise CamlibTypeError(f"sigma must be a number, got {type(sigma).__name__}: {sigma!r}")
+        if not 0 < sigma < math.inf:
+            raise CamlibValueError(f"sigma must be positive and finite, a share of each side, got {sigma}")
+        self.sigma: float = sigma
 
     def maps(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.center_gaussian`, for each image."""

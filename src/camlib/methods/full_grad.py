@@ -18,7 +18,7 @@ from camlib.explanation import Explanation
 from camlib.imaging import normalize, resize
 from camlib.isolation import full_precision, undisturbed
 from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.evidence import check_finite
+from camlib.methods.evidence import check_finite, single_or_double
 from camlib.methods.pixels import as_leaf, gradient
 
 TOLERANCE = 1e-5
@@ -78,7 +78,8 @@ def full_gradients(
         All terms, and the residual.
 
     Raises:
-        CamlibRuntimeError: the score does not depend on the images, or a term is not finite.
+        CamlibRuntimeError: the score does not depend on the images, or a term is not finite, or the model computes
+            its activations again in the backward pass by reentrant checkpointing.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -248,10 +249,8 @@ class _Pass:
 
     def of_classes(self) -> Sequence[Tensor]:
         """The scores (N,) of each class."""
-        scores = self.evidence.scores
-        check_finite({"score": [scores.detach()]})
-        with torch.enable_grad():
-            return scores.unbind(1) if scores.dim() == 2 else (scores,)
+        check_finite({"score": [self.evidence.scores.detach()]})
+        return self.evidence.score_of_each_class
 
     def take_apart(self, scores: Tensor, consume: Consume) -> _Sums:
         """Hand each term of scores (N,) to ``consume``, biases from the last to the first and then the input's."""
@@ -262,7 +261,7 @@ class _Pass:
             if len(term) != len(total):  # crops or windows for rows: no image to attribute them to
                 return
             check_finite({f"term of {name!r}" if name else "term of the input": [term]})
-            term = term if term.dtype == torch.float64 else term.float()
+            term = single_or_double(term)
             sums.residual -= term.flatten(1).sum(1)
             sums.magnitude += term.flatten(1).abs().sum(1)
             consume(name, term, on_grid)
@@ -295,7 +294,8 @@ class _Biases(TorchFunctionMode):
         """Call the function; where it adds a bias, listen to the gradient at its output."""
         output = func(*args, **(kwargs or {}))
         if func in _BIASES:
-            owner, bias = _BIASES[func](*args, **(kwargs or {}))
+            with torch.no_grad():  # or a checkpoint would miss, in the backward pass, what is saved for this here
+                owner, bias = _BIASES[func](*args, **(kwargs or {}))
             if bias is not None and output.requires_grad:
                 on_grid = func is not F.linear
                 values = bias.detach().reshape(-1, *[1] * (output.dim() - 2)) if on_grid else bias.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,9 +18,10 @@ from camlib.errors import CamlibRuntimeError
 from camlib.explanation import Explanation
 from camlib.isolation import full_precision, undisturbed
 from camlib.methods.base import Method, forward_pass
-from camlib.methods.evidence import Evidence, check_finite
+from camlib.methods.evidence import Evidence, check_finite, single_or_double
 from camlib.methods.grad_cam import GradCAM
-from camlib.methods.pixels import as_leaf, gradient
+from camlib.methods.pixels import as_leaf, checkpointed, gradient, no_checkpoints
+from camlib.nested import tensors_in
 
 
 def guided_gradients(
@@ -36,6 +38,14 @@ def guided_gradients(
     passed where 0 < A < 6. A ReLU is ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``tensor.relu()``, each in place or not,
     and ``clamp(min=0)``, however the model calls it.
 
+    Any other nonlinear function between the images and the outputs is refused: activations, ``where`` and
+    ``masked_fill``, ``maximum`` and ``abs``, exponentials, logarithms, powers and sines, clamps to tensors, and what
+    is scripted or compiled. Max pooling, softmax, normalisations and products are passed as the plain gradient passes
+    them, and so are clamps to other numbers (of colours, boxes and divisors); custom autograd functions are passed by
+    their own backward. So what is an activation only by a product cannot be seen: with a mask, as ``z * (z > 0)``, or
+    with itself. Nor can what is inside a custom function, written out in place on a part of a tensor, as
+    ``z[:, :2].abs_()``, or made by assigning to masked places.
+
     One forward and one backward pass; for K classes K backward passes. The model is left as it was found.
 
     Args:
@@ -48,7 +58,8 @@ def guided_gradients(
         (N, C, ...), signed, or (N, K, C, ...) for K classes.
 
     Raises:
-        CamlibRuntimeError: the model has other activations, or no ReLU, or the score does not depend on the images.
+        CamlibRuntimeError: the model has other activations, or no ReLU, or computes its activations again in the
+            backward pass (checkpointing), or the score does not depend on the images.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -111,7 +122,7 @@ class GuidedBackprop(Method):
     One forward and one backward pass of the whole network; for K classes K backward passes.
 
     Raises:
-        CamlibRuntimeError: on calling, if the model has other activations, or no ReLU.
+        CamlibRuntimeError: on calling, as for :func:`camlib.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -151,7 +162,7 @@ class GuidedGradCAM(GradCAM):
     backward pass of the whole network (K of each backward for K classes).
 
     Raises:
-        CamlibRuntimeError: on calling, if the model has other activations than ReLU and ReLU6, or no ReLU.
+        CamlibRuntimeError: on calling, as for :func:`camlib.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -185,13 +196,67 @@ def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[Evidence,
         leaf, inputs = as_leaf(inputs)
         with torch.enable_grad():
             evidence = forward_pass(method, Watch({}), inputs, target)
-            scores = evidence.scores
-            of_classes = scores.unbind(1) if scores.dim() == 2 else (scores,)
+        _check_guided(evidence, leaf)
         with full_precision(leaf.device):
-            gradients = [gradient(one, leaf) for one in of_classes]
-            gradients = [one if one.dtype == torch.float64 else one.float() for one in gradients]
-            check_finite({"score": [scores.detach()], "guided gradient": gradients})
+            gradients = [single_or_double(gradient(one, leaf)) for one in evidence.score_of_each_class]
+            check_finite({"score": [evidence.scores.detach()], "guided gradient": gradients})
             return evidence, gradients
+
+
+def _check_guided(evidence: Evidence, leaf: Tensor) -> None:
+    """Look for activations that the guidance has not seen, on the graph's paths from the images to the outputs.
+
+    What the target makes of the outputs is its own affair; so are branches that do not start from the images, such as
+    a temperature's exponential.
+
+    Raises:
+        CamlibRuntimeError: naming the first one met.
+    """
+    score = evidence.scores.grad_fn
+    if score is None:
+        return  # the gradient tells what is wrong
+    used = _nodes_behind([score])
+    outputs = [tensor.grad_fn for tensor in tensors_in(evidence.outputs) if tensor.grad_fn in used]
+    nodes = _nodes_behind(outputs or [score])
+    users: dict[Any, list[Any]] = {}
+    for node in nodes:
+        for below, _ in node.next_functions:
+            users.setdefault(below, []).append(node)
+    reached = dict.fromkeys(node for node in nodes if getattr(node, "variable", None) is leaf)
+    waiting = list(reached)
+    with no_checkpoints():
+        while waiting:
+            node = waiting.pop()
+            _check_node(node)
+            new = [user for user in users.get(node, ()) if user not in reached]
+            reached.update(dict.fromkeys(new))
+            waiting += new
+
+
+def _nodes_behind(roots: list[Any]) -> dict[Any, None]:
+    """The nodes of autograd's graph from the roots down to its leaves."""
+    found = dict.fromkeys(roots)
+    waiting = list(found)
+    while waiting:
+        new = [node for node, _ in waiting.pop().next_functions if node is not None and node not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    return found
+
+
+def _check_node(node: Any) -> None:
+    name = node.name().rpartition("::")[2]
+    operation = re.sub(r"Backward\d*$", "", name)
+    if operation == "CheckpointFunction":
+        raise checkpointed()
+    if "Clamp" in operation:
+        bounds = [getattr(node, saved, None) for saved in ("_saved_min", "_saved_max")]
+        if any(isinstance(bound, Tensor) for bound in bounds):
+            raise _no_rule("clamp with a tensor for a bound")
+        if bounds in ([0, None], [0, 6]):
+            raise _no_rule("clamp as an activation")
+    if operation in _NONLINEAR:
+        raise _no_rule(f"{operation} (as autograd names it)")
 
 
 class _Rectified(torch.autograd.Function):
@@ -237,7 +302,7 @@ def _no_rule(name: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
         f"the model calls {name}, and guided backpropagation has a rule for ReLU and ReLU6 alone; use camlib.GradCAM, "
         "which takes any activation, or, where it only turns the outputs into probabilities, explain the model "
-        "without it"
+        "without it. A ReLU is to be called by its name, in Python: not scripted, compiled or written out"
     )
 
 
@@ -302,3 +367,13 @@ _UNRULED: dict[Any, str] = {
     for spelling in _spellings(name + ending)
 }
 """Nonlinear functions that have no rule, and their names."""
+
+_NONLINEAR = frozenset({
+    "Relu", "LeakyRelu", "Prelu", "PreluKernel", "Rrelu", "RreluWithNoise", "Threshold", "Hardtanh", "Elu", "Celu",
+    "Selu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Sigmoid", "LogSigmoid", "Tanh", "Softplus",
+    "Softshrink", "Hardshrink", "Glu", "Where", "MaskedFill", "Maximum", "Minimum", "Fmax", "Fmin", "Abs", "Exp",
+    "Exp2", "Expm1", "Log", "Log1P", "Log2", "Log10", "Logaddexp", "Pow", "Sin", "Cos", "Tan", "Asin", "Acos",
+    "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Erfc", "Erfinv", "CudnnRnn", "MiopenRnn",
+    "MkldnnRnnLayer", "DifferentiableGraph", "CompiledFunction",
+})  # fmt: skip
+"""The nodes of autograd's graph that have no rule, by name; the last two are what is scripted, and what compiled."""

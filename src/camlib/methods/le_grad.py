@@ -16,7 +16,8 @@ from camlib.explanation import Explanation
 from camlib.isolation import full_precision, undisturbed
 from camlib.layouts import infer_layout
 from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.evidence import Evidence, check_finite
+from camlib.methods.evidence import Evidence, check_finite, reshaped, single_or_double
+from camlib.methods.pixels import no_checkpoints
 
 
 def le_grad(gradients: Sequence[Tensor]) -> Tensor:
@@ -66,7 +67,9 @@ class LeGrad(Method):
 
     Raises:
         CamlibTypeError, CamlibValueError: ``blocks`` is not a positive int.
-        CamlibRuntimeError: on calling, if the model has no attention, fewer blocks, or attention that is not global.
+        CamlibTypeError: a submodule is scripted; or on calling, ``reshape`` returns no (N, 1, ...).
+        CamlibRuntimeError: on calling, if the model has no attention, fewer blocks, or attention that is not global,
+            or computes its activations again in the backward pass (checkpointing).
 
     Example:
         >>> import camlib, torch, torchvision
@@ -80,6 +83,12 @@ class LeGrad(Method):
 
     def __init__(self, model: nn.Module, layer: Layer = None, *, blocks: int | None = None, **options: Any) -> None:
         super().__init__(model, layer, **options)
+        scripted = [name for name, module in self.model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+        if scripted:
+            raise CamlibTypeError(
+                f"{scripted[0]!r} of {type(self.model).__name__} is a ScriptModule, in which LeGrad cannot see "
+                "attention; explain the model with the module that it was made from"
+            )
         if blocks is not None and (isinstance(blocks, bool) or not isinstance(blocks, int)):
             raise CamlibTypeError(f"blocks must be an int or None, got {type(blocks).__name__}: {blocks!r}")
         if blocks is not None and blocks < 1:
@@ -93,11 +102,11 @@ class LeGrad(Method):
             with attention:
                 evidence = forward_pass(self, Watch({}), inputs, target)
             with full_precision(evidence.device), torch.enable_grad():
-                scores = evidence.scores
-                of_classes = scores.unbind(1) if scores.dim() == 2 else (scores,)
                 read = self._read(attention.seen, evidence)
-                maps = evidence.stacked([self._map(_gradients(one, read), evidence) for one in of_classes])
-                check_finite({"score": [scores.detach()], "map": [maps]})
+                maps = evidence.stacked(
+                    [self._map(_gradients(one, read), evidence) for one in evidence.score_of_each_class]
+                )
+                check_finite({"score": [evidence.scores.detach()], "map": [maps]})
                 return evidence.explanation(self.name, maps, {})
 
     def _read(self, seen: list[Tensor], evidence: Evidence) -> list[Tensor]:
@@ -124,7 +133,13 @@ class LeGrad(Method):
         """The relevance of the patches, on their grid."""
         relevance = le_grad(gradients)[..., None]
         if self.reshape is not None:
-            return self.reshape(relevance).squeeze(1)
+            grid = reshaped(self.reshape, relevance, "attention", evidence.size or (0, 0))
+            if grid.shape[1] != 1:
+                raise CamlibTypeError(
+                    f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "
+                    "it must keep the one channel and leave the tokens out that are no patches"
+                )
+            return grid.squeeze(1)
         layout = infer_layout(tuple(relevance.shape), evidence.size, "last") if evidence.size else None
         if layout is None:
             raise _not_global(gradients[0], evidence)
@@ -135,12 +150,14 @@ def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
     """The gradients of scores (N,), each of its own image, with respect to the attention of each block."""
     found: Sequence[Tensor | None] = [None]
     if scores.requires_grad:
-        found = torch.autograd.grad(scores.sum(), attention, retain_graph=True, allow_unused=True)
-    gradients = [one if one.dtype == torch.float64 else one.float() for one in found if one is not None]
+        with no_checkpoints():
+            found = torch.autograd.grad(scores.sum(), attention, retain_graph=True, allow_unused=True)
+    gradients = [single_or_double(one) for one in found if one is not None]
     if len(gradients) < len(attention):
         raise CamlibRuntimeError(
             "attention does not lead to the score: it lies on a branch that the score does not use, or the model "
-            "detaches it; choose another target, read fewer blocks= from the end, or run the branch alone by forward="
+            "detaches it, or uses activation checkpointing, to be switched off; choose another target, read fewer "
+            "blocks= from the end, or run the branch alone by forward="
         )
     return gradients
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,13 +12,14 @@ from torch import Tensor
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.layouts import holds_pictures
 from camlib.nested import map_tensors
-from camlib.pictures import picture_batch
+from camlib.pictures import given_pictures, picture_batch
 
 
 def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
     """Return the images, and the same inputs with the images in the graph of that leaf.
 
-    The model is handed clones: it may work on its input in place.
+    The model is handed clones: it may work on its input in place. Videos that it takes with the frames first,
+    (N, T, 3, H, W), it gets so; the leaf has the channels first all the same, and so has every gradient.
 
     Args:
         inputs: what the model takes: images (N, C, ...), or a container that holds them, or a list of pictures.
@@ -28,11 +31,12 @@ def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
         CamlibTypeError: there are none, or they are not floating-point numbers.
     """
     with torch.enable_grad():
-        images = picture_batch(inputs)
-        leaf = _leaf(images)
+        leaf = _leaf(picture_batch(inputs))
         if holds_pictures(inputs):
             return leaf, [picture.clone() for picture in leaf]
-        return leaf, map_tensors(lambda tensor: leaf.clone() if tensor is images else tensor, inputs)
+        given = given_pictures(inputs)
+        moved = leaf if leaf.shape == given.shape else leaf.movedim(1, 2)
+        return leaf, map_tensors(lambda tensor: moved.clone() if tensor is given else tensor, inputs)
 
 
 def _leaf(images: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ def gradient(scores: Tensor, leaf: Tensor) -> Tensor:
     """Return the gradient of scores (N,) with respect to the images, each image's of its own score.
 
     Raises:
-        CamlibRuntimeError: the scores do not depend on the images, or are not one for each.
+        CamlibRuntimeError: the scores do not depend on the images, or are not one for each; or the model checkpoints.
     """
     if len(scores) != len(leaf):
         raise CamlibRuntimeError(
@@ -57,10 +61,37 @@ def gradient(scores: Tensor, leaf: Tensor) -> Tensor:
         )
     found = None
     if scores.requires_grad:
-        (found,) = torch.autograd.grad(scores, leaf, torch.ones_like(scores), retain_graph=True, allow_unused=True)
+        with no_checkpoints():
+            (found,) = torch.autograd.grad(scores, leaf, torch.ones_like(scores), retain_graph=True, allow_unused=True)
     if found is None:
         raise CamlibRuntimeError(
             "the score does not depend on the images through autograd: the model detaches them, or runs under "
             "no_grad, or the target reads something else; choose another target, or a method that needs no gradients"
         )
     return found
+
+
+@contextlib.contextmanager
+def no_checkpoints() -> Iterator[None]:
+    """Name what is wrong where a backward pass fails because the model computes its activations again.
+
+    The second time the functions that the method watches or replaces are called out of its sight.
+
+    Raises:
+        CamlibRuntimeError: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        raise checkpointed() from error
+
+
+def checkpointed() -> CamlibRuntimeError:
+    """The error of a model that computes activations again in the backward pass."""
+    return CamlibRuntimeError(
+        "the model uses activation checkpointing (torch.utils.checkpoint), which computes activations again in the "
+        "backward pass, where the method cannot follow; switch it off: memory_efficient=False, "
+        "set_grad_checkpointing(False), gradient_checkpointing_disable()"
+    )
