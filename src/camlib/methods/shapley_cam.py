@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from camlib.attention import ExplicitAttention
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import LayerMethod
 from camlib.methods.evidence import Evidence
@@ -56,10 +57,7 @@ class ShapleyCAM(LayerMethod):
 
     def around(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which attention can be differentiated twice."""
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        context: contextlib.AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
-        return context
+        return ExplicitAttention()
 
     def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
         """Return :func:`camlib.shapley_cam` for each class."""
