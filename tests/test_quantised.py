@@ -1,0 +1,63 @@
+"""Networks without gradients: methods that read activations work on them, the others refuse and say what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import camlib
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*quantiz")  # torch's own, about the quantised network
+
+ACTIVATION_METHODS = ["eigen_cam", "kpca_cam", "fem", "random_cam"]
+LAYERLESS = ["sobel", "center_gaussian"]
+REFUSING = sorted(name for name, method in camlib.METHODS.items() if method.needs_gradients)
+
+
+@pytest.fixture(scope="module")
+def quantised() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.quantization.resnet18(weights=None, quantize=True, num_classes=5).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 96, 96)
+
+
+def test_methods_are_sorted_into_kinds() -> None:
+    assert {*ACTIVATION_METHODS, *LAYERLESS, *REFUSING, "cam"} == set(camlib.METHODS)
+
+
+@pytest.mark.parametrize("name", ACTIVATION_METHODS)
+def test_activation_methods_read_the_dequantised_features(
+    name: str, quantised: nn.Module, images: torch.Tensor
+) -> None:
+    explanation = camlib.create(name, quantised, "layer3", relu=False)(images)
+    kept = []
+    handle = quantised.layer3.register_forward_hook(lambda module, args, output: kept.append(output.dequantize()))
+    with torch.no_grad():
+        outputs = quantised(images)
+    handle.remove()
+    torch.testing.assert_close(explanation.maps, camlib.create(name, quantised, "layer3").maps(kept[0]))
+    assert torch.equal(explanation.target, outputs.argmax(1))
+
+
+@pytest.mark.parametrize("name", LAYERLESS)
+def test_baselines_of_the_picture_work(name: str, quantised: nn.Module, images: torch.Tensor) -> None:
+    assert camlib.create(name, quantised)(images).maps.shape == (2, 96, 96)
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_gradient_methods_refuse(name: str, quantised: nn.Module, images: torch.Tensor) -> None:
+    layerless = camlib.METHODS[name].layerless
+    explainer = camlib.create(name, quantised, None if layerless else "layer3")
+    with pytest.raises(camlib.CamlibError, match="gradient|autograd|attention"):
+        explainer(images, 1)
+
+
+def test_cam_refuses_what_it_cannot_check(quantised: nn.Module, images: torch.Tensor) -> None:
+    with pytest.raises(camlib.CamlibRuntimeError, match="in floating point"):
+        camlib.CAM(quantised, "layer4")(images)
