@@ -187,7 +187,7 @@ def test_wrong_sizes_and_methods_are_errors() -> None:
     explanation = explain(torch.rand(1, 2, 3))
     for size in ((), 0, (0, 0), 5, (4,)):
         with pytest.raises(camlib.CamlibValueError, match="two positive integers"):
-            explanation.heatmaps(size)  # type: ignore[arg-type]
+            explanation.heatmaps(size)
     with pytest.raises(camlib.CamlibValueError, match="got 'sum'"):
         explanation.heatmaps(normalize="sum")
 
@@ -795,7 +795,7 @@ def test_sizes_of_every_rank_are_checked(dims: int, what: str, shape: str) -> No
     assert explain(maps, dims, input_size=None).heatmaps(SIZES[dims]).shape == (1, *SIZES[dims])
     for size in (other, (0,) * dims, (2.0,) * dims, 5):
         with pytest.raises(camlib.CamlibValueError, match=shape.replace("=", " must be ")):
-            explain(maps, dims).heatmaps(size)  # type: ignore[arg-type]
+            explain(maps, dims).heatmaps(size)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class TakenName(Sound):
 
 
 class NoPasses(Sound):
-    forward_passes = 0  # type: ignore[assignment]
+    forward_passes = 0
 
 
 class NeedlessGradients(SoundActivation):

@@ -85,7 +85,7 @@ def test_every_way_to_call_a_relu_is_guided(call: Callable[[Tensor], Tensor]) ->
     expected = equations.guided_gradient(oracle, inputs, lambda outputs: outputs[:, 1])
     plain = inputs.clone().requires_grad_()
     oracle(plain)[:, 1].sum().backward()
-    assert not torch.allclose(plain.grad, expected)  # type: ignore[arg-type]
+    assert not torch.allclose(plain.grad, expected)
     torch.testing.assert_close(guided_gradients(model, inputs, 1), expected)
 
 
