@@ -4,8 +4,8 @@ Each library explains class 3 of the same images at the same layer. Maps are raw
 each divided by its own largest value, because some peers scale theirs; the table gives the largest difference. Where a
 peer differs, ``REASONS`` says why.
 
-Run it with ``benchmarks/run parity``; it writes ``benchmarks/results/parity.json`` and ``parity.csv``, which the
-documentation shows.
+Run it with ``benchmarks/run parity``; it writes ``benchmarks/results/parity.json``, ``parity.csv`` and
+``parity_reasons.csv``, which the documentation shows.
 """
 
 from __future__ import annotations
@@ -180,18 +180,31 @@ def main() -> None:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "models": {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()},
     }
+    reasons = list(
+        dict.fromkeys(
+            reason
+            for model in results["models"].values()
+            for row in model["methods"].values()
+            for reason in row.get("why", [])
+        )
+    )
     lines = [("Network", "Method", "camlib to equation", *PEERS, "Why")]
     for name, model in results["models"].items():
         for method, row in model["methods"].items():
             cells = ("" if row.get(what) is None else f"{row[what]:.0e}" for what in ("equation", *PEERS))
-            lines.append((name, method, *cells, "; ".join(row.get("why", []))))
+            why = ", ".join(str(1 + reasons.index(reason)) for reason in row.get("why", []))
+            lines.append((name, method, *cells, why))
     for line in lines:
         print(f"{line[0]:20}{line[1]:24}" + "".join(f"{cell:>20}" for cell in line[2:-1]) + "  " + line[-1])
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     (folder / "parity.json").write_text(json.dumps(results, indent=2) + "\n")
-    with (folder / "parity.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
+    for file_name, table in (
+        ("parity.csv", lines),
+        ("parity_reasons.csv", [("Why", "Difference"), *((number, why) for number, why in enumerate(reasons, 1))]),
+    ):
+        with (folder / file_name).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
 
 
 if __name__ == "__main__":
