@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
+from camlib.arguments import positive_int
 from camlib.capture import Watch, first_tensor, with_first
 from camlib.errors import CamlibValueError
 from camlib.imaging import normalize, resize
@@ -137,8 +138,7 @@ def deep_feature_factorization(
         (torch.Size([3, 2, 2, 2]), torch.Size([2, 512]), torch.Size([3, 2, 4]))
     """
     for what, count in (("concepts", concepts), ("iterations", iterations)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise CamlibValueError(f"{what} must be an int of at least 1, got {count!r}")
+        positive_int(what, count)
     reader = EigenCAM(model, layer, forward=forward)
     images = reader._prepare(images)
     if len(reader.layers or {}) != 1:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.arguments import positive_int, positive_number
+from camlib.errors import CamlibTypeError
 from camlib.layouts import holds_pictures
 from camlib.pictures import map_values
 
@@ -36,10 +35,8 @@ def check_noise(samples: int, sigma: float) -> None:
     Raises:
         CamlibValueError: no samples, or sigma not a positive number.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise CamlibValueError(f"samples must be an int of at least 1, got {samples!r}")
-    if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real) or not 0 < sigma < math.inf:
-        raise CamlibValueError(f"sigma must be a positive number, got {sigma!r}")
+    positive_int("samples", samples)
+    positive_number("sigma", sigma)
 
 
 def with_noise(inputs: Any, sigma: float, generator: torch.Generator) -> Any:
