@@ -39,6 +39,37 @@ def given_pictures(inputs: Any) -> Tensor:
     return next(tensor for tensor in tensors_in(inputs) if tensor.dim() == axes)
 
 
+def with_pictures(inputs: Any, pictures: Tensor) -> Any:
+    """Return the inputs with other pictures in the place of :func:`picture_batch`'s.
+
+    Args:
+        inputs: what the model takes.
+        pictures: as many (N, C, ...), channels first.
+    """
+    if holds_pictures(inputs):
+        return [pictures[image] for image in range(len(pictures))]  # views that may be changed in place
+    given = given_pictures(inputs)
+    moved = pictures if given.shape[2:] == pictures.shape[2:] else pictures.movedim(1, 2)
+    return map_tensors(lambda tensor: moved if tensor is given else tensor, inputs)
+
+
+def pick_images(inputs: Any, index: Tensor, images: int) -> Any:
+    """Return the inputs of some of the images, as often as they are named.
+
+    Args:
+        inputs: what the model takes; what has not one row for each image stays as it is.
+        index: (rows,) of image numbers.
+        images: how many images there are.
+    """
+    if holds_pictures(inputs):
+        return [inputs[image] for image in index.tolist()]
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, index) if tensor.dim() and len(tensor) == images else tensor
+
+    return map_tensors(pick, inputs)
+
+
 def map_pictures(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     """Apply a function to every picture among the inputs, masks and integers included.
 

@@ -123,13 +123,13 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
         raise CamlibValueError(f"normalize knows the methods {', '.join(METHODS)}, got {method!r}")
     tensor = as_maps(maps, dims=checked_dims(dims))
     if method != "none":
-        tensor = _normalized(tensor.flatten(-dims), method).reshape(tensor.shape)
+        tensor = normalized(tensor.flatten(-dims), method).reshape(tensor.shape)
     result: Maps = like(tensor, maps)
     return result
 
 
-def _normalized(cells: Tensor, method: str) -> Tensor:
-    """Normalise maps whose cells are laid out along the last axis."""
+def normalized(cells: Tensor, method: str) -> Tensor:
+    """Return :func:`normalize` of maps whose cells lie along the last axis, unchecked: no device is waited for."""
     constant = is_constant(cells, 1)[..., None]
     if method == "signed":
         scaled = _by_magnitude(cells)

@@ -52,15 +52,21 @@ def resize(maps: Maps, size: tuple[int, ...]) -> Maps:
     size = _checked(size, tuple(SIZES))
     dims = len(size)
     tensor = as_maps(maps, dims=dims)
-    if tuple(tensor.shape[-dims:]) != size:
-        batch = tensor.reshape(-1, 1, *tensor.shape[-dims:])
-        resized = torch.nn.functional.interpolate(batch, size, mode=_MODES[dims], align_corners=False)
-        cells = batch.flatten(1)
-        # Clamped, since rounding would make 1.0000001 of ones, and no heatmap.
-        resized = resized.flatten(1).clamp(cells.amin(1, keepdim=True), cells.amax(1, keepdim=True))
-        tensor = resized.reshape(*tensor.shape[:-dims], *size)
-    result: Maps = like(tensor, maps)
+    result: Maps = like(interpolated(tensor, size), maps)
     return result
+
+
+def interpolated(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return :func:`resize` of what is known to be right: nothing is checked, so no device is waited for."""
+    dims = len(size)
+    if tuple(maps.shape[-dims:]) == size:
+        return maps
+    batch = maps.reshape(-1, 1, *maps.shape[-dims:])
+    resized = torch.nn.functional.interpolate(batch, size, mode=_MODES[dims], align_corners=False)
+    cells = batch.flatten(1)
+    # Clamped, since rounding would make 1.0000001 of ones, and no heatmap.
+    resized = resized.flatten(1).clamp(cells.amin(1, keepdim=True), cells.amax(1, keepdim=True))
+    return resized.reshape(*maps.shape[:-dims], *size)
 
 
 def checked_size(size: object) -> tuple[int, int]:

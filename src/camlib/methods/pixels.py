@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.layouts import holds_pictures
-from camlib.nested import map_tensors
-from camlib.pictures import given_pictures, picture_batch
+from camlib.pictures import picture_batch, with_pictures
 
 
 def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
@@ -32,11 +30,7 @@ def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
     """
     with torch.enable_grad():
         leaf = _leaf(picture_batch(inputs))
-        if holds_pictures(inputs):
-            return leaf, [picture.clone() for picture in leaf]
-        given = given_pictures(inputs)
-        moved = leaf if leaf.shape == given.shape else leaf.movedim(1, 2)
-        return leaf, map_tensors(lambda tensor: moved.clone() if tensor is given else tensor, inputs)
+        return leaf, with_pictures(inputs, leaf.clone())
 
 
 def _leaf(images: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""Masks that are laid over pictures: a layer's channels, random ones, windows that slide.
+
+Those of a method are many and as large as the picture, so they are made a few at a time: :class:`RandomMasks` and
+:class:`SlidingWindows` are indexed as a tensor (M, ...) of them would be.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from camlib.imaging.normalization import normalized
+from camlib.imaging.resizing import interpolated
+
+
+class Masks(Protocol):
+    """M masks, made when they are asked for; a tensor (M, ...) is one, too."""
+
+    def __len__(self) -> int:
+        """M."""
+
+    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
+        """Return the masks (rows, ...) of an index (rows,) or a slice."""
+
+
+def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, ...] | None = None) -> Tensor:
+    """Return masks in [0, 1] of channels: upsampled linearly with half-pixel centres, then min-maxed, each by itself.
+
+    Args:
+        channels: (rows, ...) on a layer's grid.
+        size: of the masks, the picture's.
+        extent: the size that the layer saw, in the picture's pixels, where that is more: see
+            :attr:`camlib.Explanation.extent`.
+
+    Returns:
+        (rows, *size). A channel that is constant has a mask of zeros.
+
+    Example:
+        >>> import torch
+        >>> channel_masks(torch.tensor([[[1.0, 3.0]]]), (1, 4))
+        tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
+    """
+    covered = size if extent is None else tuple(max(*sides) for sides in zip(size, map(round, extent), strict=True))
+    inside: tuple[Any, ...] = (..., *map(slice, size))
+    upsampled = interpolated(channels, covered)[inside]
+    return normalized(upsampled.flatten(1), "minmax").reshape(upsampled.shape)
+
+
+class RandomMasks:
+    """RISE's masks: random grids of zeros and ones, upsampled linearly to a cell more than the picture, and shifted.
+
+    Args:
+        size: of the masks.
+        samples: M, how many.
+        cells: of the grid along each side.
+        probability: of a cell to be one.
+        generator: draws grids and shifts.
+        like: whose device and type the masks have.
+
+    Example:
+        >>> import torch
+        >>> masks = RandomMasks((32, 48), 100, 4, 0.5, torch.Generator().manual_seed(0), torch.empty(0))
+        >>> len(masks), masks[10:14].shape, masks[torch.tensor([7])].shape
+        (100, torch.Size([4, 32, 48]), torch.Size([1, 32, 48]))
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        samples: int,
+        cells: int,
+        probability: float,
+        generator: torch.Generator,
+        like: Tensor,
+    ) -> None:
+        device = generator.device
+        self._size = size
+        self._steps = [math.ceil(side / cells) for side in size]
+        drawn = torch.rand((samples, *[cells] * len(size)), generator=generator, device=device, dtype=torch.float64)
+        self._grids = (drawn < probability).to(like)
+        shifts = [torch.randint(step, (samples,), generator=generator, device=device) for step in self._steps]
+        self._shifts = torch.stack(shifts, 1).to(like.device)
+
+    def __len__(self) -> int:
+        return len(self._grids)
+
+    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
+        grids, shifts = self._grids[index], self._shifts[index]
+        masks = interpolated(grids, tuple((n + 1) * step for n, step in zip(grids.shape[1:], self._steps, strict=True)))
+        for axis, side in enumerate(self._size, 1):
+            shifted = shifts[:, axis - 1, None] + torch.arange(side, device=shifts.device)
+            shape = [len(masks), *[1] * len(self._size)]
+            shape[axis] = side
+            masks = masks.take_along_dim(shifted.reshape(shape), axis)
+        return masks
+
+
+class SlidingWindows:
+    """Occlusion's masks: true inside a window, which slides over the picture until it is flush with the far border.
+
+    Args:
+        size: of the masks.
+        window: its size.
+        stride: how far it slides at a time; the last step may be shorter.
+        device: where the masks are wanted.
+
+    Example:
+        >>> import torch
+        >>> SlidingWindows((5,), (3,), (3,), torch.device("cpu"))[:].int()
+        tensor([[1, 1, 1, 0, 0],
+                [0, 0, 1, 1, 1]], dtype=torch.int32)
+    """
+
+    def __init__(
+        self, size: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], device: torch.device
+    ) -> None:
+        self._size = size
+        self._window = window
+        sides = zip(size, window, stride, strict=True)
+        starts = [torch.tensor([*range(0, side - width, step), side - width]) for side, width, step in sides]
+        self._starts = torch.cartesian_prod(*starts).reshape(-1, len(size)).to(device)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
+        starts = self._starts[index]
+        masks = torch.ones((), dtype=torch.bool, device=starts.device)
+        for axis, (side, width) in enumerate(zip(self._size, self._window, strict=True)):
+            beyond = torch.arange(side, device=starts.device) - starts[:, axis, None]
+            shape = [len(starts), *[1] * len(self._size)]
+            shape[axis + 1] = side
+            masks = masks & ((beyond >= 0) & (beyond < width)).reshape(shape)
+        return masks
