@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from camlib.errors import CamlibValueError
-from camlib.methods.base import ActivationMethod, GradientMethod, LayerMethod, Method, PassMethod
+from camlib.methods.ablation_cam import AblationCAM, ablation_cam
+from camlib.methods.base import ActivationMethod, GradientMethod, LayerMethod, Method, PassMethod, PictureMethod
 from camlib.methods.baselines import CenterGaussian, RandomCAM, Sobel, center_gaussian, random_cam, sobel
 from camlib.methods.cam import CAM, cam
 from camlib.methods.eigen_cam import EigenCAM, EigenGradCAM, SegEigenCAM, eigen_cam, eigen_grad_cam, seg_eigen_cam
@@ -22,7 +23,11 @@ from camlib.methods.hires_cam import GradCAMElementWise, HiResCAM, grad_cam_elem
 from camlib.methods.kpca_cam import KPCACAM, kpca_cam
 from camlib.methods.layer_cam import LayerCAM, layer_cam
 from camlib.methods.le_grad import LeGrad, le_grad
+from camlib.methods.occlusion import Occlusion, occlusion
+from camlib.methods.perturbation import PerturbationMethod
 from camlib.methods.refine_cam import RefineCAM
+from camlib.methods.rise import RISE, rise
+from camlib.methods.score_cam import ISCAM, SSCAM, ScoreCAM, score_cam
 from camlib.methods.shapley_cam import ShapleyCAM, shapley_cam
 from camlib.methods.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus
 from camlib.methods.x_grad_cam import XGradCAM, x_grad_cam
@@ -50,6 +55,12 @@ METHODS: dict[str, type[Method]] = {
         KPCACAM,
         FEM,
         SegEigenCAM,
+        ScoreCAM,
+        SSCAM,
+        ISCAM,
+        AblationCAM,
+        RISE,
+        Occlusion,
         RandomCAM,
         CenterGaussian,
         Sobel,
@@ -85,8 +96,12 @@ def create(name: str, model: nn.Module, layer: Any = None, **options: Any) -> Me
 __all__ = [
     "CAM",
     "FEM",
+    "ISCAM",
     "KPCACAM",
     "METHODS",
+    "RISE",
+    "SSCAM",
+    "AblationCAM",
     "ActivationMethod",
     "CenterGaussian",
     "EigenCAM",
@@ -105,14 +120,19 @@ __all__ = [
     "LayerMethod",
     "LeGrad",
     "Method",
+    "Occlusion",
     "PassMethod",
+    "PerturbationMethod",
+    "PictureMethod",
     "RandomCAM",
     "RefineCAM",
+    "ScoreCAM",
     "SegEigenCAM",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
     "Sobel",
     "XGradCAM",
+    "ablation_cam",
     "cam",
     "center_gaussian",
     "create",
@@ -131,7 +151,10 @@ __all__ = [
     "kpca_cam",
     "layer_cam",
     "le_grad",
+    "occlusion",
     "random_cam",
+    "rise",
+    "score_cam",
     "seg_eigen_cam",
     "shapley_cam",
     "smooth_grad_cam_plus_plus",

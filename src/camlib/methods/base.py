@@ -112,8 +112,11 @@ class Method(ABC):
         """
 
     @property
-    def forward_passes(self) -> int:
-        """How many forward passes a call makes, however many classes; finding the layer takes one more, once."""
+    def forward_passes(self) -> int | None:
+        """How often each image runs through the network, however many classes; finding the layer takes once more.
+
+        None where that depends on the inputs: the method's docstring says how.
+        """
         return 1
 
     def __repr__(self) -> str:
@@ -211,6 +214,36 @@ class LayerMethod(PassMethod):
     def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return :meth:`layer_maps` of every layer."""
         return {name: self.layer_maps(evidence, name) for name in self.layers or {}}
+
+
+class PictureMethod(PassMethod):
+    """A method that reads no layer and makes maps at the input's resolution: subclasses say in :meth:`maps` which.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class Brightness(camlib.PictureMethod):
+        ...     name = "brightness"
+        ...     needs_gradients = False
+        ...     def maps(self, evidence):
+        ...         return evidence.repeated(evidence.inputs.mean(1))
+        >>> Brightness(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 64, 64])
+    """
+
+    layerless: ClassVar[bool] = True
+
+    @abstractmethod
+    def maps(self, evidence: Evidence) -> Tensor:
+        """Return the maps before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
+
+    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return :meth:`maps` as those of a nameless layer."""
+        return {"": self.maps(evidence)}
+
+    def explanation(self, evidence: Evidence) -> Explanation:
+        """Return the maps, which are no layer's."""
+        evidence = self.about(evidence)
+        return evidence.explanation(self.name, self._cut_off(self.maps(evidence), "", evidence), {})
 
 
 class ActivationMethod(LayerMethod):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.explanation import Explanation
 from camlib.methods.arithmetic import centered, over_channels
-from camlib.methods.base import ActivationMethod, PassMethod
-from camlib.methods.evidence import Evidence
+from camlib.methods.base import ActivationMethod, PictureMethod
+from camlib.methods.evidence import Evidence, single_or_double
 from camlib.noise import normal, own_generator
 from camlib.pictures import picture_batch
 
@@ -75,26 +74,19 @@ class RandomCAM(ActivationMethod):
         return random_cam(activations, own_generator(self.generator))
 
 
-class _Picture(PassMethod):
+class _OfPictures(PictureMethod):
     """A map made of the input alone. The forward pass is made for the scores that the explanation shows."""
 
     class_agnostic: ClassVar[bool] = True
-    layerless: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
 
     @abstractmethod
-    def maps(self, images: Tensor) -> Tensor:
+    def of_pictures(self, images: Tensor) -> Tensor:
         """Return maps (N, ...) of images (N, C, ...)."""
 
-    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
-        """Return :meth:`maps` as those of a nameless layer."""
-        images = picture_batch(evidence.inputs)
-        return {"": evidence.repeated(self.maps(images if images.dtype == torch.float64 else images.float()))}
-
-    def explanation(self, evidence: Evidence) -> Explanation:
-        """Return the maps at the input's resolution."""
-        maps = self._cut_off(self.maps_of_layers(evidence)[""], "", evidence)
-        return evidence.explanation(self.name, maps, {})
+    def maps(self, evidence: Evidence) -> Tensor:
+        """Return :meth:`of_pictures`, repeated for each class."""
+        return evidence.repeated(self.of_pictures(single_or_double(picture_batch(evidence.inputs))))
 
 
 def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
@@ -119,7 +111,7 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
     return bell
 
 
-class CenterGaussian(_Picture):
+class CenterGaussian(_OfPictures):
     """A bell in the middle of every picture: photographers put what matters there.
 
     See :func:`camlib.center_gaussian` for the equation.
@@ -152,7 +144,7 @@ class CenterGaussian(_Picture):
             raise CamlibValueError(f"sigma must be positive and finite, a share of each side, got {sigma}")
         self.sigma: float = sigma
 
-    def maps(self, images: Tensor) -> Tensor:
+    def of_pictures(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.center_gaussian`, for each image."""
         return center_gaussian(tuple(images.shape[2:]), self.sigma).to(images).expand(len(images), *images.shape[2:])
 
@@ -194,7 +186,7 @@ def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> 
     return sum(parts, torch.zeros_like(images))
 
 
-class Sobel(_Picture):
+class Sobel(_OfPictures):
     """Edges: the picture's own, whatever the network is. A heatmap that looks like this explains the picture.
 
     See :func:`camlib.sobel` for the equation.
@@ -210,6 +202,6 @@ class Sobel(_Picture):
 
     name: ClassVar[str] = "sobel"
 
-    def maps(self, images: Tensor) -> Tensor:
+    def of_pictures(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.sobel`."""
         return sobel(images)

@@ -77,17 +77,25 @@ class Evidence:
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single precision at least."""
         if layer not in self._grids:
-            features = single_or_double(self._activations[layer])
-            self._grids[layer] = self._to_grid(layer, features)
+            features = single_or_double(self.features(layer))
+            self._grids[layer] = self.to_grid(layer, features)
             check_finite({f"activation at layer {layer!r}": [features]})
         return self._grids[layer]
+
+    def features(self, layer: str) -> Tensor:
+        """Return what a layer returned, in its own layout and precision."""
+        return self._activations[layer]
+
+    @property
+    def image_index(self) -> Tensor:
+        """(N,), the number of each image."""
+        return torch.arange(self.images, device=self.device)
 
     @cached_property
     def scores(self) -> Tensor:
         """The target's scores, (N,) or (N, K), in the graph."""
-        index = torch.arange(self.images, device=self.device)
         with torch.enable_grad():
-            return targets.score(self.target, self.outputs, index)
+            return targets.score(self.target, self.outputs, self.image_index)
 
     @property
     def score_of_each_class(self) -> tuple[Tensor, ...]:
@@ -130,7 +138,7 @@ class Evidence:
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
         """Return (G, H A) for each class: the gradient, and the Hessian's product with the activations, as grids."""
         pairs = [
-            (self._gradient_grid(layer, gradient), self._to_grid(layer, single_or_double(product)))
+            (self._gradient_grid(layer, gradient), self.to_grid(layer, single_or_double(product)))
             for gradient, product in self._second_order[layer]
         ]
         check_finite({f"second derivative at layer {layer!r}": [tensor for pair in pairs for tensor in pair]})
@@ -164,7 +172,7 @@ class Evidence:
         return self.watch
 
     def _gradient_grid(self, layer: str, gradient: Tensor) -> Tensor:
-        grid = self._to_grid(layer, single_or_double(gradient))
+        grid = self.to_grid(layer, single_or_double(gradient))
         if self._reads_prefix(layer) and not grid.any() and gradient.any():
             raise CamlibRuntimeError(
                 f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
@@ -176,7 +184,7 @@ class Evidence:
         layout = None if self.reshape else self.layout(layer)
         return isinstance(layout, Tokens) and layout.prefix > 0
 
-    def _to_grid(self, layer: str, features: Tensor) -> Tensor:
+    def to_grid(self, layer: str, features: Tensor) -> Tensor:
         """Turn a layer's features (N, ...) into (N, C, ...)."""
         if self.reshape is not None:
             return reshaped(self.reshape, features, layer, self.size or (0, 0))
@@ -184,7 +192,7 @@ class Evidence:
 
     def layout(self, layer: str) -> Layout:
         """Return where a layer has its channels and its grid."""
-        features = self._activations[layer]
+        features = self.features(layer)
         size = None if holds_pictures(self.inputs) else self.size  # detectors resize their pictures
         could_be_either = features.dim() == 2 + len(size or (0, 0))
         channels = channel_axis(self.model, self.model.get_submodule(layer)) if could_be_either else None

@@ -1,0 +1,129 @@
+"""Ablation-CAM (Desai and Ramaswamy 2020, https://openaccess.thecvf.com/content_WACV_2020/html/Desai_Ablation-CAM)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib import targets
+from camlib.errors import CamlibTypeError, CamlibWarning
+from camlib.isolation import callers_precision
+from camlib.methods.arithmetic import divided, over_channels
+from camlib.methods.base import LayerMethod
+from camlib.methods.evidence import Evidence, single_or_double
+from camlib.methods.perturbation import PerturbationMethod
+from camlib.outputs import main_tensor
+from camlib.tail import Tail, WholeNetwork
+
+
+def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
+    r"""Weight each channel by the share of the score that is lost without it: :math:`\sum_k \frac{s - s_k}{|s|} A_k`.
+
+    Equation 3 of the paper where s is positive; dividing by a negative score would turn the map around, so it is
+    divided by the magnitude.
+
+    Args:
+        activations: (N, C, ...).
+        score: (N,), s.
+        ablated: (N, C), each :math:`s_k` with channel k at zero.
+
+    Returns:
+        (N, ...), signed; zero where the score is.
+
+    Example:
+        >>> import camlib, torch
+        >>> one, other = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[1.0, 5.0]])
+        >>> camlib.ablation_cam(one, torch.tensor([4.0]), other)
+        tensor([[[ 0.7500, -0.2500]]])
+    """
+    return over_channels(divided(score[:, None] - ablated, score[:, None].abs()), activations)
+
+
+class AblationCAM(PerturbationMethod, LayerMethod):
+    """Ablation-CAM: a channel counts as much as the score falls without it; no gradients.
+
+    See :func:`camlib.ablation_cam` for the equation; Desai and Ramaswamy 2020,
+    https://doi.org/10.1109/WACV45572.2020.9093360. A channel is set to zero wherever the grid is; class tokens keep
+    theirs.
+
+    ``N`` forward passes of an image, and ``N + N C`` of the tail behind the layer alone, for any number K of classes;
+    channels that are zero everywhere need none. At the peak there are ``chunk_size`` copies of an image's features and
+    what the tail holds of them, whatever N and C are; besides, scores (N, C, K). Where the tail needs more of the
+    network than the layer's output (inside a residual or dense block) all of these passes are of the whole network, and
+    a warning says so.
+    Under autocast the tail runs in full precision: in half, what one channel matters is lost in rounding.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.AblationCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "ablation_cam"
+
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return :func:`camlib.ablation_cam`, for each class."""
+        activations, features = evidence.activations(layer), evidence.features(layer)
+        tail, score = self._tail(evidence, layer)
+        alive = activations.flatten(2).any(2)
+        image, channel = alive.nonzero().unbind(1)
+        if not len(image):
+            return evidence.repeated(torch.zeros_like(activations[:, 0]))
+
+        def outputs(rows: slice) -> object:
+            copies = features.index_select(0, image[rows])
+            grids = evidence.to_grid(layer, copies)
+            if grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr():
+                raise CamlibTypeError(
+                    f"reshape copies the features of layer {layer!r}, so that no channel can be set to zero in them; "
+                    "make it return a view: by permute, movedim, unflatten and slices"
+                )
+            grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
+            return tail(copies, image[rows])
+
+        scores = self.scores_of(evidence, image, outputs)
+        table = score[:, None].expand(*alive.shape, *score.shape[1:]).clone()
+        table[image, channel] = scores
+        if table.dim() == 2:
+            return ablation_cam(activations, score, table)
+        of_classes = zip(score.unbind(1), table.unbind(2), strict=True)
+        return evidence.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
+
+    def _tail(self, evidence: Evidence, layer: str) -> tuple[Tail, Tensor]:
+        """The tail, and the scores it gives for the features as they are: of the layer alone, where that will do."""
+        made_of = self._run, evidence.model.get_submodule(layer), evidence.inputs, evidence.images
+        try:
+            tail = Tail(*made_of)
+            scores = self._scores(tail, evidence, layer)
+            if _agree(scores, evidence):
+                return tail, scores
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            pass
+        whole = WholeNetwork(*made_of)
+        scores = self._scores(whole, evidence, layer)
+        warnings.warn(
+            f"Behind layer {layer!r} the network needs more than that layer's output (it may lie beside a skip "
+            "connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
+            "takes one forward pass",
+            CamlibWarning,
+            stacklevel=6,
+        )
+        return whole, scores
+
+    def _scores(self, tail: Tail, evidence: Evidence, layer: str) -> Tensor:
+        with callers_precision():
+            outputs = tail(evidence.features(layer).clone(), evidence.image_index)
+            return single_or_double(targets.score(evidence.target, outputs, evidence.image_index))
+
+
+def _agree(scores: Tensor, evidence: Evidence) -> bool:
+    """Whether scores are those of the pass, but for rounding in the precision that it was made in."""
+    expected, outputs = evidence.scores.detach(), main_tensor(evidence.outputs)
+    largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
+    return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())

@@ -1,0 +1,216 @@
+"""Score-CAM (Wang et al. 2020), SS-CAM (Wang et al. 2020) and IS-CAM (Naidu et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from camlib.arguments import positive_int
+from camlib.imaging.normalization import is_constant
+from camlib.masks import channel_masks
+from camlib.methods.arithmetic import over_channels
+from camlib.methods.base import Layer, LayerMethod
+from camlib.methods.evidence import Evidence
+from camlib.methods.perturbation import PerturbationMethod
+from camlib.noise import check_noise, normal, own_generator
+from camlib.pictures import picture_batch
+
+Variation = Callable[[Tensor, Tensor], Tensor]
+
+
+def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
+    r"""Weight each channel by the score of the image seen through it: :math:`\sum_k \operatorname{softmax}_k(s_k) A_k`.
+
+    The paper takes the score of a baseline image off each :math:`s_k`, which cancels in the softmax.
+
+    Args:
+        activations: (N, C, ...).
+        scores: (N, C), of the image through each channel's mask; minus infinity for those that are to weigh nothing.
+
+    Returns:
+        (N, ...), signed where activations are.
+
+    Example:
+        >>> import camlib, torch
+        >>> camlib.score_cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[3.0, 3.0]]))
+        tensor([[[0.5000, 0.5000]]])
+    """
+    return over_channels(scores.softmax(1), activations)
+
+
+class ScoreCAM(PerturbationMethod, LayerMethod):
+    r"""Score-CAM: a channel counts as much as what the network sees through it; no gradients.
+
+    The score of channel k is :math:`s_k = s(x \circ \operatorname{minmax}(\operatorname{up}(A_k)))`: A_k is upsampled
+    to the image, brought to [0, 1], and the image multiplied by it; a constant channel's mask is 0. See
+    :func:`camlib.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279.
+
+    ``N + N C`` forward passes of an image, of which no baseline image is one, for any number K of classes; an image's
+    constant channels share one. At the peak there are ``chunk_size`` masked images and what their forward pass
+    holds, whatever C and N are; besides, scores (N, C, K). On a CPU masked images are laid out channels-last, which
+    is faster there. Under autocast passes run in its precision.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        channels: None for all. A number: only so many of each image's channels are looked at, those of the highest
+            variance over positions, and the others weigh nothing: ``N + N channels`` passes, an approximation.
+        chunk_size: as for :class:`camlib.PerturbationMethod`.
+        progress: as for :class:`camlib.PerturbationMethod`.
+        **options: as for :class:`camlib.Method`.
+
+    Raises:
+        CamlibValueError: ``channels`` is neither None nor a positive int.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.ScoreCAM(torchvision.models.resnet18(num_classes=4).eval(), channels=16)
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "score_cam"
+
+    def __init__(self, model: Any, layer: Layer = None, *, channels: int | None = None, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.channels = None if channels is None else positive_int("channels", channels)
+        self.samples = 1
+
+    @property
+    def forward_passes(self) -> int | None:
+        """That depends on how many channels the layer has."""
+        return None
+
+    def variation(self, like: Tensor) -> Variation:
+        """Return how masks vary between samples: a function of masks (rows, ...) and the number of each one's sample.
+
+        Args:
+            like: a mask, for its shape, device and type.
+        """
+        return lambda masks, sample: masks
+
+    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+        """Return :func:`camlib.score_cam`, for each class."""
+        activations = evidence.activations(layer)
+        constant = is_constant(activations.flatten(2), 1)
+        looked_at = self._looked_at(activations)
+        shared = constant & looked_at  # one mask, of zeros: one row for all of an image's
+        first = shared & (shared.cumsum(1) == 1)
+        rows = (looked_at & ~shared | first).nonzero()
+        scores = self._scores(evidence, activations, rows)
+        table = scores.new_full((*constant.shape, *scores.shape[1:]), -torch.inf)
+        table[rows[:, 0], rows[:, 1]] = scores
+        of_first = table[torch.arange(len(table), device=table.device), first.int().argmax(1)]
+        table = torch.where(shared.reshape(*shared.shape, *[1] * (table.dim() - 2)), of_first[:, None], table)
+        of_classes = table.unbind(2) if table.dim() == 3 else (table,)
+        return evidence.stacked([score_cam(activations, one) for one in of_classes])
+
+    def _looked_at(self, activations: Tensor) -> Tensor:
+        """(N, C) bool: which channels are."""
+        variances = activations.flatten(2).var(2, correction=0)
+        if self.channels is None or self.channels >= variances.shape[1]:
+            return torch.ones_like(variances, dtype=torch.bool)
+        highest = variances.topk(self.channels, 1).indices
+        return torch.zeros_like(variances, dtype=torch.bool).scatter_(1, highest, True)
+
+    def _scores(self, evidence: Evidence, activations: Tensor, rows: Tensor) -> Tensor:
+        """The score (rows,) or (rows, K) of each pair (image, channel), averaged over the samples of its mask."""
+        image, channel = (each.repeat_interleave(self.samples) for each in rows.unbind(1))
+        sample = torch.arange(self.samples, device=rows.device).repeat(len(rows))
+        size = tuple(picture_batch(evidence.inputs).shape[2:])
+        varied = self.variation(activations.new_empty(size))
+
+        def through(pictures: Tensor, chunk: slice) -> Tensor:
+            masks = channel_masks(activations[image[chunk], channel[chunk]], size, evidence.extent)
+            return pictures * varied(masks, sample[chunk])[:, None].to(pictures.dtype)
+
+        scores = self.scores_of_pictures(evidence, image, through)
+        return scores.reshape(-1, self.samples, *scores.shape[1:]).mean(1)
+
+
+class SSCAM(ScoreCAM):
+    r"""SS-CAM: Score-CAM with each channel's score averaged over noisy masks.
+
+    .. math::
+        s_k = \frac{1}{n} \sum_{j=1}^{n} s(x \circ (M_k + \sigma \epsilon_j)), \quad \epsilon_j \sim \mathcal{N}(0, 1)
+
+    with Score-CAM's mask M_k; n and sigma are ``samples`` and ``sigma``. The noise is drawn for each pixel, and is the
+    same for every channel and image. Wang et al. 2020, https://arxiv.org/abs/2006.14255.
+
+    ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        samples: how many noisy masks of each channel.
+        sigma: standard deviation of the noise; masks are in [0, 1].
+        generator: for the noise; without one, every call draws the same.
+        **options: as for :class:`ScoreCAM`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.SSCAM(torchvision.models.resnet18(num_classes=4).eval(), samples=2, channels=8)
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "ss_cam"
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Any,
+        layer: Layer = None,
+        *,
+        samples: int = 35,
+        sigma: float = 2.0,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, layer, **options)
+        check_noise(samples, sigma)
+        self.samples = samples
+        self.sigma = sigma
+        self.generator = generator
+
+    def variation(self, like: Tensor) -> Variation:
+        """Return the addition of each sample's noise."""
+        noise = self.sigma * normal((self.samples, *like.shape), own_generator(self.generator), like)
+        return lambda masks, sample: masks + noise[sample]
+
+
+class ISCAM(ScoreCAM):
+    r"""IS-CAM: Score-CAM with each channel's score averaged while its mask fades in.
+
+    .. math:: s_k = \frac{1}{n} \sum_{j=1}^{n} s(x \circ \tfrac{j}{n} M_k)
+
+    with Score-CAM's mask M_k; n is ``samples``. No coefficient is above 1 (torchcam adds them up, to 5.5 for ten).
+    Naidu et al. 2020, https://arxiv.org/abs/2010.03023.
+
+    ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
+
+    Args:
+        model: as for :class:`camlib.Method`.
+        layer: as for :class:`camlib.Method`.
+        samples: how many steps.
+        **options: as for :class:`ScoreCAM`.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> cam = camlib.ISCAM(torchvision.models.resnet18(num_classes=4).eval(), samples=2, channels=8)
+        >>> cam(torch.rand(2, 3, 64, 64)).maps.shape
+        torch.Size([2, 2, 2])
+    """
+
+    name: ClassVar[str] = "is_cam"
+
+    def __init__(self, model: Any, layer: Layer = None, *, samples: int = 10, **options: Any) -> None:
+        super().__init__(model, layer, **options)
+        self.samples = positive_int("samples", samples)
+
+    def variation(self, like: Tensor) -> Variation:
+        """Return the multiplication by each step's share."""
+        return lambda masks, sample: masks * ((sample + 1) / self.samples).to(like).reshape(-1, *[1] * like.dim())
