@@ -12,7 +12,8 @@ import camlib
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantiz")  # torch's own, about the quantised network
 
 ACTIVATION_METHODS = ["eigen_cam", "kpca_cam", "fem", "random_cam"]
-LAYERLESS = ["sobel", "center_gaussian"]
+LAYERLESS = ["sobel", "center_gaussian", "occlusion", "rise"]
+PERTURBING = ["ablation_cam", "score_cam", "ss_cam", "is_cam"]
 REFUSING = sorted(name for name, method in camlib.METHODS.items() if method.needs_gradients)
 
 
@@ -28,7 +29,7 @@ def images() -> torch.Tensor:
 
 
 def test_methods_are_sorted_into_kinds() -> None:
-    assert {*ACTIVATION_METHODS, *LAYERLESS, *REFUSING, "cam"} == set(camlib.METHODS)
+    assert {*ACTIVATION_METHODS, *LAYERLESS, *PERTURBING, *REFUSING, "cam"} == set(camlib.METHODS)
 
 
 @pytest.mark.parametrize("name", ACTIVATION_METHODS)
@@ -46,8 +47,19 @@ def test_activation_methods_read_the_dequantised_features(
 
 
 @pytest.mark.parametrize("name", LAYERLESS)
-def test_baselines_of_the_picture_work(name: str, quantised: nn.Module, images: torch.Tensor) -> None:
-    assert camlib.create(name, quantised)(images).maps.shape == (2, 96, 96)
+def test_methods_of_the_picture_work(name: str, quantised: nn.Module, images: torch.Tensor) -> None:
+    options = {"samples": 20} if name == "rise" else {}
+    assert camlib.create(name, quantised, **options)(images).maps.shape == (2, 96, 96)
+
+
+@pytest.mark.parametrize("name", PERTURBING)
+def test_methods_that_perturb_work_on_features_as_coarse_as_the_networks(
+    name: str, quantised: nn.Module, images: torch.Tensor
+) -> None:
+    options = {"channels": 4, "samples": 2} if name in ("ss_cam", "is_cam") else {}
+    explanation = camlib.create(name, quantised, "layer4", relu=False, **options)(images[:1])
+    assert explanation.maps.shape == (1, 3, 3)
+    assert not explanation.degenerate.any()
 
 
 @pytest.mark.parametrize("name", REFUSING)

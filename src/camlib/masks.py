@@ -36,7 +36,7 @@ def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, 
             :attr:`camlib.Explanation.extent`.
 
     Returns:
-        (rows, *size). A channel that is constant has a mask of zeros.
+        (rows, ...) of that size. A channel that is constant has a mask of zeros.
 
     Example:
         >>> import torch

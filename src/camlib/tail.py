@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.capture import with_first
+from camlib.capture import first_tensor, with_first
 from camlib.pictures import pick_images
 
 
@@ -68,6 +68,10 @@ def _replaced(module: nn.Module, features: Tensor) -> Iterator[None]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
+        whole = first_tensor(output, type(module).__name__)
+        if whole.is_quantized:
+            scale, zero = whole.q_scale(), whole.q_zero_point()
+            return with_first(output, torch.quantize_per_tensor(features, scale, zero, whole.dtype))
         if torch.is_autocast_enabled(kind):
             torch.set_autocast_enabled(kind, False)
             return with_first(output, features.float())

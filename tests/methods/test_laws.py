@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from few_passes import cheap
 from torch import Tensor, nn
 
 import camlib
@@ -52,6 +53,12 @@ random_cam                 no       no     yes   yes  yes   yes  yes   yes    ye
 full_grad                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 guided_backprop            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 guided_grad_cam            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
+score_cam                  yes      no     yes   yes  yes   yes  no    yes    no     yes      no
+ss_cam                     yes      no     yes   yes  yes   yes  no    no     no     yes      no
+is_cam                     yes      no     yes   yes  yes   yes  no    yes    no     yes      no
+ablation_cam               yes      yes    yes   yes  yes   no   yes   yes    yes    yes      no
+rise                       yes      yes    yes   yes  yes   yes  no    no     yes    yes      yes
+occlusion                  yes      yes    yes   yes  yes   yes  no    yes    yes    yes      yes
 sobel                      yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
 center_gaussian            yes      yes    yes   yes  yes   yes  no    yes    yes    yes      yes
 """
@@ -69,6 +76,24 @@ REASONS = {
     ("random_cam", "channels"): "the weights are drawn in the order of the channels",
     ("random_cam", "silent"): "as channels",
     ("random_cam", "units"): "the weights do not follow the units",
+    ("score_cam", "silent"): "a silent channel, whose mask is zero, has its part in the softmax",
+    ("score_cam", "shift"): "masks end at the picture's border, and do not run on beyond it",
+    ("score_cam", "logits"): "its weights are a softmax of scores: the limits are tested below",
+    ("score_cam", "units"): "the channels are summed as they are",
+    ("ss_cam", "silent"): "as Score-CAM",
+    ("ss_cam", "shift"): "as Score-CAM, and the noise stays where it is",
+    ("ss_cam", "mirror"): "the noise is not mirrored",
+    ("ss_cam", "logits"): "as Score-CAM",
+    ("ss_cam", "units"): "as Score-CAM",
+    ("is_cam", "silent"): "as Score-CAM",
+    ("is_cam", "shift"): "as Score-CAM",
+    ("is_cam", "logits"): "as Score-CAM",
+    ("is_cam", "units"): "as Score-CAM",
+    ("ablation_cam", "bias"): "what is lost is divided by the score, which the constant changes",
+    ("ablation_cam", "units"): "what the score loses without a channel does not follow the channel's units",
+    ("rise", "shift"): "the masks stay where they are",
+    ("rise", "mirror"): "the masks are not mirrored",
+    ("occlusion", "shift"): "windows end at the picture's border",
     ("center_gaussian", "shift"): "the picture has no part in it",
 }
 
@@ -130,10 +155,10 @@ def explain(name: str, model: nn.Module, images: Tensor) -> Tensor:
         model = copy.deepcopy(model)
         model.set_submodule("3", nn.ReLU())
     if camlib.METHODS[name].layerless:
-        return camlib.create(name, model)(images, 1).maps
+        return cheap(name)(model)(images, 1).maps
     layer = {"cam": str(LAST), "refine_cam": ["1", "3"]}.get(name, "1")
     options = {} if name == "refine_cam" else {"relu": False}
-    return camlib.create(name, model, layer, **options)(images, 1).maps
+    return cheap(name)(model, layer, **options)(images, 1).maps
 
 
 def minmaxed(maps: Tensor) -> Tensor:
@@ -347,6 +372,20 @@ def positive_gradients(layer: str) -> Tensor:
         outputs = model(images)
     weights = captured.gradients(outputs[:, 1]).relu().mean((2, 3))
     return torch.einsum("nk,nkij->nij", weights, captured.activations)
+
+
+def test_score_cam_of_small_logits_is_the_channels_mean_and_of_large_ones_the_best_channel() -> None:
+    model, images = network(), pictures()
+    with torch.no_grad(), camlib.capture(model, "1") as captured:
+        model(images)
+    a = captured.activations
+    small = explain("score_cam", scaled_logits(model, 1e-9), images)
+    torch.testing.assert_close(small, a.mean(1), rtol=0, atol=1e-7)
+    large = explain("score_cam", scaled_logits(model, 1e9), images)
+    masks = camlib.normalize(camlib.resize(a, (16, 20)))
+    with torch.no_grad():
+        scores = torch.stack([model(images * masks[:, k, None])[:, 1] for k in range(a.shape[1])], 1)
+    torch.testing.assert_close(large, a[torch.arange(3), scores.argmax(1)], rtol=0, atol=1e-7)
 
 
 def test_grad_cam_plus_plus_of_small_logits_weights_by_the_mean_positive_gradient() -> None:

@@ -153,6 +153,7 @@ ELSEWHERE = {
     "guided_backprop": "test_guided.py",
     "guided_grad_cam": "test_guided.py",
     "le_grad": "test_le_grad.py",
+    **dict.fromkeys(("score_cam", "ss_cam", "is_cam", "ablation_cam", "rise", "occlusion"), "test_perturbation.py"),
 }
 """Methods with oracles in a file of their own."""
 
