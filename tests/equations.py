@@ -7,6 +7,7 @@ spatial dimensions, and returns the map before its final ReLU, (N, *grid), and t
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -674,3 +675,153 @@ def center_gaussian(rows: int, columns: int) -> Tensor:
             down, along = (i + 0.5 - rows / 2) / (rows / 4), (j + 0.5 - columns / 2) / (columns / 4)
             image[i, j] = np.exp(-(down**2) / 2 - along**2 / 2)
     return image
+
+
+# Perturbations: one image, and what the model says of changed copies of it -------------------------------------------
+
+ScoreOfOne = Callable[[Tensor], float]
+"""From a batch of one (1, C, ...) to its score."""
+
+
+def resize_linear(channel: Array, size: Sequence[int]) -> Array:
+    """:func:`resize_bilinear` for any number of dimensions, one after the other."""
+    for axis, new in enumerate(size):
+        old = channel.shape[axis]
+        slices = []
+        for index in range(new):
+            at = min(max((index + 0.5) * old / new - 0.5, 0.0), old - 1)
+            low = int(at)
+            below, above = channel.take(low, axis), channel.take(min(low + 1, old - 1), axis)
+            slices.append((1 - (at - low)) * below + (at - low) * above)
+        channel = np.stack(slices, axis)
+    return channel
+
+
+def channel_mask(channel: Array, size: Sequence[int]) -> Array:
+    """Upsample a channel and min-max it; a constant one is a mask of zeros."""
+    if channel.max() == channel.min():
+        return np.zeros(tuple(size))
+    return minmax(resize_linear(channel, size))
+
+
+def channel_range(activations: Tensor) -> float:
+    """Return the smallest range / max|A_k| of the channels that vary: near 0 a mask is rounding."""
+    channels = _array(activations.flatten(2).flatten(0, 1))
+    return min((np.ptp(c) / np.abs(c).max() for c in channels if np.ptp(c) > 0), default=1.0)
+
+
+def _masked_score(image: Tensor, mask: Array, score: ScoreOfOne) -> float:
+    return score((image.double() * torch.from_numpy(mask))[None])
+
+
+def _softmax_map(activations: Tensor, scores: dict[int, float]) -> MapsAndScale:
+    """sum_k w_k A_k with the softmax of the channels' scores; channels without one weigh nothing."""
+    a = _array(activations)
+    best = max(scores.values())
+    total = sum(np.exp(s - best) for s in scores.values())
+    products = np.zeros_like(a)
+    for k, s in scores.items():
+        products[k] = np.exp(s - best) / total * a[k]
+    maps, scale = _over_channels(products[None])
+    return maps[0], scale[0]
+
+
+def _most_varied(activations: Tensor, channels: int | None) -> list[int]:
+    variances = [channel.var() for channel in _array(activations)]
+    return sorted(range(len(variances)), key=lambda k: -variances[k])[:channels]
+
+
+def score_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, channels: int | None = None) -> MapsAndScale:
+    """Wang 2020 of one image (C, *size) and its A (C, *grid): sum_k softmax(s(x mask_k)) A_k.
+
+    ``channels`` keeps those of the highest variance over the positions.
+    """
+    a, size = _array(activations), image.shape[1:]
+    kept = _most_varied(activations, channels)
+    return _softmax_map(activations, {k: _masked_score(image, channel_mask(a[k], size), score) for k in kept})
+
+
+def ss_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, noise: Tensor, *, sigma: float = 2.0) -> MapsAndScale:
+    """Wang 2020 (SS-CAM): Score-CAM with the mean score over mask_k + sigma e_j, for noise (samples, *size)."""
+    a, scores = _array(activations), {}
+    for k in range(len(a)):
+        mask = channel_mask(a[k], image.shape[1:])
+        noisy = [_masked_score(image, mask + sigma * e, score) for e in _array(noise)]
+        scores[k] = sum(noisy) / len(noisy)
+    return _softmax_map(activations, scores)
+
+
+def is_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, samples: int = 10) -> MapsAndScale:
+    """Naidu 2020: Score-CAM with the mean score over x mask_k j / n for j = 1..n."""
+    a, scores = _array(activations), {}
+    for k in range(len(a)):
+        mask = channel_mask(a[k], image.shape[1:])
+        scores[k] = sum(_masked_score(image, mask * j / samples, score) for j in range(1, samples + 1)) / samples
+    return _softmax_map(activations, scores)
+
+
+def ablation_cam(activations: Tensor, score: ScoreOfOne) -> MapsAndScale:
+    """Desai 2020 of one image's A (C, *grid): sum_k (s - s_k) / |s| A_k, ``score`` taking features (1, C, *grid)."""
+    a = _array(activations)
+    clean = score(activations[None])
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for k in range(len(a)):
+        ablated = activations.clone()
+        ablated[k] = 0
+        without = score(ablated[None])
+        if clean != 0:
+            products[k] = (clean - without) / abs(clean) * a[k]
+            sizes[k] = (abs(clean) + abs(without)) / abs(clean) * a[k]
+    maps, scale = _over_channels(products[None], sizes[None])
+    return maps[0], scale[0]
+
+
+def random_mask(grid: Tensor, offset: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Petsiuk 2018: a binary grid (cells, cells), upsampled to one cell more than the image, cropped at an offset."""
+    rows, columns = (int(np.ceil(side / cells)) for side, cells in zip(size, grid.shape, strict=True))
+    enlarged = resize_bilinear(_array(grid), ((grid.shape[0] + 1) * rows, (grid.shape[1] + 1) * columns))
+    top, left = offset
+    return torch.from_numpy(enlarged[top : top + size[0], left : left + size[1]])
+
+
+def rise(masks: Tensor, image: Tensor, score: ScoreOfOne) -> MapsAndScale:
+    """Petsiuk 2018, equation 5, less the mean score: sum_i (s(x m_i) - mean s) m_i / sum_i m_i; 0 where there is no m.
+
+    ``masks`` (M, *size) are the drawn ones, which are the distribution.
+    """
+    scores = [_masked_score(image, mask, score) for mask in _array(masks)]
+    mean = sum(scores) / len(scores)
+    total, size, cover = np.zeros(masks.shape[1:]), np.zeros(masks.shape[1:]), np.zeros(masks.shape[1:])
+    for mask, s in zip(_array(masks), scores, strict=True):
+        total += (s - mean) * mask
+        size += (abs(s) + abs(mean)) * mask
+        cover += mask
+    covered = np.where(cover > 0, cover, 1.0)
+    return torch.from_numpy(total / covered), torch.from_numpy(size / covered)
+
+
+def window_offsets(side: int, window: int, stride: int) -> list[int]:
+    """Return 0, stride, 2 stride, ..., and a last window flush with the border."""
+    offsets = []
+    at = 0
+    while at + window < side:
+        offsets.append(at)
+        at += stride
+    return [*offsets, side - window]
+
+
+def occlusion(
+    image: Tensor, score: ScoreOfOne, *, window: Sequence[int], stride: Sequence[int], baseline: float = 0.0
+) -> MapsAndScale:
+    """Zeiler 2014: the score less the mean score over the windows that cover a pixel, ``baseline`` inside each."""
+    clean, size = score(image[None]), image.shape[1:]
+    total, magnitude, cover = np.zeros(size), np.zeros(size), np.zeros(size)
+    for corner in itertools.product(*(window_offsets(*along) for along in zip(size, window, stride, strict=True))):
+        inside = tuple(slice(at, at + side) for at, side in zip(corner, window, strict=True))
+        occluded = image.clone()
+        occluded[(slice(None), *inside)] = baseline
+        s = score(occluded[None])
+        total[inside] += s
+        magnitude[inside] += abs(s)
+        cover[inside] += 1
+    return torch.from_numpy(clean - total / cover), torch.from_numpy(abs(clean) + magnitude / cover)

@@ -410,3 +410,105 @@ def test_signals_and_volumes_have_the_same_equations(
         assert oracle(a)[0].shape == expected.shape
     parts = equations.full_gradients(model, images, logit(0))
     torch.testing.assert_close(equations.completeness(parts), model(images)[:, 0].detach())
+
+
+# Perturbations --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(grid=st.tuples(*[st.integers(1, 6)] * 4))
+def test_resizing_one_dimension_after_the_other_is_bilinear(grid: tuple[int, int, int, int]) -> None:
+    image = np.random.default_rng(0).normal(size=grid[:2])
+    expected = equations.resize_bilinear(image, grid[2:])
+    np.testing.assert_allclose(equations.resize_linear(image, grid[2:]), expected, atol=1e-14)
+
+
+def test_resizing_of_signals_and_volumes_is_torchs_linear_and_trilinear() -> None:
+    for shape, size, mode in (((4,), (7,), "linear"), ((2, 3, 4), (5, 3, 9), "trilinear")):
+        values = torch.randn(1, 1, *shape, dtype=torch.float64)
+        expected = nn.functional.interpolate(values, size, mode=mode)[0, 0]
+        torch.testing.assert_close(torch.from_numpy(equations.resize_linear(values[0, 0].numpy(), size)), expected)
+
+
+def total(images: Tensor) -> float:
+    return float(images.sum())
+
+
+TWO_CHANNELS = torch.tensor([[[0.0, 2.0]], [[3.0, 3.0]]], dtype=torch.float64)
+"""Masks (0, 1) and, of the constant channel, (0, 0)."""
+TWO_PIXELS = torch.tensor([[[5.0, 1.0]]], dtype=torch.float64)
+
+
+def test_score_cam_weighs_channels_by_the_softmax_of_the_masked_scores() -> None:
+    """The scores are 1 and 0."""
+    e = np.e
+    maps, scale = equations.score_cam(TWO_CHANNELS, TWO_PIXELS, total)
+    expected = torch.tensor([[3.0, 2 * e + 3]], dtype=torch.float64) / torch.tensor([[1 + e, 1 + e]])
+    torch.testing.assert_close(maps, expected.double())
+    torch.testing.assert_close(scale, maps)
+    torch.testing.assert_close(equations.score_cam(TWO_CHANNELS, TWO_PIXELS, total, channels=1)[0], TWO_CHANNELS[0])
+
+
+def test_ss_cam_without_noise_and_is_cam_of_one_step_are_score_cam() -> None:
+    expected, scale = equations.score_cam(TWO_CHANNELS, TWO_PIXELS, total)
+    noise = torch.tensor([[[1.0, -1.0]], [[-3.0, 4.0]]], dtype=torch.float64)
+    oracles.assert_close(
+        equations.ss_cam(TWO_CHANNELS, TWO_PIXELS, total, noise, sigma=0.0)[0][None], expected[None], scale[None], 1e-12
+    )
+    oracles.assert_close(
+        equations.is_cam(TWO_CHANNELS, TWO_PIXELS, total, samples=1)[0][None], expected[None], scale[None], 1e-12
+    )
+
+
+def test_ss_cam_averages_scores_of_noisy_masks_and_is_cam_of_fractions() -> None:
+    """Scores of noise that a linear score cannot cancel: squares. IS-CAM's of (0, 1) in two steps: (1/4 + 1) / 2."""
+
+    def energy(images: Tensor) -> float:
+        return float(images.square().sum())
+
+    def weighted(first: float, second: float) -> Tensor:
+        weights = torch.tensor([first, second], dtype=torch.float64).softmax(0)
+        return torch.einsum("k,kij->ij", weights, TWO_CHANNELS)
+
+    noise = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
+    found = equations.ss_cam(TWO_CHANNELS, TWO_PIXELS, energy, noise, sigma=0.5)[0]
+    first = (25 * 0.25 + 1) + (1.5**2)
+    torch.testing.assert_close(found, weighted(first / 2, (25 * 0.25 + 0.25) / 2))
+    torch.testing.assert_close(
+        equations.is_cam(TWO_CHANNELS, TWO_PIXELS, energy, samples=2)[0], weighted((0.25 + 1) / 2, 0.0)
+    )
+
+
+def test_ablation_cam_weighs_channels_by_what_the_score_loses() -> None:
+    """s = 2 + 6 = 8 without the first channel 6, without the second 2; of the negated score -1/4 and -3/4."""
+    maps, scale = equations.ablation_cam(TWO_CHANNELS, total)
+    expected = TWO_CHANNELS[0] / 4 + TWO_CHANNELS[1] * 3 / 4
+    torch.testing.assert_close(maps, expected)
+    assert (scale >= maps).all()
+    torch.testing.assert_close(equations.ablation_cam(TWO_CHANNELS, lambda f: -total(f))[0], -expected)
+    assert equations.ablation_cam(TWO_CHANNELS, lambda _: 0.0)[0].abs().max() == 0
+
+
+def test_random_masks_are_crops_of_an_enlarged_grid() -> None:
+    grid = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    enlarged = nn.functional.interpolate(grid[None, None].double(), (9, 6), mode="bilinear")[0, 0]
+    torch.testing.assert_close(equations.random_mask(grid, (2, 1), (5, 4)), enlarged[2:7, 1:5])
+
+
+def test_rise_is_the_mean_score_where_a_pixel_shows_less_that_of_all() -> None:
+    """Masks of one pixel each: their scores 5 and 1, less 3. A pixel that no mask shows has no evidence."""
+    masks = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]], dtype=torch.float64)
+    image = torch.tensor([[[5.0, 1.0, 7.0]]], dtype=torch.float64)
+    torch.testing.assert_close(equations.rise(masks, image, total)[0], torch.tensor([[2.0, -2.0, 0.0]]).double())
+
+
+def test_occlusion_is_what_the_windows_over_a_pixel_cost_on_average() -> None:
+    image = torch.tensor([[[1.0, 2.0, 4.0, 8.0]]], dtype=torch.float64)
+    assert equations.window_offsets(4, 2, 2) == [0, 2]
+    assert equations.window_offsets(5, 2, 2) == [0, 2, 3]
+    assert equations.window_offsets(4, 4, 1) == [0]
+    found, scale = equations.occlusion(image, total, window=(1, 2), stride=(1, 1))
+    torch.testing.assert_close(found, torch.tensor([[3.0, 4.5, 9.0, 12.0]]).double())
+    assert (scale >= found).all()
+    ones = equations.occlusion(image, total, window=(1, 1), stride=(1, 1), baseline=1.0)[0]
+    torch.testing.assert_close(ones, torch.tensor([[0.0, 1.0, 3.0, 7.0]]).double())

@@ -97,16 +97,23 @@ def map_values(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
         CamlibTypeError: there are no pictures, or they hold integers, which cannot change by a little.
     """
 
-    def checked(picture: Tensor) -> Tensor:
-        if picture.dtype == torch.bool:
-            return picture
-        if not picture.is_floating_point():
-            raise CamlibTypeError(
-                f"the pictures are {picture.dtype}; convert them as the model would, to floats, before the call"
-            )
-        return function(picture)
+    def changed(picture: Tensor) -> Tensor:
+        return picture if picture.dtype == torch.bool else function(floating(picture))
 
-    return map_pictures(checked, inputs)
+    return map_pictures(changed, inputs)
+
+
+def floating(pictures: Tensor) -> Tensor:
+    """Return pictures of floats.
+
+    Raises:
+        CamlibTypeError: they are not.
+    """
+    if not pictures.is_floating_point():
+        raise CamlibTypeError(
+            f"the pictures are {pictures.dtype}; convert them as the model would, to floats, before the call"
+        )
+    return pictures
 
 
 def _size(inputs: Any) -> tuple[int, ...]:

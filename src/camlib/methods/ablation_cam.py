@@ -53,7 +53,7 @@ class AblationCAM(PerturbationMethod, LayerMethod):
     channels that are zero everywhere need none. At the peak there are ``chunk_size`` copies of an image's features and
     what the tail holds of them, whatever N and C are; besides, scores (N, C, K). Where the tail needs more of the
     network than the layer's output (inside a residual or dense block) all of these passes are of the whole network, and
-    a warning says so.
+    a warning says so. The features as they are run through the tail N at a time.
     Under autocast the tail runs in full precision: in half, what one channel matters is lost in rounding.
 
     Example:

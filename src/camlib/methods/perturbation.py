@@ -15,7 +15,7 @@ from camlib.masks import Masks
 from camlib.methods.arithmetic import divided
 from camlib.methods.base import Layer, PassMethod, PictureMethod
 from camlib.methods.evidence import Evidence, check_finite, single_or_double
-from camlib.pictures import pick_images, picture_batch, with_pictures
+from camlib.pictures import floating, pick_images, picture_batch, with_pictures
 
 MASKS_AT_ONCE = 64
 """Masks that are laid over one another at a time, of the many that a map is the mean of."""
@@ -80,6 +80,9 @@ class PerturbationMethod(PassMethod):
 
         Returns:
             (rows,), or (rows, K) for K classes.
+
+        Raises:
+            CamlibTypeError: the pictures are of integers, which a mask cannot make a little smaller.
         """
         run = _LaidOut(self._run, evidence.device)
 
@@ -87,6 +90,7 @@ class PerturbationMethod(PassMethod):
             inputs = pick_images(evidence.inputs, image_index[rows], evidence.images)
             return run(with_pictures(inputs, run.laid_out(perturb(picture_batch(inputs), rows))))
 
+        floating(picture_batch(evidence.inputs))
         return self.scores_of(evidence, image_index, outputs)
 
     def scores_of(self, evidence: Evidence, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:

@@ -213,4 +213,4 @@ class ISCAM(ScoreCAM):
 
     def variation(self, like: Tensor) -> Variation:
         """Return the multiplication by each step's share."""
-        return lambda masks, sample: masks * ((sample + 1) / self.samples).to(like).reshape(-1, *[1] * like.dim())
+        return lambda masks, sample: masks * ((sample + 1).to(like) / self.samples).reshape(-1, *[1] * like.dim())
