@@ -49,6 +49,14 @@ PHOTOGRAPHS = (
     Photograph("rocket", "missile", 657, (305, 125, 338, 408)),
 )
 NOT_HERE = {"le_grad": "the network has no attention"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "full_grad": {"tolerance": math.inf},  # ReLU6 is not linear where it saturates: a part is missing
+    "score_cam": {"channels": 64},
+    "ss_cam": {"channels": 16, "samples": 4},
+    "is_cam": {"channels": 16, "samples": 4},
+    "rise": {"samples": 200},
+}
+"""What the methods are told; those of very many passes are to take fewer than by default."""
 
 
 class Features(nn.Module):
@@ -90,8 +98,7 @@ def explained() -> tuple[list[Any], camlib.Comparison]:
     """The pictures, and what every method says of them."""
     model = network()
     pictures, inputs = zip(*(read(photograph) for photograph in PHOTOGRAPHS), strict=True)
-    complete = camlib.FullGrad(model, tolerance=math.inf)  # ReLU6 is not linear where it saturates: a part is missing
-    methods = [complete if name == "full_grad" else name for name in camlib.METHODS if name not in NOT_HERE]
+    methods = [camlib.create(name, model, **OPTIONS.get(name, {})) for name in camlib.METHODS if name not in NOT_HERE]
     categories = [photograph.category for photograph in PHOTOGRAPHS]
     return list(pictures), camlib.compare(model, torch.stack(inputs), methods, categories)
 
@@ -134,6 +141,7 @@ def main() -> None:
         ],
         "energy inside the box": shares,
         "left out": NOT_HERE,
+        "options": {name: {key: str(value) for key, value in told.items()} for name, told in OPTIONS.items()},
     }
     folder = Path(__file__).parent / "results"
     (folder / "photographs.json").write_text(json.dumps(results, indent=2) + "\n")
