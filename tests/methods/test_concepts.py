@@ -62,7 +62,7 @@ def test_factors_leave_no_more_than_scikit_learns_do(kind):
     least = equations.least_factorization_error(matrix[:, :, None, None], rank)
     for seed in (0, 1):
         found = error(matrix, *nonnegative_factors(matrix, rank, 300, seeded(seed)))
-        assert least <= found <= 1.02 * reference
+        assert least * (1 - 1e-9) <= found <= 1.02 * reference  # some reach the least, to rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
