@@ -69,6 +69,23 @@ def cells(results: dict[str, Any], images: int, classes: int) -> str:
     return "\n\n".join(parts)
 
 
+def variants(results: dict[str, Any]) -> str:
+    """Seconds for each image in both precisions, eager and compiled."""
+    body = [
+        (
+            line["model"],
+            line["precision"],
+            line["subject"],
+            f"{1000 * line['seconds an image']:.1f}",
+            f"{line['forwards of time']:.2f}",
+            f"{line['seconds of the first call']:.1f}",
+        )
+        for line in results["variants"]
+    ]
+    head = ("model", "precision", "subject", "ms an image", "forwards of time", "first call, s")
+    return table([head, *body])
+
+
 def markdown(results: dict[str, Any]) -> str:
     """All tables."""
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
@@ -89,6 +106,12 @@ def markdown(results: dict[str, Any]) -> str:
         parts.append(f"#### {title}\n\n" + cells(results, images, classes))
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in overlay.items())
     parts.append(f"### Overlays\n\nPictures of {side} x {side} per second: {rates}.")
+    if results["variants"]:
+        parts.append(
+            "### Precisions and torch.compile\n\nRelative to the eager forward pass of the same precision, 16 images "
+            "at a time; Ablation-CAM and Score-CAM explain one image. Compiling is in the first call of `forward, "
+            "compiled`.\n\n" + variants(results)
+        )
     parts.append("### Growth\n\n![Time against images, channels and classes](../docs/_static/benchmarks.png)")
     return "\n\n".join(parts)
 

@@ -2,11 +2,11 @@
 
 Subjects take turns; times are medians over rounds of the ratio to a bare ``inference_mode`` forward pass of the same
 images in the same round. Peak memory is that of live tensors. What costs too much is not run, and said so. The goals of
-the perturbation methods come first, in full.
+the perturbation methods come first, in full; then how time grows, and both precisions, eager and compiled.
 
 Run it with ``benchmarks/run suite`` (forty minutes at most), or in that environment ``python benchmarks/suite.py
 --quick`` (five); it writes ``benchmarks/results/suite.json`` after every cell, and at the end the tables and the figure
-of :mod:`report`. Rates on a GPU: ``--device cuda``; maps stay there.
+of :mod:`report`. On a GPU: ``--device cuda``; maps stay there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import report
 import subjects
 import torch
 import torchvision
+import variants
 from measure import Call, forwards, ratio, seconds, tensor_peak
 from torch import Tensor, nn
 
@@ -61,6 +62,8 @@ class Plan(NamedTuple):
     goals: dict[str, int]
     """Rounds by the goal's method and model."""
     growth: dict[str, tuple[int, ...]]
+    variants: tuple[str, ...]
+    """The models that are measured in both precisions, eager and compiled."""
 
 
 FULL = Plan(
@@ -70,6 +73,7 @@ FULL = Plan(
     3,
     {"ablation_cam, resnet18": 3, "score_cam, resnet18": 3, "ablation_cam, resnet50": 1},
     {"images": (1, 2, 4, 8, 16, 32), "channels": (32, 64, 128, 256, 512, 1024, 2048), "classes": (1, 3, 10, 30, 100)},
+    ("resnet18",),
 )
 QUICK = FULL._replace(
     models=("resnet18", "mobilenet_v3_large"),
@@ -77,6 +81,7 @@ QUICK = FULL._replace(
     rounds=2,
     goals={"ablation_cam, resnet18": 1},
     growth={"images": (1, 4, 16), "channels": (32, 128, 512), "classes": (1, 10)},
+    variants=(),
 )
 SMOKE = QUICK._replace(
     models=("resnet18",), side=64, rounds=1, goals={}, growth={"images": (1, 2), "channels": (8, 16), "classes": (1, 2)}
@@ -328,6 +333,7 @@ def main() -> None:
         "goals' measurements": {},
         "cells": [],
         "growth": [],
+        "variants": [],
     }
     print(results["machine"], results["versions"], flush=True)
     results_folder, docs, page = report.places(arguments.output)
@@ -338,6 +344,9 @@ def main() -> None:
         goals(bench, plan)
     overlays(bench, plan)
     growth(bench, plan, device)
+    for name in plan.variants:
+        results["variants"] += variants.measured(name, plan.side, plan.rounds, device)
+        bench.write()
     for images, classes in ((1, 1), (1, 10), (8, 1), (32, 1)):
         for name in plan.models:
             cells(bench, plan, name, images, classes, device)
