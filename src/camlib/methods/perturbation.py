@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib import targets
-from camlib.chunks import ChunkSize, checked_chunk_size, in_chunks
-from camlib.isolation import callers_precision
+from camlib.chunks import ChunkSize, checked_chunk_size
 from camlib.masks import Masks
 from camlib.methods.arithmetic import divided
 from camlib.methods.base import Layer, PassMethod, PictureMethod
-from camlib.methods.evidence import Evidence, check_finite, single_or_double
-from camlib.pictures import floating, pick_images, picture_batch, with_pictures
+from camlib.methods.evidence import Evidence
+from camlib.methods.trials import Trials
 
 MASKS_AT_ONCE = 64
 """Masks that are laid over one another at a time, of the many that a map is the mean of."""
@@ -30,7 +28,7 @@ class PerturbationMethod(PassMethod):
     Args:
         model: as for :class:`camlib.Method`.
         layer: as for :class:`camlib.Method`.
-        chunk_size: how many rows run at a time. "auto" measures the first row and takes as many as fit into 128 MiB of
+        chunk_size: how many rows run at a time. "auto" measures the first row and takes as many as fit into 96 MiB of
             tensors, on a GPU into 2 GiB or half of its free memory; it halves when memory runs out all the same.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.Method`.
@@ -84,27 +82,23 @@ class PerturbationMethod(PassMethod):
         Raises:
             CamlibTypeError: the pictures are of integers, which a mask cannot make a little smaller.
         """
-        run = _LaidOut(self._run, evidence.device)
-
-        def outputs(rows: slice) -> Any:
-            inputs = pick_images(evidence.inputs, image_index[rows], evidence.images)
-            return run(with_pictures(inputs, run.laid_out(perturb(picture_batch(inputs), rows))))
-
-        floating(picture_batch(evidence.inputs))
-        return self.scores_of(evidence, image_index, outputs)
+        return self._trials(evidence).of_pictures(image_index, perturb)
 
     def scores_of(self, evidence: Evidence, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:
         """Return the scores, (rows,) or (rows, K), of outputs that are computed for a slice of rows at a time."""
+        return self._trials(evidence).of_outputs(image_index, outputs)
 
-        def work(rows: slice) -> Tensor:
-            with callers_precision():
-                return targets.score(evidence.target, outputs(rows), image_index[rows])
-
-        scores = in_chunks(
-            work, len(image_index), self.chunk_size, evidence.device, progress=self.progress, what=self.name
+    def _trials(self, evidence: Evidence) -> Trials:
+        return Trials(
+            run=self._run,
+            inputs=evidence.inputs,
+            images=evidence.images,
+            target=evidence.target,
+            device=evidence.device,
+            chunk_size=self.chunk_size,
+            progress=self.progress,
+            what=self.name,
         )
-        check_finite({"score of a perturbed image": [scores]})
-        return single_or_double(scores)
 
 
 class MaskMethod(PerturbationMethod, PictureMethod):
@@ -133,29 +127,3 @@ def mean_under(masks: Masks, values: Tensor) -> Tensor:
         total = total + torch.tensordot(values[:, some], weights, 1)
         covered = covered + weights.sum(0)
     return divided(total, covered)
-
-
-class _LaidOut:
-    """Forward passes of pictures that are laid out as is fastest: on a CPU channels-last, the values being the same.
-
-    A network that cannot take it, because it calls ``view`` across the channels, gets the inputs' own layout.
-    """
-
-    def __init__(self, run: Callable[[Any], Any], device: torch.device) -> None:
-        self._run = run
-        self._channels_last = device.type == "cpu"
-
-    def laid_out(self, pictures: Tensor) -> Tensor:
-        """Return the pictures in the layout that is tried."""
-        if not self._channels_last or pictures.dim() != 4:
-            return pictures
-        return pictures.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self, inputs: Any) -> Any:
-        try:
-            return self._run(inputs)
-        except RuntimeError as error:
-            if not self._channels_last or "view size is not compatible" not in str(error):
-                raise
-        self._channels_last = False
-        return self._run(with_pictures(inputs, picture_batch(inputs).contiguous()))

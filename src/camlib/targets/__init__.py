@@ -1,7 +1,7 @@
 """What is explained: the score, one for each row of the outputs, whose gradient or change a method measures."""
 
 from camlib.targets.base import Score, Target, score
-from camlib.targets.classes import Classes, Contrast, Probability, ReST, resolve
+from camlib.targets.classes import Classes, Confidence, Contrast, Probability, ReST, resolve
 from camlib.targets.columns import BinaryLogit, MultiLabel, Output
 from camlib.targets.dense import Region
 from camlib.targets.detection import Box
@@ -12,6 +12,7 @@ __all__ = [
     "BinaryLogit",
     "Box",
     "Classes",
+    "Confidence",
     "Contrast",
     "MultiLabel",
     "Output",

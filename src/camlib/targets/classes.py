@@ -76,8 +76,29 @@ class Classes(_OfClasses):
         return two_class_logits(outputs)
 
 
-class Probability(_OfClasses):
+class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
+
+    The number by which :mod:`camlib.metrics` judge. To explain it take :class:`Probability`, which is the same and
+    warns where the gradient is useless.
+
+    Args:
+        classes: as for :class:`Classes`.
+
+    Example:
+        >>> import camlib, torch
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 99.0]])
+        >>> target = camlib.targets.resolve(camlib.targets.Confidence(1), logits)
+        >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
+        tensor([0.5000, 1.0000])
+    """
+
+    def _table(self, outputs: Tensor) -> Tensor:
+        return class_log_probabilities(outputs).exp()
+
+
+class Probability(Confidence):
+    """The probability of a class, as :class:`Confidence`, to be explained.
 
     Its gradient is p_c (1 - p_c) times that of the log odds, so that maps of confident predictions rest on a factor
     near zero, and all the classes' logits have a share in it. To explain a class, prefer its logit.
@@ -110,9 +131,6 @@ class Probability(_OfClasses):
                 stacklevel=4,
             )
         return fixed
-
-    def _table(self, outputs: Tensor) -> Tensor:
-        return class_log_probabilities(outputs).exp()
 
 
 class ReST(_OfClasses):
