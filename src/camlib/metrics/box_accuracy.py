@@ -1,0 +1,197 @@
+"""Weakly supervised object localisation (Choe et al. 2020): do boxes around what a heatmap shows fit the true ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from camlib.arguments import positive_int
+from camlib.errors import CamlibValueError
+from camlib.metrics.localisation import checked_boxes, checked_share
+from camlib.metrics.scorer import checked_heatmaps, in_unit_range
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REGIONS = ("largest", "all")
+"""Which connected regions of a heatmap get a box."""
+
+
+def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 100) -> Tensor:
+    r"""Tell whether the box of the heatmap's largest region fits a true one, at the threshold that is best for all.
+
+    .. math::
+        \left[\max_b \operatorname{IoU}(\operatorname{box}(H \ge t^*), b) \ge \delta\right], \quad
+        t^* = \operatorname{argmax}_t \sum_n \left[\max_b \operatorname{IoU}(\operatorname{box}(H_n \ge t), b) \ge
+        \delta\right]
+
+    with thresholds t = 0, 1/T, ..., (T - 1)/T, and of several best the lowest. The mean over images is MaxBoxAcc; Choe
+    et al. 2020, https://arxiv.org/abs/2007.04178. One threshold serves the whole batch, so that an image's result
+    depends on the others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward
+    pass.
+
+    Args:
+        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        iou: :math:`\delta`, the intersection over union that is a hit, in (0, 1].
+        thresholds: T, how many.
+
+    Returns:
+        (N,), 1 or 0.
+
+    Raises:
+        CamlibTypeError: no tensors or arrays of real numbers.
+        CamlibValueError: heatmaps that are none of pictures in [0, 1], boxes that are none within the pictures, an
+            image without a box, or an option out of its range.
+
+    Example:
+        >>> import torch
+        >>> heatmaps = torch.zeros(2, 8, 8)
+        >>> heatmaps[:, 2:5, 3:6] = 0.7
+        >>> max_box_acc(heatmaps, torch.tensor([[3, 2, 6, 5], [0, 0, 2, 2]]))
+        tensor([1., 0.])
+    """
+    wanted = checked_share("iou", iou)
+    overlaps = box_overlaps(heatmaps, boxes, thresholds=thresholds)
+    return _at_best_threshold(overlaps >= wanted).to(overlaps)
+
+
+def max_box_acc_v2(
+    heatmaps: Any, boxes: Any, *, ious: Sequence[float] = (0.3, 0.5, 0.7), thresholds: int = 100
+) -> Tensor:
+    r"""Return the share of the IoUs at which a box of any of the heatmap's regions fits a true one.
+
+    As :func:`max_box_acc`, but of all regions the box that fits best counts, and the mean is taken over several
+    :math:`\delta`, each at its own best threshold. The mean over images is MaxBoxAccV2; Choe et al. 2020,
+    https://arxiv.org/abs/2007.04178. Higher is better. No forward pass.
+
+    Args:
+        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        ious: :math:`\delta`, the intersections over union that are hits, each in (0, 1].
+        thresholds: T, how many.
+
+    Returns:
+        (N,), in [0, 1].
+
+    Raises:
+        CamlibTypeError: no tensors or arrays of real numbers.
+        CamlibValueError: as for :func:`max_box_acc`, or no IoUs.
+
+    Example:
+        >>> import torch
+        >>> heatmaps = torch.zeros(1, 8, 8)
+        >>> heatmaps[:, 0:4, 0:4] = 0.7
+        >>> max_box_acc_v2(heatmaps, torch.tensor([[0, 0, 4, 6]]))
+        tensor([0.6667])
+    """
+    if not ious:
+        raise CamlibValueError("ious are empty; at least one intersection over union in (0, 1] must say what a hit is")
+    wanted = [checked_share("each of ious", value) for value in ious]
+    overlaps = box_overlaps(heatmaps, boxes, thresholds=thresholds, regions="all")
+    return torch.stack([_at_best_threshold(overlaps >= value) for value in wanted]).to(overlaps).mean(0)
+
+
+def box_hits(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 100, regions: str = "largest") -> Tensor:
+    """Tell at which thresholds a box of the heatmap fits a true one: the table of which MaxBoxAcc is the best column.
+
+    For a data set in several batches: ``torch.cat(tables).float().mean(0).max()`` is its MaxBoxAcc. No forward pass.
+
+    Args:
+        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        iou: the intersection over union that is a hit, in (0, 1].
+        thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
+        regions: as for :func:`box_overlaps`.
+
+    Returns:
+        (N, T), bool.
+
+    Raises:
+        CamlibTypeError: no tensors or arrays of real numbers.
+        CamlibValueError: as for :func:`max_box_acc`, or unknown regions.
+
+    Example:
+        >>> import torch
+        >>> heatmaps = torch.zeros(1, 8, 8)
+        >>> heatmaps[:, 2:5, 3:6] = 0.7
+        >>> box_hits(heatmaps, torch.tensor([[3, 2, 6, 5]]), thresholds=4)
+        tensor([[False,  True,  True, False]])
+    """
+    wanted = checked_share("iou", iou)
+    return box_overlaps(heatmaps, boxes, thresholds=thresholds, regions=regions) >= wanted
+
+
+def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: str = "largest") -> Tensor:
+    """Return how well the heatmap's boxes fit the true ones at each threshold, whatever is then called a hit.
+
+    Regions are of pixels that reach the threshold, connected along sides or diagonals. No forward pass.
+
+    Args:
+        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
+        regions: "largest": the box of the region of most pixels, of several equally large ones that whose box starts
+            further up, then further left. "all": the boxes of all.
+
+    Returns:
+        (N, T), the highest intersection over union of such a box and a true one; 0 where no pixel reaches the
+        threshold.
+
+    Raises:
+        CamlibTypeError: no tensors or arrays of real numbers.
+        CamlibValueError: as for :func:`max_box_acc`, or unknown regions.
+
+    Example:
+        >>> import torch
+        >>> heatmaps = torch.zeros(1, 8, 8)
+        >>> heatmaps[:, 0:4, 0:4] = 0.7
+        >>> box_overlaps(heatmaps, torch.tensor([[0, 0, 4, 8]]), thresholds=4)
+        tensor([[0.5000, 0.5000, 0.5000, 0.0000]])
+    """
+    if regions not in REGIONS:
+        raise CamlibValueError(f'regions must be "largest" or "all", got {regions!r}')
+    steps = positive_int("thresholds", thresholds)
+    maps = in_unit_range(checked_heatmaps(heatmaps))
+    if maps.dim() != 3:
+        raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; boxes are of pictures (N, H, W)")
+    corners = checked_boxes(boxes, tuple(maps.shape[1:]), len(maps))
+    without = (~(corners[..., 2] > 0).any(1)).nonzero().flatten().tolist()
+    if without:
+        raise CamlibValueError(f"images {without} have no box, and no heatmap is right there: leave these images out")
+    sweep = [step / steps for step in range(steps)]
+    pairs = zip(maps.detach().cpu().numpy(), corners.detach().cpu().double().numpy(), strict=True)
+    # Connected regions are found by cv2, for one heatmap and threshold at a time.
+    best = [[_best_overlap(_regions(values >= least, regions), true) for least in sweep] for values, true in pairs]
+    return torch.tensor(best, dtype=torch.float64).to(maps)
+
+
+def _at_best_threshold(hits: Tensor) -> Tensor:
+    """Return the column of hits (N, T) that has most of them."""
+    counts = hits.sum(0).tolist()
+    return hits[:, counts.index(max(counts))]
+
+
+def _regions(above: NDArray[np.bool_], regions: str) -> NDArray[np.float64]:
+    """Return the boxes (R, 4) of regions."""
+    import cv2
+    import numpy as np
+
+    _, _, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
+    left, top, width, height, area = stats[1:].astype(np.float64).T  # the first is what is not above
+    boxes: NDArray[np.float64] = np.stack([left, top, left + width, top + height], axis=1)
+    return boxes if regions == "all" else boxes[np.lexsort((left, top, -area))[:1]]
+
+
+def _best_overlap(boxes: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    """Return the highest intersection over union of boxes (R, 4) and others (M, 4)."""
+    import numpy as np
+
+    sides = np.minimum(boxes[:, None, 2:], true[:, 2:]) - np.maximum(boxes[:, None, :2], true[:, :2])
+    shared = sides.clip(min=0).prod(-1)
+    areas, true_areas = ((of[:, 2:] - of[:, :2]).prod(-1) for of in (boxes, true))
+    return float((shared / (areas[:, None] + true_areas - shared)).max(initial=0))

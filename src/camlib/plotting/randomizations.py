@@ -1,0 +1,77 @@
+"""Randomised networks: how alike the heatmaps stay, stage by stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from camlib.metrics.sanity import Randomization
+
+STAGE, HEIGHT = 0.55, 4.2
+"""Width of a stage and height of the figure, in inches."""
+NARROWEST = 4.5
+"""Least width of the axes, in inches: what the title needs."""
+APART = 0.12
+"""Between the marks of two similarities at one stage, as a share of a stage."""
+MARKERS = "osD^vP"
+"""Similarities can be told apart without colours."""
+
+AXES = {
+    "cascading": "randomised up to this stage, from the output to the input",
+    "independent": "randomised stage, all others as they were",
+}
+"""What is said of the stages, by the order of randomisation."""
+
+
+def plot_randomization(randomization: Randomization) -> Figure:
+    """Draw means over images with the middle half of them; see :meth:`camlib.metrics.Randomization.plot`.
+
+    Args:
+        randomization: what :func:`camlib.metrics.randomization` returned.
+
+    Returns:
+        A matplotlib figure, not shown.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    stages, count = len(randomization.stages), len(randomization.similarities)
+    figure = Figure(figsize=(max(NARROWEST, stages * STAGE) + 2.4, HEIGHT), layout="constrained")
+    ax = figure.subplots()
+    ax.axhline(1, color="0.8", linewidth=1, zorder=0)
+    line = "-" if randomization.order == "cascading" else "none"  # stages that are randomised alone are no curve
+    for k, (name, similarity) in enumerate(randomization.similarities.items()):
+        values = similarity.detach().double().cpu().numpy()
+        places = np.arange(stages) + (k - (count - 1) / 2) * APART
+        color = colormaps["tab10"](k % 10)
+        low, high = np.percentile(values, [25, 75], axis=1)
+        ax.vlines(places, low, high, color=color, alpha=0.45, linewidth=3)
+        ax.plot(
+            places,
+            values.mean(1),
+            linestyle=line,
+            marker=MARKERS[k % len(MARKERS)],
+            color=color,
+            markersize=5,
+            label=name,
+        )
+        ax.axhline(randomization.random_pair[name], color=color, linestyle=":", linewidth=1.2)
+    ax.set_xticks(range(stages), randomization.stages, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_xlim(-0.5, stages - 0.5)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set_xlabel(AXES[randomization.order], fontsize=9)
+    ax.set_ylabel("similarity to the network's own heatmap", fontsize=9)
+    images = values.shape[1]
+    counted = "1 image" if images == 1 else f"mean and middle half of {images} images"
+    ax.set_title(f"{randomization.method}: {counted}", fontsize=10, loc="left")
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    same = Line2D([], [], color="0.8", linewidth=1, label="the same heatmap")
+    dotted = Line2D([], [], color="0.4", linestyle=":", label="two random maps")
+    handles = [*ax.get_legend_handles_labels()[0], same, dotted]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    return figure

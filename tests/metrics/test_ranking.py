@@ -1,0 +1,99 @@
+"""Pixels in the order of their importance: ties are shuffled, and the shuffle is one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import camlib
+from camlib.metrics import ranked, ranks
+
+GRIDS = [(7,), (3, 4), (2, 3, 2)]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def maps_with_ties(draw: st.DrawFn) -> Tensor:
+    size = draw(st.sampled_from(GRIDS))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    return torch.randint(0, draw(st.sampled_from([1, 2, 5, 100])), (draw(st.integers(1, 3)), *size)).double()
+
+
+@settings(max_examples=50, deadline=None)
+@given(heatmaps=maps_with_ties(), seed=st.integers(0, 9))
+def test_the_order_holds_every_pixel_once_and_importance_never_rises_along_it(heatmaps: Tensor, seed: int) -> None:
+    order = ranked(heatmaps, seeded(seed))
+    assert torch.equal(order.sort(1).values, torch.arange(order.shape[1]).expand_as(order))
+    assert (heatmaps.flatten(1).gather(1, order).diff(dim=1) <= 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(heatmaps=maps_with_ties(), seed=st.integers(0, 9))
+def test_a_rank_is_the_place_in_the_order(heatmaps: Tensor, seed: int) -> None:
+    order, of_pixels = ranked(heatmaps, seeded(seed)), ranks(heatmaps, seeded(seed))
+    assert of_pixels.shape == heatmaps.shape
+    places = torch.arange(order.shape[1]).expand_as(order)
+    assert torch.equal(of_pixels.flatten(1).gather(1, order), places)
+
+
+@settings(max_examples=30, deadline=None)
+@given(heatmaps=maps_with_ties(), seed=st.integers(0, 9))
+def test_each_image_of_a_batch_is_ranked_as_if_alone(heatmaps: Tensor, seed: int) -> None:
+    together = ranks(heatmaps, seeded(seed))
+    for heatmap, rank in zip(heatmaps, together, strict=True):
+        assert torch.equal(ranks(heatmap[None], seeded(seed))[0], rank)
+
+
+@settings(max_examples=30, deadline=None)
+@given(heatmaps=maps_with_ties(), seed=st.integers(0, 9))
+def test_a_rising_function_of_the_heatmap_changes_nothing(heatmaps: Tensor, seed: int) -> None:
+    assert torch.equal(ranks(heatmaps.exp() * 3 - 7, seeded(seed)), ranks(heatmaps, seeded(seed)))
+
+
+def test_ranks_of_a_heatmap_without_ties_are_those_of_a_sort() -> None:
+    assert ranks(torch.tensor([[[0.3, -1.0], [2.0, 0.5]]])).tolist() == [[[2, 3], [0, 1]]]
+    assert ranked(torch.tensor([[[0.3, -1.0], [2.0, 0.5]]])).tolist() == [[2, 3, 0, 1]]
+
+
+def test_tied_pixels_come_in_any_order_alike() -> None:
+    """Of 3 tied pixels behind a higher one, each comes at each of the places 1 to 3 in a third of the draws."""
+    generator = seeded(0)
+    tied = torch.tensor([[0.0, 5.0, 0.0, 0.0]])
+    drawn = torch.cat([ranks(tied, generator) for _ in range(3000)])
+    assert (drawn[:, 1] == 0).all()
+    for pixel in (0, 2, 3):
+        counts = drawn[:, pixel].bincount(minlength=4)
+        assert counts[0] == 0
+        assert (counts[1:] - 1000).abs().max() < 130  # five standard deviations
+
+
+def test_negative_zeros_are_tied_with_zeros() -> None:
+    zeros = torch.zeros(1, 50)
+    assert torch.equal(ranks(zeros * torch.tensor([1.0, -1.0]).repeat(25)), ranks(zeros))
+
+
+def test_a_generator_goes_on_and_without_one_every_call_draws_the_same() -> None:
+    flat = torch.zeros(1, 8, 8)
+    assert torch.equal(ranks(flat), ranks(flat))
+    assert torch.equal(ranks(flat, seeded(3)), ranks(flat, seeded(3)))
+    assert not torch.equal(ranks(flat, seeded(3)), ranks(flat, seeded(4)))
+    generator = seeded(3)
+    assert not torch.equal(ranks(flat, generator), ranks(flat, generator))
+
+
+def test_torchs_own_random_numbers_are_left_alone() -> None:
+    before = torch.get_rng_state()
+    ranks(torch.zeros(1, 8, 8))
+    ranked(torch.zeros(1, 8, 8), seeded(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_something_else_than_a_generator_is_refused() -> None:
+    with pytest.raises(camlib.CamlibTypeError, match="generator must be a torch.Generator, got int"):
+        ranks(torch.zeros(1, 8, 8), 3)  # type: ignore[arg-type]
