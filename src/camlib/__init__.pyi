@@ -1,6 +1,6 @@
 """The public names, and where each is kept; ``__init__.py`` loads them from here when they are first used."""
 
-from . import imaging, targets, testing
+from . import imaging, metrics, targets, testing
 from .capture import Captured, CapturedLayers, capture
 from .comparison import Comparison, compare
 from .concepts import Concepts, deep_feature_factorization
@@ -12,6 +12,7 @@ from .errors import (
     CamlibValueError,
     CamlibWarning,
 )
+from .evaluation import Evaluation, evaluate
 from .explanation import Explanation
 from .imaging import colorize, normalize, overlay, resize
 from .methods import (
@@ -109,6 +110,7 @@ __all__ = [
     "Concepts",
     "EigenCAM",
     "EigenGradCAM",
+    "Evaluation",
     "Explanation",
     "FinerCAM",
     "FullGrad",
@@ -151,6 +153,7 @@ __all__ = [
     "deep_feature_factorization",
     "eigen_cam",
     "eigen_grad_cam",
+    "evaluate",
     "fem",
     "find_layer",
     "find_stages",
@@ -168,6 +171,7 @@ __all__ = [
     "layer_cam",
     "le_grad",
     "list_layers",
+    "metrics",
     "normalize",
     "occlusion",
     "overlay",

@@ -126,14 +126,14 @@ def compare(
     if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise CamlibTypeError(f"methods must be a list of them, got {methods!r}")
     layers = None if layer is None else resolve_layers(model, layer)
-    bound = [_bound(method, model, layers, {"forward": forward, "reshape": reshape}) for method in methods]
+    bound = [bound_to(method, model, layers, {"forward": forward, "reshape": reshape}) for method in methods]
     names = [method.name for method in bound]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
     if len(set(names)) < len(names):
         raise CamlibValueError(f"each method can be compared once, got {', '.join(names)}")
     sharing = [method for method in bound if isinstance(method, PassMethod) and _alike(method, forward, reshape)]
-    _find_once([method for method in bound if _alike(method, forward, reshape)], images)
+    find_once([method for method in bound if _alike(method, forward, reshape)], images)
     found: dict[str, Explanation] = {}
     if sharing:
         found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
@@ -145,7 +145,7 @@ def compare(
     return Comparison({name: found[name] for name in names})
 
 
-def _bound(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None, options: dict[str, Any]) -> Method:
+def bound_to(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None, options: dict[str, Any]) -> Method:
     """The method bound to the model and, where it has none of its own, to the layers."""
     if isinstance(method, Method):
         if method.model is not model:
@@ -165,7 +165,7 @@ def _bound(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None, o
     return bound
 
 
-def _find_once(methods: Iterable[Method], images: Any) -> None:
+def find_once(methods: Iterable[Method], images: Any) -> None:
     """Let the first of the methods that would each look for the layer find it for all."""
     waiting = [method for method in methods if method.layers is None and method.finds_one_layer]
     for method in waiting[:1]:

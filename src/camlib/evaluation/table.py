@@ -1,0 +1,205 @@
+"""The result: a number for each image in every cell of methods by metrics; means, intervals, ranks, files, a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESAMPLES = 2000
+"""Of the images, for an interval."""
+
+
+class Row(NamedTuple):
+    """A method at a layer: one line of the table.
+
+    Example:
+        >>> print(Row("grad_cam", "layer4"), Row("sobel", ""), sep="; ")
+        grad_cam, layer4; sobel
+    """
+
+    method: str
+    """Its name."""
+    layer: str
+    """Empty where the method reads none."""
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.layer}" if self.layer else self.method
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Methods by metrics, with a number for each image.
+
+    Intervals are percentiles of the mean over resamples of the images: they tell how much another draw of images would
+    change, and nothing of other models or data.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> model, images = torchvision.models.resnet18(num_classes=4), torch.rand(4, 3, 64, 64)
+        >>> evaluation = camlib.evaluate(model, images, ["grad_cam"], metrics=["average_drop", "sparseness"])
+        >>> [row.method for row in evaluation.rows], evaluation.metrics
+        (['grad_cam', 'random_cam', 'center_gaussian'], ['average_drop', 'sparseness'])
+        >>> low, high = evaluation.interval(evaluation.rows[0], "average_drop")
+        >>> low <= evaluation.mean(evaluation.rows[0], "average_drop") <= high
+        True
+    """
+
+    values: Mapping[Row, Mapping[str, Tensor]]
+    """By row and metric: (N,) float64 on the CPU; NaN where an image could not be judged."""
+    better: Mapping[str, str]
+    """By metric: "higher" or "lower"."""
+    passes: Mapping[Row, float]
+    """Forward passes of an image that the explanation takes where it is made alone; those of a tail do not count."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Methods that are not in the table, and why."""
+    failures: Sequence[str] = ()
+    """What went wrong on the way; the images concerned are NaN."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The lines, in the order of the methods."""
+        return list(self.values)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns."""
+        return list(self.better)
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.values[self.rows[0]][self.metrics[0]])
+
+    def mean(self, row: Row, metric: str) -> float:
+        """Return the mean over the images that could be judged; NaN if there is none."""
+        return float(self.values[row][metric].nanmean())
+
+    def interval(self, row: Row, metric: str, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the bootstrap interval of the mean; every cell sees the same resamples."""
+        return _interval(self.values[row][metric], confidence)
+
+    def difference(
+        self, row: Row, other: Row, metric: str, confidence: float = 0.95
+    ) -> tuple[float, tuple[float, float]]:
+        """Return by how much a row is better than another: the mean over images, and its bootstrap interval.
+
+        Positive is better, whichever way the metric counts. Differences are taken image by image: what makes an image
+        hard for both cancels.
+        """
+        differences = self._sign(metric) * (self.values[row][metric] - self.values[other][metric])
+        return float(differences.nanmean()), _interval(differences, confidence)
+
+    def mean_ranks(self) -> dict[Row, float]:
+        """Return each row's rank by its mean, 1 the best, averaged over the metrics; ties share a rank.
+
+        Metrics ask for different things, and a mean of ranks weighs them alike: a summary, not a verdict. Where a row
+        has no value, it has no rank.
+        """
+        ranks: dict[Row, list[float]] = {row: [] for row in self.rows}
+        for metric in self.metrics:
+            means = {row: -self._sign(metric) * self.mean(row, metric) for row in self.rows}
+            known = [value for value in means.values() if not math.isnan(value)]
+            for row, value in means.items():
+                if not math.isnan(value):
+                    ranks[row].append(sum(one < value for one in known) + (known.count(value) + 1) / 2)
+        return {row: sum(found) / len(found) if found else math.nan for row, found in ranks.items()}
+
+    def ranked(self) -> list[Row]:
+        """Return the rows, the best mean rank first."""
+        ranks = self.mean_ranks()
+        return sorted(self.rows, key=lambda row: math.inf if math.isnan(ranks[row]) else ranks[row])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a mapping for each row, the best mean rank first.
+
+        It holds method, layer, passes and mean_rank, and for each METRIC its mean, METRIC_low and METRIC_high.
+        """
+        ranks = self.mean_ranks()
+        found = []
+        for row in self.ranked():
+            record: dict[str, Any] = {**row._asdict(), "passes": self.passes[row], "mean_rank": ranks[row]}
+            for metric in self.metrics:
+                low, high = self.interval(row, metric)
+                record |= {metric: self.mean(row, metric), f"{metric}_low": low, f"{metric}_high": high}
+            found.append(record)
+        return found
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write :meth:`records`, a line for each row."""
+        records = self.records()
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write everything, the number of each image included; what is not a number is null."""
+        content = {
+            "images": self.images,
+            "better": dict(self.better),
+            "table": [{key: or_none(value) for key, value in record.items()} for record in self.records()],
+            "values": [
+                {**row._asdict(), **{metric: list(map(or_none, of.tolist())) for metric, of in found.items()}}
+                for row, found in self.values.items()
+            ],
+            "left_out": dict(self.left_out),
+            "failures": list(self.failures),
+        }
+        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def plot(self) -> Figure:
+        """Draw the table: means and intervals, each column coloured by rank from its worst to its best.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        from camlib.plotting.evaluations import plot_evaluation
+
+        return plot_evaluation(self)
+
+    def __str__(self) -> str:
+        heads = [f"{metric} {'+' if self._sign(metric) > 0 else '-'}" for metric in self.metrics]
+        lines = [["method", "passes", "rank", *heads]]
+        for record in self.records():
+            cells = [f"{record[m]:.3f} ({record[f'{m}_low']:.3f} to {record[f'{m}_high']:.3f})" for m in self.metrics]
+            row = Row(record["method"], record["layer"])
+            lines.append([str(row), f"{record['passes']:.4g}", f"{record['mean_rank']:.1f}", *cells])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        notes = [f"left out: {name}: {reason}" for name, reason in self.left_out.items()]
+        head = f"{self.images} images; means with 95% intervals over images; + higher, - lower is better"
+        return "\n".join([head, *(line.rstrip() for line in table), *notes, *self.failures])
+
+    def _sign(self, metric: str) -> int:
+        return 1 if self.better[metric] == "higher" else -1
+
+
+def or_none(value: Any) -> Any:
+    """Return a value as JSON has it: None for what is not a number.
+
+    Example:
+        >>> or_none(float("nan")), or_none(0.5)
+        (None, 0.5)
+    """
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _interval(values: Tensor, confidence: float) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    means = values[drawn].nanmean(1)
+    tail = (1 - confidence) / 2
+    low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    return low, high

@@ -1,0 +1,346 @@
+"""Every method is judged by every metric as these judge alone; passes are shared, failures listed; it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+import torchvision
+from networks import Network, small_cnn
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import camlib
+from camlib import metrics
+from camlib.evaluation import Row
+from camlib.metrics import METRICS
+
+SIDE = 12
+
+
+@pytest.fixture
+def model():
+    return small_cnn().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 3, SIDE, SIDE)
+
+
+@pytest.fixture
+def masks():
+    found = torch.zeros(5, SIDE, SIDE, dtype=torch.bool)
+    found[:, 3:7, 2:9] = True
+    return found
+
+
+class Counting(nn.Module):
+    """A network that counts the images that run through it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.rows = 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.model(x)
+
+
+FEW = {"average_drop": {}, "deletion": {"steps": 3}, "sparseness": {}}
+
+
+def test_cells_are_what_the_metrics_say_alone(model, images, masks):
+    asked = FEW | {"pointing_game": {"tolerance": 1}, "adcc": {}, "max_sensitivity": {"samples": 2}}
+    found = camlib.evaluate(model, images, ["grad_cam", "occlusion"], ["3"], asked, masks)
+    for row, explainer in (
+        (Row("grad_cam", "3"), camlib.GradCAM(model, "3")),
+        (Row("occlusion", ""), camlib.Occlusion(model)),
+    ):
+        target = camlib.GradCAM(model, "3")(images).target
+        heatmaps = explainer(images, target).heatmaps()
+        alone = {
+            "average_drop": metrics.average_drop(model, images, heatmaps, target),
+            "deletion": metrics.deletion(model, images, heatmaps, target, steps=3),
+            "sparseness": metrics.sparseness(heatmaps),
+            "pointing_game": metrics.pointing_game(heatmaps, masks, tolerance=1),
+            "adcc": metrics.adcc(explainer, images, target),
+            "max_sensitivity": metrics.max_sensitivity(explainer, images, target, samples=2),
+        }
+        assert list(found.values[row]) == list(alone)
+        for name, expected in alone.items():
+            torch.testing.assert_close(found.values[row][name], expected.double(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_baselines_are_always_there(model, images):
+    found = camlib.evaluate(model, images, ["layer_cam"], metrics=FEW)
+    assert [row.method for row in found.rows] == ["layer_cam", "random_cam", "center_gaussian"]
+    again = camlib.evaluate(model, images, ["random_cam", "layer_cam"], metrics=FEW)
+    assert [row.method for row in again.rows] == ["random_cam", "layer_cam", "center_gaussian"]
+
+
+def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks):
+    options = {"top_k_intersection": {"k": 20}, "deletion": {"steps": 2}, "insertion": {"steps": 2}}
+    asked = {name: options.get(name, {}) for name in METRICS}
+    found = camlib.evaluate(
+        model, images[:2], "all", ["3"], {name: asked[name] for name in asked if "randomization" not in name},
+        masks[:2], max_passes=200,
+    )  # fmt: skip
+    assert set(found.left_out) == {"rise", "le_grad, 3"} or set(found.left_out) == {"rise", "le_grad"}
+    assert "200 forward passes" in found.left_out["rise"]
+    assert not found.failures
+    assert {row.method for row in found.rows} == set(camlib.METHODS) - {"rise", "le_grad"}
+    for row in found.rows:
+        for name in found.metrics:
+            assert not found.values[row][name].isnan().any(), (row, name)
+
+
+def test_a_method_of_too_many_passes_is_stopped_and_named(images):
+    counting = Counting(small_cnn(channels=64).eval())
+    found = camlib.evaluate(counting, images[:1], ["score_cam"], ["model.3"], ["sparseness"], max_passes=20)
+    assert found.left_out == {"score_cam, model.3": "more than 20 forward passes an image"}
+    assert counting.rows < 64
+
+
+def test_one_pass_serves_all_methods_that_need_no_more_and_scores_are_shared(images):
+    counting = Counting(small_cnn().eval())
+    names = ["grad_cam", "layer_cam", "hires_cam", "eigen_cam"]
+    camlib.evaluate(counting, images, names, ["model.3"], ["average_drop", "average_increase"])
+    tried = 6  # on the first image, one by one
+    assert counting.rows == tried + 5 + 6 * 5  # one pass for all explanations, and one of masked images for each
+
+
+def test_passes_are_those_of_the_explanation_alone(images):
+    found = camlib.evaluate(Counting(small_cnn().eval()), images, ["grad_cam", "score_cam"], ["model.3"], ["entropy"])
+    assert found.passes[Row("grad_cam", "model.3")] == 1
+    assert found.passes[Row("score_cam", "model.3")] == 1 + 4
+
+
+def test_layers_make_rows_of_their_own(model, images):
+    found = camlib.evaluate(model, images, ["grad_cam", "sobel"], ["1", "3"], FEW)
+    assert [str(row) for row in found.rows] == [
+        "grad_cam, 1",
+        "grad_cam, 3",
+        "sobel",
+        "random_cam, 1",
+        "random_cam, 3",
+        "center_gaussian",
+    ]
+    one = camlib.evaluate(model, images, ["grad_cam"], ["1"], FEW)
+    for name in FEW:
+        assert torch.equal(found.values[Row("grad_cam", "1")][name], one.values[Row("grad_cam", "1")][name])
+
+
+def test_batches_do_not_matter(model, images, masks):
+    whole = camlib.evaluate(model, images, ["grad_cam"], ["3"], None, masks)
+    parts = camlib.evaluate(model, [images[:2], (images[2:], "labels")], ["grad_cam"], ["3"], None, masks)
+    assert whole.metrics == [
+        "average_drop", "average_increase", "insertion", "deletion", "road_combined", "pointing_game",
+        "energy_pointing_game",
+    ]  # fmt: skip
+    for row in whole.rows:
+        for name in whole.metrics:
+            torch.testing.assert_close(whole.values[row][name], parts.values[row][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_data_loader_and_a_limit_of_images(model, images):
+    loader = DataLoader(TensorDataset(images, torch.zeros(5)), batch_size=2)
+    found = camlib.evaluate(model, loader, ["grad_cam"], ["3"], FEW, max_images=3)
+    assert found.images == 3
+    whole = camlib.evaluate(model, images, ["grad_cam"], ["3"], FEW)
+    for name in FEW:
+        torch.testing.assert_close(found.values[found.rows[0]][name], whole.values[found.rows[0]][name][:3])
+
+
+def test_classes_go_with_their_images(model, images):
+    classes = [2, 0, 1, 1, 0]
+    found = camlib.evaluate(model, images.split(2), ["grad_cam"], ["3"], {"deletion": {"steps": 2}}, target=classes)
+    heatmaps = camlib.GradCAM(model, "3")(images, classes).heatmaps()
+    alone = metrics.deletion(model, images, heatmaps, classes, steps=2)
+    torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_score_is_the_probability_unless_told_otherwise(model, images):
+    target = 1
+    heatmaps = camlib.GradCAM(model, "3")(images, target).heatmaps()
+    for options, score in (({}, None), ({"score": camlib.targets.Classes}, camlib.targets.Classes)):
+        found = camlib.evaluate(
+            model, images, ["grad_cam"], ["3"], {"deletion": {"steps": 2}}, target=target, **options
+        )
+        alone = metrics.deletion(model, images, heatmaps, target, steps=2, **({"score": score} if score else {}))
+        torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_explained_contrast_is_judged_by_the_probability_of_its_class(model, images):
+    found = camlib.evaluate(
+        model, images, ["grad_cam"], ["3"], {"deletion": {"steps": 2}}, target=camlib.targets.Contrast(1, 2)
+    )
+    heatmaps = camlib.GradCAM(model, "3")(images, camlib.targets.Contrast(1, 2)).heatmaps()
+    alone = metrics.deletion(model, images, heatmaps, 1, steps=2)
+    torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_with_an_empty_mask_is_not_judged_by_it(model, images, masks):
+    masks[2] = False
+    found = camlib.evaluate(model, images, ["grad_cam"], ["3"], ["pointing_game", "sparseness"], masks)
+    row = found.rows[0]
+    assert found.values[row]["pointing_game"].isnan().tolist() == [False, False, True, False, False]
+    assert not found.values[row]["sparseness"].isnan().any()
+
+
+class Failing(camlib.GradientMethod):
+    """Refuses dark pictures."""
+
+    name = "failing"
+
+    def maps(self, activations, gradients):
+        if activations.amax() > 50:
+            raise camlib.CamlibRuntimeError("too bright")
+        return activations.sum(1)
+
+
+def test_what_fails_on_the_way_is_listed_and_costs_nothing_else(model, images):
+    loader = [images[:2], 1000 * images[2:4], images[4:]]
+    found = camlib.evaluate(model, loader, ["grad_cam", Failing], ["3"], FEW)
+    assert found.failures == ["images from 2: failing, 3: too bright"]
+    failing, grad_cam = (next(row for row in found.rows if row.method == name) for name in ("failing", "grad_cam"))
+    for name in FEW:
+        assert found.values[failing][name].isnan().tolist() == [False, False, True, True, False]
+        assert not found.values[grad_cam][name].isnan().any()
+    assert "too bright" in str(found)
+
+
+def test_a_metric_that_fails_for_all_is_told_at_once(model, images):
+    with pytest.raises(camlib.CamlibRuntimeError, match="deletion failed for every method"):
+        camlib.evaluate(model, images, ["grad_cam"], ["3"], {"deletion": {"steps": 0}})
+
+
+def test_the_model_is_left_as_it_was(images):
+    model = Network().train()
+    model.norm.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    camlib.evaluate(model, images, ["grad_cam", "score_cam"], ["norm"], [*FEW, "cascading_randomization"])
+    assert [module.training for module in (model, model.features, model.norm)] == [True, True, False]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+# Resuming -------------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(batches, after):
+    """A loader that is interrupted."""
+    for number, batch in enumerate(batches):
+        if number == after:
+            raise Stopped
+        yield batch
+
+
+@pytest.fixture
+def batches(images):
+    return [images[:2], images[2:4], images[4:]]
+
+
+def test_a_stopped_evaluation_goes_on_and_does_no_batch_twice(batches, tmp_path):
+    path = tmp_path / "deep" / "record.jsonl"
+    counting = Counting(small_cnn().eval())
+    whole = camlib.evaluate(counting, batches, ["grad_cam", "le_grad"], ["model.3"], FEW)
+    in_one_go = counting.rows
+    with pytest.raises(Stopped):
+        camlib.evaluate(counting, stopping(batches, 2), ["grad_cam", "le_grad"], ["model.3"], FEW, path=path)
+    assert len(path.read_text().splitlines()) == 3
+    with path.open("a") as file:
+        file.write('{"images": 1, "rows": [{"meth')  # killed in the middle of a line
+    counting.rows = 0
+    resumed = camlib.evaluate(counting, batches, ["grad_cam", "le_grad"], ["model.3"], FEW, path=path)
+    assert 0 < counting.rows < in_one_go / 2
+    counting.rows = 0
+    camlib.evaluate(counting, batches, ["grad_cam", "le_grad"], ["model.3"], FEW, path=path)
+    assert counting.rows == 0
+    assert resumed.left_out == whole.left_out != {}
+    assert resumed.passes == whole.passes
+    for row in whole.rows:
+        for name in FEW:
+            assert torch.equal(whole.values[row][name], resumed.values[row][name])
+
+
+def test_a_record_of_another_evaluation_is_refused(model, batches, tmp_path):
+    path = tmp_path / "record.jsonl"
+    camlib.evaluate(model, batches, ["grad_cam"], ["3"], FEW, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="evaluation with other metrics"):
+        camlib.evaluate(model, batches, ["grad_cam"], ["3"], ["sparseness"], path=path)
+    with pytest.raises(camlib.CamlibValueError, match="evaluation with other methods"):
+        camlib.evaluate(model, batches, ["layer_cam"], ["3"], FEW, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="evaluation with other model"):
+        camlib.evaluate(small_cnn().eval(), batches, ["grad_cam"], ["3"], FEW, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="batch 0 is of other images"):
+        camlib.evaluate(model, batches[::-1], ["grad_cam"], ["3"], FEW, path=path)
+    path.write_text("a shopping list\n")
+    with pytest.raises(camlib.CamlibValueError, match="not a record of an evaluation"):
+        camlib.evaluate(model, batches, ["grad_cam"], ["3"], FEW, path=path)
+    assert path.read_text() == "a shopping list\n"
+
+
+def test_a_record_is_json(model, images, tmp_path):
+    camlib.evaluate(model, images, ["grad_cam"], ["3"], FEW, path=tmp_path / "record.jsonl")
+    for line in (tmp_path / "record.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_arguments_are_told(model, images, masks):
+    for arguments, error, told in (
+        ({"methods": "grad_cam"}, TypeError, '"all" or a list'),
+        ({"methods": ["grad_camm"]}, ValueError, "did you mean 'grad_cam'"),
+        ({"methods": [3]}, TypeError, "a method is a name"),
+        ({"methods": ["grad_cam", "grad_cam"]}, ValueError, "twice"),
+        ({"layers": "3"}, TypeError, r"give \['3'\]"),
+        ({"layers": ["nowhere"]}, ValueError, "nowhere"),
+        ({"metrics": "iou"}, TypeError, r"give \['iou'\]"),
+        ({"metrics": []}, ValueError, "metrics is empty"),
+        ({"metrics": ["insertio"]}, ValueError, "did you mean 'insertion'"),
+        ({"metrics": ["iou"]}, ValueError, "give masks="),
+        ({"max_images": 0}, ValueError, "max_images"),
+        ({"max_passes": 0}, ValueError, "max_passes"),
+        ({"masks": masks[:3]}, ValueError, "give a mask for each image"),
+        ({"masks": torch.cat([masks, masks])}, ValueError, "masks are of 10 images, and the loader gave 5"),
+        ({"masks": masks[:, :4]}, ValueError, "of the inputs' size"),
+        ({"loader": []}, ValueError, "no images"),
+        ({"target": [[0, 1]] * 5}, ValueError, "one heatmap of each image"),
+        ({"target": camlib.TopK(2)}, ValueError, "one heatmap of each image"),
+        ({"target": [0, 1]}, ValueError, "classes of 2 images"),
+        ({"target": [0.5] * 5}, TypeError, "class indices are integers"),
+    ):
+        given = {"loader": images, "methods": ["grad_cam"], "layers": ["3"], "metrics": None} | arguments
+        with pytest.raises(error, match=told) as raised:
+            camlib.evaluate(model, **given)
+        assert isinstance(raised.value, camlib.CamlibError)
+
+
+def test_every_metric_that_judges_single_images_is_in_the_table():
+    functions = {name for name in metrics.__all__ if callable(getattr(metrics, name)) and name.islower()}
+    other = {
+        "box_hits", "box_overlaps", "max_box_acc", "max_box_acc_v2",  # of a data set
+        "box_masks", "deletion_curve", "insertion_curve", "impute", "randomization", "ranked", "ranks",
+        "hog", "pearson", "spearman", "ssim",
+    }  # fmt: skip
+    assert functions - other == set(METRICS)
+
+
+def test_a_vision_transformer_is_judged_too():
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    found = camlib.evaluate(model, torch.rand(2, 3, 32, 32), ["grad_cam", "le_grad", "cam"], None, FEW)
+    assert {row.method for row in found.rows} == {"grad_cam", "le_grad", "random_cam", "center_gaussian"}
+    assert any(name.startswith("cam") for name in found.left_out)
+    assert not any(math.isnan(found.mean(row, name)) for row in found.rows for name in FEW)
