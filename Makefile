@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JUDGED := runs/phantoms-128
 
-.PHONY: help install demo test lint types docs benchmark clean
+.PHONY: help install demo judge test lint types docs benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,6 +19,10 @@ $(VENV)/installed: pyproject.toml
 
 demo: install  ## train on phantom radiographs and draw where the network looked (three minutes)
 	$(BIN)/python examples/pneumonia/run.py
+
+judge: install  ## judge every method on the phantoms' network at 128 px, trained first if need be (five minutes)
+	test -e $(JUDGED)/metrics.json || $(BIN)/python examples/pneumonia/run.py --size 128 --output $(JUDGED)
+	$(BIN)/python examples/pneumonia/judge.py --run $(JUDGED)
 
 test: install lint types  ## lint, types and every test
 	$(BIN)/python -m pytest

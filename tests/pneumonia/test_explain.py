@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from radiographs import SHAPE, write_classes
 
+import camlib
 from pneumonia import explain, phantoms
 from pneumonia.data import Pictures, list_images, load
-from pneumonia.explain import center_gaussian, choose_layer, energy_inside, gallery, localisation, pointing_game
+from pneumonia.explain import choose_layer, gallery, localisation
 from pneumonia.model import build
 
 CPU = torch.device("cpu")
@@ -28,24 +29,6 @@ def drawn(count=12, side=48):
     return Pictures(made.images, made.labels, names, names, made.masks)
 
 
-def test_measures_of_a_case_worked_by_hand():
-    maps = torch.tensor([[[4.0, 1.0], [0.0, 5.0]], [[4.0, 1.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    masks = torch.tensor(
-        [[[False, False], [False, True]], [[False, True], [True, False]], [[True, True], [True, True]]]
-    )
-    assert pointing_game(maps, masks).tolist() == [1, 0, 0]
-    assert energy_inside(maps, masks).tolist() == [0.5, 0.5, 0]
-
-
-def test_center_gaussian_peaks_in_the_middle():
-    bell = center_gaussian(9)
-    assert int(bell.argmax()) == 9 * 4 + 4
-    assert bell[4, 4] == 1
-    assert torch.equal(bell, bell.flip(0))
-    assert torch.equal(bell, bell.T)
-    assert bell[4, 4 + 2].item() == pytest.approx(np.exp(-0.5 * (2 / 2.25) ** 2))
-
-
 def test_localisation_of_perfect_heatmaps_is_perfect_and_of_the_gaussian_is_not(model, monkeypatch):
     pictures = drawn(40)
     sick = pictures.masks[pictures.labels == 1]
@@ -56,7 +39,7 @@ def test_localisation_of_perfect_heatmaps_is_perfect_and_of_the_gaussian_is_not(
     for name in ("pointing_game", "energy_inside"):
         assert found["grad_cam"][name] == {"value": 1.0, "interval": [1.0, 1.0]}
         assert found["center_gaussian"][name]["interval"][1] < 0.9
-    bell = center_gaussian(48).numpy()
+    bell = camlib.center_gaussian((48, 48)).numpy()
     share = np.mean([bell[mask].sum() / bell.sum() for mask in sick.numpy()])
     assert found["center_gaussian"]["energy_inside"]["value"] == pytest.approx(share, rel=1e-4)
 
@@ -70,7 +53,6 @@ def test_layer_is_chosen_by_the_validation_masks(model, monkeypatch):
 
 
 def test_heatmaps_are_of_the_pneumonia_logit_and_at_the_working_size(model):
-    import camlib
     from pneumonia.augment import prepare
 
     pictures = drawn(3, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.imaging import draw_contours
+from camlib.metrics import energy_pointing_game, pointing_game
 from pneumonia.augment import prepare
 from pneumonia.data import CLASSES, Pictures, read
 
@@ -83,28 +85,6 @@ def heatmaps(model: nn.Module, pictures: Pictures, size: int, layer: str | None,
     return torch.cat(parts)
 
 
-def pointing_game(maps: Tensor, masks: Tensor) -> Array:
-    """1 where the highest value of a map lies inside the mask, else 0; also 0 for a map without evidence (N,)."""
-    flat = maps.flatten(1)
-    hit = masks.flatten(1).gather(1, flat.argmax(1, keepdim=True)).squeeze(1)
-    result: Array = (hit & (flat.amax(1) > 0)).double().numpy()
-    return result
-
-
-def energy_inside(maps: Tensor, masks: Tensor) -> Array:
-    """The share of a map's sum that lies inside the mask; 0 for a map without evidence (N,)."""
-    total = maps.sum((1, 2))
-    result: Array = torch.where(total > 0, (maps * masks).sum((1, 2)) / total.clamp(min=1e-12), 0).double().numpy()
-    return result
-
-
-def center_gaussian(side: int) -> Tensor:
-    """A Gaussian in the middle of the picture, its deviation a quarter of the side: the map that does not look."""
-    axis = (torch.arange(side) - (side - 1) / 2) / (side / 4)
-    bell = torch.exp(-(axis**2) / 2)
-    return bell[:, None] * bell[None, :]
-
-
 def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torch.device) -> str:
     """The candidate whose heatmaps have most of their energy inside the masks of the validation phantoms."""
     sick = _sick(validation)
@@ -112,7 +92,7 @@ def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torc
     masks = sick.masks
     return max(
         CANDIDATES,
-        key=lambda layer: float(energy_inside(heatmaps(model, sick, size, layer, device), masks).mean()),
+        key=lambda layer: float(energy_pointing_game(heatmaps(model, sick, size, layer, device), masks).mean()),
     )
 
 
@@ -129,9 +109,9 @@ def localisation(
     side = sick.pixels.shape[-1]
     contenders = {
         "grad_cam": heatmaps(model, sick, size, layer, device),
-        "center_gaussian": center_gaussian(side).expand(len(sick), -1, -1),
+        "center_gaussian": camlib.center_gaussian((side, side)).expand(len(sick), -1, -1),
     }
-    measures = {"pointing_game": pointing_game, "energy_inside": energy_inside}
+    measures = {"pointing_game": partial(pointing_game, tolerance=0), "energy_inside": energy_pointing_game}
     return {
         "images": len(sick),
         "layer": layer,
@@ -147,6 +127,7 @@ def _sick(pictures: Pictures) -> Pictures:
     return pictures.take(pictures.labels.nonzero().flatten().tolist())
 
 
-def _with_interval(values: Array, seed: int) -> dict[str, Any]:
+def _with_interval(measured: Tensor, seed: int) -> dict[str, Any]:
+    values: Array = measured.double().numpy()
     drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(1)
     return {"value": float(values.mean()), "interval": [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]}
