@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from camlib.nested import tensors_in
 
-BUDGET = 128 * 2**20
+BUDGET = 96 * 2**20
 """Bytes of tensors that a chunk of work may hold: on a CPU more rows at once only drop out of its caches."""
 
 CUDA_BUDGET = 2 * 2**30
