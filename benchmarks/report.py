@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -116,6 +117,48 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def tables_of_docs(results: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """By file name the tables that the documentation shows: the goals, every method, and Grad-CAM beside the peers."""
+    of_one = [cell for cell in results["cells"] if (cell["images"], cell["classes"]) == (1, 1)]
+    models = list(dict.fromkeys(cell["model"] for cell in of_one))
+    ours = {(cell["method"], cell["model"]): cell for cell in of_one if cell["library"] == "camlib"}
+    theirs = {
+        (cell["library"], cell["model"], cell["images"]): cell
+        for cell in results["cells"]
+        if cell["method"] == "grad_cam" and cell["classes"] == 1
+    }
+    sizes = list(dict.fromkeys(images for _, _, images in theirs))
+    return {
+        "suite_goals.csv": [
+            ["goal", "asked", "seen", "met"],
+            *(
+                [
+                    line["what"],
+                    f"{'at most' if line['at most'] else 'at least'} {line['asked']:g}",
+                    f"{line['seen']:.3g}",
+                    "yes" if line["met"] else "no",
+                ]
+                for line in results["goals"]
+            ),
+        ],
+        "suite_methods.csv": [
+            ["method", *models],
+            *(
+                [method, *(shown(ours.get((method, model))) for model in models)]
+                for method in dict.fromkeys(method for method, _ in ours)
+            ),
+        ],
+        "suite_grad_cam.csv": [
+            ["images", "model", *LIBRARIES],
+            *(
+                [str(images), model, *(shown(theirs.get((library, model, images))) for library in LIBRARIES)]
+                for images in sizes
+                for model in models
+            ),
+        ],
+    }
+
+
 def figure(results: dict[str, Any], path: Path) -> None:
     """Draw the growth of time, on log axes."""
     from matplotlib.figure import Figure
@@ -136,15 +179,18 @@ def figure(results: dict[str, Any], path: Path) -> None:
     drawn.savefig(path, dpi=100)
 
 
-def write(results: dict[str, Any], page: Path, folder: Path) -> None:
-    """Put the tables between the markers of a page, or into a new one, and draw the figure into a folder."""
+def write(results: dict[str, Any], page: Path, folder: Path, data: Path) -> None:
+    """Put the tables between the markers of a page, or into a new one, and into CSV files; draw the figure."""
     text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n\n{markdown(results)}\n\n{END}{after}")
     figure(results, folder / "benchmarks.png")
+    for name, lines in tables_of_docs(results).items():
+        with (data / name).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
 
 
 if __name__ == "__main__":
     results_folder, figures, tables = places(None)
-    write(json.loads((results_folder / "suite.json").read_text()), tables, figures)
+    write(json.loads((results_folder / "suite.json").read_text()), tables, figures, results_folder)

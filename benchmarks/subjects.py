@@ -17,7 +17,7 @@ from camlib.comparison import DEFAULT_METHODS
 OfClass = Callable[[int], Any]
 """A peer's call, from the class."""
 
-SAMPLES = 400
+SAMPLES = 200
 """Of RISE: the default of 4000 says the same of the speed."""
 WINDOW, STRIDE = 32, 16
 """Of occlusion."""

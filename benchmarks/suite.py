@@ -345,14 +345,14 @@ def main() -> None:
     overlays(bench, plan)
     growth(bench, plan, device)
     for name in plan.variants:
-        results["variants"] += variants.measured(name, plan.side, plan.rounds, device)
+        results["variants"] += variants.measured(name, plan.side, max(plan.rounds - 1, 1), device)
         bench.write()
     for images, classes in ((1, 1), (1, 10), (8, 1), (32, 1)):
         for name in plan.models:
             cells(bench, plan, name, images, classes, device)
     results["minutes"] = (time.monotonic() - start) / 60
     bench.write()
-    report.write(results, page, docs)
+    report.write(results, page, docs, results_folder)
 
 
 if __name__ == "__main__":
