@@ -46,12 +46,12 @@ CLASS, IMAGES, SIDE, STEPS = 4, 4, 40, 16
 """The sides and steps are such that all count the same pixels: shares of a fifth and steps of a sixteenth are whole."""
 PACKAGES = ("torch", "torchvision", "quantus", "captum", "grad-cam", "torchcam", "scikit-image", "scipy")
 
-RANDOM, FINE, COARSE = "random", "Grad-CAM, conv1, signed", "Grad-CAM, layer4"
+RANDOM, FINE, COARSE = "random", "Grad-CAM, conv1, signed", "Grad-CAM, layer2"
 """What is judged; the last has ties, and one map of it is of zeros."""
-EXPLAINERS: dict[str, tuple[str, bool]] = {FINE: ("conv1", False), COARSE: ("layer4", True)}
+EXPLAINERS: dict[str, tuple[str, bool]] = {FINE: ("conv1", False), COARSE: ("layer2", True)}
 """Their layers, and whether negative values are cut off."""
 TIES = "ties, which camlib shuffles, are decided by the order of pixels"
-GROUPS = "pixels that tie are removed together, so that more than the share goes"
+GROUPS = "pixels that tie are removed together: more than the share goes, of many zeros all"
 NOTHING = "NaN for a heatmap of zeros, left out of the difference; camlib documents a number"
 REASONS = {
     ("arcc", "grad-cam", FINE): "camlib imputes to its default tolerance of 1e-4, grad-cam directly",

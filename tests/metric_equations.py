@@ -241,7 +241,8 @@ def hog_descriptor(heatmap: Array) -> Array:
         down = heatmap[row + 1, column] - heatmap[row - 1, column] if 0 < row < height - 1 else 0.0
         right = heatmap[row, column + 1] - heatmap[row, column - 1] if 0 < column < width - 1 else 0.0
         orientation = math.degrees(math.atan2(down, right)) % 180
-        cells[row // tall, column // wide, int(orientation // 20)] += math.hypot(down, right) / (tall * wide)
+        if orientation < 180:  # scikit-image leaves out what rounding makes 180
+            cells[row // tall, column // wide, int(orientation // 20)] += math.hypot(down, right) / (tall * wide)
     blocks = []
     for row, column in np.ndindex(cells.shape[0] - 2, cells.shape[1] - 2):
         block = cells[row : row + 3, column : column + 3].ravel()

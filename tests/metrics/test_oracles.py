@@ -325,6 +325,14 @@ def test_road_adds_the_same_gaussian_noise_to_what_is_imputed_of_every_picture(n
     assert scipy.stats.kstest(drawn[0] / sigma, "norm").pvalue > 1e-6
 
 
+def test_of_tied_pixels_the_least_relevant_are_those_that_would_go_last() -> None:
+    model, image = Recorder(cnn()), torch.randn(1, 3, 5, 8).double()
+    metrics.road_combined(model, image, torch.zeros(1, 5, 8).double(), 1, shares=(0.5,), noise=0.3)
+    first, last = ((picture != image[0].numpy()).any(0) for picture in model.changed(image[0].numpy()))
+    assert first.sum() == 20
+    assert np.array_equal(first, ~last)
+
+
 # Correlation and infidelity -------------------------------------------------------------------------------------------
 
 FAR = 7.0
@@ -950,6 +958,15 @@ def test_arcc_is_of_coherency_complexity_and_road(seed: int, noise: float) -> No
         min(max(2 * combined, 0.0), 1.0),
     )
     assert_close(result, [equations.harmonic_mean(parts)])
+
+
+def test_coherency_is_of_smoothed_maps_too() -> None:
+    model, images = cnn(), torch.randn(2, 3, 12, 11).double()
+    explainer = camlib.NoiseAveraging(camlib.GradCAM(model, "2", relu=False), samples=2)
+    clean = explainer(images, 1).heatmaps()
+    masked = explainer(images * clean[:, None], 1).heatmaps()
+    expected = [equations.coherency(a, b) for a, b in zip(clean.numpy(), masked.numpy(), strict=True)]
+    assert_close(metrics.coherency(explainer, images, 1), expected)
 
 
 def test_a_map_that_does_not_look_at_the_picture_is_coherent_and_robust() -> None:

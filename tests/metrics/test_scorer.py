@@ -413,13 +413,12 @@ def test_heatmaps_alone_have_one_to_three_sides_unless_told() -> None:
 # Known outputs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="the scorer takes the first rows and says nothing")
 @pytest.mark.parametrize("target", [None, 1])
 def test_outputs_of_other_images_are_refused(target: Any) -> None:
     model, x = small_cnn().double(), images()
     with torch.no_grad():
         outputs = model(torch.cat([x, x]))
-    with pytest.raises(camlib.CamlibError):
+    with pytest.raises(camlib.CamlibValueError, match=r"outputs are of \d+ images, and the inputs of \d+"):
         Scorer(model, x, target, outputs=outputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,10 @@ def localisation(
         "grad_cam": heatmaps(model, sick, size, layer, device),
         "center_gaussian": camlib.center_gaussian((side, side)).expand(len(sick), -1, -1),
     }
-    measures = {"pointing_game": partial(pointing_game, tolerance=0), "energy_inside": energy_pointing_game}
+    measures: dict[str, Callable[..., Tensor]] = {
+        "pointing_game": partial(pointing_game, tolerance=0),
+        "energy_inside": energy_pointing_game,
+    }
     return {
         "images": len(sick),
         "layer": layer,

@@ -45,8 +45,8 @@ class Trials:
 
         Args:
             image_index: (rows,) the image that each row is made of.
-            change: from the pictures (r, C, ...) of a slice of rows, and the slice, to other pictures. It must not
-                wait for the device.
+            change: from the pictures (r, C, ...) of a slice of rows, and the slice, to other pictures. It should not
+                wait for the device without need.
 
         Returns:
             (rows,), or (rows, K) for K classes.

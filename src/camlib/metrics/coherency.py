@@ -207,5 +207,6 @@ def harmonic_mean(parts: Sequence[Tensor]) -> Tensor:
 def _trial(explainer: Explainer, explanation: Explanation, inputs: Any, target: Any, options: dict[str, Any]) -> Trial:
     """The heatmaps before a scorer of the explainer's own model, which need not run again on the images as they are."""
     method = method_of(explainer)
+    scored = explanation.target if isinstance(explanation.target, Tensor) else target  # whatever of it was explained
     known = {} if "forward" in options else {"forward": method.forward, "outputs": explanation.outputs}
-    return Trial(Scorer(method.model, inputs, target, **known | options), explanation.heatmaps())
+    return Trial(Scorer(method.model, inputs, scored, **known | options), explanation.heatmaps())

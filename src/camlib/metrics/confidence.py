@@ -56,7 +56,7 @@ def judge_average_drop(trial: Trial) -> Tensor:
     if bool((clean <= 0).any()):
         raise CamlibValueError(
             f"the score of {image_list(clean <= 0)} is {float(clean.min()):.3g}, of which no share can be lost; judge "
-            "by the probability, which is positive: leave score out and give a class as the target"
+            "by the probability (leave score out and give a class as the target), of a class that is not ruled out"
         )
     drop = (clean - trial.masked).clamp(min=0) / clean
     return drop.to(torch.result_type(drop, trial.heatmaps))

@@ -243,7 +243,8 @@ def _changes(
 
 
 def _norms(heatmaps: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(heatmaps.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(heatmaps.flatten(1), dim=1)
+    return norms
 
 
 def _relative(changes: _Changes) -> Tensor:

@@ -16,6 +16,8 @@ from camlib.imaging.normalization import as_maps
 from camlib.isolation import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
 from camlib.methods.evidence import check_finite, single_or_double
 from camlib.methods.trials import Trials
+from camlib.nested import tensors_in
+from camlib.outputs import row_count
 from camlib.pictures import floating, picture_batch
 
 
@@ -41,7 +43,7 @@ class Scorer:
 
     Raises:
         CamlibTypeError: the inputs hold no pictures of floats, or the target cannot be understood.
-        CamlibValueError: the same, or there are several classes for each image.
+        CamlibValueError: the same, there are several classes for each image, or outputs of other images.
         CamlibRuntimeError: a score is not finite.
 
     Example:
@@ -74,8 +76,14 @@ class Scorer:
         named = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         with undisturbed(self.model):
             known = self._run(self.inputs) if outputs is None else outputs
+            if (rows := row_count(known)) not in (None, len(self.pictures)):
+                raise CamlibValueError(
+                    f"the outputs are of {rows} images, and the inputs of {len(self.pictures)}; a metric needs a row "
+                    "of outputs for each image"
+                )
             settled = targets.resolve(target if named else score(target), known)
-            clean = single_or_double(targets.score(settled, known, torch.arange(len(self.pictures))))
+            index = torch.arange(len(self.pictures), device=next(tensors_in(known), self.pictures).device)
+            clean = single_or_double(targets.score(settled, known, index))
         if clean.dim() != 1:
             raise CamlibValueError(
                 f"a metric judges one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
@@ -167,7 +175,7 @@ def checked_heatmaps(heatmaps: Any, images: int | None = None, size: tuple[int, 
         CamlibTypeError: no tensor or array of real numbers.
         CamlibValueError: another shape, or not finite.
     """
-    maps = as_maps(heatmaps, "heatmaps", dims=1)
+    maps = as_maps(heatmaps, "heatmaps", dims=1).detach()
     wanted = ("N" if images is None else images, *(size or ("H", "W")))
     shape = f"({', '.join(map(str, wanted))})"
     fits = maps.dim() in (2, 3, 4) if size is None else tuple(maps.shape[1:]) == size

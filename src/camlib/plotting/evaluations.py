@@ -37,13 +37,18 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
     labels = [f"{row}   (mean rank {ranks[row]:.1f}; passes {evaluation.passes[row]:.4g})" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_style("italic" if row.method in BASELINES else "normal")
+        label.set_fontstyle("italic" if row.method in BASELINES else "normal")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, row in enumerate(rows):
         for x, metric in enumerate(metrics):
             light = not math.isnan(shares[y][x]) and shares[y][x] > 0.55
-            style = {"ha": "center", "va": "center", "fontsize": 7, "color": "black" if light else "white"}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": 7,
+                "color": "black" if light else "white",
+            }
             axes.text(x, y, _cell(evaluation, row, metric), **style)
     bar = figure.colorbar(image, ax=axes, pad=0.01, shrink=min(1.0, 3 / (CELL[1] * len(rows))), ticks=[0, 1])
     bar.ax.set_yticklabels(["worst of\nthe column", "best of\nthe column"], fontsize=8)
