@@ -26,8 +26,8 @@ import captum.metrics
 import numpy as np
 import pytorch_grad_cam.metrics.arcc as arcc_of_grad_cam
 import pytorch_grad_cam.metrics.road as road_of_grad_cam
-import quantus  # type: ignore[import-not-found]
-import scipy.stats  # type: ignore[import-untyped]
+import quantus
+import scipy.stats
 import skimage.feature
 import skimage.metrics
 import torch
