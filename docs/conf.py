@@ -22,7 +22,7 @@ napoleon_numpy_docstring = False
 
 # Types of other projects: their inventories need a network, and a build must not.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|nn|matplotlib|PIL|collections|contextlib|typing|os|pathlib)\..*"),
+    (r"py:.*", r"(torch|numpy|np|nn|matplotlib|PIL|collections|contextlib|typing|os|pathlib|torchmetrics)\..*"),
     (r"py:.*", r"(Tensor|Figure|NDArray|Any|Callable|Sequence|Mapping|Iterator|optional|PathLike|ImageLike|ArrayLike)"),
     (
         r"py:.*",

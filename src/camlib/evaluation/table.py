@@ -57,9 +57,9 @@ class Evaluation:
     """
 
     values: Mapping[Row, Mapping[str, Tensor]]
-    """By row and metric: (N,) float64 on the CPU; NaN where an image could not be judged."""
+    """Numbers (N,) by row and metric, float64 on the CPU; NaN where an image could not be judged."""
     better: Mapping[str, str]
-    """By metric: "higher" or "lower"."""
+    """What is better by each metric, "higher" or "lower"."""
     passes: Mapping[Row, float]
     """Forward passes of an image that the explanation takes where it is made alone; those of a tail do not count."""
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int 
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         iou: :math:`\delta`, the intersection over union that is a hit, in (0, 1].
         thresholds: T, how many.
 
@@ -71,7 +71,7 @@ def max_box_acc_v2(
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         ious: :math:`\delta`, the intersections over union that are hits, each in (0, 1].
         thresholds: T, how many.
 
@@ -103,7 +103,7 @@ def box_hits(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 1
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         iou: the intersection over union that is a hit, in (0, 1].
         thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
         regions: as for :func:`box_overlaps`.
@@ -133,7 +133,7 @@ def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: s
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.localisation.box_masks`.
+        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
         regions: "largest": the box of the region of most pixels, of several equally large ones that whose box starts
             further up, then further left. "all": the boxes of all.

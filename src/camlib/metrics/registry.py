@@ -40,7 +40,7 @@ class Metric:
     """
 
     name: str
-    """Its key in :data:`METRICS`."""
+    """Its key in :data:`camlib.metrics.METRICS`."""
     judge: Callable[..., Tensor]
     """From a :class:`Case` and the metric's own options to (N,)."""
     better: Literal["higher", "lower"]

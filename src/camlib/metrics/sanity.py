@@ -52,15 +52,15 @@ class Randomization:
     """
 
     stages: tuple[str, ...]
-    """What was randomised, in this order: from the output to the input."""
+    """What was randomised, in this order, from the output to the input."""
     similarities: Mapping[str, Tensor]
-    """By name, (stages, N): of each image's heatmap before and after; lower is better."""
+    """Tensors (stages, N) by name, of each image's heatmap before and after; lower is better."""
     random_pair: Mapping[str, float]
-    """By name, how alike two heatmaps are that know nothing of each other: the mean over pairs of random maps."""
+    """How alike two heatmaps are that know nothing of each other, by name, in the mean over pairs of random maps."""
     order: Order
     """Whether stages were randomised one after another and stayed so, or each alone."""
     method: str
-    """Who explained: :attr:`camlib.Explanation.method`."""
+    """The name of who explained, :attr:`camlib.Explanation.method`."""
 
     def plot(self) -> Figure:
         """Draw the similarities stage by stage, with those of random pairs as dotted lines.
