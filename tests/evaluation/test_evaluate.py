@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -296,6 +297,40 @@ def test_a_record_is_json(model, images, tmp_path):
         json.loads(line, parse_constant=pytest.fail)
 
 
+def test_a_record_tells_other_masks_scores_and_options_apart(model, batches, masks, tmp_path):
+    path = tmp_path / "record.jsonl"
+    asked = {"pointing_game": {}, "deletion": {"steps": 2}}
+    camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="other images or masks"):
+        camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, ~masks, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="other score"):
+        camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, score=camlib.targets.Classes, path=path)
+    with pytest.raises(camlib.CamlibValueError, match="other methods"):
+        camlib.evaluate(model, batches, [camlib.GradCAM(model, "3", relu=False)], ["3"], asked, masks, path=path)
+    path.write_text('{"asked": 3}\n')
+    with pytest.raises(camlib.CamlibValueError, match="not a record"):
+        camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, path=path)
+
+
+def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_path):
+    counting = Counting(small_cnn().eval())
+    cam, path = camlib.GradCAM(counting), tmp_path / "record.jsonl"
+    for made_anew in range(2):
+        counting.rows = 0
+        target = camlib.targets.Contrast(1, 2)
+        camlib.evaluate(counting, batches, [cam], None, FEW, target=target, path=path)
+        assert made_anew == 0 or counting.rows <= 1  # to find the layer, of explainers by name
+    with pytest.raises(camlib.CamlibValueError, match="other target"):
+        camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 0), path=path)
+
+
+def test_generators_are_not_taken_up_again(model, images, tmp_path):
+    random = camlib.RandomCAM(model, "3", generator=torch.Generator())
+    with pytest.raises(camlib.CamlibValueError, match="generator cannot be taken up again"):
+        camlib.evaluate(model, images, [random], ["3"], FEW, path=tmp_path / "record.jsonl")
+    camlib.evaluate(model, images, [random], ["3"], FEW)
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -314,18 +349,66 @@ def test_wrong_arguments_are_told(model, images, masks):
         ({"max_images": 0}, ValueError, "max_images"),
         ({"max_passes": 0}, ValueError, "max_passes"),
         ({"masks": masks[:3]}, ValueError, "give a mask for each image"),
-        ({"masks": torch.cat([masks, masks])}, ValueError, "masks are of 10 images, and the loader gave 5"),
+        ({"masks": torch.cat([masks, masks])}, ValueError, "masks is of 10 images, and the loader gave 5"),
         ({"masks": masks[:, :4]}, ValueError, "of the inputs' size"),
         ({"loader": []}, ValueError, "no images"),
         ({"target": [[0, 1]] * 5}, ValueError, "one heatmap of each image"),
         ({"target": camlib.TopK(2)}, ValueError, "one heatmap of each image"),
         ({"target": [0, 1]}, ValueError, "classes of 2 images"),
+        ({"target": [0] * 9}, ValueError, "target is of 9 images, and the loader gave 5"),
+        ({"max_images": "3", "masks": masks}, ValueError, "max_images"),
         ({"target": [0.5] * 5}, TypeError, "class indices are integers"),
     ):
         given = {"loader": images, "methods": ["grad_cam"], "layers": ["3"], "metrics": None} | arguments
         with pytest.raises(error, match=told) as raised:
             camlib.evaluate(model, **given)
         assert isinstance(raised.value, camlib.CamlibError)
+
+
+def test_two_explainers_of_one_row_are_refused(model, images):
+    with pytest.raises(camlib.CamlibValueError, match="grad_cam, 3 is among the methods twice"):
+        camlib.evaluate(model, images, ["grad_cam", camlib.GradCAM(model, "3")], metrics=FEW)
+
+
+def test_another_forward_is_refused_and_another_reshape_is_kept_apart(model, images):
+    turned = camlib.GradCAM(model, "3", forward=lambda m, x: -m(x))
+    with pytest.raises(camlib.CamlibValueError, match="a forward of its own"):
+        camlib.evaluate(model, images, ["layer_cam", turned], ["3"], FEW)
+    mirrored = camlib.GradCAM(model, "3", reshape=lambda features: features.flip(-1))
+    found = camlib.evaluate(model, images, ["layer_cam", mirrored], ["3"], {"deletion": {"steps": 2}})
+    alone = metrics.deletion(model, images, mirrored(images).heatmaps(), steps=2)
+    torch.testing.assert_close(found.values[Row("grad_cam", "3")]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_class_may_be_any_integer(model, images):
+    for one in (1, torch.tensor(1), np.int64(1)):
+        found = camlib.evaluate(model, images, ["grad_cam"], ["3"], ["entropy"], target=one)
+        expected = metrics.entropy(camlib.GradCAM(model, "3")(images, 1).heatmaps())
+        torch.testing.assert_close(found.values[found.rows[0]]["entropy"], expected.double())
+
+
+class Steep(nn.Module):
+    """Of bright pictures so sure that the probability of the other classes underflows."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = small_cnn()
+
+    def forward(self, x):
+        return self.model(x) * (1e6 if x.amax() > 1 else 1)
+
+
+def test_a_metric_that_fails_late_is_listed_and_the_rest_goes_on(images):
+    model, bright = Steep().eval(), 2 + images[2:]
+    with torch.no_grad():
+        ruled_out = model(bright).argmin(1)
+    assert len(set(ruled_out.tolist())) == 1
+    found = camlib.evaluate(model, [images[:2], bright], ["grad_cam"], ["model.3"], FEW, target=int(ruled_out[0]))
+    assert len(found.failures) == 3  # methods
+    assert all(failure.startswith("images from 2: ") and ", average_drop: " in failure for failure in found.failures)
+    row = found.rows[0]
+    assert found.values[row]["average_drop"].isnan().tolist() == [False] * 2 + [True] * 3
+    assert not found.values[row]["sparseness"].isnan().any()
 
 
 def test_every_metric_that_judges_single_images_is_in_the_table():

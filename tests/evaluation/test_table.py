@@ -80,15 +80,24 @@ def test_differences_are_taken_image_by_image_and_positive_is_better():
     assert found.difference(B, A, "deletion")[0] == pytest.approx(-0.01)
 
 
-def test_ranks_share_ties_and_skip_what_has_no_value(three):
-    assert three.mean_ranks() == {A: (1 + 1) / 2, B: (2.5 + 2) / 2, C: 2.5}
+def test_ranks_share_ties_and_what_has_no_value_comes_last(three):
+    assert three.mean_ranks() == {A: (1 + 1) / 2, B: (2.5 + 2) / 2, C: (2.5 + 3) / 2}
     assert three.ranked() == [A, B, C]
 
 
-def test_a_row_without_any_value_comes_last_without_a_rank():
+def test_a_row_without_any_value_comes_last():
     found = table({A: {"insertion": [NAN]}, B: {"insertion": [0.1]}}, {"insertion": "higher"})
-    assert math.isnan(found.mean_ranks()[A])
+    assert found.mean_ranks() == {A: 2, B: 1}
     assert found.ranked() == [B, A]
+
+
+def test_ranks_compare_the_images_that_all_rows_have():
+    hard_ones_spared = table(
+        {A: {"deletion": [NAN, NAN, 0.1]}, B: {"deletion": [0.9, 0.9, 0.05]}}, {"deletion": "lower"}
+    )
+    assert hard_ones_spared.mean_ranks() == {A: 2, B: 1}
+    assert hard_ones_spared.records()[1]["deletion_images"] == 1
+    assert "0.100 (0.100 to 0.100) of 1" in str(hard_ones_spared)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.sampled_from(["higher", "lower"]))

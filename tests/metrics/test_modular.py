@@ -77,6 +77,12 @@ def test_box_accuracy_takes_the_threshold_that_is_best_for_the_whole_data_set():
         torch.testing.assert_close(metric.compute(), function(heatmaps, boxes).double().mean(), msg=cls.__name__)
 
 
+def test_box_accuracy_refuses_what_the_functions_refuse():
+    for options in ({"ious": ()}, {"ious": (0.0,)}, {"ious": (1.5,)}, {"thresholds": 0}):
+        with pytest.raises(camlib.CamlibValueError):
+            modular.MaxBoxAcc(**options)
+
+
 def _in_a_process(rank, address, heatmaps, boxes, found):
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     mean, box = modular.Sparseness(), modular.MaxBoxAcc()

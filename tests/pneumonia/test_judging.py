@@ -10,6 +10,7 @@ import torch
 from pneumonia import judging, sources
 from pneumonia.judging import main
 from pneumonia.model import build
+from pneumonia.train import fingerprint
 
 
 @pytest.fixture
@@ -17,7 +18,9 @@ def run(tmp_path, monkeypatch):
     """A folder of a run on few small phantoms."""
     monkeypatch.setattr("pneumonia.cli.from_phantoms", lambda count, size, seed: sources.from_phantoms(24, size, seed))
     torch.manual_seed(0)
-    state = {"model": build("none")[0].state_dict(), "recipe": {"size": 32, "seed": 0}}
+    few = sources.from_phantoms(24, 36, 0)
+    recipe = {"size": 32, "seed": 0, "images": fingerprint(few.training, few.validation)}
+    state = {"model": build("none")[0].state_dict(), "recipe": recipe}
     torch.save(state, tmp_path / "checkpoint.pt")
     (tmp_path / "metrics.json").write_text(json.dumps({"explained": {"layer": "layer2"}}))
     return tmp_path
@@ -49,6 +52,7 @@ def test_bad_input_is_one_line(run, capsys):
         (["--run", str(run), "--images", "0"], "--images must be at least 1"),
         (["--run", str(run), "--methods", "grad_camm"], "did you mean 'grad_cam'"),
         (["--run", str(run), "--layers", "layer9"], "layer9"),
+        (["--run", str(run), "--max-train", "10"], "was trained on other images"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err

@@ -19,6 +19,7 @@ from pneumonia.data import Pictures
 from pneumonia.errors import InputError
 from pneumonia.model import build, read_checkpoint
 from pneumonia.sources import DIVISIONS
+from pneumonia.train import fingerprint
 
 METRICS: dict[str, dict[str, Any]] = {
     "average_drop": {},
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", type=Path, default=Path("runs/pneumonia"), help="folder of that run (default: %(default)s)")
     p.add_argument("--data", default="phantoms", metavar="DIR|phantoms|kaggle|medmnist", help="that it was run on")
     p.add_argument("--split", choices=DIVISIONS, default="patient", help="that it was run with")
+    p.add_argument("--max-train", type=int, metavar="N", help="that it was run with")
     p.add_argument("--images", type=int, default=32, metavar="N", help="PNEUMONIA test images (default: %(default)s)")
     p.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
     p.add_argument("--layers", nargs="+", metavar="NAME", help="default: the layer that the run explained")
@@ -75,8 +77,14 @@ def judge(options: argparse.Namespace) -> camlib.Evaluation:
         raise InputError(f"--images must be at least 1, got {options.images}")
     device = choose_device(options.device)
     model, recipe = trained(options.run / "checkpoint.pt")
-    options.seed, options.max_train = recipe["seed"], None
-    test = read_data(options, recipe["size"]).test
+    options.seed = recipe["seed"]
+    splits = read_data(options, recipe["size"])
+    if fingerprint(splits.training, splits.validation) != recipe["images"]:
+        raise InputError(
+            f"{options.run} was trained on other images than --data {options.data} --split {options.split} gives; give "
+            "those options as run.py had them, or its test images may be among the training images here"
+        )
+    test = splits.test
     sick = test.take(test.labels.nonzero().flatten()[: options.images].tolist())
     inputs = prepare(sick.pixels.to(device), recipe["size"])
     record = options.run / "judged.jsonl"
@@ -113,7 +121,7 @@ def trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     model = build("none")[0].eval()
     try:
         model.load_state_dict(state["model"])
-        recipe = {"size": int(state["recipe"]["size"]), "seed": int(state["recipe"]["seed"])}
+        recipe = {key: kind(state["recipe"][key]) for key, kind in (("size", int), ("seed", int), ("images", str))}
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path} is not a checkpoint of run.py ({reason}); train one with run.py") from error

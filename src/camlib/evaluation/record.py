@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camlib import targets
 from camlib.errors import CamlibValueError
 from camlib.nested import tensors_in
 
@@ -43,17 +46,17 @@ class Record:
         try:
             head, *lines = map(json.loads, whole.splitlines())
             before = head["asked"]
-        except (ValueError, KeyError, TypeError) as error:
+            changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CamlibValueError(
                 f"{self._path} is not a record of an evaluation ({error}); give another path, or delete the file"
             ) from error
-        changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
         if changed:
             raise CamlibValueError(
                 f"{self._path} is of an evaluation with other {', '.join(changed)}; give another path, or delete the "
                 "file to begin anew"
             )
-        self._path.write_text(whole)
+        os.truncate(self._path, len(whole.encode()))
         return [head, *lines]
 
     def batch(self, number: int, digest: str) -> dict[str, Any] | None:
@@ -65,9 +68,9 @@ class Record:
         if number + 1 >= len(self._lines):
             return None
         line = self._lines[number + 1]
-        if line["digest"] != digest:
+        if line.get("digest") != digest:
             raise CamlibValueError(
-                f"batch {number} is of other images than the one recorded in {self._path}; give the images in the same "
+                f"batch {number} is of other images or masks than those recorded in {self._path}; give them in the same "
                 "order and batches (no shuffling), or another path"
             )
         return line
@@ -80,13 +83,42 @@ class Record:
 
 def digest_of(value: Any) -> str:
     """Return a digest of the tensors in a batch, or of a model's parameters and buffers."""
-    tensors = value.state_dict().values() if isinstance(value, nn.Module) else tensors_in(value)
+    named = value.state_dict().items() if isinstance(value, nn.Module) else enumerate(tensors_in(value))
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for name, tensor in named:
         if isinstance(tensor, Tensor):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def described(value: Any) -> Any:
+    """Return what an option is as JSON has it, the same in another process; tensors by their digest.
+
+    Raises:
+        CamlibValueError: a random generator, whose state is another when an evaluation goes on.
+
+    Example:
+        >>> import torch
+        >>> described({"steps": 3, "function": torch.relu, "shares": (0.2, 0.4)})
+        {'steps': 3, 'function': 'relu', 'shares': [0.2, 0.4]}
+    """
+    if isinstance(value, torch.Generator):
+        raise CamlibValueError(
+            "a generator cannot be taken up again where an evaluation was stopped; leave generator= out (every call "
+            "then draws the same), or path="
+        )
+    if isinstance(value, Tensor):
+        return digest_of(value)
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [described(item) for item in value]
+    if isinstance(value, targets.Target):
+        return [type(value).__qualname__, described(vars(value))]
+    if callable(value):
+        return getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def _bytes(tensor: Tensor) -> bytes:

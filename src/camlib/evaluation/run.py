@@ -15,7 +15,7 @@ from camlib.arguments import positive_int
 from camlib.chunks import ChunkSize
 from camlib.comparison import bound_to, find_once
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.evaluation.record import Record, digest_of
+from camlib.evaluation.record import Record, described, digest_of
 from camlib.evaluation.table import Evaluation, Row, or_none
 from camlib.explanation import Explanation
 from camlib.isolation import unwrap
@@ -109,6 +109,8 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    if max_images is not None:
+        positive_int("max_images", max_images)
     bench = _Bench(
         unwrap(model),
         _columns(metrics, masks is not None),
@@ -118,18 +120,22 @@ def evaluate(
         max_passes=positive_int("max_passes", max_passes),
     )
     explainers = _bound(methods, bench.model, layers, {"forward": forward, "reshape": reshape})
-    record = None if path is None else Record(path, bench.asked(explainers))
+    record: Record | None = None
     lines: list[dict[str, Any]] = []
     total = max_images if masks is None else min(len(masks), max_images or len(masks))
     with tqdm(total=total, desc="evaluate", unit=" images", disable=not progress) as bar:
         for number, (start, inputs) in enumerate(_batches(loader, max_images)):
             images = len(picture_batch(inputs))
-            digest = digest_of(inputs) if record else ""
+            masks_here = _masks_of(masks, start, inputs)
+            if number == 0:
+                bench.find_layers(explainers, inputs)
+                record = None if path is None else Record(path, bench.asked(explainers))
+            digest = digest_of([inputs, masks_here]) if record else ""
             line = record.batch(number, digest) if record else None
             if number == 0:
                 bench.choose(explainers, inputs, line)
             if line is None:
-                line = bench.judged(inputs, start, _masks_of(masks, start, inputs)) | {"digest": digest}
+                line = bench.judged(inputs, start, masks_here) | {"digest": digest}
                 if record:
                     record.append(line)
             lines.append(line)
@@ -137,8 +143,12 @@ def evaluate(
     if not lines:
         raise CamlibValueError("the loader gave no images; give at least one batch")
     seen = sum(line["images"] for line in lines)
-    if masks is not None and max_images is None and len(masks) != seen:
-        raise CamlibValueError(f"masks are of {len(masks)} images, and the loader gave {seen}; give one for each image")
+    given = {"masks": masks, "target": bench.target if isinstance(bench.target, Tensor) else None}
+    for name, of_images in given.items():
+        if of_images is not None and max_images is None and len(of_images) != seen:
+            raise CamlibValueError(
+                f"{name} is of {len(of_images)} images, and the loader gave {seen}; give one for each"
+            )
     return _evaluation(lines, {name: metric.better for name, (metric, _) in bench.columns.items()})
 
 
@@ -163,7 +173,8 @@ class _Bench:
         self.columns = columns
         self.left_out: dict[str, str] = {}
         """Why methods are not here."""
-        self._target = _checked_target(target)
+        self.target = _checked_target(target)
+        """What is explained, of all images."""
         self._score = score
         self._chunk_size = chunk_size
         self._max_passes = max_passes
@@ -172,12 +183,31 @@ class _Bench:
     def asked(self, explainers: Sequence[Method]) -> dict[str, Any]:
         """What must be the same for a stopped evaluation to go on."""
         return {
-            "methods": list(map(repr, explainers)),
-            "metrics": {name: repr(dict(options)) for name, (_, options) in self.columns.items()},
-            "target": digest_of(self._target) if isinstance(self._target, Tensor) else repr(self._target),
+            "methods": [
+                [
+                    *_row(one),
+                    {key: described(value) for key, value in vars(one).items() if key not in ("model", "layers")},
+                ]
+                for one in explainers
+            ],
+            "metrics": described({name: options for name, (_, options) in self.columns.items()}),
+            "target": described(self.target),
+            "score": described(self._score),
             "max_passes": self._max_passes,
             "model": digest_of(self.model),
         }
+
+    def find_layers(self, explainers: Sequence[Method], inputs: Any) -> None:
+        """Let the explainers find the layers that they read.
+
+        Raises:
+            CamlibValueError: two of them are the same method at the same layer.
+        """
+        find_once(explainers, _first(inputs))
+        rows = list(map(_row, explainers))
+        twice = next((row for row in rows if rows.count(row) > 1), None)
+        if twice:
+            raise CamlibValueError(f"{twice} is among the methods twice; each is judged once")
 
     def choose(self, explainers: Sequence[Method], inputs: Any, before: Mapping[str, Any] | None) -> None:
         """Keep the explainers that explain the first image in no more passes than they may take.
@@ -187,14 +217,12 @@ class _Bench:
             inputs: the first batch.
             before: what was recorded of that batch, where that tells.
         """
-        pictures = picture_batch(inputs)
-        one = pick_images(inputs, torch.zeros(1, dtype=torch.long, device=pictures.device), len(pictures))
-        find_once(explainers, one)
         if before is not None:
             self.left_out = before["left_out"]
             known = {Row(row["method"], row["layer"]): row["passes"] for row in before["rows"]}
             self._passes = {one: known[row] for one in explainers if (row := _row(one)) in known}
             return
+        one = _first(inputs)
         for explainer in explainers:
             try:
                 self._passes[explainer] = self._counted(explainer, one)
@@ -211,7 +239,7 @@ class _Bench:
         if declared is not None and declared > self._max_passes:
             raise _TooManyPassesError
         with _counting(self.model, self._max_passes) as counted:
-            explainer(one, _target_of(self._target, 0, one))
+            explainer(one, _target_of(self.target, 0, one))
         return counted[0] if declared is None else declared
 
     def judged(self, inputs: Any, start: int, masks: Tensor | None) -> dict[str, Any]:
@@ -228,15 +256,21 @@ class _Bench:
                 case = Case(scorer, explainer, explanation, target, masks)
                 values = {name: self._values(name, case, f"{row}, {name}", failures, start) for name in self.columns}
             found.append({**row._asdict(), "passes": passes, "values": values})
-        self._check_metrics(found, failures)
+        if start == 0:
+            self._check_metrics(len(explanations), failures)
         images = len(picture_batch(inputs))
         return {"images": images, "rows": found, "left_out": self.left_out, "failures": failures}
 
     def _explained(self, inputs: Any, failures: list[str], start: int) -> tuple[dict[Method, Explanation], Any]:
         """Each explainer's explanation, and the target they share; those that need one pass share it."""
-        sharing = [one for one in self._passes if isinstance(one, PassMethod) and one.forward_passes == 1]
+        reshape = next(iter(self._passes)).reshape
+        sharing = [
+            one
+            for one in self._passes
+            if isinstance(one, PassMethod) and one.forward_passes == 1 and one.reshape is reshape
+        ]
         found: dict[Method, Explanation] = {}
-        target = _target_of(self._target, start, inputs)
+        target = _target_of(self.target, start, inputs)
         if sharing:
             with contextlib.suppress(CamlibError):  # who failed is told when they are asked one by one
                 found = dict(zip(sharing, explain_together(sharing, inputs, target), strict=True))
@@ -267,16 +301,19 @@ class _Bench:
     def _values(self, name: str, case: Case, what: str, failures: list[str], start: int) -> list[float | None]:
         metric, options = self.columns[name]
         try:
-            return list(map(or_none, metric.judge(case, **options).double().tolist()))
+            numbers = metric.judge(case, **options).double()
         except CamlibError as error:
             failures.append(f"images from {start}: {what}: {error}")
             return [None] * len(case.heatmaps)
+        if bool(numbers.isinf().any()):
+            failures.append(f"images from {start}: {what}: infinite for {int(numbers.isinf().sum())} images, left out")
+        return list(map(or_none, numbers.tolist()))
 
-    def _check_metrics(self, found: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> None:
-        """A metric that fails for every method is the caller's mistake, and better told at once."""
+    def _check_metrics(self, judged: int, failures: Sequence[str]) -> None:
+        """A metric that fails at once for every method is the caller's mistake, and better told."""
         for name in self.columns:
-            why = [failure for failure in failures if f", {name}: " in failure]
-            if len(why) == len(found):
+            why = [failure for failure in failures if f", {name}: " in failure and "infinite for" not in failure]
+            if len(why) >= judged:
                 raise CamlibRuntimeError(f"{name} failed for every method; {why[0]}")
 
 
@@ -315,11 +352,19 @@ def _bound(methods: Any, model: nn.Module, layers: Any, options: dict[str, Any])
             explainer if layer is None else bound_to(method, model, resolve_layers(model, layer), options)
             for layer in each
         ]
-    names = list(map(repr, found))
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise CamlibValueError(f"{twice} is among the methods twice; each is judged once")
+    for explainer in found:
+        if explainer.forward is not options["forward"]:
+            raise CamlibValueError(
+                f"{explainer!r} calls the model by a forward of its own, and all are judged by the same outputs; give "
+                "evaluate(..., forward=...), and the method by name"
+            )
     return found
+
+
+def _first(inputs: Any) -> Any:
+    """The first image of a batch."""
+    pictures = picture_batch(inputs)
+    return pick_images(inputs, torch.zeros(1, dtype=torch.long, device=pictures.device), len(pictures))
 
 
 def _batches(loader: Any, max_images: int | None) -> Iterator[tuple[int, Any]]:
@@ -343,6 +388,8 @@ def _checked_target(target: Any) -> Any:
     if target is None or callable(target) or isinstance(target, (targets.Target, int, targets.TopK)):
         return target
     classes = integers(target)
+    if classes.dim() == 0:
+        return int(classes)
     if classes.dim() != 1:
         raise CamlibValueError(
             f"target has shape {tuple(classes.shape)}; a metric judges one heatmap of each image: give one class for "

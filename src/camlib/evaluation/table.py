@@ -17,8 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESAMPLES = 2000
-"""Of the images, for an interval."""
+RESAMPLES, PARTS = 2000, 20
+"""Of the images, for an interval, and in how many parts they are drawn."""
 
 
 class Row(NamedTuple):
@@ -102,29 +102,41 @@ class Evaluation:
         return float(differences.nanmean()), _interval(differences, confidence)
 
     def mean_ranks(self) -> dict[Row, float]:
-        """Return each row's rank by its mean, 1 the best, averaged over the metrics; ties share a rank.
+        """Return each row's rank by :meth:`comparable_means`, 1 the best, averaged over the metrics; ties share a rank.
 
-        Metrics ask for different things, and a mean of ranks weighs them alike: a summary, not a verdict. Where a row
-        has no value, it has no rank.
+        Metrics ask for different things, and a mean of ranks weighs them alike: a summary, not a verdict. Rows without
+        a value share the last ranks.
         """
         ranks: dict[Row, list[float]] = {row: [] for row in self.rows}
         for metric in self.metrics:
-            means = {row: -self._sign(metric) * self.mean(row, metric) for row in self.rows}
-            known = [value for value in means.values() if not math.isnan(value)]
-            for row, value in means.items():
-                if not math.isnan(value):
-                    ranks[row].append(sum(one < value for one in known) + (known.count(value) + 1) / 2)
-        return {row: sum(found) / len(found) if found else math.nan for row, found in ranks.items()}
+            means = self.comparable_means(metric)
+            costs = [math.inf if math.isnan(mean) else -self._sign(metric) * mean for mean in means.values()]
+            for row, cost in zip(means, costs, strict=True):
+                ranks[row].append(sum(one < cost for one in costs) + (costs.count(cost) + 1) / 2)
+        return {row: sum(found) / len(found) for row, found in ranks.items()}
+
+    def comparable_means(self, metric: str) -> dict[Row, float]:
+        """Return each row's mean over those images that every row has a value of, so that none is spared the hard ones.
+
+        Rows without any value are left aside: theirs is NaN.
+        """
+        values = {row: found[metric] for row, found in self.values.items()}
+        judged = [numbers for numbers in values.values() if not numbers.isnan().all()]
+        common = (
+            torch.stack([~numbers.isnan() for numbers in judged]).all(0) if judged else torch.zeros(self.images).bool()
+        )
+        return {row: float(numbers[common].mean()) for row, numbers in values.items()}
 
     def ranked(self) -> list[Row]:
         """Return the rows, the best mean rank first."""
         ranks = self.mean_ranks()
-        return sorted(self.rows, key=lambda row: math.inf if math.isnan(ranks[row]) else ranks[row])
+        return sorted(self.rows, key=lambda row: ranks[row])
 
     def records(self) -> list[dict[str, Any]]:
         """Return a mapping for each row, the best mean rank first.
 
-        It holds method, layer, passes and mean_rank, and for each METRIC its mean, METRIC_low and METRIC_high.
+        It holds method, layer, passes and mean_rank, and for each METRIC its mean, METRIC_low and METRIC_high, and in
+        METRIC_images how many images could be judged.
         """
         ranks = self.mean_ranks()
         found = []
@@ -133,6 +145,7 @@ class Evaluation:
             for metric in self.metrics:
                 low, high = self.interval(row, metric)
                 record |= {metric: self.mean(row, metric), f"{metric}_low": low, f"{metric}_high": high}
+                record[f"{metric}_images"] = int((~self.values[row][metric].isnan()).sum())
             found.append(record)
         return found
 
@@ -173,7 +186,11 @@ class Evaluation:
         heads = [f"{metric} {'+' if self._sign(metric) > 0 else '-'}" for metric in self.metrics]
         lines = [["method", "passes", "rank", *heads]]
         for record in self.records():
-            cells = [f"{record[m]:.3f} ({record[f'{m}_low']:.3f} to {record[f'{m}_high']:.3f})" for m in self.metrics]
+            cells = [
+                f"{record[m]:.3f} ({record[f'{m}_low']:.3f} to {record[f'{m}_high']:.3f})"
+                + (f" of {record[f'{m}_images']}" if record[f"{m}_images"] < self.images else "")
+                for m in self.metrics
+            ]
             row = Row(record["method"], record["layer"])
             lines.append([str(row), f"{record['passes']:.4g}", f"{record['mean_rank']:.1f}", *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -197,9 +214,9 @@ def or_none(value: Any) -> Any:
 
 
 def _interval(values: Tensor, confidence: float) -> tuple[float, float]:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = values[drawn].nanmean(1)
+    generator = torch.Generator().manual_seed(0)  # the same resamples for every cell, a few at a time
+    shape = (RESAMPLES // PARTS, len(values))
+    means = torch.cat([values[torch.randint(len(values), shape, generator=generator)].nanmean(1) for _ in range(PARTS)])
     tail = (1 - confidence) / 2
     low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return low, high

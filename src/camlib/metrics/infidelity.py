@@ -111,7 +111,7 @@ def judge_infidelity(
     scores = scorer.scores(
         scorer.image_index.repeat_interleave(count), lambda pictures, rows: pictures - noise[sample[rows]]
     )
-    lost = scorer.clean[:, None] - scores.reshape(images, count)
+    lost = (scorer.clean[:, None] - scores.reshape(images, count)).to(trial.heatmaps.device)
     with full_precision(lost.device):
         dtype = torch.promote_types(lost.dtype, trial.heatmaps.dtype)
         foretold = trial.heatmaps.flatten(1).to(dtype) @ noise.to(dtype).sum(1).flatten(1).T

@@ -14,6 +14,9 @@ import torchmetrics
 from torch import Tensor
 
 from camlib import metrics
+from camlib.arguments import positive_int
+from camlib.errors import CamlibValueError
+from camlib.metrics.localisation import checked_share
 
 
 class ImageMean(torchmetrics.Metric):
@@ -281,8 +284,11 @@ class MaxBoxAcc(torchmetrics.Metric):
 
     def __init__(self, thresholds: int = 100, ious: Sequence[float] = (0.5,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.ious = tuple(ious)
-        self.add_state("hits", torch.zeros(len(self.ious), thresholds, dtype=torch.long), dist_reduce_fx="sum")
+        self.ious = tuple(checked_share("iou", iou) for iou in ious)
+        if not self.ious:
+            raise CamlibValueError("ious is empty; give at least one, such as 0.5")
+        shape = (len(self.ious), positive_int("thresholds", thresholds))
+        self.add_state("hits", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, heatmaps: Any, boxes: Any) -> None:

@@ -62,6 +62,11 @@ def _of_explainer(metric: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda case, **options: metric(case.explainer, case.scorer.inputs, case.target, **options)
 
 
+def _infidelity(case: Case, **options: object) -> Tensor:
+    """Heatmaps in [0, 1] are in no units of the score: each is scaled to fit best."""
+    return judge_infidelity(case, **({"normalize": True} | options))  # type: ignore[arg-type]  # checked there
+
+
 def _coherency(case: Case) -> Tensor:
     return case.coherency
 
@@ -84,7 +89,7 @@ METRICS: dict[str, Metric] = {
         Metric("road_most_relevant_first", judge_road_most_relevant_first, "lower"),
         Metric("road_least_relevant_first", judge_road_least_relevant_first, "higher"),
         Metric("road_combined", judge_road_combined, "higher"),
-        Metric("infidelity", judge_infidelity, "lower"),
+        Metric("infidelity", _infidelity, "lower"),
         Metric("faithfulness_correlation", judge_faithfulness_correlation, "higher"),
         Metric("sensitivity_n", judge_sensitivity_n, "higher"),
         Metric("coherency", _coherency, "higher"),

@@ -42,7 +42,7 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
     axes.spines[:].set_visible(False)
     for y, row in enumerate(rows):
         for x, metric in enumerate(metrics):
-            light = not math.isnan(shares[y][x]) and shares[y][x] > 0.55
+            light = math.isnan(shares[y][x]) or shares[y][x] > 0.55
             style: dict[str, Any] = {
                 "ha": "center",
                 "va": "center",
@@ -62,9 +62,8 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
 def _place(evaluation: Evaluation, row: Row, metric: str) -> float:
     """Where a cell stands among those of its column by rank, 0 the worst, 1 the best."""
     sign = 1 if evaluation.better[metric] == "higher" else -1
-    own = sign * evaluation.mean(row, metric)
-    others = [sign * evaluation.mean(other, metric) for other in evaluation.rows]
-    known = [value for value in others if not math.isnan(value)]
+    means = {other: sign * mean for other, mean in evaluation.comparable_means(metric).items()}
+    own, known = means[row], [value for value in means.values() if not math.isnan(value)]
     if math.isnan(own):
         return math.nan
     if len(known) == 1:
