@@ -70,8 +70,8 @@ class Record:
         line = self._lines[number + 1]
         if line.get("digest") != digest:
             raise CamlibValueError(
-                f"batch {number} is of other images or masks than those recorded in {self._path}; give them in the same "
-                "order and batches (no shuffling), or another path"
+                f"batch {number} is of other images or masks than those recorded in {self._path}; give them in the "
+                "same order and batches (no shuffling), or another path"
             )
         return line
 
@@ -99,9 +99,8 @@ def described(value: Any) -> Any:
         CamlibValueError: a random generator, whose state is another when an evaluation goes on.
 
     Example:
-        >>> import torch
-        >>> described({"steps": 3, "function": torch.relu, "shares": (0.2, 0.4)})
-        {'steps': 3, 'function': 'relu', 'shares': [0.2, 0.4]}
+        >>> described({"steps": 3, "function": abs, "shares": (0.2, 0.4)})
+        {'steps': 3, 'function': 'abs', 'shares': [0.2, 0.4]}
     """
     if isinstance(value, torch.Generator):
         raise CamlibValueError(
