@@ -87,7 +87,8 @@ def network() -> tuple[nn.Module, Tensor]:
 
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """(N, classes)."""
-    return model(images).softmax(1)  # type: ignore[no-any-return]
+    logits: Tensor = model(images)
+    return logits.softmax(1)
 
 
 class Judge:
@@ -185,7 +186,7 @@ class Judge:
                 peer.update(self.images[n : n + 1], CLASS)
                 summary = peer.summary()
                 found.append([summary[key] for key in keys])
-            return [*zip(*found, strict=True)]  # type: ignore[list-item]
+            return [list(column) for column in zip(*found, strict=True)]
 
         extractor, softmax = Given(self.model, self.heatmaps), functools.partial(torch.softmax, dim=-1)
         ours = (self.model, self.images, self.heatmaps, CLASS)

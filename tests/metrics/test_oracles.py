@@ -895,7 +895,7 @@ def recording(
     """An explainer that keeps what it was asked and what it answered; its copies do so, too."""
     calls: list[Call] = []
 
-    class Recording(method):  # type: ignore[misc]
+    class Recording(method):
         def __call__(self, inputs: Tensor, target: Any = None) -> camlib.Explanation:
             explanation = super().__call__(inputs, target)
             state = {name: value.clone() for name, value in self.model.state_dict().items()}

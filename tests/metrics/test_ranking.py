@@ -96,4 +96,4 @@ def test_torchs_own_random_numbers_are_left_alone() -> None:
 
 def test_something_else_than_a_generator_is_refused() -> None:
     with pytest.raises(camlib.CamlibTypeError, match="generator must be a torch.Generator, got int"):
-        ranks(torch.zeros(1, 8, 8), 3)  # type: ignore[arg-type]
+        ranks(torch.zeros(1, 8, 8), 3)

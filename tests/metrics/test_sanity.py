@@ -246,7 +246,7 @@ def test_similarities_are_those_of_each_stages_heatmaps(order: Any) -> None:
 def test_the_numbers_of_an_image_are_means_over_the_stages(similarity: str) -> None:
     cam, x = grad_cam(), images()
     for metric, order in [(cascading_randomization, "cascading"), (independent_randomization, "independent")]:
-        result = randomization(cam, x, order=order, similarities=[similarity])  # type: ignore[arg-type]
+        result = randomization(cam, x, order=order, similarities=[similarity])
         assert torch.equal(metric(cam, x, similarity=similarity), result.similarities[similarity].mean(0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -62,9 +62,9 @@ def _of_explainer(metric: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda case, **options: metric(case.explainer, case.scorer.inputs, case.target, **options)
 
 
-def _infidelity(case: Case, **options: object) -> Tensor:
+def _infidelity(case: Case, **options: Any) -> Tensor:
     """Heatmaps in [0, 1] are in no units of the score: each is scaled to fit best."""
-    return judge_infidelity(case, **({"normalize": True} | options))  # type: ignore[arg-type]  # checked there
+    return judge_infidelity(case, **({"normalize": True} | options))
 
 
 def _coherency(case: Case) -> Tensor:
@@ -75,8 +75,8 @@ def _adcc(case: Case) -> Tensor:
     return judge_adcc(case, case.coherency)
 
 
-def _arcc(case: Case, **options: object) -> Tensor:
-    return judge_arcc(case, case.coherency, **options)  # type: ignore[arg-type]  # checked there
+def _arcc(case: Case, **options: Any) -> Tensor:
+    return judge_arcc(case, case.coherency, **options)
 
 
 METRICS: dict[str, Metric] = {

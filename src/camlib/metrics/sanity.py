@@ -417,14 +417,14 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _on_a_copy(explainer: Explainer) -> Explainer:
     """The same explainer, on a copy of its model."""
-    other: Any = copy.copy(explainer)
-    if isinstance(explainer, Smoothing):
-        other.method = _on_a_copy(explainer.method)
-    elif isinstance(explainer, Method):
-        other.model = _copied(explainer.model)
-        if explainer.layers is not None:
-            other.layers = {name: other.model.get_submodule(name) for name in explainer.layers}
-    return other  # type: ignore[no-any-return]
+    other = copy.copy(explainer)
+    if isinstance(other, Smoothing):
+        other.method = _on_a_copy(other.method)
+    elif isinstance(other, Method):
+        other.model = _copied(other.model)
+        if other.layers is not None:
+            other.layers = {name: other.model.get_submodule(name) for name in other.layers}
+    return other
 
 
 def _take(model: nn.Module, source: nn.Module, stage: str) -> None:
