@@ -1,6 +1,6 @@
 """The public names, and where each is kept; ``__init__.py`` loads them from here when they are first used."""
 
-from . import imaging, metrics, targets, testing
+from . import imaging, metrics, reporting, targets, testing
 from .capture import Captured, CapturedLayers, capture
 from .comparison import Comparison, compare
 from .concepts import Concepts, deep_feature_factorization
@@ -14,7 +14,7 @@ from .errors import (
 )
 from .evaluation import Evaluation, evaluate
 from .explanation import Explanation
-from .imaging import colorize, normalize, overlay, resize
+from .imaging import colorize, normalize, overlay, read_gray, read_image, resize
 from .methods import (
     CAM,
     FEM,
@@ -83,6 +83,7 @@ from .methods import (
     sobel,
     x_grad_cam,
 )
+from .reporting import Report, report
 from .smoothing import MultiScale, NoiseAveraging, TestTimeAugmentation
 from .targets import TopK
 
@@ -135,6 +136,7 @@ __all__ = [
     "PictureMethod",
     "RandomCAM",
     "RefineCAM",
+    "Report",
     "ScoreCAM",
     "SegEigenCAM",
     "ShapleyCAM",
@@ -176,6 +178,10 @@ __all__ = [
     "occlusion",
     "overlay",
     "random_cam",
+    "read_gray",
+    "read_image",
+    "report",
+    "reporting",
     "resize",
     "rise",
     "score_cam",

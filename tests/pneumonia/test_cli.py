@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ import torchvision
 from radiographs import write_classes, write_kaggle
 
 import camlib
-from pneumonia.cli import main, parser
+from pneumonia.cli import main
+from pneumonia.evaluate import FIGURES
+from pneumonia.options import parser
 
 RUN = Path(__file__).parents[2] / "examples/pneumonia/run.py"
 EPOCHS = 12
 QUICK = ["--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "8", "--show", "2", "--subsets", "2"]
+QUICK += ["--explain", "4"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +52,7 @@ def test_run_leaves_every_file_it_promises(finished):
     names = {path.name for path in (finished / "out").iterdir()}
     assert names == {
         "checkpoint.pt", "history.csv", "metrics.json", "training.png", "evaluation.png", "heatmaps.png",
-        "explanation.npz",
+        "explanation.npz", "report.html",
     }  # fmt: skip
     for name in names:
         if name.endswith(".png"):
@@ -68,6 +72,44 @@ def test_results_hold_what_was_done(finished):
     assert results["test"]["accuracy"]["value"] == pytest.approx(np.mean(right))
     with (finished / "out/history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
+    for part in ("test", "validation", "validation_elsewhere"):
+        for name in FIGURES:
+            low, high = results[part][name]["interval"]
+            assert low <= results[part][name]["value"] <= high
+    assert results["subgroups"].keys() == {"bacteria", "virus"}
+    assert results["calibration"].keys() == {"uncalibrated", "calibrated"}
+    assert results["quality"].keys() >= {"randomisation", "faithfulness", "shortcuts", "agreement"}
+
+
+def test_checkpoint_holds_the_decision_that_was_reported(finished):
+    results = json.loads((finished / "out/metrics.json").read_text())
+    decision = torch.load(finished / "out/checkpoint.pt", weights_only=True)["decision"]
+    assert decision == {
+        "threshold": results["threshold"],
+        "temperature": results["temperature"],
+        "rule": results["threshold_rule"],
+        "layer": results["explained"]["layer"],
+    }
+
+
+def test_new_images_are_predicted_with_the_checkpoint_as_in_the_test_set(finished):
+    results = json.loads((finished / "out/metrics.json").read_text())
+    images = [row["image"] for row in results["predictions"]]
+    arguments = ["--checkpoint", str(finished / "out/checkpoint.pt"), "--output", str(finished / "predicted")]
+    assert main(["predict", *images, *arguments]) == 0
+    rows = json.loads((finished / "predicted/predictions.json").read_text())["predictions"]
+    found = {row["image"]: row["probability"] for row in rows}
+    for row in results["predictions"]:
+        assert found[row["image"]] == pytest.approx(row["probability"], abs=2e-2)  # bfloat16 there, if it is fast
+
+
+def test_threshold_follows_the_rule_that_is_given(finished, tmp_path):
+    arguments = ["--data", str(finished / "data"), "--output", str(tmp_path), "--num-images", "9", *QUICK]
+    shutil.copy(finished / "out/checkpoint.pt", tmp_path / "checkpoint.pt")
+    assert main([*arguments, "--resume", "--threshold", "0.25"]) == 0
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert results["threshold"] == 0.25
+    assert results["threshold_rule"] == "0.25, fixed beforehand"
 
 
 def test_explained_images_are_test_images_and_of_the_predicted_class(finished):
@@ -142,6 +184,8 @@ def bad_inputs(folder):
         "--max-train must be at least 8, got 0": [*good, "--max-train", "0"],
         "layer 'fc' returns shape": [*good, "--layer", "fc"],
         "is called more than once": [*good, "--layer", "layer4.1.relu"],
+        "--seeds must be at least 1, got 0": [*good, "--seeds", "0"],
+        "--threshold must be youden": [*good, "--threshold", "best"],
         "--lr must be a positive number, got -1.0": [*good, "--lr", "-1"],
         "cannot be made": [*good, "--output", f"{folder}/file/out"],
         "did you mean": [*good, "--layer", "layr4"],

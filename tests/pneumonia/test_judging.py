@@ -16,7 +16,9 @@ from pneumonia.train import fingerprint
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A folder of a run on few small phantoms."""
-    monkeypatch.setattr("pneumonia.cli.from_phantoms", lambda count, size, seed: sources.from_phantoms(24, size, seed))
+    monkeypatch.setattr(
+        "pneumonia.pipeline.from_phantoms", lambda count, size, seed: sources.from_phantoms(24, size, seed)
+    )
     torch.manual_seed(0)
     few = sources.from_phantoms(24, 36, 0)
     recipe = {"size": 32, "seed": 0, "images": fingerprint(few.training, few.validation)}

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from pneumonia import train as training_module
-from pneumonia.augment import augment, prepare
+from pneumonia.augment import augment, prepare, views
 from pneumonia.data import Pictures
 from pneumonia.errors import InputError
 from pneumonia.model import read_checkpoint
-from pneumonia.train import Recipe, Run, predict, train
+from pneumonia.train import Recipe, Run, batch_loss, fast_bfloat16, margins, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -94,10 +94,10 @@ def test_killed_run_resumes_to_the_same_network(tmp_path, monkeypatch, killed_in
     def killed(*arguments, **options):
         if next(epochs) == killed_in:
             raise KeyboardInterrupt
-        return predict(*arguments, **options)
+        return margins(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "predict", killed)
+        patch.setattr(training_module, "margins", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "killed")
     assert len(rows_of(tmp_path / "killed/history.csv")) == killed_in
@@ -161,10 +161,16 @@ def test_history_is_written_as_csv(tmp_path):
     assert [float(row["training_loss"]) for row in rows] == [row["training_loss"] for row in history]
 
 
-def test_last_epochs_alone_see_the_full_size():
-    recipe = dataclasses.replace(RECIPE, epochs=5, size=128)
-    assert [recipe.size_at(epoch) for epoch in range(5)] == [64, 64, 128, 128, 128]
+def test_pictures_grow_to_their_full_size():
+    recipe = dataclasses.replace(RECIPE, epochs=14, size=160, full_size_epochs=4)
+    sizes = [recipe.size_at(epoch) for epoch in range(14)]
+    assert sizes[0] <= 96
+    assert sizes == sorted(sizes)
+    assert sizes[-4:] == [160] * 4
+    assert all(size % 32 == 0 for size in sizes)
     assert RECIPE.size_at(0) == 32
+    odd = dataclasses.replace(RECIPE, epochs=5, size=100, full_size_epochs=2)
+    assert [odd.size_at(epoch) for epoch in (3, 4)] == [100, 100]
 
 
 def test_rare_class_weighs_as_much_as_the_common_one(tmp_path):
@@ -196,23 +202,66 @@ def test_average_follows_the_weights():
     torch.testing.assert_close(run.average.fc.weight, torch.ones_like(before))
 
 
-def test_prediction_is_the_mean_of_the_picture_and_its_mirror_image():
+def test_smoothed_labels_of_either_class_pull_alike():
+    class_weights = torch.tensor([2.0, 2 / 3])
+    outputs = torch.zeros(4, 2, requires_grad=True)
+    labels = torch.tensor([0, 1, 1, 1])  # once weighed, as many of each
+    batch_loss(outputs, labels, labels, class_weights, 0.2).backward()
+    torch.testing.assert_close(outputs.grad.sum(0), torch.zeros(2))
+    losses = -(0.9 * math.log(0.5) + 0.1 * math.log(0.5))
+    assert batch_loss(outputs, labels, labels, class_weights, 0.2).item() == pytest.approx(losses)
+
+
+def test_picture_is_judged_whole_in_the_middle_and_mirrored():
+    pixels = pictures().pixels
+    whole, whole_mirrored, middle, middle_mirrored = views(pixels, 32)
+    torch.testing.assert_close(whole, prepare(pixels, 32))
+    torch.testing.assert_close(whole_mirrored, prepare(pixels.flip(2), 32), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(middle, prepare(pixels[:, 2:34, 2:34], 32))
+    torch.testing.assert_close(middle_mirrored, prepare(pixels.flip(2)[:, 2:34, 2:34], 32))
+
+
+def test_margin_is_the_difference_of_the_logits_of_every_view():
     model, pixels = tiny().eval(), pictures().pixels
-    once = predict(model, pixels, 32, device=CPU)
-    assert once.shape == (32,)
-    torch.testing.assert_close(once, predict(model, pixels.flip(2), 32, device=CPU))
-    torch.testing.assert_close(once, predict(model, pixels, 32, device=CPU, batch_size=5))
+    found = margins(model, pixels, 32, device=CPU)
+    assert found.shape == (32, 4)
+    torch.testing.assert_close(found, margins(model, pixels, 32, device=CPU, batch_size=5))
+    torch.testing.assert_close(
+        found, margins(model, pixels.flip(2), 32, device=CPU)[:, [1, 0, 3, 2]], atol=1e-4, rtol=1e-4
+    )
     with torch.inference_mode():
-        plain = model(prepare(pixels, 32)).softmax(1)[:, 1]
-        mirrored = model(prepare(pixels.flip(2), 32)).softmax(1)[:, 1]
-    torch.testing.assert_close(once, (plain + mirrored) / 2, atol=1e-4, rtol=1e-4)
+        logits = model(prepare(pixels, 32))
+    torch.testing.assert_close(found[:, 0].sigmoid(), logits.softmax(1)[:, 1])
 
 
-def test_mixed_precision_runs_and_stays_close():
+def test_mixed_precision_runs_and_stays_close(tmp_path):
     model, pixels = tiny().eval(), pictures().pixels
-    exact, mixed = (predict(model, pixels, 32, device=CPU, amp=amp) for amp in (False, True))
+    exact, mixed = (margins(model, pixels, 32, device=CPU, amp=amp) for amp in (False, True))
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(exact, mixed, atol=0.05, rtol=0)
+    torch.testing.assert_close(exact, mixed, atol=0.2, rtol=0)
+    (_, history), (_, exact_history) = trained(tmp_path / "amp", amp=True), trained(tmp_path / "exact")
+    assert history[0]["training_loss"] == pytest.approx(exact_history[0]["training_loss"], abs=0.05)
+
+
+def test_compiled_training_is_the_same_and_its_checkpoint_has_plain_names(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    (first, _), (again, _) = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
+    assert len(compiled) == 1
+    assert same(first, again)
+    assert "conv.weight" in read_checkpoint(tmp_path / "compiled/checkpoint.pt")["model"]
+
+
+def test_bfloat16_is_fast_where_the_processor_says_so(monkeypatch):
+    for known, fast in (
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx512_f": True}, False),
+        ({}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        assert fast_bfloat16(CPU) is fast
+    assert fast_bfloat16(torch.device("meta")) is False
 
 
 def test_input_is_standardised_and_does_not_know_the_exposure():

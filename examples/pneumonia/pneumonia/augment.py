@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from pneumonia.acquisition import blurred_by
+
+INNER = 0.9
+"""Share of the side that a second look at a picture takes."""
+LEVELS = 3
+"""So many degrees of lost sharpness in a batch."""
 MARGIN = 1.125
 """Pictures are kept this much larger than the network's input."""
 
@@ -28,6 +34,18 @@ def prepare(pixels: Tensor, size: int) -> Tensor:
     return as_input(standardize(pictures))
 
 
+def views(pixels: Tensor, size: int) -> list[Tensor]:
+    """Return what a picture (N, S, S) is judged by: all of it, its inner part, and the mirror images of both.
+
+    The inner part leaves out the border, where markers and the edges of the detector are.
+    """
+    side = pixels.shape[-1]
+    inner = round(side * INNER)
+    start = (side - inner) // 2
+    whole, middle = (prepare(part, size) for part in (pixels, pixels[:, start : start + inner, start : start + inner]))
+    return [whole, whole.flip(3), middle, middle.flip(3)]
+
+
 def as_input(pictures: Tensor) -> Tensor:
     """Repeat the gray channel thrice, channels-last: what a network made for photographs takes."""
     return pictures.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -36,8 +54,9 @@ def as_input(pictures: Tensor) -> Tensor:
 def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Turn pictures (N, S, S) in uint8 into randomly changed input (N, 3, size, size).
 
-    A random affine map (flip, rotation by up to 10 degrees, scale 0.8 to 1.1, aspect, shift), gamma, blur, noise,
-    and one erased rectangle in every second picture.
+    A random affine map (flip, rotation by up to 10 degrees, scale 0.8 to 1.1, aspect, shift), lost sharpness in every
+    second picture, gamma, blur, noise, and one erased rectangle in every second picture. Proportions and sharpness
+    tell how a picture was taken, which in many collections depends on the class: they are varied widely.
     """
     n, device = len(pixels), pixels.device
 
@@ -46,7 +65,7 @@ def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
     pictures = pixels[:, None].float() / 255
     angle = uniform(-10, 10) * math.pi / 180
-    scale, aspect = uniform(0.8, 1.1), uniform(-0.1, 0.1).exp()
+    scale, aspect = uniform(0.8, 1.1), uniform(-0.15, 0.15).exp()
     flip = uniform(-1, 1).sign()
     affine = torch.stack(
         [
@@ -57,7 +76,13 @@ def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     )
     grid = F.affine_grid(affine, [n, 1, size, size], align_corners=False)
     pictures = F.grid_sample(pictures, grid, align_corners=False)
-    pictures = pictures.clamp(1e-4, 1) ** uniform(-0.35, 0.35).exp().view(-1, 1, 1, 1)
+    which = uniform(0, 1)
+    for step in range(LEVELS):  # as many pictures keep their sharpness as lose it, to one of these degrees
+        share = torch.empty(1).uniform_(0.3, 0.9, generator=generator).item()
+        chosen = (which >= step / LEVELS / 2) & (which < (step + 1) / LEVELS / 2)
+        if chosen.any():
+            pictures[chosen] = blurred_by(pictures[chosen], share)
+    pictures = pictures.clamp(1e-4, 1) ** uniform(-0.4, 0.4).exp().view(-1, 1, 1, 1)
     blurred = uniform(0, 1) < 0.3
     if blurred.any():
         sigma = 0.5 + torch.rand(1, generator=generator).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import camlib
 from pneumonia.errors import InputError
 
 CLASSES = ("NORMAL", "PNEUMONIA")
-ENDINGS = {".jpg", ".jpeg", ".png"}
+ENDINGS = {".jpg", ".jpeg", ".png", ".dcm", ".dicom"}
 MOST_UNREADABLE = 0.1
 """A folder of which a larger share cannot be read is refused."""
 
@@ -35,6 +37,8 @@ class Pictures:
     """A path or another name for each picture."""
     masks: Tensor | None = None
     """(N, S, S) bool: where the opacity is, for phantoms."""
+    digests: list[str] = field(default_factory=list)
+    """A hash of each picture's content at its own resolution; empty where there are no files."""
     unreadable: list[str] = field(default_factory=list)
     """Files that were skipped, and why."""
 
@@ -51,6 +55,7 @@ class Pictures:
             [self.patients[index] for index in chosen],
             [self.names[index] for index in chosen],
             None if self.masks is None else self.masks[at],
+            [self.digests[index] for index in chosen] if self.digests else [],
         )
 
 
@@ -62,6 +67,7 @@ def concatenate(parts: Sequence[Pictures]) -> Pictures:
         [patient for part in parts for patient in part.patients],
         [name for part in parts for name in part.names],
         None,
+        [digest for part in parts for digest in part.digests],
         [note for part in parts for note in part.unreadable],
     )
 
@@ -111,33 +117,9 @@ def list_images(folder: Path) -> list[tuple[Path, int]]:
             if path.suffix.lower() in ENDINGS and not path.name.startswith("._") and "__MACOSX" not in path.parts
         ]
         if not inside:
-            raise InputError(f"{folders[name]} holds no JPEG or PNG images; put the {name} images there")
+            raise InputError(f"{folders[name]} holds no JPEG, PNG or DICOM images; put the {name} images there")
         files += inside
     return files
-
-
-def read(path: Path) -> np.ndarray:
-    """Read an image as grayscale, uint8, at its own resolution and the right way up.
-
-    Images of more than 8 bits are stretched from their darkest to their brightest value.
-
-    Raises:
-        ValueError: the file is no image, or is truncated.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return _stretched(np.asarray(upright)) if upright.mode[0] in "IF" else np.asarray(upright.convert("L"))
-    except Exception as error:  # a damaged file makes the decoders raise nearly anything
-        raise ValueError(f"{error}".split("\n")[0].replace(str(path), path.name) or type(error).__name__) from error
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    stretched: np.ndarray = np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-    return stretched
 
 
 def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
@@ -146,10 +128,10 @@ def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
     Raises:
         InputError: more than a tenth of them are unreadable, or all of a class.
     """
-    pixels, labels, patients, names, unreadable = [], [], [], [], []
+    pixels, labels, patients, names, digests, unreadable = [], [], [], [], [], []
     for path, label in tqdm(files, desc=f"reading {title}", unit="image", leave=False):
         try:
-            image = read(path)
+            image = camlib.read_gray(path)
         except ValueError as error:
             unreadable.append(f"{path}: {error}")
             continue
@@ -157,9 +139,10 @@ def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
         labels.append(label)
         patients.append(patient_of(path, label))
         names.append(str(path))
+        digests.append(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest())
     if len(unreadable) > MOST_UNREADABLE * len(files) or len(set(labels)) < len(CLASSES):
         raise InputError(
             f"{len(unreadable)} of {len(files)} images in {title} cannot be read, the first is {unreadable[0]}; "
             "copy the data again"
         )
-    return Pictures(torch.stack(pixels), torch.tensor(labels), patients, names, None, unreadable)
+    return Pictures(torch.stack(pixels), torch.tensor(labels), patients, names, None, digests, unreadable)

@@ -1,83 +1,100 @@
-"""Judging predictions: a threshold from validation, figures with intervals, and fresh random subsets."""
+"""Judging predictions: figures with intervals over patients, subgroups, and fresh random subsets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 Array = NDArray[Any]
 RESAMPLES = 1000
-
-
-def choose_threshold(labels: Array, probabilities: Array) -> float:
-    """Return the threshold for sensitivity + specificity (Youden), to be used on validation only.
-
-    Near a perfect separation the very best threshold hangs on a handful of images. The thresholds around it whose
-    Youden index is within one standard error of the best are as good, for all that validation can tell; the middle of
-    them is taken.
-    """
-    curve = roc_curve(labels, probabilities, drop_intermediate=False)
-    false_positive, true_positive, thresholds = (values[1:] for values in curve)  # the first threshold is infinite
-    youden = true_positive - false_positive
-    best = int(youden.argmax())
-    positives = int((labels == 1).sum())
-    variance = sum(
-        rate * (1 - rate) / count
-        for rate, count in ((true_positive[best], positives), (false_positive[best], len(labels) - positives))
-    )
-    worse = np.flatnonzero(youden < youden[best] - variance**0.5 - 1e-9)
-    first, last = worse[worse < best].max(initial=-1) + 1, worse[worse > best].min(initial=len(youden)) - 1
-    next_lower = probabilities[probabilities < thresholds[last]].max(initial=0)
-    return float((thresholds[first] + next_lower) / 2)
+FIGURES = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "auroc", "auprc")
+SUBGROUPS = ("bacteria", "virus")
+"""Kinds of pneumonia that the file names of the Kaggle data set tell."""
 
 
 def figures(labels: Array, probabilities: Array, threshold: float) -> dict[str, float]:
-    """Accuracy, sensitivity, specificity and AUROC; NaN where a class is missing."""
-    predicted = probabilities >= threshold
-    positive, negative = labels == 1, labels == 0
-    both = positive.any() and negative.any()
+    """Accuracy, sensitivity, specificity, PPV, NPV, AUROC and AUPRC (average precision); NaN where there is none."""
+    predicted, sick = probabilities >= threshold, labels == 1
+    right = predicted == sick
+    both = sick.any() and not sick.all()
     return {
-        "accuracy": float((predicted == positive).mean()),
-        "sensitivity": float(predicted[positive].mean()) if positive.any() else float("nan"),
-        "specificity": float((~predicted[negative]).mean()) if negative.any() else float("nan"),
+        "accuracy": _share(right, np.ones_like(sick)),
+        "sensitivity": _share(right, sick),
+        "specificity": _share(right, ~sick),
+        "ppv": _share(right, predicted),
+        "npv": _share(right, ~predicted),
         "auroc": float(roc_auc_score(labels, probabilities)) if both else float("nan"),
+        "auprc": float(average_precision_score(labels, probabilities)) if both else float("nan"),
     }
+
+
+def _share(right: Array, among: Array) -> float:
+    return float(right[among].mean()) if among.any() else float("nan")
 
 
 def evaluate(
     labels: Array, probabilities: Array, patients: Sequence[str], threshold: float, seed: int
 ) -> dict[str, Any]:
     """Figures with 95% intervals, and the confusion matrix (rows: truth, columns: prediction)."""
-    point = figures(labels, probabilities, threshold)
-    intervals = bootstrap(labels, probabilities, patients, threshold, seed)
-    matrix = confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
     return {
         "images": len(labels),
         "patients": len(set(patients)),
-        **{name: {"value": value, "interval": intervals[name]} for name, value in point.items()},
-        "confusion": matrix.tolist(),
+        **with_intervals(lambda at: figures(labels[at], probabilities[at], threshold), patients, seed),
+        "confusion": confusion_matrix(labels, probabilities >= threshold, labels=[0, 1]).tolist(),
     }
 
 
-def bootstrap(
-    labels: Array, probabilities: Array, patients: Sequence[str], threshold: float, seed: int
-) -> dict[str, list[float]]:
-    """95% percentile intervals over resamples of the patients, whose images belong together."""
+def with_intervals(
+    measure: Callable[[Array], dict[str, float]], patients: Sequence[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Measure all images, with 95% percentile intervals over resamples of the patients, whose images belong together.
+
+    Args:
+        measure: from the indices of the images (a resample holds some several times) to figures.
+        patients: whom each image shows.
+        seed: of the resamples.
+    """
     generator = np.random.default_rng(seed)
     names, whose = np.unique(np.asarray(patients), return_inverse=True)
     images_of = np.split(np.argsort(whose, kind="stable"), np.cumsum(np.bincount(whose))[:-1])
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([images_of[i] for i in generator.integers(0, len(names), len(names))])
-        drawn.append(figures(labels[chosen], probabilities[chosen], threshold))
+    drawn = [
+        measure(np.concatenate([images_of[i] for i in generator.integers(0, len(names), len(names))]))
+        for _ in range(RESAMPLES)
+    ]
     return {
-        name: [float(bound) for bound in np.nanpercentile([row[name] for row in drawn], [2.5, 97.5])]
-        for name in drawn[0]
+        name: {"value": value, "interval": _middle([row[name] for row in drawn])}
+        for name, value in measure(np.arange(len(whose))).items()
     }
+
+
+def _middle(values: list[float]) -> list[float]:
+    numbers = np.array(values)[~np.isnan(values)]
+    return [float(bound) for bound in np.percentile(numbers, [2.5, 97.5])] if len(numbers) else [float("nan")] * 2
+
+
+def by_subgroup(
+    labels: Array, probabilities: Array, patients: Sequence[str], names: Sequence[str], threshold: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Sensitivity to bacterial and to viral pneumonia, and AUROC of each against all NORMAL; by the file names."""
+    kinds = np.array([_kind(name) for name in names])
+    found = {}
+    for kind in SUBGROUPS:
+        sick = kinds == kind
+        if not (sick & (labels == 1)).any():
+            continue
+        among = np.flatnonzero(sick | (labels == 0)).tolist()
+        of_kind = evaluate(labels[among], probabilities[among], [patients[i] for i in among], threshold, seed)
+        found[kind] = {"images": int(sick.sum()), "sensitivity": of_kind["sensitivity"], "auroc": of_kind["auroc"]}
+    return found
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind in SUBGROUPS if f"_{kind}_" in Path(name).name), "")
 
 
 def random_subsets(

@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 import camlib
+from pneumonia import NOTICE
 from pneumonia.augment import prepare
-from pneumonia.cli import NOTICE, choose_device, read_data
 from pneumonia.data import Pictures
 from pneumonia.errors import InputError
 from pneumonia.model import build, read_checkpoint
+from pneumonia.options import choose_device
+from pneumonia.pipeline import read_data
 from pneumonia.sources import DIVISIONS
 from pneumonia.train import fingerprint
 
@@ -77,8 +79,8 @@ def judge(options: argparse.Namespace) -> camlib.Evaluation:
         raise InputError(f"--images must be at least 1, got {options.images}")
     device = choose_device(options.device)
     model, recipe = trained(options.run / "checkpoint.pt")
-    options.seed = recipe["seed"]
-    splits = read_data(options, recipe["size"])
+    options.seed, options.size = recipe["seed"], recipe["size"]
+    splits = read_data(options)
     if fingerprint(splits.training, splits.validation) != recipe["images"]:
         raise InputError(
             f"{options.run} was trained on other images than --data {options.data} --split {options.split} gives; give "

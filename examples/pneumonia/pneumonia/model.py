@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import warnings
 from pathlib import Path
@@ -85,6 +86,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def write_decision(path: Path, results: dict[str, Any], layer: str) -> None:
+    """Add to a checkpoint how probabilities become decisions and where to explain: what ``predict`` needs of a run."""
+    state = read_checkpoint(path)
+    state["decision"] = {
+        "threshold": results["threshold"],
+        "temperature": results["temperature"],
+        "rule": results["threshold_rule"],
+        "layer": layer,
+    }
+    save_whole(state, path)
+
+
+def save_whole(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint: whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], name: str) -> None:

@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
 from pneumonia import phantoms
 from pneumonia.data import Pictures, class_folders, concatenate, list_images, load
+from pneumonia.duplicates import notes_of, with_joined_patients, without_copies_of
 from pneumonia.errors import InputError
 
 
@@ -99,18 +100,22 @@ def from_folder(folder: Path, size: int, divide: Divide, seed: int) -> Splits:
         )
     root = _root(folder)
     if class_folders(root):
-        everything = load(list_images(root), size, root.name)
+        everything = with_joined_patients(load(list_images(root), size, root.name))
         rest, test = divide(everything, 0.15, seed)
         training, validation = divide(rest, 0.15 / 0.85, seed)
         unreadable = everything.unreadable
-        notes = [f"{len(everything)} images of {folder} divided 70/15/15"]
+        notes = [f"{len(everything)} images of {folder} divided 70/15/15", *notes_of(everything, root.name)]
     else:
         names = [name for name in ("train", "val") if any(path.is_file() for path in (root / name).rglob("*.*"))]
-        pool = concatenate([load(list_images(root / name), size, name) for name in names])
-        training, validation = divide(pool, 0.1, seed)
+        read = concatenate([load(list_images(root / name), size, name) for name in names])
         test = load(list_images(root / "test"), size, "test")
-        unreadable = pool.unreadable + test.unreadable
+        pool = with_joined_patients(without_copies_of(read, test))
+        training, validation = divide(pool, 0.1, seed)
+        unreadable = read.unreadable + test.unreadable
         notes = [f"{len(pool)} images of {' and '.join(names)} divided 90/10; test kept apart"]
+        notes += [*notes_of(pool, " and ".join(names)), *notes_of(test, "test")]
+        if len(pool) < len(read):
+            notes.append(f"left out of training: {len(read) - len(pool)} images that are in test as well")
         notes += ["numbers of patients recur between the official folders without being the same child"]
     for name, part in (("training", training), ("validation", validation), ("test", test)):
         if len(set(part.labels.tolist())) < 2:

@@ -6,11 +6,10 @@ import copy
 import csv
 import hashlib
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pneumonia.augment import augment, prepare
+from pneumonia import distributed
+from pneumonia.augment import augment, views
 from pneumonia.data import Pictures
 from pneumonia.errors import InputError
-from pneumonia.model import read_checkpoint, train_mode
+from pneumonia.model import read_checkpoint, save_whole, train_mode
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,18 @@ class Recipe:
     images: str
     """Fingerprint of the training and validation images."""
     full_size_epochs: int
-    """The last epochs see the pictures at full size, those before at half of it: cheaper, and as good to begin with."""
+    """The last epochs see the pictures at full size; before, the size grows from half of it: cheaper, and as good."""
     label_smoothing: float = 0.1
     weight_decay: float = 0.05
     averaging: float = 0.995
     """Weight of the past in the running average of the network's weights."""
 
     def size_at(self, epoch: int) -> int:
-        """Return the side of the input in an epoch, counted from 0."""
-        return self.size if epoch >= self.epochs - self.full_size_epochs else max(32, self.size // 2)
+        """Return the side of the input in an epoch, counted from 0: a multiple of 32 until it is full."""
+        growing = self.epochs - self.full_size_epochs
+        if epoch >= growing:
+            return self.size
+        return max(32, 32 * round(self.size * (0.5 + 0.5 * epoch / growing) / 32))
 
 
 def fingerprint(training: Pictures, validation: Pictures) -> str:
@@ -101,9 +104,7 @@ class Run:
             "history": self.history,
             "steps": self.steps,
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        save_whole(state, path)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -145,6 +146,7 @@ def train(
     *,
     device: torch.device,
     amp: bool = False,
+    compiled: bool = False,
     resume: bool = False,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train, and return the network with averaged weights, and a row of figures for each epoch.
@@ -154,18 +156,29 @@ def train(
     Raises:
         InputError: ``resume`` is asked for and the checkpoint there does not fit.
     """
+    if distributed.count() > 1 and recipe.batch_size < 2 * distributed.count():
+        raise InputError(
+            f"--batch-size {recipe.batch_size} is shared by {distributed.count()} processes, with two images each at "
+            f"least; give {2 * distributed.count()} or more"
+        )
     batches = max(1, len(training) // recipe.batch_size)
-    run = Run(model.to(device), recipe, batches)
+    run = Run(distributed.with_shared_statistics(model.to(device), device), recipe, batches)
+    forward = distributed.together(run.model, device)
+    if compiled:
+        forward = cast(nn.Module, torch.compile(forward))
     path = folder / "checkpoint.pt"
     if resume and path.exists():
         run.restore(path)
         print(f"resuming after epoch {len(run.history)} of {recipe.epochs}")
     counts = torch.bincount(training.labels, minlength=2)
     class_weights = (len(training) / (2 * counts)).to(device)
+    pixels, labels = training.pixels.to(device), training.labels.to(device)  # as bytes they fit
     for epoch in range(len(run.history), recipe.epochs):
         start = time.monotonic()
-        loss = _epoch(run, training, class_weights, epoch, device, amp)
-        probabilities = predict(run.average, validation.pixels, recipe.size_at(epoch), device=device, amp=amp)
+        loss = _epoch(run, forward, pixels, labels, class_weights, epoch, amp)
+        distributed.share_first(run.average)
+        views = margins(run.average, validation.pixels, recipe.size_at(epoch), device=device, amp=amp)
+        probabilities = views.sigmoid().mean(1)
         row = {
             "epoch": epoch + 1,
             "training_loss": loss,
@@ -174,8 +187,9 @@ def train(
             "seconds": time.monotonic() - start,
         }
         run.history.append(row)
-        run.save(path)
-        write_history(run.history, folder / "history.csv")
+        if distributed.is_first():
+            run.save(path)
+            write_history(run.history, folder / "history.csv")
         tqdm.write(
             f"epoch {epoch + 1:2}/{recipe.epochs}: loss {loss:.3f}, validation loss {row['validation_loss']:.3f}, "
             f"AUROC {row['validation_auroc']:.4f}, {row['seconds']:.0f} s"
@@ -183,43 +197,65 @@ def train(
     return run.average, run.history
 
 
-def _epoch(run: Run, training: Pictures, class_weights: Tensor, epoch: int, device: torch.device, amp: bool) -> float:
-    """Train for one epoch and return the mean loss."""
+def _epoch(
+    run: Run, forward: nn.Module, pixels: Tensor, labels: Tensor, class_weights: Tensor, epoch: int, amp: bool
+) -> float:
+    """Train for one epoch and return the mean loss. Of every batch, each process takes its part."""
     recipe = run.recipe
-    order = torch.randperm(len(training), generator=run.generator)
+    order = torch.randperm(len(labels), generator=run.generator)
     batches = [b for b in order.split(recipe.batch_size) if len(b) == recipe.batch_size] or [order]
+    generator = distributed.own_generator(run.generator, recipe.seed, epoch)
     train_mode(run.model)
     total = 0.0
     for batch in tqdm(batches, desc=f"epoch {epoch + 1}/{recipe.epochs}", unit="batch", leave=False):
-        inputs = augment(training.pixels[batch].to(device), recipe.size_at(epoch), run.generator)
-        labels = training.labels[batch].to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-            outputs = run.model(inputs)
-        loss = F.cross_entropy(outputs.float(), labels, weight=class_weights, label_smoothing=recipe.label_smoothing)
+        own = distributed.own_part(batch)
+        inputs = augment(pixels[own], recipe.size_at(epoch), generator)
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=amp):
+            outputs = forward(inputs)
+        loss = batch_loss(outputs.float(), labels[own], labels[batch], class_weights, recipe.label_smoothing)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         run.optimizer.step()
         run.schedule.step()
         run.update_average()
-        total += loss.item()
+        total += distributed.mean(loss)
         if not math.isfinite(total):
             raise InputError(f"the loss is no longer finite in epoch {epoch + 1}: training diverged; give a lower --lr")
     return total / len(batches)
 
 
+def batch_loss(outputs: Tensor, own: Tensor, whole: Tensor, class_weights: Tensor, smoothing: float) -> Tensor:
+    """Return this process's part of the weighted cross-entropy of a batch.
+
+    The mean over the processes, which is what their gradients are averaged to, is the weighted mean over the batch.
+
+    Args:
+        outputs: logits (n, 2) of the images of this process.
+        own: their labels (n,).
+        whole: the labels of the whole batch.
+        class_weights: (2,).
+        smoothing: of the labels. Not by the option ``weight`` of ``cross_entropy``, which would weigh the smoothed part
+            of a label by the other class, and pull every image towards the rare one.
+    """
+    losses = F.cross_entropy(outputs, own, label_smoothing=smoothing, reduction="none")
+    return distributed.count() * (losses * class_weights[own]).sum() / class_weights[whole].sum()
+
+
 @torch.inference_mode()
-def predict(
+def margins(
     model: nn.Module, pixels: Tensor, size: int, *, device: torch.device, amp: bool = False, batch_size: int = 64
 ) -> Tensor:
-    """Return the probability of PNEUMONIA, (N,), the mean of each picture's and its mirror image's."""
+    """Return by how much the logit of PNEUMONIA exceeds the other, (N, views), for each of :func:`views`.
+
+    The probability is the mean of their sigmoids. Several processes share the pictures, at least one for each.
+    """
     model.eval()
     parts = []
-    for batch in tqdm(pixels.split(batch_size), desc="predicting", unit="batch", leave=False):
-        inputs = prepare(batch.to(device), size)
+    for batch in tqdm(distributed.own_part(pixels).split(batch_size), desc="predicting", unit="batch", leave=False):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-            logits = torch.stack([model(inputs), model(inputs.flip(3))])
-        parts.append(logits.float().softmax(2)[..., 1].mean(0).cpu())
-    return torch.cat(parts)
+            logits = torch.stack([model(view) for view in views(batch.to(device), size)], 1).float()
+        parts.append((logits[..., 1] - logits[..., 0]).cpu())
+    return distributed.gathered(torch.cat(parts))
 
 
 def write_history(history: list[dict[str, Any]], path: Path) -> None:
@@ -228,3 +264,13 @@ def write_history(history: list[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Say whether the device computes with bfloat16 natively; where that is unknown, no."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        known = torch.cpu.get_capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+    return False

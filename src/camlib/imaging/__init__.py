@@ -5,6 +5,7 @@ from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, res
 from camlib.imaging.normalization import is_constant, normalize
 from camlib.imaging.overlays import overlay, overlay_signed
 from camlib.imaging.pictures import as_pictures, as_rgb
+from camlib.imaging.reading import read_gray, read_image
 from camlib.imaging.regions import Region, boxes, contours, draw_boxes, draw_contours
 from camlib.imaging.resizing import resize
 
@@ -26,6 +27,8 @@ __all__ = [
     "normalize",
     "overlay",
     "overlay_signed",
+    "read_gray",
+    "read_image",
     "resize",
     "resize_center_crop",
 ]

@@ -1,0 +1,190 @@
+"""Pictures from files, DICOM among them, as uint8 at their own resolution and the right way up."""
+
+from __future__ import annotations
+
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camlib.errors import CamlibRuntimeError, CamlibValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DICOM_SUFFIXES = {".dcm", ".dicom", ".dic"}
+"""Of files that are read as DICOM even without the preamble that names it."""
+
+
+def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read a picture in colour.
+
+    Args:
+        path: JPEG, PNG or whatever else Pillow reads; or DICOM, which is told by its content (``DICM`` at byte 128) or
+            its ending, and needs the extra ``dicom``.
+
+            A DICOM picture is shown as a viewer shows it: rescale slope and intercept (or modality LUT), then the first
+            window (or VOI LUT), MONOCHROME1 inverted. Where it names no window, its values are stretched from least to
+            most, padding left out. Pixels stay as they are stored, also where they are not square. Nothing of the
+            header is returned, and none of it gets into an error.
+
+            Other pictures of more than 8 bits are stretched from their darkest to their brightest value.
+
+    Returns:
+        (H, W, 3), RGB, uint8; turned upright where its EXIF says so; alpha is dropped. A heatmap of it goes back to
+        these pixels by ``explanation.overlays([picture])``, if the whole picture was resized to the network's input,
+        or by the geometry (:class:`camlib.imaging.Geometry`) that made the input.
+
+    Raises:
+        CamlibValueError: no such file, no picture, a truncated one, a DICOM file of several frames or without pixels.
+        CamlibRuntimeError: DICOM, and pydicom or a decoder for its compression is not installed.
+
+    Example:
+        >>> import tempfile, camlib, numpy as np
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (5, 4), 200).save(f"{folder}/picture.png")
+        ...     camlib.read_image(f"{folder}/picture.png").shape
+        (4, 5, 3)
+    """
+    import numpy as np
+
+    picture = _read(Path(path), "RGB")
+    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+
+
+def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read a picture in gray: :func:`read_image` without colours.
+
+    Args:
+        path: as for :func:`read_image`.
+
+    Returns:
+        (H, W), uint8; of a picture in colour, its luma.
+
+    Raises:
+        CamlibValueError, CamlibRuntimeError: as for :func:`read_image`.
+
+    Example:
+        >>> import tempfile, camlib
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (5, 4), "red").save(f"{folder}/picture.png")
+        ...     camlib.read_gray(f"{folder}/picture.png").shape
+        (4, 5)
+    """
+    import cv2
+
+    picture = _read(Path(path), "L")
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype("uint8") if picture.ndim == 3 else picture
+
+
+def _read(path: Path, mode: str) -> NDArray[np.uint8]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError as error:
+        raise CamlibValueError(f"{path} cannot be opened: {error.strerror}; give the path of a picture") from error
+    if start[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES:
+        return _read_dicom(path)
+    return _read_with_pillow(path, mode)
+
+
+def _read_with_pillow(path: Path, mode: str) -> NDArray[np.uint8]:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode[0] in "IF":
+                return _stretched(np.asarray(upright).astype(np.float64))
+            return np.asarray(upright.convert(mode))
+    except Exception as error:  # a damaged file makes the decoders raise nearly anything
+        reason = f"{error}".split("\n")[0].replace(str(path), path.name) or type(error).__name__
+        raise CamlibValueError(f"{path.name} is no picture that can be read: {reason}; copy the file again") from error
+
+
+def _read_dicom(path: Path) -> NDArray[np.uint8]:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise CamlibRuntimeError(
+            f"{path.name} is DICOM, which needs the package pydicom: install the extra dicom"
+        ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they quote values of the header
+            dataset = pydicom.dcmread(path, force=True)
+            _check(dataset, path.name)
+            return _shown(dataset)
+    except (CamlibValueError, CamlibRuntimeError):
+        raise
+    except Exception as error:  # whose text may quote the header as well
+        raise CamlibValueError(
+            f"{path.name} is no DICOM file that can be read ({type(error).__name__}): damaged, truncated or unusual; "
+            "copy it again, or export it anew as DICOM or PNG"
+        ) from None
+
+
+def _check(dataset: Any, name: str) -> None:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    if "PixelData" not in dataset:
+        raise CamlibValueError(f"{name} is DICOM without a picture, or no DICOM; give a file that has pixel data")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise CamlibValueError(
+            f"{name} holds {frames} frames, expected one picture; save the frame to explain as a file of its own"
+        )
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        raise CamlibRuntimeError(
+            f"{name} is compressed as {syntax.name}, for which pydicom has no decoder here; "
+            "pip install 'pylibjpeg[all]', or export it uncompressed"
+        )
+
+
+def _shown(dataset: Any) -> NDArray[np.uint8]:
+    """The picture as a viewer shows it, (H, W), or (H, W, 3) if it is in colour."""
+    import numpy as np
+    from pydicom.pixels.processing import apply_modality_lut, convert_color_space
+
+    stored = dataset.pixel_array
+    kind = dataset.PhotometricInterpretation
+    if stored.ndim == 3:
+        colours = stored if kind == "RGB" else convert_color_space(stored, kind, "RGB")
+        return np.asarray(colours if colours.dtype == np.uint8 else _scaled(colours, 0, 2**dataset.BitsStored - 1))
+    values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    shown = _windowed(values, stored, dataset)
+    return 255 - shown if kind == "MONOCHROME1" else shown
+
+
+def _windowed(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
+    import numpy as np
+    from pydicom.pixels.processing import apply_voi, apply_windowing
+
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        return _scaled(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
+    if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        far = 1e3 * (1 + np.abs(values).max() + np.max(np.abs([dataset.WindowCenter, dataset.WindowWidth])))
+        *shown, low, high = apply_windowing(np.append(values, [-far, far]), dataset)  # the ends of what it returns
+        return _scaled(np.reshape(shown, values.shape), low, high)
+    padding = dataset.get("PixelPaddingValue")
+    known = values[stored != padding] if padding is not None else values
+    known = known if known.size else values
+    return _scaled(values, known.min(), known.max())
+
+
+def _stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return _scaled(values, values.min(), values.max())
+
+
+def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """From the range low to high to 0 to 255."""
+    import numpy as np
+
+    shares = (values.astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
+    scaled: NDArray[np.uint8] = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    return scaled

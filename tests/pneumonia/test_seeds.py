@@ -1,0 +1,43 @@
+"""Several seeds are several whole runs, and their spread is the textbook's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from radiographs import write_classes
+
+from pneumonia.cli import main
+from pneumonia.evaluate import FIGURES
+from pneumonia.seeds import spread
+
+
+def test_spread_is_mean_sample_deviation_and_range():
+    rows = [{"test": {name: {"value": value} for name in FIGURES}} for value in (0.8, 0.9, 1.0)]
+    found = spread([4, 5, 6], rows)["test"]["auroc"]
+    assert found.pop("values") == [0.8, 0.9, 1.0]
+    assert found == pytest.approx({"mean": 0.9, "deviation": 0.1, "least": 0.8, "most": 1.0})
+
+
+def test_one_seed_has_no_spread():
+    found = spread([4], [{"test": {name: {"value": 0.7} for name in FIGURES}}])["test"]["accuracy"]
+    assert np.isnan(found["deviation"])
+    assert found["mean"] == 0.7
+
+
+def test_each_seed_is_a_run_of_its_own(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    write_classes(tmp_path / "data", 24, 24)
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--weights", "none"]
+    arguments += ["--size", "32", "--epochs", "1", "--batch-size", "8", "--show", "1", "--explain", "4"]
+    assert main([*arguments, "--seed", "5", "--seeds", "2"]) == 0
+    torch.set_num_threads(threads)
+    summary = json.loads((tmp_path / "out/seeds.json").read_text())
+    runs = [json.loads((tmp_path / f"out/seed-{seed}/metrics.json").read_text()) for seed in (5, 6)]
+    assert summary["seeds"] == [5, 6] == [run["settings"]["seed"] for run in runs]
+    assert summary["test"]["auroc"]["values"] == [run["test"]["auroc"]["value"] for run in runs]
+    assert runs[0]["settings"]["images"] != runs[1]["settings"]["images"]  # another split
+    assert "seeds 5, 6: mean" in capsys.readouterr().out
