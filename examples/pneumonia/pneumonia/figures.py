@@ -108,7 +108,7 @@ def draw_reliability(ax: Axes, results: Results) -> None:
         xlim=(-0.05, 1.05),
         ylim=(-0.05, 1.05),
     )
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.grid(alpha=0.3)
 
 

@@ -66,6 +66,11 @@ class Chart:
             raise CamlibValueError(f"the chart {self.title!r} has no alt text; say in a sentence what it shows")
 
     @property
+    def is_wide(self) -> bool:
+        """Whether it takes the whole width of the page: figures of more than seven inches do."""
+        return bool(self.figure.get_size_inches()[0] > 7)
+
+    @property
     def source(self) -> str:
         """The figure as an SVG image in a data URI; an image runs no scripts."""
         import matplotlib
