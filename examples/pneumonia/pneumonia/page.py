@@ -184,7 +184,8 @@ def _trust(results: Results) -> list[Chart | Table | str]:
             "Does the map depend on the network?",
             quality_figures.draw_randomisation(quality["randomisation"]),
             f"Similarity of the heatmap to itself while the network's weights are randomised. Verdict: {verdict}.",
-            f"Verdict: {verdict}. A map that stays when the network forgets explains nothing (Adebayo et al. 2018).",
+            f"Verdict: {verdict}. A map that stays when the network forgets explains nothing (Adebayo et al. 2018). "
+            f"The rule: {quality['randomisation']['rule']}.",
         ),
         Chart(
             "Does it name the pixels that matter?",
@@ -195,7 +196,7 @@ def _trust(results: Results) -> list[Chart | Table | str]:
             "Does the network lean on borders and markers?",
             quality_figures.draw_shortcuts(quality["shortcuts"]),
             "Heatmap energy in corners, border and middle by area, and what covering them changes.",
-            "Energy in the corners does not prove a shortcut, and none does not prove its absence.",
+            f"Images {quality['shortcuts']['rule']}.",
         ),
         Chart(
             "Do the methods agree?",

@@ -208,7 +208,17 @@ def explain(options: argparse.Namespace, splits: Splits, trained: Trained, resul
     if test.masks is not None:
         found["localisation"] = localisation(model, test, size, layer, options.seed, device)
         print_localisation(found["localisation"])
-    found["quality"] = quality(model, test, size, layer, device, options.seed, images=options.explain)
+    found["quality"] = quality(
+        model,
+        test,
+        size,
+        layer,
+        device,
+        options.seed,
+        images=options.explain,
+        threshold=results["threshold"],
+        temperature=results["temperature"],
+    )
     return found
 
 
