@@ -67,7 +67,7 @@ class Chart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes the whole width of the page: figures of more than seven inches do."""
+        """Whether it takes the whole width of the page, as figures of more than seven inches do."""
         return bool(self.figure.get_size_inches()[0] > 7)
 
     @property
