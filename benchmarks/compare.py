@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.metadata
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from grad_cam import MODELS, Call, bare, build
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -75,10 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "grad-cam")},
+    results: dict[str, Any] = provenance("torch", "torchvision", "grad-cam") | {
         "methods": DEFAULT_METHODS,
         "rounds": rounds,
         "models": {},

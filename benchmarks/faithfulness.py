@@ -11,10 +11,7 @@ Run it with ``benchmarks/run faithfulness``; it trains the network if ``runs/pha
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import photographs
+import tables
 import torch
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -117,56 +116,21 @@ def _difference(evaluation: Evaluation, rows: dict[str, Row], other: str, metric
     return {"difference": mean, "interval": interval}
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """What the intervals of a metric say."""
-    lows = {other: one["interval"][0] for other, one in found["better than"].items()}
-    highs = {other: one["interval"][1] for other, one in found["better than"].items()}
-    better = [other for other in METHODS[1:] if lows[other] > 0]
-    worse = [other for other in METHODS[1:] if highs[other] < 0]
-    names = {"random_cam": "random", "center_gaussian": "Gaussian"}
-    parts = []
-    if better:
-        parts.append("above " + " and ".join(names[other] for other in better))
-    if worse:
-        parts.append("below " + " and ".join(names[other] for other in worse))
-    return "; ".join(parts) or "does not tell"
-
-
-def shown(found: dict[str, Any], other: str) -> str:
-    """A difference with its interval."""
-    one = found["better than"][other]
-    low, high = one["interval"]
-    return f"{one['difference']:+.3g} ({low:+.3g} to {high:+.3g})"
-
-
 def main() -> None:
     """Judge, print, write JSON and CSV."""
     model, inputs, masks, layer = phantoms(32)
     found = {"phantoms": verdicts(judged(model, inputs, masks, 1, [layer]))}
     network, photos, boxes, categories = crops()
     found["photographs"] = verdicts(judged(network, photos, boxes, categories, None))
-    results = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "scikit-image")},
+    results = provenance("torch", "torchvision", "scikit-image") | {
         "images": {"phantoms": len(inputs), "photographs": len(photos)},
         "layer of the phantoms' network": layer,
         "options": OPTIONS,
         "found": found,
     }
-    folder = Path(__file__).parent / "results"
-    (folder / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
-    head = ["Metric", "Better"]
-    for data in found:
-        head += [f"{data}: Grad-CAM over random", "over the centre Gaussian", "says"]
-    lines = [head]
-    for name in METRICS:
-        line = [name, METRICS[name].better]
-        for of_data in found.values():
-            line += [*(shown(of_data[name], other) for other in METHODS[1:]), verdict(of_data[name])]
-        lines.append(line)
-    with (folder / "faithfulness.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    for line in lines:
+    (tables.RESULTS / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
+    tables.write("faithfulness")
+    for line in tables.faithfulness(results)["faithfulness.csv"]:
         print(" | ".join(line))
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from typing import Any
 import psutil
 import torch
 import torchvision
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -169,12 +168,7 @@ def main() -> None:
     if arguments.peak:
         print(measure_peak(*arguments.peak))
         return
-    results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        "versions": {
-            p: importlib.metadata.version(p) for p in ("torch", "torchvision", "grad-cam", "torchcam", "captum")
-        },
+    results: dict[str, Any] = provenance("torch", "torchvision", "grad-cam", "torchcam", "captum") | {
         "rounds": arguments.rounds,
         "models": {},
     }

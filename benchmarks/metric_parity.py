@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import functools
-import importlib.metadata
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import captum.metrics
@@ -30,9 +27,11 @@ import quantus
 import scipy.stats
 import skimage.feature
 import skimage.metrics
+import tables
 import torch
 import torchcam.metrics
 import torchvision
+from provenance import provenance
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
@@ -313,16 +312,11 @@ def main() -> None:
         rows += judge.rows
     rows.append({"metric": "impute", "peer": "grad-cam", "on": "a fifth known", "difference": imputation(images)})
     rows.sort(key=lambda row: (row["peer"], row["metric"]))
-    lines = [("Metric", "Peer", "On", "Largest difference", "Why")]
-    lines += [(r["metric"], r["peer"], r["on"], f"{r['difference']:.0e}", r.get("why", "")) for r in rows]
-    for line in lines:
+    results = provenance(*PACKAGES) | {"rows": rows}
+    (tables.RESULTS / "metric_parity.json").write_text(json.dumps(results, indent=2) + "\n")
+    tables.write("metric_parity")
+    for line in tables.metric_parity(results)["metric_parity.csv"]:
         print("".join(f"{cell:26}" for cell in line[:3]) + f"{line[3]:>20}  {line[4]}")
-    results = {"versions": {package: importlib.metadata.version(package) for package in PACKAGES}, "rows": rows}
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "metric_parity.json").write_text(json.dumps(results, indent=2) + "\n")
-    with (folder / "metric_parity.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ Run it with ``benchmarks/run parity``; it writes ``benchmarks/results/parity.jso
 from __future__ import annotations
 
 import copy
-import csv
-import importlib.metadata
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 import torchvision
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -30,7 +29,7 @@ LAYERS = {"resnet18": "layer4", "mobilenet_v3_small": "features", "densenet121":
 IN_PLACE = "the ReLU behind the layer works in place, before the peers read its output"
 REASONS = {
     ("grad-cam", "grad_cam_plus_plus"): "grad-cam: an absolute epsilon in alpha flattens small gradients",
-    ("torchcam", "grad_cam_plus_plus"): "torchcam: alpha is divided by its own sum, which cancels it",
+    ("torchcam", "grad_cam_plus_plus"): "torchcam: alpha is divided in a copy of it and stays the gradient's square",
     ("grad-cam", "x_grad_cam"): "grad-cam: an absolute epsilon in a sum of signed activations that is nearly zero",
     ("torchcam", "x_grad_cam"): "torchcam: an absolute epsilon in a sum of signed activations that is nearly zero",
     ("grad-cam", "eigen_cam"): "grad-cam: centred features, and the sign left to chance; as EigenCAM(center=True)",
@@ -176,35 +175,13 @@ def rows(name: str, layer: str) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Compare, print the table, write JSON and CSV."""
     packages = ("torch", "torchvision", "grad-cam", "torchcam", "captum")
-    results: dict[str, Any] = {
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "models": {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()},
+    results = provenance(*packages) | {
+        "models": {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()}
     }
-    reasons = list(
-        dict.fromkeys(
-            reason
-            for model in results["models"].values()
-            for row in model["methods"].values()
-            for reason in row.get("why", [])
-        )
-    )
-    lines = [("Network", "Method", "camlib to equation", *PEERS, "Why")]
-    for name, model in results["models"].items():
-        for method, row in model["methods"].items():
-            cells = ("" if row.get(what) is None else f"{row[what]:.0e}" for what in ("equation", *PEERS))
-            why = ", ".join(str(1 + reasons.index(reason)) for reason in row.get("why", []))
-            lines.append((name, method, *cells, why))
-    for line in lines:
+    (tables.RESULTS / "parity.json").write_text(json.dumps(results, indent=2) + "\n")
+    tables.write("parity")
+    for line in tables.parity(results)["parity.csv"]:
         print(f"{line[0]:20}{line[1]:24}" + "".join(f"{cell:>20}" for cell in line[2:-1]) + "  " + line[-1])
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "parity.json").write_text(json.dumps(results, indent=2) + "\n")
-    for file_name, table in (
-        ("parity.csv", lines),
-        ("parity_reasons.csv", [("Why", "Difference"), *((number, why) for number, why in enumerate(reasons, 1))]),
-    ):
-        with (folder / file_name).open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
 
 
 if __name__ == "__main__":

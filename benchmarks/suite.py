@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -32,6 +30,7 @@ import torch
 import torchvision
 import variants
 from measure import Call, forwards, ratio, seconds, tensor_peak
+from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
@@ -319,14 +318,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a folder for all that is written, instead of the project's own")
     arguments = parser.parse_args()
     plan, device = PLANS[arguments.plan], torch.device(arguments.device)
-    native = torch.cpu._is_avx512_bf16_supported()
-    results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}, native bfloat16: {native}"
-        + (f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""),
-        "versions": {
-            p: importlib.metadata.version(p) for p in ("torch", "torchvision", "grad-cam", "torchcam", "captum")
-        },
+    results: dict[str, Any] = provenance("torch", "torchvision", "grad-cam", "torchcam", "captum") | {
         "plan": plan._asdict() | {"name": arguments.plan},
         "left out": LEFT_OUT,
         "goals": [],
@@ -335,6 +327,10 @@ def main() -> None:
         "growth": [],
         "variants": [],
     }
+    native = torch.cpu._is_avx512_bf16_supported()
+    results["machine"] += f", native bfloat16: {native}"
+    if device.type == "cuda":
+        results["machine"] += f", {torch.cuda.get_device_name(device)}"
     print(results["machine"], results["versions"], flush=True)
     results_folder, docs, page = report.places(arguments.output)
     bench = Bench(results_folder / "suite.json", results, arguments.minutes or (40 if plan is FULL else 5))
