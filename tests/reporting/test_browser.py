@@ -11,23 +11,25 @@ import camlib
 from camlib.reporting import Chart, Headline, Section, Table
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
+DOG = f"dog  {HOSTILE}"
+"""Two spaces, which a browser would make one of in the text of an option."""
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def report():
     torch.manual_seed(0)
     images = torch.rand(6, 3, 32, 40)
-    compared = camlib.compare(small_cnn(channels=16), images, ["grad_cam", "layer_cam"], 1, layer="3")
+    compared = camlib.compare(small_cnn(channels=16), images, ["grad_cam", "layer_cam", "eigen_cam"], 1, layer="3")
     figure = Figure(figsize=(4, 3))
     figure.subplots().plot([0, 1])
-    report = camlib.report(
+    return camlib.report(
         compared,
         images,
         names=[HOSTILE, "beta.png", "gamma.png", "delta.png", "epsilon.png", "zeta.png"],
         labels=[0, 0, 1, 1, 0, 1],
         predictions=[0, 1, 1, 0, 0, 1],
         confidences=[0.95, 0.55, 0.9, 0.6, 0.7, 0.8],
-        class_names=["cat", f"dog {HOSTILE}"],
+        class_names=["cat", DOG],
         notes=[HOSTILE] * 6,
         title=f"A report {HOSTILE}",
         notice="Research software.",
@@ -36,10 +38,14 @@ def path(tmp_path_factory):
             Section(
                 "Results", ["Text.", Chart("Line", figure, "a line", "rises"), Table(["a", "b"], [["x", 0.5]] * 3)]
             ),
-            Section("Wide", [Table([f"column {n}" for n in range(20)], [["value"] * 20], "wide")]),
+            Section("Method", [Table([f"column {n}" for n in range(20)], [["value"] * 20], "wide")]),
         ],
         card={"Model": "small"},
     )
+
+
+@pytest.fixture(scope="module")
+def path(report, tmp_path_factory):
     return report.save(tmp_path_factory.mktemp("report") / f"report {HOSTILE.replace('/', '')}.html")
 
 
@@ -90,7 +96,10 @@ def test_filters_filter(opened):
     page.select_option("#outcome", "wrong")
     assert shown(page) == ["beta.png", "delta.png"]
     assert page.locator("#count").inner_text() == "2 of 6 images"
+    page.select_option("#class", DOG)
+    assert shown(page) == ["beta.png", "delta.png"]
     page.select_option("#outcome", "correct")
+    assert shown(page) == ["gamma.png", "zeta.png"]
     page.select_option("#class", "cat")
     assert shown(page) == [HOSTILE, "epsilon.png"]
     page.locator("#least").fill("80")
@@ -135,8 +144,34 @@ def test_another_method_shows_its_own_overlays(opened):
     assert visible.count() == 6
     assert set(visible.evaluate_all("images => images.map(image => image.dataset.method)")) == {"layer_cam"}
     assert visible.first.get_attribute("src") != before
+    assert page.locator("#chosen").inner_text() == "layer_cam at 3"
     page.locator(".card").first.press("Enter")
     assert page.locator("#large-overlay").get_attribute("src") == visible.first.get_attribute("src")
+
+
+def test_method_chosen_in_the_large_view_is_chosen_everywhere(opened):
+    page = opened()
+    page.locator(".card").first.press("Enter")
+    assert DOG in page.locator("#large-facts").evaluate("facts => facts.textContent")
+    page.select_option("#large select", "eigen_cam")
+    assert page.locator("#method").input_value() == "eigen_cam"
+    assert page.locator("#large-facts .evidence").inner_text() == "no class in particular"
+    assert page.locator("#large-overlay").get_attribute("src") == page.locator(
+        ".card .overlay[data-method=eigen_cam]"
+    ).first.get_attribute("src")
+
+
+def test_large_picture_is_uncovered_by_dragging(opened):
+    page = opened()
+    page.locator(".card .enlarge").nth(1).click()
+    box = page.locator("#large .stack").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    page.mouse.move(box["x"] + box["width"], box["y"])
+    assert abs(float(page.locator("#large-cut").input_value()) - 25) <= 1
+    assert page.locator("#large .stack").evaluate("stack => stack.style.getPropertyValue('--cut')") == "25%"
 
 
 def test_keys_walk_enlarge_and_close(opened):
@@ -154,7 +189,18 @@ def test_keys_walk_enlarge_and_close(opened):
     assert page.locator("#large-name").inner_text() == "beta.png"
     page.keyboard.press("Escape")
     assert not page.locator("#large").is_visible()
-    assert page.evaluate("document.activeElement.dataset.name") == "beta.png"
+    page.wait_for_function("document.activeElement.dataset.name === 'beta.png'")  # the browser's own turn comes first
+
+
+def test_up_and_down_keys_go_by_rows(opened):
+    page = opened(viewport={"width": 700, "height": 800})
+    columns = page.locator(".cards").evaluate("e => getComputedStyle(e).gridTemplateColumns.split(' ').length")
+    assert columns == 2
+    names = shown(page)
+    page.locator(".card").first.focus()
+    for key, index in (("ArrowDown", 2), ("ArrowDown", 4), ("ArrowDown", 4), ("ArrowUp", 2)):
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.dataset.name") == names[index]
 
 
 CONTRAST = """() => {
@@ -170,7 +216,7 @@ CONTRAST = """() => {
     }
     return "rgb(255, 255, 255)";
   };
-  const kinds = "h1, h2, h3, p, dt, dd, th, td, a, label, span, b, button, caption, figcaption";
+  const kinds = "h1, h2, h3, p, dt, dd, th, td, a, label, span, b, button, caption, figcaption, select, output";
   const texts = [...document.querySelectorAll(kinds)];
   return Math.min(...texts.filter((e) => e.offsetParent).map((e) => {
     const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
@@ -187,12 +233,17 @@ def test_text_stands_out_in_either_theme(opened, scheme):
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
     assert page.evaluate(CONTRAST) >= 4.5
+    page.locator(".card").first.press("Enter")
+    assert page.evaluate(CONTRAST) >= 4.5
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_hangs_over_the_edge(opened, width):
     page = opened(viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator(".card").first.press("Enter")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#large").evaluate("large => large.scrollWidth <= large.clientWidth")
 
 
 def test_paper_shows_pictures_and_notice_but_no_controls(opened):
@@ -208,6 +259,8 @@ def test_without_scripts_everything_is_there_side_by_side(opened):
     page = opened(java_script_enabled=False)
     assert page.locator(".card").count() == 6
     assert not page.locator("#filters").is_visible()
+    assert page.locator(".card .overlay:visible").count() == 3 * 6
+    assert "grad_cam at 3, layer_cam at 3, eigen_cam at 3, in this order" in page.locator("#gallery").inner_text()
     left, right = (page.locator(f".card .{name}:visible").first.bounding_box() for name in ("original", "overlay"))
     assert left["x"] + left["width"] <= right["x"]
 
@@ -218,3 +271,12 @@ def test_every_control_has_a_name_and_every_picture_words(opened):
         !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim())).map((e) => e.outerHTML)""")
     assert unnamed == []
     assert page.locator(".card img:not([alt]), figure img:not([alt]), .card img[alt='']").count() == 0
+
+
+def test_notebook_shows_the_page_in_a_frame_of_its_own(opened, report):
+    page = opened()
+    page.set_content(report._repr_html_())
+    frame = page.frame_locator("iframe")
+    frame.locator("#outcome").select_option("wrong")
+    assert frame.locator("#count").inner_text() == "2 of 6 images"
+    assert page.locator("h1").count() == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -80,7 +82,8 @@ def test_pages_ask_the_network_for_nothing(explanation, images):
     for tag, attributes in page.elements:
         for name in ("src", "href", "action", "srcset"):
             assert attributes.get(name, "#").startswith(("data:", "#")), (tag, attributes)
-    assert "default-src 'none'" in page.all("meta", http_equiv=None)[0].get("content", "") or "default-src" in html
+    (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"].startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in html
 
 
@@ -156,10 +159,19 @@ def test_empty_heatmap_is_said_to_be_empty(images):
         ({"predictions": [0, -1, 0], "class_names": ["x", "y"]}, "predictions hold -1"),
         ({"confidences": [0.1, 0.2, 1.2]}, r"confidences are probabilities in \[0, 1\], got 1.2"),
         ({"confidences": [0.1, float("nan"), 0.2]}, "got nan"),
+        ({"labels": [0, -1, 0]}, "labels hold -1, but classes are counted from 0"),
+        ({"labels": [0, 0.7, 1]}, "labels are class indices, one int for each image, got 0.7"),
+        ({"predictions": ["cat", "dog", "cat"]}, "got 'cat'; classes are named by class_names"),
+        ({"labels": torch.zeros(3, 2, dtype=torch.long)}, "labels are class indices"),
+        ({"confidences": ["high", 0.2, 0.3]}, "confidences are the predicted classes' probabilities"),
+        ({"confidences": torch.rand(3, 2)}, "confidences are the predicted classes' probabilities"),
+        ({"names": "abc"}, "names are a list with a text for each image, got one str: 'abc'"),
+        ({"summary": Headline("AUROC", 0.9)}, "summary is a list of Headline, got Headline"),
+        ({"sections": ["text"]}, r"sections is a list of Section, got \['text'\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(explanation, images, options, complaint):
-    with pytest.raises(camlib.CamlibValueError, match=complaint):
+    with pytest.raises(camlib.CamlibError, match=complaint):
         camlib.report(explanation, images, **options)
 
 
@@ -174,19 +186,91 @@ def test_other_explanations_are_refused(explanation, images):
     several = camlib.GradCAM(small_cnn(), "3")(images, camlib.TopK(2))
     with pytest.raises(camlib.CamlibValueError, match="several classes of each image"):
         camlib.report(several, images)
+    frames = dataclasses.replace(explanation, maps=torch.rand(3, 2, 4, 5), input_size=(2, 16, 20))
+    with pytest.raises(camlib.CamlibValueError, match="the maps by grad_cam have 3 axes each"):
+        camlib.report(frames, torch.rand(3, 3, 2, 16, 20))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_labels_and_confidences_may_be_tensors_and_arrays(explanation, images, kind):
+    given = {"labels": [0, 1, 1], "predictions": [0, 0, 1], "confidences": [0.5, 0.75, 1.0]}
+    expected = camlib.report(explanation, images, class_names=["cat", "dog"], **given).html
+    as_kind = {name: kind(values) for name, values in given.items()}
+    assert camlib.report(explanation, images, class_names=["cat", "dog"], **as_kind).html == expected
+
+
+def test_cards_say_what_their_heatmaps_explain(explanation, images):
+    agnostic = camlib.EigenCAM(small_cnn(channels=16), "3")(images)
+    mean = camlib.GradCAM(small_cnn(channels=16), "3")(images, lambda outputs: outputs.mean(1))
+    for explanations, words in (
+        (explanation, "explains dog"),
+        ({"one": explanation, "two": explanation}, "explains dog"),
+        (agnostic, "explains no class in particular"),
+        (mean, f"explains {mean.target}"),
+        ({"one": explanation, "two": agnostic}, "explains dog (one), no class in particular (two)"),
+    ):
+        text = " ".join(Page(camlib.report(explanations, images, class_names=["cat", "dog"]).html).text.split())
+        assert text.count(words) == 3
+
+
+def test_ids_are_unique_whatever_sections_are_called(explanation, images):
+    sections = [Section(title, ["text"]) for title in ("Gallery", "Method", "method", "??", "??", "Model card")]
+    page = Page(camlib.report(dict.fromkeys("ab", explanation), images, sections=sections, card={"a": "b"}).html)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a")} <= set(ids)
+
+
+def test_file_name_that_is_no_text_is_shown_and_saved(explanation, images, tmp_path):
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    path = camlib.report(explanation, images, names=[name, "b", "c"]).save(tmp_path / "report.html")
+    assert "caf?.png" in Page(path.read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(
+    ("confidence", "words"), [(1.0, "(100%)"), (0.9996, "(over 99%)"), (0.004, "(below 1%)"), (0.994, "(99%)")]
+)
+def test_only_certainty_is_a_hundred_percent(explanation, images, confidence, words):
+    html = camlib.report(explanation, images, predictions=[0] * 3, confidences=[confidence] * 3).html
+    assert html.count(words) == 3
+
+
+def test_chart_may_be_a_png(explanation, images):
+    def png(**size):
+        file = BytesIO()
+        Figure(**size).savefig(file, format="png")
+        return file.getvalue()
+
+    square, wide = Chart("x", png(figsize=(2, 2)), "square"), Chart("x", png(figsize=(4, 2)), "wide")
+    assert (square.is_wide, wide.is_wide) == (False, True)
+    page = Page(camlib.report(explanation, images, sections=[Section("x", [square])]).html)
+    assert page.all("img", alt="square")[0]["src"] == square.source
+    assert square.source.startswith("data:image/png;base64,iVBORw0KGgo")
+    with pytest.raises(camlib.CamlibTypeError, match="the bytes of a PNG, got bytes"):
+        Chart("x", b"<svg onload='alert(1)'>", "alt")
 
 
 def test_parts_are_checked():
-    with pytest.raises(camlib.CamlibTypeError, match="takes a matplotlib Figure, got str"):
+    with pytest.raises(camlib.CamlibTypeError, match="takes a matplotlib Figure or the bytes of a PNG, got str"):
         Chart("x", "figure", "alt")
     with pytest.raises(camlib.CamlibValueError, match="no alt text"):
         Chart("x", Figure(), " ")
     with pytest.raises(camlib.CamlibValueError, match="a row of 2 cells under 1 columns"):
         Table(["a"], [[1, 2]])
+    for interval in ((0.9,), (0.9, 0.8)):
+        with pytest.raises(camlib.CamlibValueError, match=r"the interval of 'x' is \(low, high\)"):
+            Headline("x", 0.85, interval)
     with pytest.raises(camlib.CamlibTypeError, match="got one str"):
         Section("x", "text")
     with pytest.raises(camlib.CamlibTypeError, match="got int"):
         Section("x", ["text", 3])
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    table = Table(["name", "mean", "images"], [["x", np.float32(0.5), 12], ["y", torch.tensor(0.25), np.int64(7)]])
+    assert table.cells == [["x", "0.500", "12"], ["y", "0.250", "7"]]
+    assert table.is_numeric == [False, True, True]
+    assert Headline("x", np.float32(0.5), (np.float32(0.25), 0.75)).range == "0.250 to 0.750"
 
 
 def test_unknown_numbers_are_said_to_be_unknown():

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from html import escape
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from torch import Tensor
+
+from camlib import __version__
+from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.imaging import as_pictures, colorize
+from camlib.imaging import colorize
+from camlib.reporting.gallery import cards, data_uri
 from camlib.reporting.parts import Headline, Section
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LARGEST = 448
-"""Longer pictures are made smaller, to this many pixels on their longer side."""
-QUALITY = 85
-"""Of the JPEG images. A picture and three overlays take about 100 kB."""
-
 
 @dataclass(frozen=True)
 class Report:
-    """A page that holds everything it shows.
+    """A page that holds everything it shows. A notebook shows it in a frame.
 
     Example:
         >>> Report("<!doctype html>")
@@ -43,12 +42,19 @@ class Report:
         """Write the page, whole or not at all, and return where."""
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(self.html, encoding="utf-8")
+        temporary.write_bytes(self.html.encode())
         os.replace(temporary, target)
         return target
 
     def __repr__(self) -> str:
         return f'<Report of {len(self.html)} characters: save("report.html") writes it>'
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own: neither its style nor its script reaches the notebook."""
+        return (
+            f'<iframe title="Report" sandbox="allow-scripts" width="100%" height="720" srcdoc="{escape(self.html)}">'
+            "</iframe>"
+        )
 
 
 def report(
@@ -56,9 +62,9 @@ def report(
     images: Any,
     *,
     names: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
-    predictions: Sequence[int] | None = None,
-    confidences: Sequence[float] | None = None,
+    labels: Sequence[int] | Tensor | None = None,
+    predictions: Sequence[int] | Tensor | None = None,
+    confidences: Sequence[float] | Tensor | None = None,
     class_names: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
     title: str = "Where the network looked",
@@ -98,9 +104,9 @@ def report(
 
     Raises:
         CamlibRuntimeError: jinja2 is not installed.
-        CamlibTypeError: something else than explanations.
-        CamlibValueError: lengths that differ, several classes of each image, labels outside the class names, or
-            confidences outside [0, 1].
+        CamlibTypeError: something else than explanations, class indices, numbers, headlines or sections.
+        CamlibValueError: lengths that differ, several classes of each image, maps of signals or volumes, labels outside
+            the class names, or confidences outside [0, 1].
 
     Example:
         >>> import camlib, torch, torchvision
@@ -110,50 +116,42 @@ def report(
         >>> page.html.count("<article")
         2
     """
+    template = _environment().from_string(_template("report.html.j2"))
     by_method = _by_method(explanations)
-    pictures = [_bounded(picture) for picture in as_pictures(images)]
-    count = len(pictures)
-    _check(by_method, count, names, labels, predictions, confidences, notes, class_names)
-    shown = [
-        {
-            "name": names[index] if names is not None else f"image {index + 1}",
-            "label": _class(labels, index, class_names),
-            "prediction": _class(predictions, index, class_names),
-            "outcome": _outcome(labels, predictions, index),
-            "confidence": None if confidences is None else float(confidences[index]),
-            "note": notes[index] if notes is not None else "",
-            "original": _data_uri(picture),
-            "size": picture.shape[:2],
-            "overlays": {
-                method: _data_uri(explanation[index].overlays([picture], colormap, alpha)[0])
-                for method, explanation in by_method.items()
-            },
-            "empty": [method for method, explanation in by_method.items() if bool(explanation[index].degenerate.any())],
-        }
-        for index, picture in enumerate(pictures)
-    ]
-    style, script = _template("report.css"), _template("report.js")
-    html = (
-        _environment()
-        .from_string(_template("report.html.j2"))
-        .render(
-            title=title,
-            notice=notice,
-            summary=summary,
-            sections=sections,
-            card=card or {},
-            images=shown,
-            methods=list(by_method),
-            classes=sorted(
-                {str(image[key]) for image in shown for key in ("label", "prediction") if image[key] is not None}
-            ),
-            bar=_data_uri(_bar(colormap)),
-            style=style,
-            script=script,
-            policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        )
+    _check_list("summary", summary, Headline)
+    _check_list("sections", sections, Section)
+    gallery = cards(
+        by_method,
+        images,
+        names=names,
+        labels=labels,
+        predictions=predictions,
+        confidences=confidences,
+        class_names=class_names,
+        notes=notes,
+        colormap=colormap,
+        alpha=alpha,
     )
-    return Report(html)
+    style, script = _template("report.css"), _template("report.js")
+    html = template.render(
+        title=title,
+        notice=notice,
+        summary=summary,
+        sections=sections,
+        card=card or {},
+        gallery=gallery,
+        sources={method: _source(method, explanation) for method, explanation in by_method.items()},
+        classes=sorted({name for entry in gallery for name in (entry.label, entry.prediction) if name is not None}),
+        bar=data_uri(_bar(colormap)),
+        version=__version__,
+        style=style,
+        script=script,
+        policy=(
+            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+    )
+    return Report(html.encode(errors="replace").decode())  # names of files may hold what no text can
 
 
 def _by_method(explanations: Any) -> dict[str, Explanation]:
@@ -165,72 +163,13 @@ def _by_method(explanations: Any) -> dict[str, Explanation]:
     return {str(name): explanation.cpu() for name, explanation in found.items()}
 
 
-def _check(
-    by_method: Mapping[str, Explanation],
-    count: int,
-    names: Sequence[str] | None,
-    labels: Sequence[int] | None,
-    predictions: Sequence[int] | None,
-    confidences: Sequence[float] | None,
-    notes: Sequence[str] | None,
-    class_names: Sequence[str] | None,
-) -> None:
-    for method, explanation in by_method.items():
-        if explanation.has_class_axis:
-            raise CamlibValueError(
-                f"the explanation by {method} has several classes of each image; explain one class: cam(images, target)"
-            )
-        if len(explanation) != count:
-            raise CamlibValueError(f"{count} images, but the explanation by {method} is of {len(explanation)}")
-    given: dict[str, Sequence[Any] | None] = {
-        "names": names,
-        "labels": labels,
-        "predictions": predictions,
-        "confidences": confidences,
-        "notes": notes,
-    }
-    for name, values in given.items():
-        if values is not None and len(values) != count:
-            raise CamlibValueError(f"{count} images, but {len(values)} {name}")
-    for name in ("labels", "predictions"):
-        for index in given[name] or () if class_names is not None else ():
-            if not 0 <= int(index) < len(class_names or ()):
-                raise CamlibValueError(f"{name} hold {int(index)}, but there are {len(class_names or ())} class names")
-    for value in confidences if confidences is not None else ():
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise CamlibValueError(f"confidences are probabilities in [0, 1], got {float(value)}")
+def _check_list(argument: str, given: Any, kind: type) -> None:
+    if not isinstance(given, Sequence) or not all(isinstance(part, kind) for part in given):
+        raise CamlibTypeError(f"{argument} is a list of {kind.__name__}, got {given!r}")
 
 
-def _class(classes: Sequence[int] | None, index: int, class_names: Sequence[str] | None) -> str | None:
-    if classes is None:
-        return None
-    number = int(classes[index])
-    return f"class {number}" if class_names is None else str(class_names[number])
-
-
-def _outcome(labels: Sequence[int] | None, predictions: Sequence[int] | None, index: int) -> str | None:
-    if labels is None or predictions is None:
-        return None
-    return "correct" if int(labels[index]) == int(predictions[index]) else "wrong"
-
-
-def _bounded(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import cv2
-    import numpy as np
-
-    height, width = picture.shape[:2]
-    if max(height, width) <= LARGEST:
-        return picture
-    share = LARGEST / max(height, width)
-    size = max(1, round(width * share)), max(1, round(height * share))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _data_uri(picture: NDArray[np.uint8]) -> str:
-    import cv2
-
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return "data:image/jpeg;base64," + b64encode(data.tobytes()).decode()
+def _source(method: str, explanation: Explanation) -> str:
+    return f"{method} at {explanation.layer}" if explanation.layer else method
 
 
 def _bar(colormap: Any) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from camlib.errors import CamlibTypeError, CamlibValueError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How the files of that format begin."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Headline:
     note: str = ""
     """A few words on what it means."""
 
+    def __post_init__(self) -> None:
+        if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
+            raise CamlibValueError(f"the interval of {self.name!r} is (low, high), got {self.interval}")
+
     @property
     def shown(self) -> str:
         """The value as text."""
@@ -45,7 +53,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Chart:
-    """A matplotlib figure, with what it shows in words for those who do not see it.
+    """A matplotlib figure, or a PNG, with what it shows in words for those who do not see it.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -54,25 +62,34 @@ class Chart:
     """
 
     title: str
-    figure: Figure
+    figure: Figure | bytes
+    """A matplotlib figure, which becomes an SVG; or the bytes of a PNG, such as ``Path("roc.png").read_bytes()``."""
     alt: str
     """What it shows, in a sentence or two."""
     caption: str = ""
 
     def __post_init__(self) -> None:
-        if not hasattr(self.figure, "savefig"):
-            raise CamlibTypeError(f"a chart takes a matplotlib Figure, got {type(self.figure).__name__}")
+        is_png = isinstance(self.figure, bytes) and self.figure.startswith(PNG) and len(self.figure) > 24
+        if not (is_png or hasattr(self.figure, "savefig")):
+            raise CamlibTypeError(
+                f"a chart takes a matplotlib Figure or the bytes of a PNG, got {type(self.figure).__name__}"
+            )
         if not self.alt.strip():
             raise CamlibValueError(f"the chart {self.title!r} has no alt text; say in a sentence what it shows")
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes the whole width of the page, as figures of more than seven inches do."""
+        """Whether it takes the whole width, as figures of more than seven inches do, and PNGs twice as wide as high."""
+        if isinstance(self.figure, bytes):
+            width, height = struct.unpack(">II", self.figure[16:24])  # a PNG begins with its size
+            return bool(width >= 2 * height)
         return bool(self.figure.get_size_inches()[0] > 7)
 
     @property
     def source(self) -> str:
-        """The figure as an SVG image in a data URI; an image runs no scripts."""
+        """The picture in a data URI; an SVG shown as an image runs no scripts."""
+        if isinstance(self.figure, bytes):
+            return "data:image/png;base64," + b64encode(self.figure).decode()
         import matplotlib
 
         file = BytesIO()
@@ -104,14 +121,22 @@ class Table:
         """The cells as text; floats with three decimals."""
         return [[_shown(cell) for cell in row] for row in self.rows]
 
+    @property
+    def is_numeric(self) -> list[bool]:
+        """Which columns hold numbers alone; they stand to the right, unless they name the rows."""
+        return [
+            all(isinstance(_plain(row[column]), (int, float)) for row in self.rows)
+            for column in range(len(self.columns))
+        ]
+
 
 @dataclass(frozen=True)
 class Section:
     """A heading and what stands below it, in order: charts, tables, and paragraphs of text.
 
     Example:
-        >>> Section("Data", ["Split by patient."]).identifier
-        'data'
+        >>> Section("Data", ["Split by patient.", Table(["images", "patients"], [(312, 298)])]).title
+        'Data'
     """
 
     title: str
@@ -124,13 +149,14 @@ class Section:
                 f"a section holds a list of Chart, Table and str, got {', '.join(odd) or 'one str'} in {self.title!r}"
             )
 
-    @property
-    def identifier(self) -> str:
-        """The title as an anchor."""
-        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return "not known" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
+    plain = _plain(value)
+    if isinstance(plain, float):
+        return "not known" if math.isnan(plain) else f"{plain:.3f}"
+    return str(plain)
