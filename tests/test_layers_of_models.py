@@ -276,7 +276,13 @@ class SignalTransformer(nn.Module):
         (signal_cnn, (2, 40), "3", (40,)),
         (volume_cnn, (1, 6, 8, 10), "3", (6, 8, 10)),
         (partial(SignalTransformer, pooled=True), (2, 160), "blocks", (10,)),
-        (partial(SignalTransformer, pooled=False), (2, 160), "blocks.1.norm1", (10,)),
+        pytest.param(
+            partial(SignalTransformer, pooled=False),
+            (2, 160),
+            "blocks.1.norm1",
+            (10,),
+            marks=pytest.mark.skipif(torch.__version__ < "2.5", reason="2.4 fuses the block where nothing is recorded"),
+        ),
     ],
 )
 def test_signals_and_volumes(model, size, layer, grid) -> None:

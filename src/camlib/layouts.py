@@ -86,11 +86,12 @@ def _axis_of(module: nn.Module) -> ChannelAxis:
 
     Layer norms of ConvNeXts and others move the channels to the end and back: their name or ``data_format`` says so.
     """
-    if isinstance(module, _CHANNELS_FIRST) or getattr(module, "data_format", None) == "channels_first":
+    data_format = getattr(module, "data_format", None)
+    if isinstance(module, _CHANNELS_FIRST) or data_format == "channels_first":
         return "first"
     if isinstance(module, nn.LayerNorm) and re.search("[123]d", type(module).__name__):
         return "first"
-    return "last" if isinstance(module, _CHANNELS_LAST) else None
+    return "last" if isinstance(module, _CHANNELS_LAST) or data_format == "channels_last" else None
 
 
 def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = None) -> Layout | None:

@@ -70,7 +70,7 @@ class TestTimeAugmentation(Smoothing):
     among the factors.
 
     Args:
-        method: as for :class:`Smoothing`.
+        method: as for :class:`camlib.smoothing.Smoothing`.
         factors: what the inputs are multiplied by, just as the model takes them; positive.
         mirror: whether left and right, the ends of the last axis, are exchanged too; switch it off for signals, whose
             time has a direction, and wherever left and right differ, as hearts do.
@@ -131,7 +131,7 @@ class NoiseAveraging(Smoothing):
     ``1 + samples`` calls of the method, the first of them for the clean images.
 
     Args:
-        method: as for :class:`Smoothing`.
+        method: as for :class:`camlib.smoothing.Smoothing`.
         samples: how many noisy copies.
         sigma: standard deviation of the noise, as a share of each image's range of values.
         generator: for the noise; without one, every call draws the same.
@@ -176,7 +176,7 @@ class MultiScale(Smoothing):
     other scales.
 
     Args:
-        method: as for :class:`Smoothing`.
+        method: as for :class:`camlib.smoothing.Smoothing`.
         scales: how much the images are enlarged, at least 1; the clean images' own map counts if 1 is among them.
         keep: the share of each scale's windows, for each image and class those with the highest scores, that counts;
             rounded, and at least one.

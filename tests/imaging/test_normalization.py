@@ -40,16 +40,21 @@ def relative_range(values: NDArray[Any]) -> float:
     return float((values.max() - values.min()) / largest / np.finfo(np.float32).eps) if largest else 0.0
 
 
+def in_single(value: float) -> float:
+    """The nearest number of single precision, as NumPy 1 and 2 both compare it."""
+    return float(np.float32(value))
+
+
 def floats(infinities: bool = False) -> st.SearchStrategy[float]:
     values = st.floats(width=32, allow_nan=False, allow_infinity=infinities) | st.sampled_from(AWKWARD)
-    return values.map(np.float32)
+    return values.map(in_single)
 
 
 def arrays(dims: int = 2) -> st.SearchStrategy[NDArray[np.float32]]:
     """Maps that vary, constant ones, and those of two values only."""
     shapes = hnp.array_shapes(min_dims=dims, max_dims=dims, min_side=1, max_side=7)
     varied = hnp.arrays(np.float32, shapes, elements=floats(), fill=st.nothing())
-    few = hnp.arrays(np.float32, shapes, elements=st.sampled_from(AWKWARD).map(np.float32))
+    few = hnp.arrays(np.float32, shapes, elements=st.sampled_from(AWKWARD).map(in_single))
     constant = st.builds(lambda shape, value: np.full(shape, value, np.float32), shapes, floats())
     return varied | few | constant
 

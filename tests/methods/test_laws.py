@@ -153,7 +153,7 @@ def explain(name: str, model: nn.Module, images: Tensor) -> Tensor:
     """The signed maps of class 1; where the method needs the ReLU, those."""
     if name in PIECEWISE_LINEAR:
         model = copy.deepcopy(model)
-        model.set_submodule("3", nn.ReLU())
+        setattr(model, "3", nn.ReLU())
     if camlib.METHODS[name].layerless:
         return cheap(name)(model)(images, 1).maps
     layer = {"cam": str(LAST), "refine_cam": ["1", "3"]}.get(name, "1")

@@ -86,7 +86,7 @@ def randomization(
     r"""Randomise a network stage by stage, and see whether the explanation minds.
 
     .. math::
-        \operatorname{similarity}(H_\theta, H_{\theta_l}), \qquad l = 1, \dots, L
+        \operatorname{similarity}(H_\theta, H_{\theta_l}), \qquad l = 1, \ldots, L
 
     The heatmap of the network as it is, and that of a copy whose parameters are random: with ``order="cascading"`` in
     the first l stages, from the output to the input, with ``"independent"`` in the l-th alone. Figures 2 and 5 of
@@ -236,7 +236,7 @@ def random_logit(
     r"""How alike the heatmaps of the class and of another one are, which is drawn at random.
 
     .. math::
-        \operatorname{similarity}(H_c, H_{c'}), \qquad c' = (c + k) \bmod C, \quad k \sim \mathcal{U}\{1, \dots, C - 1\}
+        \operatorname{similarity}(H_c, H_{c'}), \quad c' = (c + k) \bmod C, \; k \sim \mathcal{U}\{1, \ldots, C - 1\}
 
     the same k for every image. Section 5.1 of Sixt et al. 2020, https://arxiv.org/abs/1912.09818. Lower is better: the
     heatmap of a class-agnostic method is the same, and its similarity 1. Of two classes, which a network of a single
