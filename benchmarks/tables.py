@@ -96,6 +96,87 @@ def photographs(results: dict[str, Any]) -> dict[str, Lines]:
     }
 
 
+def methods(results: dict[str, Any]) -> dict[str, Lines]:
+    """Each method's means, and by how much it is better than random weights, with the interval over images."""
+    found: dict[str, dict[str, Any]] = results["found"]
+    columns = [(data, metric) for data in found for metric in results["metrics"]]
+    lines = [["method", *(f"{data}: {metric}" for data, metric in columns)]]
+    for name in next(iter(found.values())):
+        cells = [found[data][name][metric] for data, metric in columns]
+        lines.append([name, *(_judged(cell, name) for cell in cells)])
+    return {"methods.csv": lines}
+
+
+def _judged(cell: dict[str, Any], name: str) -> str:
+    """A mean and, but for random weights themselves, how much better it is than theirs."""
+    if name == "random_cam":
+        return f"{cell['mean']:.3f}"
+    low, high = cell["interval"]
+    return f"{cell['mean']:.3f}; {cell['over random']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def choice(folder: Path = RESULTS) -> Lines:
+    """What tells the methods apart when one is to be chosen: what they need and cost, and how much better than random.
+
+    Bold where the whole interval is above zero, italic where it is below.
+    """
+    judged, suite, covered = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("methods", "suite", "coverage")
+    )
+    found = judged["found"]
+    columns = [(data, metric) for data in found for metric in judged["metrics"]]
+    times = {
+        cell["method"]: f"{cell['time']:.3g}"
+        for cell in suite["cells"]
+        if (cell["model"], cell["library"], cell["images"], cell["classes"]) == ("resnet50", "camlib", 1, 1)
+        and "time" in cell
+    }
+    head = ["method", "of a class", "gradients", "forwards of time", "networks"]
+    lines = [[*head, *(f"{of}: {what}" for of, what in columns)]]
+    for name, method in camlib.METHODS.items():
+        explained = [cells["methods"][name] for cells in covered["models"].values()]
+        lines.append(
+            [
+                f":class:`~camlib.{method.__name__}`",
+                "no" if method.class_agnostic else "yes",
+                "yes" if method.needs_gradients else "no",
+                times.get(name, "not measured"),
+                f"{sum('refused' not in cell for cell in explained)} of {len(explained)}",
+                *(_marked(found[data].get(name, {}).get(metric), name) for data, metric in columns),
+            ]
+        )
+    return lines
+
+
+def _marked(cell: dict[str, Any] | None, name: str) -> str:
+    """A difference, bold or italic where its interval does not hold zero."""
+    if cell is None or name == "random_cam":
+        return "0" if cell else "not here"
+    (low, high), shown = cell["interval"], f"{cell['over random']:+.2f}"
+    return f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
+
+
+def grad_cam(results: dict[str, Any]) -> dict[str, Lines]:
+    """Grad-CAM's time and, in brackets, peak memory beside the peers, relative to a bare forward pass."""
+    models: dict[str, Any] = results["models"]
+    subjects = [name for name in next(iter(models.values()))["subjects"] if name != "forward"]
+    lines = [["network", "images", *subjects]]
+    for name, model in models.items():
+        cells = [f"{cell['time']:.2f} ({cell['memory']:.2f})" for cell in map(model["subjects"].get, subjects)]
+        lines.append([name, str(model["batch"]), *cells])
+    return {"grad_cam.csv": lines}
+
+
+def compare(results: dict[str, Any]) -> dict[str, Lines]:
+    """The time of several methods, together and one by one, relative to a bare forward pass."""
+    models: dict[str, Any] = results["models"]
+    subjects = [name for name in next(iter(models.values()))["time"] if name != "forward"]
+    lines = [["network", "images", *subjects]]
+    for name, model in models.items():
+        lines.append([name, str(model["batch"]), *(f"{model['time'][subject]:.2f}" for subject in subjects)])
+    return {"compare.csv": lines}
+
+
 def coverage(results: dict[str, Any]) -> dict[str, Lines]:
     """Which networks each method explains, the layers found, the passes, and the reasons of refusals."""
     models: dict[str, dict[str, Any]] = results["models"]
@@ -157,8 +238,11 @@ def _passes(row: dict[str, dict[str, Any]]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Lines]]] = {
+    "compare": compare,
     "coverage": coverage,
     "faithfulness": faithfulness,
+    "grad_cam": grad_cam,
+    "methods": methods,
     "metric_parity": metric_parity,
     "parity": parity,
     "photographs": photographs,
@@ -178,15 +262,20 @@ def provenances(folder: Path = RESULTS) -> Lines:
     return lines
 
 
+OF_SEVERAL: dict[str, Callable[[Path], Lines]] = {"choice.csv": choice, "provenance.csv": provenances}
+"""By file name, the tables that are made of several results."""
+
+
 def made(name: str, folder: Path = RESULTS) -> dict[str, Lines]:
     """The tables of a result, by file name."""
     return TABLES[name](json.loads((folder / f"{name}.json").read_text()))
 
 
 def write(*names: str, folder: Path = RESULTS) -> None:
-    """Write the tables of results as CSV, and that of where all results come from."""
+    """Write the tables of results as CSV, and those that are made of several."""
     of_all = {file: lines for name in names for file, lines in made(name, folder).items()}
-    for file, lines in (of_all | {"provenance.csv": provenances(folder)}).items():
+    of_several = {file: make(folder) for file, make in OF_SEVERAL.items()}
+    for file, lines in (of_all | of_several).items():
         with (folder / file).open("w", newline="") as opened:
             csv.writer(opened, lineterminator="\n").writerows(lines)
 
