@@ -40,8 +40,9 @@ lint: install  ## style, format, and the files that other tools read
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
-docs: install  ## the documentation, warnings are errors
+docs: install  ## the documentation: the gallery run, warnings are errors, every inner link checked
 	$(BIN)/sphinx-build -W -n -q -b html docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/test_site.py --site docs/_build/html
 
 package: install  ## sdist and wheel, checked, and the wheel used in an environment of its own
 	.ci/package

@@ -132,7 +132,7 @@ def choice(folder: Path = RESULTS) -> Lines:
         and "time" in cell
     }
     head = ["method", "of a class", "gradients", "forwards of time", "networks"]
-    lines = [[*head, *(f"{of}: {what}" for of, what in columns)]]
+    lines = [[*head, *(f"{of}: {what.split('_')[0]}" for of, what in columns)]]
     for name, method in camlib.METHODS.items():
         explained = [cells["methods"][name] for cells in covered["models"].values()]
         lines.append(

@@ -6,6 +6,11 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``make docs`` name the site that it has built."""
+    parser.addoption("--site", help="a folder of built documentation, for tests/test_site.py to check")
+
+
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """Seed what a test module draws while it is imported, its parametrized inputs for one: the same in every run."""
     if isinstance(collector, pytest.Module):

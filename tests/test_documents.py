@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 import torch
 from torch import nn
 
 import camlib
+from camlib.testing import check_method
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -38,12 +42,53 @@ def test_public_functions_and_classes_have_an_example(name):
         assert ">>>" in (thing.__doc__ or ""), name
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.rst")))
-@pytest.mark.filterwarnings("ignore:.*quantiz")  # torch's own, about the quantised network that a page explains
+PAGES = sorted(
+    str(path.relative_to(ROOT / "docs"))
+    for path in (ROOT / "docs").rglob("*.rst")
+    if path.relative_to(ROOT / "docs").parts[0] not in ("_build", "examples")  # what Sphinx makes
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore")  # of the other libraries beside which some pages run
 def test_examples_of_the_documentation_are_true(page):
     torch.manual_seed(0)
     failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert not failed
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_python_block_of_the_documentation_is_run(page):
+    """As a doctest; blocks of another kind say what they are, and Python is none of them."""
+    text = (ROOT / "docs" / page).read_text()
+    assert set(re.findall(r"code-block:: *(\S*)", text)) <= {"console", "text"}
+    assert not re.search(r"(?<!:)::\n\n +\S", re.sub(r"^ *\.\. .*::.*$", "", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", [*PAGES, "../README.md", "../CONTRIBUTING.md"])
+def test_the_make_targets_that_documents_name_exist(document):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:^ *\$? ?|`)make ([a-z-]+)", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+    assert set(named) <= targets
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_the_tables_of_the_documentation_are_made_of_the_committed_results(name):
+    for file, lines in tables.made(name).items():
+        with (tables.RESULTS / file).open(newline="") as opened:
+            assert list(csv.reader(opened)) == lines, f"{file}: run python benchmarks/tables.py"
+
+
+@pytest.mark.parametrize(("file", "make"), tables.OF_SEVERAL.items())
+def test_the_tables_made_of_several_results_are_those_committed(file, make):
+    with (tables.RESULTS / file).open(newline="") as opened:
+        assert list(csv.reader(opened)) == make(tables.RESULTS), f"{file}: run python benchmarks/tables.py"
+
+
+def test_every_result_and_every_table_is_shown():
+    shown = {name for page in PAGES for name in re.findall(r"results/(\w+)\.csv", (ROOT / "docs" / page).read_text())}
+    assert shown == {path.stem for path in tables.RESULTS.glob("*.csv")}
+    assert {path.stem for path in tables.RESULTS.glob("*.json")} == set(tables.TABLES)
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
@@ -70,6 +115,14 @@ def test_readme_code_runs(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "where.npz").exists()
     assert names["maps"].shape == (2, 16, 16)
+
+
+def test_the_method_that_contributors_are_shown_passes_its_checks():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^ +def squared_cam.*?(?=\n\n +Other bases)", text, re.DOTALL | re.MULTILINE)
+    names = {"camlib": camlib}
+    exec(compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"), names)
+    check_method(names["SquaredCAM"])
 
 
 def test_links_inside_the_project_lead_somewhere():

@@ -311,7 +311,9 @@ def test_tokens_that_fit_no_grid_are_refused_with_their_shape() -> None:
 def test_activations_that_are_computed_again_are_refused() -> None:
     model = timm_vit()
     model.set_grad_checkpointing(True)
-    with pytest.raises(camlib.CamlibRuntimeError, match="activation checkpointing.*(set_grad_checkpointing|switched off)"):
+    with pytest.raises(
+        camlib.CamlibRuntimeError, match="activation checkpointing.*(set_grad_checkpointing|switched off)"
+    ):
         LeGrad(model)(images(), 1)
 
 

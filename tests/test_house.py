@@ -1,0 +1,75 @@
+"""The diagram of the house in CONTRIBUTING.md is what the imports say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import networkx
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src" / "camlib"
+
+
+def drawn() -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """The room of each module, and the arrows, of the diagram."""
+    (diagram,) = re.findall(r"```mermaid\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    rooms = {
+        module.strip(" /"): room
+        for room, modules in re.findall(r'(\w+)\["([^"]+)"\]', diagram)
+        for module in modules.split(",")
+    }
+    return rooms, set(re.findall(r"(\w+) --> (\w+)", diagram))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules and packages right below camlib that a file imports when it runs, wherever in it that is."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("camlib.")} - {"__version__"}
+
+
+def test_the_diagram_of_the_house_is_what_the_imports_say():
+    rooms, arrows = drawn()
+    modules = {path.stem: path for path in SOURCES.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")}
+    assert set(rooms) == set(modules)
+    imports = networkx.DiGraph()
+    imports.add_nodes_from(rooms.values())
+    for module, path in modules.items():
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            imports.add_edges_from(
+                (rooms[module], rooms[name]) for name in imported(file) if rooms[name] != rooms[module]
+            )
+    assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
+    assert arrows == set(networkx.transitive_reduction(imports).edges)
+
+
+def table(head: str) -> set[str]:
+    """What stands between backticks in the first column of the table with a head."""
+    rows = (ROOT / "CONTRIBUTING.md").read_text().split(f"| {head} |")[1].split("\n\n")[0]
+    return {
+        name for row in re.findall(r"^\| (`[^|]+) \|", rows, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    }
+
+
+def test_the_table_of_the_house_has_every_room():
+    assert {name.strip("/") for name in table("module | one idea")} == set(drawn()[0])
+
+
+def test_the_map_of_the_tests_has_all_of_them():
+    there = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("*.py")} - {Path("conftest.py")}
+    mapped = table("tests | hold")
+    for name in mapped - {"methods/test_NAME.py"}:
+        assert (ROOT / "tests" / name).exists(), name
+    left = {path for path in there if not mapped & {f"{path}", *(f"{parent}/" for parent in path.parents)}}
+    assert {path for path in left if path.parts[0] != "methods"} == set()
