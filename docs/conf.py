@@ -46,6 +46,8 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
     "within_subsection_order": "gallery_order.in_order",
+    "image_scrapers": ("matplotlib", "returned_figures.returned_figure"),
+    "ignore_repr_types": r"matplotlib\.|NoneType",
     "abort_on_example_error": True,
     "show_signature": False,
     "remove_config_comments": True,
