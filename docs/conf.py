@@ -51,7 +51,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "show_signature": False,
     "remove_config_comments": True,
-    "first_notebook_cell": "# Needs camlib and what imports it names; nothing is downloaded.",
+    "first_notebook_cell": "# Needs camlib and the packages imported below; nothing is downloaded.\n%matplotlib inline",
     "reference_url": {"camlib": None},
     "doc_module": "camlib",
     "backreferences_dir": None,

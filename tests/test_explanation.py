@@ -1233,3 +1233,13 @@ def test_notebooks_show_a_band_for_each_signal(rows: tuple[int, ...], shown: int
 def test_notebooks_show_maps_of_unknown_inputs_of_every_rank() -> None:
     assert decoded(explain(torch.rand(2, 7), 1, input_size=None)).shape == (36, 7, 3)
     assert decoded(explain(torch.rand(2, 2, 3, 5), 3, input_size=None)).shape == (3, 14, 3)
+
+
+def test_figures_show_themselves_in_a_notebook_that_never_imported_pyplot():
+    model, images = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 14), nn.Flatten()),
+        torch.rand(1, 3, 16, 16),
+    )
+    comparison = camlib.compare(model, images, ["grad_cam", "layer_cam"])
+    for shown in (comparison, comparison["grad_cam"]):
+        assert shown.plot(images)._repr_png_().startswith(b"\x89PNG")

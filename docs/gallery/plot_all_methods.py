@@ -82,8 +82,8 @@ camlib.Comparison({name: found[1] for name, found in comparison.items()}).plot(p
 # %%
 # Most of these maps are nearly the same. Behind the last features this network has pooling and one linear layer, and
 # there Grad-CAM, XGrad-CAM, HiResCAM, CAM and ShapleyCAM are the same by their equations. With so few masks, RISE and
-# Occlusion are patchy, above all on the cat, of which much remains to be seen behind any mask. And on the espresso
-# RandomCAM, whose weights are drawn, does not look foolish either: a plausible heatmap proves little.
+# Occlusion are patchy, above all on the cat. And on the espresso RandomCAM, whose weights are drawn, does not look
+# foolish either: a plausible heatmap proves little.
 #
 # What each costs
 # ---------------

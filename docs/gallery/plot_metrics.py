@@ -56,9 +56,7 @@ images = torch.stack([torch.from_numpy(np.array(crop)) for crop in crops]).moved
 # Deletion and insertion
 # ----------------------
 #
-# The probability of the class while the most important pixels are covered in grey, and while they appear on a blurred
-# picture. A good heatmap makes the first curve fall soon and the second rise soon; the area under the curve sums it up.
-# Here of the espresso, beside a bell in the middle and random weights.
+# An espresso, and three heatmaps: Grad-CAM, a bell in the middle, and random weights.
 
 espresso = images[4:5]
 comparison = camlib.compare(model, espresso, ["grad_cam", "center_gaussian", "random_cam"])
@@ -71,6 +69,10 @@ axes[0].imshow(crops[4])
 for axis in axes:
     axis.set_axis_off()
 
+# %%
+# The probability of the class while the most important pixels are covered in grey, and while they appear on a blurred
+# picture. A good heatmap makes the first curve fall soon and the second rise soon; the area under the curve sums it up.
+
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 for name, explanation in comparison.items():
     for axis, curve in ((left, metrics.deletion_curve), (right, metrics.insertion_curve)):
@@ -81,7 +83,9 @@ for axis, title in ((left, "deletion: lower is better"), (right, "insertion: hig
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("share of the pixels")
     axis.legend(fontsize=8)
-text = left.set_ylabel("p(espresso)")
+left.set_ylabel("p(espresso)")
+
+# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Deletion tells Grad-CAM from both. Insertion hardly tells it from the bell: the cup stands in the middle, and even
@@ -127,5 +131,3 @@ result.plot()
 # %%
 # With a random classifier the heatmaps are already no more alike than two random maps are, and later hardly more:
 # Grad-CAM depends on what the network has learned. To pass this test is necessary and not much: noise passes it best.
-#
-# sphinx_gallery_thumbnail_number = 2

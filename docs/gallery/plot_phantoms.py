@@ -126,7 +126,6 @@ axes[1, 0].set_title("Grad-CAM of the opacity, and the truth", loc="left", fonts
 # The heatmaps lie on the opacities, and around them: the last layer has 16 x 16 cells, and each of them sees more than
 # its own patch.
 #
-
 # Is that good?
 # -------------
 #

@@ -94,6 +94,8 @@ for column, (title, (colormap, alpha)) in zip(axes.T, styles.items(), strict=Tru
         axis.imshow(overlay)
         axis.set_axis_off()
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # Outlines and boxes
 # ------------------
@@ -132,5 +134,3 @@ for axis in axes:
 # %%
 # The maps of the drilling platform and of the crane reach the towers; those of missile, projectile and space shuttle
 # lie along the rocket. Only the first of the five is likely by the network's own account.
-#
-# sphinx_gallery_thumbnail_number = 2

@@ -107,7 +107,7 @@ for axis, name, heatmap, score in zip(axes, CLASSES, heatmaps.numpy(), signed.sc
     axis.plot(new[2, 0].numpy(), color="black", linewidth=1)
     axis.set_title(f"{name}: logit {score:.1f}", fontsize=10, loc="left")
 axes[-1].set_xlabel("sample")
-bar = figure.colorbar(drawn, ax=axes, label="against      evidence      for")
+figure.colorbar(drawn, ax=axes, label="against      evidence      for")
 
 # %%
 # How much lies where it should

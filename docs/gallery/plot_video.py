@@ -67,8 +67,8 @@ with torch.no_grad():
 # Where
 # -----
 #
-# A clip in which a disc goes right, and one in which a disc goes left: every second frame, above the same frames with
-# their heatmaps. ``overlays`` takes clips and returns clips.
+# A clip in which a disc goes right: every second frame, above the same frames with their heatmaps. ``overlays`` takes
+# clips and returns clips.
 
 cam = camlib.GradCAM(model)
 explanation = cam(videos[300:])
@@ -91,6 +91,10 @@ def show(number):
 
 
 show(1)
+
+# %%
+# And one in which a disc goes left:
+
 show(2)
 
 # %%

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -51,10 +51,21 @@ def _say(what: str) -> None:
 
 
 def call_eagerly(model: nn.Module, inputs: Any) -> Any:
-    """Call ``model(inputs)``, past ``model.compile()``, whose compiled code would not see new hooks."""
-    if getattr(model, "_compiled_call_impl", None) is None:
-        return model(inputs)
-    return model._call_impl(inputs)
+    """Call ``model(inputs)``, past ``model.compile()``, whose compiled code would not see new hooks.
+
+    Raises:
+        CamlibTypeError: the inputs hold no tensor, a picture or an array perhaps, and the model cannot take them.
+    """
+    call: Callable[[Any], Any] = model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
+    try:
+        return call(inputs)
+    except (AttributeError, TypeError) as error:
+        if any(True for _ in tensors_in(inputs)):
+            raise
+        raise CamlibTypeError(
+            f"{type(model).__name__} cannot take {type(inputs).__module__}.{type(inputs).__name__} as inputs; give it "
+            "what it takes, usually a tensor (N, C, H, W): pictures become one by the transforms of the model's weights"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def _in_color(array: Any) -> bool:
 
 def draw_clips(rows: Sequence[Row], style: Style) -> Figure:
     """Draw two lines for each row: evenly spaced frames, and the same frames under their heatmaps."""
-    from matplotlib.figure import Figure
+    from camlib.plotting.figures import Figure
 
     shown = [evenly_spaced(len(row.picture), FRAMES) for row in rows]
     columns = max(map(len, shown))

@@ -32,7 +32,7 @@ def plot_comparison(
     alpha: float | str,
 ) -> Figure:
     """Draw a block of lines for each image and class; see :meth:`camlib.Comparison.plot`."""
-    from matplotlib.figure import Figure
+    from camlib.plotting.figures import Figure
 
     if isinstance(class_names, str):
         raise CamlibTypeError("class_names must be a sequence of names, got a single string")

@@ -27,8 +27,9 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
     """Draw each picture and its concepts; see :meth:`camlib.Concepts.plot`."""
     import numpy as np
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+
+    from camlib.plotting.figures import Figure
 
     if isinstance(class_names, str):
         raise CamlibTypeError("class_names must be a sequence of names, got a single string")

@@ -20,7 +20,7 @@ CELL = (1.35, 0.34)
 
 def plot_evaluation(evaluation: Evaluation) -> Figure:
     """Draw a line for each row, the best mean rank first; see :meth:`camlib.Evaluation.plot`."""
-    from matplotlib.figure import Figure
+    from camlib.plotting.figures import Figure
 
     rows, metrics = evaluation.ranked(), evaluation.metrics
     ranks = evaluation.mean_ranks()

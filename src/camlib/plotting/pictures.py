@@ -17,7 +17,7 @@ CELL = 2.6
 
 def draw_pictures(rows: Sequence[Row], style: Style) -> Figure:
     """Draw original, heatmap and overlay in a line for each row."""
-    from matplotlib.figure import Figure
+    from camlib.plotting.figures import Figure
 
     height, width = rows[0].heatmap.shape
     figure = Figure(figsize=(3 * CELL + 1.2, len(rows) * (CELL * height / width + 0.3) + 0.1), layout="constrained")

@@ -36,8 +36,9 @@ def plot_randomization(randomization: Randomization) -> Figure:
     """
     import numpy as np
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from camlib.plotting.figures import Figure
 
     stages, count = len(randomization.stages), len(randomization.similarities)
     figure = Figure(figsize=(max(NARROWEST, stages * STAGE) + 2.4, HEIGHT), layout="constrained")

@@ -61,7 +61,7 @@ def _as_signal(signal: Any) -> NDArray[Any]:
 
 def draw_signals(rows: Sequence[Row], style: Style) -> Figure:
     """Draw the channels of each row as lines before its heatmap."""
-    from matplotlib.figure import Figure
+    from camlib.plotting.figures import Figure
 
     figure = Figure(figsize=(WIDTH + 1.2, max(len(rows) * HEIGHT + 0.4, LOWEST)), layout="constrained")
     axes, colormap = figure.subplots(len(rows), 1, squeeze=False), _faded(style)
