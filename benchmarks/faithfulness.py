@@ -25,7 +25,7 @@ from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
-from camlib.evaluation import Evaluation, Row
+from camlib.evaluation import Evaluation, TableRow
 from camlib.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def verdicts(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _difference(evaluation: Evaluation, rows: dict[str, Row], other: str, metric: str) -> dict[str, Any]:
+def _difference(evaluation: Evaluation, rows: dict[str, TableRow], other: str, metric: str) -> dict[str, Any]:
     mean, interval = evaluation.difference(rows["grad_cam"], rows[other], metric)
     return {"difference": mean, "interval": interval}
 

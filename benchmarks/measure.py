@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from camlib.memory import Peak
-from camlib.nested import tensors_in
+from camlib.inputs.nested import tensors_in
+from camlib.passes.memory import Peak
 
 Call = Callable[[], Any]
 

@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 import camlib
-from camlib.layouts import (
-    ChannelsFirst,
-    ChannelsLast,
-    Tokens,
-    channel_axis,
-    grid_layout,
-    infer_layout,
-    picture_size,
-)
+from camlib.inputs.batches import picture_size
+from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Tokens, channel_axis, grid_layout, infer_layout
 
 
 def found(model: nn.Module, *shape: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import networkx
@@ -24,34 +25,50 @@ def drawn() -> tuple[dict[str, str], set[tuple[str, str]]]:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules and packages right below camlib that a file imports when it runs, wherever in it that is."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
+    """The names below camlib that a file imports, wherever in it that is, for types too."""
     names = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("camlib.")} - {"__version__"}
+    return {name for name in names if name.startswith("camlib.")} - {"camlib.__version__"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the library by its dotted name."""
+    paths = {path.relative_to(SOURCES.parent).with_suffix(""): path for path in SOURCES.rglob("*.py")}
+    return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+
+
+def owner(name: str, known: Collection[str]) -> str:
+    """The module that a dotted name is, or is defined in."""
+    while name not in known:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def test_the_diagram_of_the_house_is_what_the_imports_say():
     rooms, arrows = drawn()
-    modules = {path.stem: path for path in SOURCES.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")}
-    assert set(rooms) == set(modules)
+    assert set(rooms) == {path.stem for path in SOURCES.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")}
     imports = networkx.DiGraph()
     imports.add_nodes_from(rooms.values())
-    for module, path in modules.items():
-        for file in path.rglob("*.py") if path.is_dir() else [path]:
-            imports.add_edges_from(
-                (rooms[module], rooms[name]) for name in imported(file) if rooms[name] != rooms[module]
-            )
+    for module, path in modules().items():
+        inside = module.split(".")[1:2]
+        used = {rooms[name.split(".")[1]] for name in imported(path)} if inside else set()
+        imports.add_edges_from((rooms[inside[0]], room) for room in used if room != rooms[inside[0]])
     assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
     assert arrows == set(networkx.transitive_reduction(imports).edges)
+
+
+def test_no_two_files_import_each_other_by_any_way():
+    known = modules()
+    imports = networkx.DiGraph()
+    for module, path in known.items():
+        imports.add_edges_from((module, owner(name, known)) for name in imported(path))
+    imports.remove_edges_from(list(networkx.selfloop_edges(imports)))
+    assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
 
 
 def table(head: str) -> set[str]:
@@ -63,7 +80,7 @@ def table(head: str) -> set[str]:
 
 
 def test_the_table_of_the_house_has_every_room():
-    assert {name.strip("/") for name in table("module | one idea")} == set(drawn()[0])
+    assert {name.strip("/") for name in table("room | what it holds")} == set(drawn()[0])
 
 
 def test_the_map_of_the_tests_has_all_of_them():

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import detection, segmentation, video
 
 import camlib
-from camlib.layouts import layout_of, picture_size
+from camlib.inputs.batches import picture_size
+from camlib.layers.layouts import layout_of
 
 OUT_OF_PLACE = ("aux", "patch", "pool", "fpn", "rpn", "roi", "extra", "embed")
 """No layer that is found has these in its name: heads on the side, stems, poolings, pyramids."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import camlib
-from camlib.noise import check_noise, normal, own_generator, with_noise
+from camlib.inputs.noise import check_noise, normal, own_generator, with_noise
 
 
 def seeded(seed: int = 3) -> torch.Generator:

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 import camlib
-from camlib.padding import Padding
+from camlib.passes.padding import Padding
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camlib
 from camlib.testing import Check, check_method, checks
-from camlib.testing.claims import CLAIMS
 from camlib.testing.networks import vision_transformer
-from camlib.testing.specimen import differences, snapshot
+from camlib.testing.properties import PROPERTIES
+from camlib.testing.subject import differences, snapshot
 
 BATTERY = [check for name in camlib.METHODS for check in checks(cheap(name))]
 
 
-@pytest.mark.parametrize("check", BATTERY, ids=lambda check: f"{check.specimen.kind.name}-{check}")
+@pytest.mark.parametrize("check", BATTERY, ids=lambda check: f"{check.subject.kind.name}-{check}")
 def test_method_passes_its_checks(check: Check) -> None:
     check()
 
@@ -38,7 +38,7 @@ def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
     method, network = cheap(name), vision_transformer()
     battery = {str(check): check for check in checks(method, model=network)}
     try:
-        method(network)(battery["repeats_itself"].specimen.images)
+        method(network)(battery["repeats_itself"].subject.images)
     except camlib.CamlibRuntimeError:
         assert name in {"cam", "full_grad", "guided_backprop", "guided_grad_cam"}
     else:
@@ -357,7 +357,7 @@ def test_what_the_broken_methods_are_made_of_passes(method: type[camlib.Method])
 
 
 def test_every_check_catches_something() -> None:
-    assert {run.__name__ for run, _ in CLAIMS} == set(BROKEN.values())
+    assert {run.__name__ for run, _ in PROPERTIES} == set(BROKEN.values())
 
 
 def failing(method: type[camlib.Method]) -> list[str]:
@@ -385,7 +385,7 @@ def test_first_failing_check_is_told() -> None:
 
 def test_method_is_checked_on_the_first_network_that_it_accepts() -> None:
     for method, layers in ((camlib.GradCAM, 2), (camlib.CAM, 1)):
-        network = checks(method)[0].specimen.network
+        network = checks(method)[0].subject.network
         assert sum(isinstance(module, nn.Linear) for module in network.modules()) == layers
 
 

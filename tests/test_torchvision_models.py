@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
-from camlib.layouts import grid_layout
+from camlib.layers.layouts import grid_layout
 
 EXPECTED = {
     "alexnet": ("features.11", (13, 13)),

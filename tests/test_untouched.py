@@ -17,7 +17,7 @@ from networks import Network, small_cnn
 from torch import Tensor, nn
 
 import camlib
-from camlib.capture import tap
+from camlib.passes.capture import tap
 
 
 class Boom(Exception):

@@ -1,10 +1,9 @@
 """The public names, and where each is kept; ``__init__.py`` loads them from here when they are first used."""
 
 from . import imaging, metrics, reporting, targets, testing
-from .capture import Captured, CapturedLayers, capture
 from .comparison import Comparison, compare
 from .concepts import Concepts, deep_feature_factorization
-from .discovery import LayerInfo, find_layer, find_stages, list_layers
+from .discovery.finding import LayerInfo, find_layer, find_stages, list_layers
 from .errors import (
     CamlibError,
     CamlibRuntimeError,
@@ -83,6 +82,7 @@ from .methods import (
     sobel,
     x_grad_cam,
 )
+from .passes.capture import Captured, CapturedLayers, capture
 from .reporting import Report, report
 from .smoothing import MultiScale, NoiseAveraging, TestTimeAugmentation
 from .targets import TopK

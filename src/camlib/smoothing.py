@@ -23,9 +23,8 @@ from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.imaging import resize
-from camlib.layouts import picture_size
-from camlib.noise import check_noise, own_generator, with_noise
-from camlib.pictures import map_pictures, map_values
+from camlib.inputs.batches import map_pictures, map_values, picture_size
+from camlib.inputs.noise import check_noise, own_generator, with_noise
 
 Explainer = Callable[..., Explanation]
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import camlib
 from camlib import metrics
-from camlib.evaluation import Row
+from camlib.evaluation import TableRow
 from camlib.metrics import METRICS
 
 SIDE = 12
@@ -58,8 +58,8 @@ def test_cells_are_what_the_metrics_say_alone(model, images, masks):
     asked = FEW | {"pointing_game": {"tolerance": 1}, "adcc": {}, "max_sensitivity": {"samples": 2}}
     found = camlib.evaluate(model, images, ["grad_cam", "occlusion"], ["3"], asked, masks)
     for row, explainer in (
-        (Row("grad_cam", "3"), camlib.GradCAM(model, "3")),
-        (Row("occlusion", ""), camlib.Occlusion(model)),
+        (TableRow("grad_cam", "3"), camlib.GradCAM(model, "3")),
+        (TableRow("occlusion", ""), camlib.Occlusion(model)),
     ):
         target = camlib.GradCAM(model, "3")(images).target
         heatmaps = explainer(images, target).heatmaps()
@@ -116,8 +116,8 @@ def test_one_pass_serves_all_methods_that_need_no_more_and_scores_are_shared(ima
 
 def test_passes_are_those_of_the_explanation_alone(images):
     found = camlib.evaluate(Counting(small_cnn().eval()), images, ["grad_cam", "score_cam"], ["model.3"], ["entropy"])
-    assert found.passes[Row("grad_cam", "model.3")] == 1
-    assert found.passes[Row("score_cam", "model.3")] == 1 + 4
+    assert found.passes[TableRow("grad_cam", "model.3")] == 1
+    assert found.passes[TableRow("score_cam", "model.3")] == 1 + 4
 
 
 def test_layers_make_rows_of_their_own(model, images):
@@ -132,7 +132,7 @@ def test_layers_make_rows_of_their_own(model, images):
     ]
     one = camlib.evaluate(model, images, ["grad_cam"], ["1"], FEW)
     for name in FEW:
-        assert torch.equal(found.values[Row("grad_cam", "1")][name], one.values[Row("grad_cam", "1")][name])
+        assert torch.equal(found.values[TableRow("grad_cam", "1")][name], one.values[TableRow("grad_cam", "1")][name])
 
 
 def test_batches_do_not_matter(model, images, masks):
@@ -377,7 +377,9 @@ def test_another_forward_is_refused_and_another_reshape_is_kept_apart(model, ima
     mirrored = camlib.GradCAM(model, "3", reshape=lambda features: features.flip(-1))
     found = camlib.evaluate(model, images, ["layer_cam", mirrored], ["3"], {"deletion": {"steps": 2}})
     alone = metrics.deletion(model, images, mirrored(images).heatmaps(), steps=2)
-    torch.testing.assert_close(found.values[Row("grad_cam", "3")]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.values[TableRow("grad_cam", "3")]["deletion"], alone.double(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_single_class_may_be_any_integer(model, images):

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from camlib.evaluation import Evaluation, Row
+from camlib.evaluation import Evaluation, TableRow
 
-A, B, C = Row("grad_cam", "layer4"), Row("random_cam", "layer4"), Row("center_gaussian", "")
+A, B, C = TableRow("grad_cam", "layer4"), TableRow("random_cam", "layer4"), TableRow("center_gaussian", "")
 NAN = math.nan
 
 
@@ -102,7 +102,7 @@ def test_ranks_compare_the_images_that_all_rows_have():
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.sampled_from(["higher", "lower"]))
 def test_ranks_are_scipys(means, better):
-    rows = [Row(f"method {index}", "") for index in range(len(means))]
+    rows = [TableRow(f"method {index}", "") for index in range(len(means))]
     found = table({row: {"iou": [mean]} for row, mean in zip(rows, means, strict=True)}, {"iou": better})
     expected = stats.rankdata(-np.array(means) if better == "higher" else means)
     assert list(found.mean_ranks().values()) == expected.tolist()

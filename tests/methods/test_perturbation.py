@@ -20,8 +20,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 import camlib
-from camlib.masks import RandomMasks, SlidingWindows, channel_masks
-from camlib.memory import Peak
+from camlib.methods.masks import RandomMasks, SlidingWindows, channel_masks
+from camlib.passes.memory import Peak
 
 TOLERANCE = 1e-9
 
@@ -851,7 +851,7 @@ def peak(explainer: camlib.Method, images: Tensor) -> int:
 @pytest.mark.parametrize("name", FEW)
 def test_auto_takes_what_the_budget_allows_and_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = 2 * 2**20
-    monkeypatch.setattr("camlib.chunks.budget", lambda device: budget)
+    monkeypatch.setattr("camlib.passes.chunks.budget", lambda device: budget)
     model, images = coarse(64), torch.rand(2, 3, 64, 64)
     one = peak(explain(name, model, "2", chunk_size=1), images)
     with rows_through(model[4]) as rows:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import Scorer, Trial, deletion, deletion_curve, insertion, insertion_curve, ranks
-from camlib.metrics.baselines import baseline_pictures
 from camlib.metrics.curves import judge_deletion, judge_insertion
+from camlib.metrics.fills import baseline_pictures
 
 CURVES = [deletion_curve, insertion_curve]
 AREAS = [deletion, insertion]

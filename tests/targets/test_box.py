@@ -12,7 +12,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
-from camlib.targets.detection import _iou
+from camlib.targets.box import _iou
 
 CAT, DOG = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 30.0]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
-from camlib.outputs import is_detections, main_tensor, row_count
+from camlib.inputs.outputs import is_detections, main_tensor, row_count
 
 LOGITS = torch.arange(6.0).view(2, 3)
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import camlib
 from camlib.metrics import SIMILARITIES, Scorer, Trial, energy_pointing_game, randomization, spearman
-from camlib.metrics.baselines import Baseline
 from camlib.metrics.curves import judge_deletion_curve, judge_insertion_curve
+from camlib.metrics.fills import Baseline
 from pneumonia.augment import prepare
 from pneumonia.data import CLASSES, Pictures
 from pneumonia.evaluate import with_intervals

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from camlib import targets
 from camlib.errors import CamlibValueError
-from camlib.nested import tensors_in
+from camlib.inputs.nested import tensors_in
 
 
 class Record:

@@ -11,24 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.arguments import positive_int
-from camlib.chunks import ChunkSize
 from camlib.comparison import bound_to, find_once
-from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_int
 from camlib.evaluation.record import Record, described, digest_of
-from camlib.evaluation.table import Evaluation, Row, or_none
+from camlib.evaluation.table import Evaluation, TableRow, or_none
 from camlib.explanation import Explanation
-from camlib.isolation import unwrap
-from camlib.layers import resolve_layers
-from camlib.layouts import holds_pictures
+from camlib.inputs.batches import holds_pictures, pick_images, picture_batch
+from camlib.inputs.nested import tensors_in
+from camlib.layers.names import resolve_layers
 from camlib.methods import METHODS, Method, PassMethod
 from camlib.methods.base import explain_together
-from camlib.methods.evidence import Reshape
 from camlib.metrics.cases import Case
 from camlib.metrics.registry import Metric, metric_of
 from camlib.metrics.scorer import Scorer
-from camlib.nested import tensors_in
-from camlib.pictures import pick_images, picture_batch
+from camlib.passes.chunks import ChunkSize
+from camlib.passes.forward_pass import Reshape
+from camlib.passes.model import unwrap
 from camlib.smoothing import settled_by
 from camlib.targets.indices import integers
 
@@ -219,7 +217,7 @@ class _Bench:
         """
         if before is not None:
             self.left_out = before["left_out"]
-            known = {Row(row["method"], row["layer"]): row["passes"] for row in before["rows"]}
+            known = {TableRow(row["method"], row["layer"]): row["passes"] for row in before["rows"]}
             self._passes = {one: known[row] for one in explainers if (row := _row(one)) in known}
             return
         one = _first(inputs)
@@ -317,8 +315,8 @@ class _Bench:
                 raise CamlibRuntimeError(f"{name} failed for every method; {why[0]}")
 
 
-def _row(explainer: Method) -> Row:
-    return Row(explainer.name, " + ".join(explainer.layers or ()))
+def _row(explainer: Method) -> TableRow:
+    return TableRow(explainer.name, " + ".join(explainer.layers or ()))
 
 
 def _columns(metrics: Any, with_masks: bool) -> Columns:
@@ -443,11 +441,11 @@ def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
 
 def _evaluation(lines: Sequence[Mapping[str, Any]], better: Mapping[str, str]) -> Evaluation:
     """The table of all batches."""
-    values: dict[Row, dict[str, list[float]]] = {}
-    passes: dict[Row, float] = {}
+    values: dict[TableRow, dict[str, list[float]]] = {}
+    passes: dict[TableRow, float] = {}
     for line in lines:
         for found in line["rows"]:
-            row = Row(found["method"], found["layer"])
+            row = TableRow(found["method"], found["layer"])
             passes[row] = found["passes"]
             of_row = values.setdefault(row, {name: [] for name in better})
             for name, numbers in found["values"].items():

@@ -21,11 +21,19 @@ RESAMPLES, PARTS = 2000, 20
 """Of the images, for an interval, and in how many parts they are drawn."""
 
 
-class Row(NamedTuple):
+BASELINES = ("random_cam", "center_gaussian", "sobel")
+"""In italics: what does not beat them says nothing."""
+COLORMAP = "cividis"
+"""Perceptually even, and the same to colour-blind eyes."""
+CELL = (1.35, 0.34)
+"""Width and height in inches."""
+
+
+class TableRow(NamedTuple):
     """A method at a layer: one line of the table.
 
     Example:
-        >>> print(Row("grad_cam", "layer4"), Row("sobel", ""), sep="; ")
+        >>> print(TableRow("grad_cam", "layer4"), TableRow("sobel", ""), sep="; ")
         grad_cam, layer4; sobel
     """
 
@@ -56,11 +64,11 @@ class Evaluation:
         True
     """
 
-    values: Mapping[Row, Mapping[str, Tensor]]
+    values: Mapping[TableRow, Mapping[str, Tensor]]
     """Numbers (N,) by row and metric, float64 on the CPU; NaN where an image could not be judged."""
     better: Mapping[str, str]
     """What is better by each metric, "higher" or "lower"."""
-    passes: Mapping[Row, float]
+    passes: Mapping[TableRow, float]
     """Forward passes of an image that the explanation takes where it is made alone; those of a tail do not count."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Methods that are not in the table, and why."""
@@ -68,7 +76,7 @@ class Evaluation:
     """What went wrong on the way; the images concerned are NaN."""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         """The lines, in the order of the methods."""
         return list(self.values)
 
@@ -82,16 +90,16 @@ class Evaluation:
         """N."""
         return len(self.values[self.rows[0]][self.metrics[0]])
 
-    def mean(self, row: Row, metric: str) -> float:
+    def mean(self, row: TableRow, metric: str) -> float:
         """Return the mean over the images that could be judged; NaN if there is none."""
         return float(self.values[row][metric].nanmean())
 
-    def interval(self, row: Row, metric: str, confidence: float = 0.95) -> tuple[float, float]:
+    def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
         """Return the bootstrap interval of the mean; every cell sees the same resamples."""
         return _interval(self.values[row][metric], confidence)
 
     def difference(
-        self, row: Row, other: Row, metric: str, confidence: float = 0.95
+        self, row: TableRow, other: TableRow, metric: str, confidence: float = 0.95
     ) -> tuple[float, tuple[float, float]]:
         """Return by how much a row is better than another: the mean over images, and its bootstrap interval.
 
@@ -101,13 +109,13 @@ class Evaluation:
         differences = self._sign(metric) * (self.values[row][metric] - self.values[other][metric])
         return float(differences.nanmean()), _interval(differences, confidence)
 
-    def mean_ranks(self) -> dict[Row, float]:
+    def mean_ranks(self) -> dict[TableRow, float]:
         """Return each row's rank by :meth:`comparable_means`, 1 the best, averaged over the metrics; ties share a rank.
 
         Metrics ask for different things, and a mean of ranks weighs them alike: a summary, not a verdict. Rows without
         a value share the last ranks.
         """
-        ranks: dict[Row, list[float]] = {row: [] for row in self.rows}
+        ranks: dict[TableRow, list[float]] = {row: [] for row in self.rows}
         for metric in self.metrics:
             means = self.comparable_means(metric)
             costs = [math.inf if math.isnan(mean) else -self._sign(metric) * mean for mean in means.values()]
@@ -115,7 +123,7 @@ class Evaluation:
                 ranks[row].append(sum(one < cost for one in costs) + (costs.count(cost) + 1) / 2)
         return {row: sum(found) / len(found) for row, found in ranks.items()}
 
-    def comparable_means(self, metric: str) -> dict[Row, float]:
+    def comparable_means(self, metric: str) -> dict[TableRow, float]:
         """Return each row's mean over those images that every row has a value of, so that none is spared the hard ones.
 
         Rows without any value are left aside: theirs is NaN.
@@ -127,7 +135,7 @@ class Evaluation:
         )
         return {row: float(numbers[common].mean()) for row, numbers in values.items()}
 
-    def ranked(self) -> list[Row]:
+    def ranked(self) -> list[TableRow]:
         """Return the rows, the best mean rank first."""
         ranks = self.mean_ranks()
         return sorted(self.rows, key=lambda row: ranks[row])
@@ -178,8 +186,6 @@ class Evaluation:
         Returns:
             A matplotlib figure, not shown.
         """
-        from camlib.plotting.evaluations import plot_evaluation
-
         return plot_evaluation(self)
 
     def __str__(self) -> str:
@@ -191,7 +197,7 @@ class Evaluation:
                 + (f" of {record[f'{m}_images']}" if record[f"{m}_images"] < self.images else "")
                 for m in self.metrics
             ]
-            row = Row(record["method"], record["layer"])
+            row = TableRow(record["method"], record["layer"])
             lines.append([str(row), f"{record['passes']:.4g}", f"{record['mean_rank']:.1f}", *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -201,6 +207,67 @@ class Evaluation:
 
     def _sign(self, metric: str) -> int:
         return 1 if self.better[metric] == "higher" else -1
+
+
+def plot_evaluation(evaluation: Evaluation) -> Figure:
+    """Draw a line for each row, the best mean rank first; see :meth:`camlib.Evaluation.plot`."""
+    from camlib.plotting.figures import Figure
+
+    rows, metrics = evaluation.ranked(), evaluation.metrics
+    ranks = evaluation.mean_ranks()
+    shares = [[_place(evaluation, row, metric) for metric in metrics] for row in rows]
+    widest = 0.085 * max(len(str(row)) for row in rows)
+    figure = Figure(
+        figsize=(widest + CELL[0] * (len(metrics) + 1) + 1.6, CELL[1] * len(rows) + 1.9), layout="constrained"
+    )
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap=COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    heads = [f"{metric.replace('_', ' ')}\n{evaluation.better[metric]} is better" for metric in metrics]
+    axes.set_xticks(range(len(metrics)), heads, fontsize=8, rotation=30, ha="left", rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    labels = [f"{row}   (mean rank {ranks[row]:.1f}; passes {evaluation.passes[row]:.4g})" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontstyle("italic" if row.method in BASELINES else "normal")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for y, row in enumerate(rows):
+        for x, metric in enumerate(metrics):
+            light = math.isnan(shares[y][x]) or shares[y][x] > 0.55
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": 7,
+                "color": "black" if light else "white",
+            }
+            axes.text(x, y, _cell(evaluation, row, metric), **style)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, shrink=min(1.0, 3 / (CELL[1] * len(rows))), ticks=[0, 1])
+    bar.ax.set_yticklabels(["worst of\nthe column", "best of\nthe column"], fontsize=8)
+    axes.set_xlabel(
+        f"means over {evaluation.images} images, with 95% bootstrap intervals over images; baselines in italics",
+        fontsize=8,
+    )
+    return figure
+
+
+def _place(evaluation: Evaluation, row: TableRow, metric: str) -> float:
+    """Where a cell stands among those of its column by rank, 0 the worst, 1 the best."""
+    sign = 1 if evaluation.better[metric] == "higher" else -1
+    means = {other: sign * mean for other, mean in evaluation.comparable_means(metric).items()}
+    own, known = means[row], [value for value in means.values() if not math.isnan(value)]
+    if math.isnan(own):
+        return math.nan
+    if len(known) == 1:
+        return 1.0
+    return (sum(value < own for value in known) + (known.count(own) - 1) / 2) / (len(known) - 1)
+
+
+def _cell(evaluation: Evaluation, row: TableRow, metric: str) -> Any:
+    mean = evaluation.mean(row, metric)
+    if math.isnan(mean):
+        return "none"
+    low, high = evaluation.interval(row, metric)
+    return f"{mean:.3g}\n{low:.3g} to {high:.3g}"
 
 
 def or_none(value: Any) -> Any:

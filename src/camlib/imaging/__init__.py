@@ -4,10 +4,10 @@ from camlib.imaging.colors import colorize, colorize_signed
 from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, resize_center_crop
 from camlib.imaging.normalization import is_constant, normalize
 from camlib.imaging.overlays import overlay, overlay_signed
-from camlib.imaging.pictures import as_pictures, as_rgb
 from camlib.imaging.reading import read_gray, read_image
 from camlib.imaging.regions import Region, boxes, contours, draw_boxes, draw_contours
 from camlib.imaging.resizing import resize
+from camlib.imaging.rgb import as_pictures, as_rgb
 
 __all__ = [
     "CenterCrop",

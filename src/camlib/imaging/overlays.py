@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging.colors import checked_heatmap, colorize, colorize_signed
-from camlib.imaging.pictures import as_pictures
 from camlib.imaging.resizing import resize
+from camlib.imaging.rgb import as_pictures
 
 if TYPE_CHECKING:
     import numpy as np

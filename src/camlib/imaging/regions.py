@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from camlib.errors import CamlibValueError
 from camlib.imaging.colors import checked_heatmap
-from camlib.imaging.pictures import as_rgb
 from camlib.imaging.resizing import resize
+from camlib.imaging.rgb import as_rgb
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibWarning
-from camlib.isolation import callers_precision
+from camlib.inputs.outputs import main_tensor
 from camlib.methods.arithmetic import divided, over_channels
 from camlib.methods.base import LayerMethod
-from camlib.methods.evidence import Evidence, single_or_double
 from camlib.methods.perturbation import PerturbationMethod
-from camlib.outputs import main_tensor
-from camlib.tail import Tail, WholeNetwork
+from camlib.passes.forward_pass import ForwardPass, single_or_double
+from camlib.passes.precision import callers_precision
+from camlib.passes.tail import Tail, WholeNetwork
 
 
 def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class AblationCAM(PerturbationMethod, LayerMethod):
 
     name: ClassVar[str] = "ablation_cam"
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.ablation_cam`, for each class."""
         activations, features = evidence.activations(layer), evidence.features(layer)
         tail, score = self._tail(evidence, layer)
@@ -93,7 +93,7 @@ class AblationCAM(PerturbationMethod, LayerMethod):
         of_classes = zip(score.unbind(1), table.unbind(2), strict=True)
         return evidence.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
 
-    def _tail(self, evidence: Evidence, layer: str) -> tuple[Tail, Tensor]:
+    def _tail(self, evidence: ForwardPass, layer: str) -> tuple[Tail, Tensor]:
         """The tail, and the scores it gives for the features as they are: of the layer alone, where that will do."""
         made_of = self._run, evidence.model.get_submodule(layer), evidence.inputs, evidence.images
         try:
@@ -116,13 +116,13 @@ class AblationCAM(PerturbationMethod, LayerMethod):
         )
         return whole, scores
 
-    def _scores(self, tail: Tail, evidence: Evidence, layer: str) -> Tensor:
+    def _scores(self, tail: Tail, evidence: ForwardPass, layer: str) -> Tensor:
         with callers_precision():
             outputs = tail(evidence.features(layer).clone(), evidence.image_index)
             return single_or_double(targets.score(evidence.target, outputs, evidence.image_index))
 
 
-def _agree(scores: Tensor, evidence: Evidence) -> bool:
+def _agree(scores: Tensor, evidence: ForwardPass) -> bool:
     """Whether scores are those of the pass, but for rounding in the precision that it was made in."""
     expected, outputs = evidence.scores.detach(), main_tensor(evidence.outputs)
     largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())

@@ -10,26 +10,18 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.capture import Cut, Watch
-from camlib.discovery import find_layer
+from camlib.discovery.finding import find_layer
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
-from camlib.isolation import (
-    call_eagerly,
-    callers_precision,
-    check_device,
-    checked_inputs,
-    full_precision,
-    undisturbed,
-    unwrap,
-)
-from camlib.layers import resolve_layers
-from camlib.layouts import picture_size
-from camlib.methods.evidence import Evidence, Features, check_finite
+from camlib.inputs.batches import picture_batch, picture_size
+from camlib.inputs.outputs import row_count
+from camlib.layers.names import resolve_layers
 from camlib.methods.fusion import FUSIONS, fuse
-from camlib.outputs import row_count
-from camlib.padding import Padding
-from camlib.pictures import picture_batch
+from camlib.passes.capture import Cut, Watch
+from camlib.passes.forward_pass import Features, ForwardPass, check_finite
+from camlib.passes.model import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
+from camlib.passes.padding import Padding
+from camlib.passes.precision import callers_precision, full_precision
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
 
@@ -159,10 +151,10 @@ class PassMethod(Method):
         return explain_together([self], inputs, target)[0]
 
     @abstractmethod
-    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+    def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
         """Return each layer's maps before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
 
-    def about(self, evidence: Evidence) -> Evidence:
+    def about(self, evidence: ForwardPass) -> ForwardPass:
         """Return the evidence that the method reads: on the target itself, unless a method says otherwise."""
         return evidence
 
@@ -173,7 +165,7 @@ class PassMethod(Method):
         """
         return contextlib.nullcontext()
 
-    def explanation(self, evidence: Evidence) -> Explanation:
+    def explanation(self, evidence: ForwardPass) -> Explanation:
         """Return what the method makes of the pass."""
         evidence = self.about(evidence)
         layers = {name: self._cut_off(maps, name, evidence) for name, maps in self.maps_of_layers(evidence).items()}
@@ -181,7 +173,7 @@ class PassMethod(Method):
         maps = fuse(list(layers.values()), self.fuse, "minmax" if self.relu else "signed", dims)
         return evidence.explanation(self.name, maps, layers)
 
-    def _cut_off(self, maps: Tensor, layer: str, evidence: Evidence) -> Tensor:
+    def _cut_off(self, maps: Tensor, layer: str, evidence: ForwardPass) -> Tensor:
         axes = len(evidence.size or (0, 0))
         if not isinstance(maps, Tensor) or maps.dim() != evidence.scores.dim() + axes:
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
@@ -208,10 +200,10 @@ class LayerMethod(PassMethod):
     """
 
     @abstractmethod
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return the maps of a layer before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
 
-    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+    def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
         """Return :meth:`layer_maps` of every layer."""
         return {name: self.layer_maps(evidence, name) for name in self.layers or {}}
 
@@ -233,14 +225,14 @@ class PictureMethod(PassMethod):
     layerless: ClassVar[bool] = True
 
     @abstractmethod
-    def maps(self, evidence: Evidence) -> Tensor:
+    def maps(self, evidence: ForwardPass) -> Tensor:
         """Return the maps before the final ReLU: (N, ...), or (N, K, ...) for K classes."""
 
-    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+    def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
         """Return :meth:`maps` as those of a nameless layer."""
         return {"": self.maps(evidence)}
 
-    def explanation(self, evidence: Evidence) -> Explanation:
+    def explanation(self, evidence: ForwardPass) -> Explanation:
         """Return the maps, which are no layer's."""
         evidence = self.about(evidence)
         return evidence.explanation(self.name, self._cut_off(self.maps(evidence), "", evidence), {})
@@ -268,7 +260,7 @@ class ActivationMethod(LayerMethod):
     def maps(self, activations: Tensor) -> Tensor:
         """Return the maps (N, ...), before the final ReLU, from a tensor (N, C, ...)."""
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :meth:`maps`, repeated for each class."""
         return evidence.repeated(self.maps(evidence.activations(layer)))
 
@@ -293,7 +285,7 @@ class GradientMethod(LayerMethod):
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return the maps (N, ...), before the final ReLU, from two tensors (N, C, ...)."""
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :meth:`maps` for each class."""
         activations = evidence.activations(layer)
         return evidence.stacked([self.maps(activations, gradient) for gradient in evidence.gradients(layer)])
@@ -324,7 +316,7 @@ def explain_together(methods: Sequence[PassMethod], inputs: Any, target: Any = N
             return [method.explanation(evidence) for method in methods]
 
 
-def forward_pass(method: Method, watch: Watch, inputs: Any, target: Any, agnostic: bool = False) -> Evidence:
+def forward_pass(method: Method, watch: Watch, inputs: Any, target: Any, agnostic: bool = False) -> ForwardPass:
     """Run the method's model once, its layers watched or cut.
 
     Args:
@@ -337,7 +329,7 @@ def forward_pass(method: Method, watch: Watch, inputs: Any, target: Any, agnosti
     size, padding = picture_size(inputs), Padding(method.model, inputs)
     with callers_precision(), watch.hooked(), padding.noted():
         outputs = method._run(inputs)
-    evidence = Evidence(
+    evidence = ForwardPass(
         model=method.model,
         inputs=inputs,
         outputs=outputs,

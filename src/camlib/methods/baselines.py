@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.inputs.batches import picture_batch
+from camlib.inputs.noise import normal, own_generator
 from camlib.methods.arithmetic import centered, over_channels
 from camlib.methods.base import ActivationMethod, PictureMethod
-from camlib.methods.evidence import Evidence, single_or_double
-from camlib.noise import normal, own_generator
-from camlib.pictures import picture_batch
+from camlib.passes.forward_pass import ForwardPass, single_or_double
 
 
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,7 +84,7 @@ class _OfPictures(PictureMethod):
     def of_pictures(self, images: Tensor) -> Tensor:
         """Return maps (N, ...) of images (N, C, ...)."""
 
-    def maps(self, evidence: Evidence) -> Tensor:
+    def maps(self, evidence: ForwardPass) -> Tensor:
         """Return :meth:`of_pictures`, repeated for each class."""
         return evidence.repeated(self.of_pictures(single_or_double(picture_batch(evidence.inputs))))
 

@@ -15,7 +15,7 @@ from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import LayerMethod
-from camlib.methods.evidence import Evidence
+from camlib.passes.forward_pass import ForwardPass
 
 
 def cam(activations: Tensor, weights: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class CAM(LayerMethod):
         """Return a context that notes the linear layers that are called."""
         return _noting_classifiers(self.model)
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.cam` for each class.
 
         Raises:

@@ -9,8 +9,8 @@ from torch import Tensor
 from camlib import targets
 from camlib.errors import CamlibTypeError
 from camlib.methods.base import GradientMethod
-from camlib.methods.evidence import Evidence
 from camlib.methods.grad_cam import grad_cam
+from camlib.passes.forward_pass import ForwardPass
 
 
 class FinerCAM(GradientMethod):
@@ -47,7 +47,7 @@ class FinerCAM(GradientMethod):
         self.weight = weight
         self.nearest = nearest
 
-    def about(self, evidence: Evidence) -> Evidence:
+    def about(self, evidence: ForwardPass) -> ForwardPass:
         """Return the evidence on the contrast.
 
         Raises:

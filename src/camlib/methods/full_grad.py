@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camlib.capture import Watch
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.imaging import normalize, resize
-from camlib.isolation import full_precision, undisturbed
 from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.evidence import check_finite, single_or_double
 from camlib.methods.pixels import as_leaf, gradient
+from camlib.passes.capture import Watch
+from camlib.passes.forward_pass import check_finite, single_or_double
+from camlib.passes.model import undisturbed
+from camlib.passes.precision import full_precision
 
 TOLERANCE = 1e-5
 """The share of the sum of all absolute terms that the residual may be, in single and double precision.

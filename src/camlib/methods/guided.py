@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camlib.capture import Watch
 from camlib.errors import CamlibRuntimeError
 from camlib.explanation import Explanation
-from camlib.isolation import full_precision, undisturbed
+from camlib.inputs.nested import tensors_in
 from camlib.methods.base import Method, forward_pass
-from camlib.methods.evidence import Evidence, check_finite, single_or_double
 from camlib.methods.grad_cam import GradCAM
 from camlib.methods.pixels import as_leaf, checkpointed, gradient, no_checkpoints
-from camlib.nested import tensors_in
+from camlib.passes.capture import Watch
+from camlib.passes.forward_pass import ForwardPass, check_finite, single_or_double
+from camlib.passes.model import undisturbed
+from camlib.passes.precision import full_precision
 
 
 def guided_gradients(
@@ -179,7 +180,7 @@ class GuidedGradCAM(GradCAM):
         """One cut at the layer, and one for the guided gradient."""
         return 2
 
-    def explanation(self, evidence: Evidence) -> Explanation:
+    def explanation(self, evidence: ForwardPass) -> Explanation:
         """Return the guided gradient, from a pass of its own, times the Grad-CAM map of the one given."""
         cam = super().explanation(evidence)
         method = GuidedBackprop(self.model, forward=self.forward)
@@ -190,7 +191,7 @@ class GuidedGradCAM(GradCAM):
         return dataclasses.replace(cam, maps=evidence.stacked(products), extent=None)
 
 
-def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[Evidence, list[Tensor]]:
+def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[ForwardPass, list[Tensor]]:
     """One guided pass, and each class's guided gradient (N, C, ...)."""
     with undisturbed(method.model):
         leaf, inputs = as_leaf(inputs)
@@ -203,7 +204,7 @@ def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[Evidence,
             return evidence, gradients
 
 
-def _check_guided(evidence: Evidence, leaf: Tensor) -> None:
+def _check_guided(evidence: ForwardPass, leaf: Tensor) -> None:
     """Look for activations that the guidance has not seen, on the graph's paths from the images to the outputs.
 
     What the target makes of the outputs is its own affair; so are branches that do not start from the images, such as

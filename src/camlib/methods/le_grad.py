@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from camlib.attention import ExplicitAttention
-from camlib.capture import Watch, tap
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
-from camlib.isolation import full_precision, undisturbed
-from camlib.layouts import infer_layout
+from camlib.layers.layouts import infer_layout
 from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.evidence import Evidence, check_finite, reshaped, single_or_double
 from camlib.methods.pixels import no_checkpoints
+from camlib.passes.attention import ExplicitAttention
+from camlib.passes.capture import Watch, tap
+from camlib.passes.forward_pass import ForwardPass, check_finite, reshaped, single_or_double
+from camlib.passes.model import undisturbed
+from camlib.passes.precision import full_precision
 
 
 def le_grad(gradients: Sequence[Tensor]) -> Tensor:
@@ -109,7 +110,7 @@ class LeGrad(Method):
                 check_finite({"score": [evidence.scores.detach()], "map": [maps]})
                 return evidence.explanation(self.name, maps, {})
 
-    def _read(self, seen: list[Tensor], evidence: Evidence) -> list[Tensor]:
+    def _read(self, seen: list[Tensor], evidence: ForwardPass) -> list[Tensor]:
         """The attention of the blocks to read, all over the same patches of the images."""
         if not seen:
             raise CamlibRuntimeError(
@@ -129,7 +130,7 @@ class LeGrad(Method):
                 raise _not_global(weights, evidence)
         return read
 
-    def _map(self, gradients: list[Tensor], evidence: Evidence) -> Tensor:
+    def _map(self, gradients: list[Tensor], evidence: ForwardPass) -> Tensor:
         """The relevance of the patches, on their grid."""
         relevance = le_grad(gradients)[..., None]
         if self.reshape is not None:
@@ -162,7 +163,7 @@ def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
     return gradients
 
 
-def _not_global(weights: Tensor, evidence: Evidence) -> CamlibRuntimeError:
+def _not_global(weights: Tensor, evidence: ForwardPass) -> CamlibRuntimeError:
     size = " x ".join(map(str, evidence.size)) if evidence.size else "unknown size"
     return CamlibRuntimeError(
         f"LeGrad needs global attention, (N, heads, queries, keys) with the same grid of patches for keys in every "

@@ -8,19 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.arguments import positive_int
-from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.masks import Masks, SlidingWindows
-from camlib.methods.evidence import Evidence
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.inputs.batches import picture_batch
+from camlib.methods.masks import Masks, SlidingWindows
 from camlib.methods.perturbation import MaskMethod, mean_under
-from camlib.pictures import picture_batch
+from camlib.passes.forward_pass import ForwardPass
 
 
 def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
     r"""Average how much the score falls under the windows that cover a pixel: :math:`s - \operatorname{mean}_i s_i`.
 
     Args:
-        masks: (M, ...), true inside each window, or :class:`camlib.masks.SlidingWindows`.
+        masks: (M, ...), true inside each window, or :class:`camlib.methods.masks.SlidingWindows`.
         score: (N,), s.
         scores: (N, M), of each image under each window.
 
@@ -92,7 +91,7 @@ class Occlusion(MaskMethod):
         """That depends on how large the picture is."""
         return None
 
-    def maps(self, evidence: Evidence) -> Tensor:
+    def maps(self, evidence: ForwardPass) -> Tensor:
         """Return :func:`camlib.occlusion`, for each class."""
         pictures = picture_batch(evidence.inputs)
         windows = self._windows(tuple(pictures.shape[2:]), pictures.device)

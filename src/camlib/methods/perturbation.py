@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.chunks import ChunkSize, checked_chunk_size
-from camlib.masks import Masks
 from camlib.methods.arithmetic import divided
 from camlib.methods.base import Layer, PassMethod, PictureMethod
-from camlib.methods.evidence import Evidence
-from camlib.methods.trials import Trials
+from camlib.methods.masks import Masks
+from camlib.passes.chunks import ChunkSize, checked_chunk_size
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.perturbed import Trials
 
 MASKS_AT_ONCE = 64
 """Masks that are laid over one another at a time, of the many that a map is the mean of."""
@@ -66,7 +66,7 @@ class PerturbationMethod(PassMethod):
         self.progress = progress
 
     def scores_of_pictures(
-        self, evidence: Evidence, image_index: Tensor, perturb: Callable[[Tensor, slice], Tensor]
+        self, evidence: ForwardPass, image_index: Tensor, perturb: Callable[[Tensor, slice], Tensor]
     ) -> Tensor:
         """Return the scores of perturbed images.
 
@@ -84,11 +84,11 @@ class PerturbationMethod(PassMethod):
         """
         return self._trials(evidence).of_pictures(image_index, perturb)
 
-    def scores_of(self, evidence: Evidence, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:
+    def scores_of(self, evidence: ForwardPass, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:
         """Return the scores, (rows,) or (rows, K), of outputs that are computed for a slice of rows at a time."""
         return self._trials(evidence).of_outputs(image_index, outputs)
 
-    def _trials(self, evidence: Evidence) -> Trials:
+    def _trials(self, evidence: ForwardPass) -> Trials:
         return Trials(
             run=self._run,
             inputs=evidence.inputs,
@@ -104,7 +104,9 @@ class PerturbationMethod(PassMethod):
 class MaskMethod(PerturbationMethod, PictureMethod):
     """A method that lays the same masks over every image."""
 
-    def scores_under(self, evidence: Evidence, masks: Masks, under: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    def scores_under(
+        self, evidence: ForwardPass, masks: Masks, under: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
         """Return the scores (N, M) of each class; ``under`` makes pictures of pictures and masks (rows, 1, ...)."""
         count = len(masks)
         image = evidence.image_index.repeat_interleave(count)

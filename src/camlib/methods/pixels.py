@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.pictures import picture_batch, with_pictures
+from camlib.inputs.batches import picture_batch, with_pictures
 
 
 def as_leaf(inputs: Any) -> tuple[Tensor, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from camlib.discovery import find_stages
+from camlib.discovery.finding import find_stages
 from camlib.errors import CamlibValueError
 from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.arguments import positive_int, positive_number
-from camlib.masks import Masks, RandomMasks
-from camlib.methods.evidence import Evidence
+from camlib.errors import positive_int, positive_number
+from camlib.inputs.batches import picture_batch
+from camlib.inputs.noise import own_generator
+from camlib.methods.masks import Masks, RandomMasks
 from camlib.methods.perturbation import MaskMethod, mean_under
-from camlib.noise import own_generator
-from camlib.pictures import picture_batch
+from camlib.passes.forward_pass import ForwardPass
 
 
 def rise(masks: Masks, scores: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
     :class:`camlib.targets.Probability`.
 
     Args:
-        masks: (M, ...) in [0, 1], or :class:`camlib.masks.RandomMasks`.
+        masks: (M, ...) in [0, 1], or :class:`camlib.methods.masks.RandomMasks`.
         scores: (N, M), of each image through each mask.
 
     Returns:
@@ -98,7 +98,7 @@ class RISE(MaskMethod):
         """One of each image as it is, and one under each mask."""
         return 1 + self.samples
 
-    def maps(self, evidence: Evidence) -> Tensor:
+    def maps(self, evidence: ForwardPass) -> Tensor:
         """Return :func:`camlib.rise`, for each class."""
         pictures = picture_batch(evidence.inputs)
         masks = RandomMasks(

@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.arguments import positive_int
+from camlib.errors import positive_int
 from camlib.imaging.normalization import is_constant
-from camlib.masks import channel_masks
+from camlib.inputs.batches import picture_batch
+from camlib.inputs.noise import check_noise, normal, own_generator
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import Layer, LayerMethod
-from camlib.methods.evidence import Evidence
+from camlib.methods.masks import channel_masks
 from camlib.methods.perturbation import PerturbationMethod
-from camlib.noise import check_noise, normal, own_generator
-from camlib.pictures import picture_batch
+from camlib.passes.forward_pass import ForwardPass
 
 Variation = Callable[[Tensor, Tensor], Tensor]
 
@@ -92,7 +92,7 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         """
         return lambda masks, sample: masks
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.score_cam`, for each class."""
         activations = evidence.activations(layer)
         constant = is_constant(activations.flatten(2), 1)
@@ -116,7 +116,7 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         highest = variances.topk(self.channels, 1).indices
         return torch.zeros_like(variances, dtype=torch.bool).scatter_(1, highest, True)
 
-    def _scores(self, evidence: Evidence, activations: Tensor, rows: Tensor) -> Tensor:
+    def _scores(self, evidence: ForwardPass, activations: Tensor, rows: Tensor) -> Tensor:
         """The score (rows,) or (rows, K) of each pair (image, channel), averaged over the samples of its mask."""
         image, channel = (each.repeat_interleave(self.samples) for each in rows.unbind(1))
         sample = torch.arange(self.samples, device=rows.device).repeat(len(rows))

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from camlib.attention import ExplicitAttention
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import LayerMethod
-from camlib.methods.evidence import Evidence
+from camlib.passes.attention import ExplicitAttention
+from camlib.passes.forward_pass import ForwardPass
 
 
 def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class ShapleyCAM(LayerMethod):
         """Return a context in which attention can be differentiated twice."""
         return ExplicitAttention()
 
-    def layer_maps(self, evidence: Evidence, layer: str) -> Tensor:
+    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.shapley_cam` for each class."""
         activations = evidence.activations(layer)
         pairs = evidence.second_order(layer)

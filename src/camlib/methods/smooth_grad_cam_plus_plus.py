@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.capture import Cut
+from camlib.inputs.noise import check_noise, own_generator, with_noise
 from camlib.methods.arithmetic import divided, over_channels, per_channel
 from camlib.methods.base import PassMethod, forward_pass
-from camlib.methods.evidence import Evidence
-from camlib.noise import check_noise, own_generator, with_noise
+from camlib.passes.capture import Cut
+from camlib.passes.forward_pass import ForwardPass
 
 
 def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) -> Tensor:
@@ -116,7 +116,7 @@ class SmoothGradCAMPlusPlus(PassMethod):
         """One of the images as they are, and one of each noisy copy."""
         return 1 + self.samples
 
-    def maps_of_layers(self, evidence: Evidence) -> dict[str, Tensor]:
+    def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.smooth_grad_cam_plus_plus` of every layer, for each class."""
         generator = own_generator(self.generator)
         layers = self.layers or {}

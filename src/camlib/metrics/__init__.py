@@ -3,7 +3,7 @@
 Those that re-run the model take ``(model, inputs, heatmaps, target)``, those that re-run the explanation ``(explainer,
 inputs, target)``, those of localisation ``(heatmaps, masks)``, those of shape ``(heatmaps)``. All return (N,); their
 mean over images is what papers report. :func:`camlib.evaluate` asks many of them of many methods at once, and
-:mod:`camlib.metrics.modular` has each as a class of torchmetrics.
+:mod:`camlib.metrics.as_torchmetrics` has each as a class of torchmetrics.
 """
 
 from camlib.metrics.box_accuracy import box_hits, box_overlaps, max_box_acc, max_box_acc_v2
@@ -22,12 +22,12 @@ from camlib.metrics.localisation import (
     relevance_rank,
     top_k_intersection,
 )
+from camlib.metrics.randomization import Randomization as Randomization
 from camlib.metrics.ranking import ranked, ranks
 from camlib.metrics.registry import METRICS, Metric
 from camlib.metrics.road import road_combined, road_least_relevant_first, road_most_relevant_first
 from camlib.metrics.robustness import average_sensitivity, lipschitz_estimate, max_sensitivity
 from camlib.metrics.sanity import (
-    Randomization,
     cascading_randomization,
     independent_randomization,
     random_logit,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camlib.arguments import positive_int
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibValueError, positive_int
 from camlib.metrics.localisation import checked_boxes, checked_share
 from camlib.metrics.scorer import checked_heatmaps, in_unit_range
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from camlib.errors import CamlibValueError
 from camlib.explanation import Explanation
+from camlib.inputs.batches import floating, picture_batch, with_pictures
 from camlib.metrics.confidence import judge_average_drop
 from camlib.metrics.road import SHARES, judge_road_combined
 from camlib.metrics.robustness import explained, method_of
 from camlib.metrics.scorer import Scorer, Trial
 from camlib.metrics.shape import complexity
 from camlib.metrics.similarity import pearson
-from camlib.pictures import floating, picture_batch, with_pictures
 from camlib.smoothing import Explainer, settled_by
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.arguments import positive_int, positive_number
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int, positive_number
 from camlib.imaging.normalization import normalized
-from camlib.isolation import full_precision
-from camlib.metrics.baselines import Baseline, baseline_pictures
+from camlib.inputs.noise import own_generator
+from camlib.metrics.fills import Baseline, baseline_pictures
 from camlib.metrics.scorer import Scorer, Trial
 from camlib.metrics.similarity import pearson
-from camlib.noise import own_generator
+from camlib.passes.precision import full_precision
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Of the pixels, which sensitivity-n takes away."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.arguments import positive_int
-from camlib.metrics.baselines import Baseline, baseline_pictures
+from camlib.errors import positive_int
+from camlib.metrics.fills import Baseline, baseline_pictures
 from camlib.metrics.ranking import ranks
 from camlib.metrics.scorer import Scorer, Trial
 
@@ -47,7 +47,7 @@ def deletion(
         target: as for :class:`camlib.metrics.Scorer`.
         steps: in how many steps all pixels vanish; RISE takes 224 x 8 pixels at a time, which is 28 steps of 224 x 224.
         baseline: what takes their place: "zero" (RISE's choice), "blur", a number or a tensor (C, 1, 1); see
-            :func:`camlib.metrics.baselines.baseline_pictures`.
+            :func:`camlib.metrics.fills.baseline_pictures`.
         generator: shuffles ties; without one, every call draws the same.
         **options: as for :class:`camlib.metrics.Scorer`.
 
@@ -172,7 +172,7 @@ def insertion(
         target: as for :class:`camlib.metrics.Scorer`.
         steps: in how many steps all pixels appear; RISE takes 224 x 8 pixels at a time, which is 28 steps of 224 x 224.
         baseline: what they appear on: "blur" (RISE's choice, as sharp borders on grey look like something, too),
-            "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.baselines.baseline_pictures`.
+            "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_pictures`.
         generator: shuffles ties; without one, every call draws the same.
         **options: as for :class:`camlib.metrics.Scorer`.
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camlib.arguments import positive_number
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.methods.evidence import single_or_double
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_number
+from camlib.passes.forward_pass import single_or_double
 from camlib.targets.base import image_list
 
 ITERATIONS = 400

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibValueError
 from camlib.imaging.normalization import as_maps
-from camlib.isolation import full_precision
+from camlib.inputs.noise import check_noise, normal, own_generator
 from camlib.methods.arithmetic import divided
 from camlib.metrics.scorer import Scorer, Trial
-from camlib.noise import check_noise, normal, own_generator
+from camlib.passes.precision import full_precision
 
 
 def infidelity(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camlib.noise import own_generator
+from camlib.inputs.noise import own_generator
 
 
 def ranked(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:

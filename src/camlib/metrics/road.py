@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.arguments import positive_number
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibValueError, positive_number
+from camlib.inputs.noise import normal, own_generator
 from camlib.metrics.imputation import impute
 from camlib.metrics.ranking import ranks
 from camlib.metrics.scorer import Scorer, Trial
-from camlib.noise import normal, own_generator
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 

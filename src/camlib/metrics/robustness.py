@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from camlib.arguments import positive_int, positive_number
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int, positive_number
 from camlib.explanation import Explanation
+from camlib.inputs.batches import floating, picture_batch, with_pictures
+from camlib.inputs.noise import own_generator
 from camlib.methods.base import Method
-from camlib.noise import own_generator
-from camlib.pictures import floating, picture_batch, with_pictures
 from camlib.smoothing import Explainer, Smoothing, settled_by
 
 

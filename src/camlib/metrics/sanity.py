@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,59 +17,19 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
-from camlib.layers import resolve_layers
+from camlib.inputs.noise import own_generator
+from camlib.layers.names import resolve_layers
 from camlib.methods.base import Method
+from camlib.metrics.randomization import Order, Randomization
 from camlib.metrics.robustness import explained, method_of
 from camlib.metrics.similarity import SIMILARITIES
-from camlib.noise import own_generator
 from camlib.smoothing import Explainer, Smoothing, settled_by
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Order = Literal["cascading", "independent"]
 
 FEWEST_STAGES = 4
 """A network of fewer parts is taken apart further."""
 
 PAIRS = 32
 """Of random maps, whose mean similarity is the line for scale."""
-
-
-@dataclass(frozen=True, eq=False)
-class Randomization:
-    """How alike heatmaps are to those of the same network with random parameters; see :func:`randomization`.
-
-    Example:
-        >>> import camlib, torch, torchvision
-        >>> from camlib.metrics import randomization
-        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4))
-        >>> result = randomization(cam, torch.rand(2, 3, 64, 64), stages=["fc", "layer4"], similarities=["spearman"])
-        >>> result.stages, result.similarities["spearman"].shape, list(result.random_pair)
-        (('fc', 'layer4'), torch.Size([2, 2]), ['spearman'])
-        >>> figure = result.plot()
-    """
-
-    stages: tuple[str, ...]
-    """What was randomised, in this order, from the output to the input."""
-    similarities: Mapping[str, Tensor]
-    """Tensors (stages, N) by name, of each image's heatmap before and after; lower is better."""
-    random_pair: Mapping[str, float]
-    """How alike two heatmaps are that know nothing of each other, by name, in the mean over pairs of random maps."""
-    order: Order
-    """Whether stages were randomised one after another and stayed so, or each alone."""
-    method: str
-    """The name of who explained, :attr:`camlib.Explanation.method`."""
-
-    def plot(self) -> Figure:
-        """Draw the similarities stage by stage, with those of random pairs as dotted lines.
-
-        Returns:
-            A matplotlib figure, not shown.
-        """
-        from camlib.plotting.randomizations import plot_randomization
-
-        return plot_randomization(self)
 
 
 def randomization(

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.chunks import ChunkSize, checked_chunk_size
 from camlib.errors import CamlibValueError
 from camlib.imaging.normalization import as_maps
-from camlib.isolation import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
-from camlib.methods.evidence import check_finite, single_or_double
-from camlib.methods.trials import Trials
-from camlib.nested import tensors_in
-from camlib.outputs import row_count
-from camlib.pictures import floating, picture_batch
+from camlib.inputs.batches import floating, picture_batch
+from camlib.inputs.nested import tensors_in
+from camlib.inputs.outputs import row_count
+from camlib.passes.chunks import ChunkSize, checked_chunk_size
+from camlib.passes.forward_pass import check_finite, single_or_double
+from camlib.passes.model import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
+from camlib.passes.perturbed import Trials
 
 
 class Scorer:

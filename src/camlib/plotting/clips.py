@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging import as_rgb, overlay
-from camlib.plotting.rows import EMPTY, LOWEST, Row, Style, add_colorbar, colors
+from camlib.plotting.rows import EMPTY, LOWEST, FigureRow, Style, add_colorbar, colors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ def _in_color(array: Any) -> bool:
     return array.shape[-1] in _CHANNELS
 
 
-def draw_clips(rows: Sequence[Row], style: Style) -> Figure:
+def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
     """Draw two lines for each row: evenly spaced frames, and the same frames under their heatmaps."""
     from camlib.plotting.figures import Figure
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from camlib.imaging import overlay
-from camlib.plotting.rows import EMPTY, Row, Style, add_colorbar, colors
+from camlib.plotting.rows import EMPTY, FigureRow, Style, add_colorbar, colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ CELL = 2.6
 """Width of a picture in the figure, in inches."""
 
 
-def draw_pictures(rows: Sequence[Row], style: Style) -> Figure:
+def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
     """Draw original, heatmap and overlay in a line for each row."""
     from camlib.plotting.figures import Figure
 

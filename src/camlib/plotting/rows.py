@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
-from camlib.errors import CamlibValueError
 from camlib.imaging.colors import lookup_table
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from camlib.explanation import Explanation
 
 EMPTY = "nothing stands out"
 """What is said of a degenerate map, one without positive evidence, or the same everywhere."""
@@ -25,7 +18,7 @@ LOWEST = 2.6
 """Least height of a figure, in inches: what the colour bar's label needs."""
 
 
-class Row(NamedTuple):
+class FigureRow(NamedTuple):
     """One image with one of its heatmaps."""
 
     picture: NDArray[Any]
@@ -44,22 +37,6 @@ class Style(NamedTuple):
     colormap: Any
     alpha: float | str
     source: str
-
-
-def title(one: Explanation, k: int, class_names: Sequence[str] | None) -> str:
-    """Say what map ``k`` of one image explains, and its score if it explains one.
-
-    Raises:
-        CamlibValueError: the class has no name.
-    """
-    score = float(one.scores.flatten()[k])
-    if not isinstance(one.target, Tensor):
-        return str(one.target) if math.isnan(score) else f"{one.target}: {score:.2f}"
-    index = int(one.target.flatten()[k])
-    if class_names is not None and index >= len(class_names):
-        raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
-    name = f"class {index}" if class_names is None else class_names[index]
-    return name if math.isnan(score) else f"{name}: score {score:.2f}"
 
 
 def colors(style: Style) -> Colormap:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging import overlay
-from camlib.plotting.rows import EMPTY, LOWEST, Row, Style, add_colorbar
+from camlib.plotting.rows import EMPTY, LOWEST, FigureRow, Style, add_colorbar
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -59,7 +59,7 @@ def _as_signal(signal: Any) -> NDArray[Any]:
     return np.atleast_2d(signal).T.astype(np.float64)
 
 
-def draw_signals(rows: Sequence[Row], style: Style) -> Figure:
+def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
     """Draw the channels of each row as lines before its heatmap."""
     from camlib.plotting.figures import Figure
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.outputs import row_count
+from camlib.inputs.outputs import row_count
 
 T = TypeVar("T")
 _SETTLED_ON = "_settled_on"

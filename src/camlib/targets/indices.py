@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.outputs import is_detections, main_tensor
+from camlib.inputs.outputs import is_detections, main_tensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def check_range(indices: Tensor, count: int | None, what: str = "target") -> Non
 def class_outputs(outputs: Any) -> Tensor:
     """Return outputs that have classes as (N, C); (N,) becomes (N, 1).
 
-    Of a mapping or dataclass, "logits" or "out" is taken (:func:`camlib.outputs.main_tensor`).
+    Of a mapping or dataclass, "logits" or "out" is taken (:func:`camlib.inputs.outputs.main_tensor`).
 
     Raises:
         CamlibTypeError: outputs of another kind, with the mend.

@@ -7,6 +7,6 @@
         check()
 """
 
-from camlib.testing.battery import Check, check_method, checks
+from camlib.testing.runner import Check, check_method, checks
 
 __all__ = ["Check", "check_method", "checks"]

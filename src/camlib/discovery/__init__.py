@@ -1,0 +1,1 @@
+"""Which layer to explain, found by the connections of the network's graph."""

@@ -1,0 +1,331 @@
+"""Finding the layer: one forward pass of one image, every module tapped, and the graph read by its connections.
+
+The layer wanted is the last feature map that can influence the score at every position, before its grid is
+pooled, flattened or turned into class scores. Four questions are put to each feature map, the last one first:
+
+1. Is it a grid of more than one cell?
+2. Is it a map of features? Not the output of a pooling layer, nor class scores that are only pooled afterwards.
+3. Does everything that reaches the score pass through it? A branch inside a residual block does not qualify. Where
+   finer maps join later, as in feature pyramids, that would be far too early: a later map will do that has a part in
+   every entry of the outputs, and that reaches them by one path at least without anything mixed in that passed it by.
+4. Do its positions reach the score? A NaN is sent back from the outputs: it survives multiplication by zero, so
+   that a zero-initialised head does not mislead, and what it does not reach is not connected. Behind the last
+   attention of a network that reads a class token, that is every patch.
+
+Where question 4 fails on the last maps, the network reads a class token, and the answer is the last
+normalisation whose patches still reach the score: the one in front of the last attention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from camlib.discovery.graph import Graph, Record
+from camlib.errors import CamlibRuntimeError, CamlibTypeError
+from camlib.inputs.batches import holds_pictures, picture_size
+from camlib.inputs.nested import tensors_in
+from camlib.inputs.outputs import is_detections, main_tensor
+from camlib.layers.layouts import Layout, Size, Tokens, layout_of, one_stride
+from camlib.passes.capture import tap
+from camlib.passes.model import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class LayerInfo(NamedTuple):
+    """A layer that the forward pass calls."""
+
+    name: str
+    """Dotted name, to be given as ``layer=``."""
+    type: str
+    """Class name of the module."""
+    shape: tuple[int, ...]
+    """Shape of its (first) output."""
+
+
+def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[LayerInfo]:
+    """List the layers that a forward pass calls and that return a tensor, in the order in which they finish.
+
+    A module that is called more than once is listed once for each call; it cannot be explained.
+
+    Args:
+        model: any module.
+        inputs: what the model takes.
+        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
+
+    Returns:
+        Name, type and output shape of each. Costs one forward pass.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> model = torchvision.models.resnet18()
+        >>> camlib.list_layers(model, torch.rand(1, 3, 64, 64))[-3]
+        LayerInfo(name='layer4', type='Sequential', shape=(1, 512, 2, 2))
+    """
+    model = unwrap(model)
+    listed: list[LayerInfo] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            first = next(tensors_in(output), None)
+            if first is not None:
+                listed.append(LayerInfo(name, type(module).__name__, tuple(first.shape)))
+
+        return hook
+
+    inputs = _ready(model, inputs, forward)
+    with undisturbed(model), _hooks(model, note):
+        (forward or call_eagerly)(model, inputs)
+    return listed
+
+
+def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> str:
+    """Find the layer to explain: the last feature map that can influence the score at every position.
+
+    The outermost module that returns it is named. Pooling layers, classifiers, auxiliary heads and patch
+    embeddings are never chosen, and a map of a single cell is not a map. Connections decide, not values, so
+    that untrained networks and zero-initialised heads are understood.
+
+    Args:
+        model: any module.
+        inputs: what the model takes; of a tensor, or a list of pictures, only the first image is run.
+        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``. Outputs that are no tensor are
+            understood if they are detections (the layer leads to all their scores), or if they name a tensor "logits",
+            "out", "pooler_output", "image_embeds" or "last_hidden_state".
+
+    Returns:
+        The layer's dotted name. Costs one forward pass and one backward pass.
+
+    Raises:
+        CamlibRuntimeError: no layer qualifies; the message names the last maps seen.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> camlib.find_layer(torchvision.models.vgg11(), torch.rand(1, 3, 64, 64))
+        'features.19'
+    """
+    found = _find(model, inputs, forward)
+    return found.name(found.last)
+
+
+def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[str]:
+    """Find the layer to explain, and with it the last feature map of every larger grid ahead of it.
+
+    Args:
+        model: any module.
+        inputs: what the model takes; of a tensor, or a list of pictures, only the first image is run.
+        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
+
+    Returns:
+        The layers' dotted names, in the order in which they are computed; :func:`find_layer`'s is the last. Maps that
+        other maps pass by, as in a U-Net, are left out. Costs one forward pass and one backward pass.
+
+    Raises:
+        CamlibRuntimeError: no layer qualifies; the message names the last maps seen.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> camlib.find_stages(torchvision.models.resnet18(), torch.rand(1, 3, 64, 64))
+        ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
+    """
+    found = _find(model, inputs, forward)
+    return list(dict.fromkeys(map(found.name, found.stages())))
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a discovery pass found."""
+
+    last: Record
+    """The map to explain."""
+    candidates: list[Record]
+    """All feature maps whose positions reach the score, in their order."""
+    layouts: dict[Record, Layout]
+    records: list[Record]
+    graph: Graph
+    size: Size | None
+    """The spatial size of the inputs."""
+
+    def name(self, record: Record) -> str:
+        """The name of the outermost module that returns a map."""
+        name = self.graph.outermost(record, self.records)
+        assert name, "candidates have names"
+        return name
+
+    def stages(self) -> list[Record]:
+        """Of each larger grid the last map that everything passes through; then the map to explain.
+
+        A block's own output is preferred to the maps inside the next one.
+        """
+        stages: dict[Size, Record] = {}
+        last = self.layouts[self.last].grid
+        for record in self.candidates:
+            grid = self.layouts[record].grid
+            if record.order > self.last.order or math.prod(grid) <= math.prod(last) or not self.graph.all_pass(record):
+                continue
+            if self.size is None or one_stride(grid, self.size):  # not windows or heads
+                best = stages.setdefault(grid, record)
+                stages[grid] = record if record.name.count(".") <= best.name.count(".") else best
+        return [*sorted(stages.values(), key=lambda record: record.order), self.last]
+
+
+def _find(model: nn.Module, inputs: Any, forward: Forward | None) -> _Found:
+    """Run the first image with every module tapped, and read the graph."""
+    model = unwrap(model)
+    inputs = _ready(model, inputs, forward)
+    if isinstance(inputs, Tensor) or holds_pictures(inputs):
+        inputs = inputs[:1]
+    records: list[Record] = []
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if module is model or not isinstance(first, Tensor) or not first.is_floating_point():
+                return None
+            point, handed_on = tap(output, name)
+            clone = handed_on if isinstance(handed_on, Tensor) else handed_on[0]
+            records.append(Record(len(records), name, module, point, clone.grad_fn))
+            return handed_on
+
+        return hook
+
+    with undisturbed(model), _hooks(model, record):
+        score = _score((forward or call_eagerly)(model, inputs))
+        if score.grad_fn is None:
+            raise CamlibRuntimeError(
+                "no layer leads to the model's outputs: they are detached, not differentiable (an argmax, say), or "
+                f"made without submodules; {_seen(records)}"
+            )
+        size = None if holds_pictures(inputs) else picture_size(inputs)  # detectors give pictures sizes of their own
+        return _choose(model, records, score, size)
+
+
+def _score(outputs: Any) -> Tensor:
+    """What the layer must lead to: the tensor that the outputs are about, or the sum of the detections' scores."""
+    if is_detections(outputs):
+        scores = torch.cat([detected["scores"] for detected in outputs])
+        if not scores.numel():
+            raise CamlibRuntimeError(
+                "nothing was detected in the first picture, so that no score leads back to a layer; give layer=, a "
+                "picture that shows something, or the model a lower score threshold"
+            )
+        return scores.sum()
+    tensor = main_tensor(outputs)
+    if tensor is None:
+        raise CamlibTypeError(
+            f"the model returns a {type(outputs).__name__}; to find its layer, pass forward=lambda model, "
+            "inputs: ... that picks the tensor to be explained, or give layer="
+        )
+    return tensor
+
+
+def _ready(model: nn.Module, inputs: Any, forward: Forward | None) -> Any:
+    if forward is None:
+        check_device(model, inputs)
+    return checked_inputs(model, inputs)
+
+
+@contextlib.contextmanager
+def _hooks(model: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
+    """Keep a hook on every submodule, for this thread's forward passes only."""
+    thread = threading.get_ident()
+
+    def mine(hook: Any) -> Any:
+        return lambda *args: hook(*args) if threading.get_ident() == thread else None
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(mine(make(name))))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _choose(model: nn.Module, records: list[Record], outputs: Tensor, size: Size | None) -> _Found:
+    """Put the four questions of the module docstring to the records, the last one first."""
+    layouts = _grids(model, records, size)
+    graph = Graph(outputs, [record.node for record in layouts])
+    maps = [record for record, layout in layouts.items() if graph.is_map(record, layout)]
+    pooling = tuple(f"{name}." for name, module in model.named_modules() if name and _pools(module))
+    features = [
+        record for record in maps if graph.is_feature_map(record, outputs) and not f"{record.name}.".startswith(pooling)
+    ]
+    if not features:
+        raise CamlibRuntimeError(f"no layer returns a feature map that leads to the score; {_seen(records)}")
+    connected = _connected(features, outputs, layouts)
+    reaching = [record for record in features if record.node in connected]
+    if not reaching:
+        raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
+    candidates = [record for record in reaching if graph.outermost(record, records)]
+    if not candidates:
+        raise CamlibRuntimeError(
+            f"every feature map that leads to the score is made by a module that is called more than once, the last by "
+            f"{reaching[-1].name!r}; {_seen(records)}"
+        )
+    through = graph.last_bottleneck(candidates)
+    if through is None:
+        through = candidates[-1]
+    tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
+    if any(later.node not in connected for later in tokens):
+        norms = [
+            later
+            for later in tokens
+            if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
+        ]
+        through = norms[-1] if norms else through
+    return _Found(through, candidates, layouts, records, graph, size)
+
+
+def _grids(model: nn.Module, records: list[Record], size: Size | None) -> dict[Record, Layout]:
+    """The layouts of the records that are grids of more than one cell, with the images for their first axis.
+
+    The first map's is taken for the images'. Windows, crops and regions of interest are more or fewer.
+    """
+    layouts: dict[Record, Layout] = {}
+    for record in records:
+        layout = layout_of(model, record.module, tuple(record.tensor.shape), size)
+        if layout is not None and math.prod(layout.grid) > 1:
+            first = next(iter(layouts), record)
+            if len(record.tensor) == len(first.tensor):
+                layouts[record] = layout
+    return layouts
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _connected(records: list[Record], outputs: Tensor, layouts: dict[Record, Layout]) -> set[Any]:
+    """The nodes of the maps that a NaN sent back from the outputs reaches, beyond any prefix tokens."""
+    nan = torch.full_like(outputs, torch.nan)
+    with torch.autograd.set_detect_anomaly(False):
+        gradients = torch.autograd.grad(outputs, [r.tensor for r in records], nan, allow_unused=True)
+    reached = set()
+    for record, gradient in zip(records, gradients, strict=True):
+        layout = layouts[record]
+        if gradient is not None and isinstance(layout, Tokens):
+            gradient = gradient[:, layout.prefix :]
+        if gradient is not None and bool((gradient != 0).any()):
+            reached.add(record.node)
+    return reached
+
+
+def _seen(records: list[Record]) -> str:
+    shapes = [f"{record.name} {tuple(record.tensor.shape)}" for record in records[-5:]]
+    return f"the last outputs seen: {', '.join(shapes) or 'none'}. Give layer="
+
+
+def _pools(module: nn.Module) -> bool:
+    return bool(re.search("[Pp]ool(?!Former)", type(module).__name__))

@@ -1,0 +1,199 @@
+"""What leads where in a network: the autograd graph of one pass, from the first feature map to the outputs.
+
+Operations are told by the names of their autograd nodes; values do not matter, and neither do modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from camlib.layers.layouts import Layout, Tokens
+
+# Names of autograd nodes; re compiles and caches them when first used, not on import.
+_LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
+_POOLING_OPS = r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax"
+_PARAMETRIC_OPS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
+_ACTIVATION_OPS = (
+    r"Relu|Hardtanh|Hardswish|Hardsigmoid|Sigmoid|Silu|Gelu|Elu|Tanh|Softplus|Clamp|Dropout|Mish|Threshold"
+)
+_LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
+_RESIZING_OPS = r"Upsample"
+_ATTENTION_OPS = r"Bmm|.*ScaledDotProduct"
+_NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A module's output in the discovery pass."""
+
+    order: int
+    name: str
+    module: nn.Module
+    tensor: Tensor  # what was tapped
+    node: Any  # the autograd node of its clone: unique to the record
+
+
+class Graph:
+    """The autograd graph of the discovery pass, from the first feature map to the outputs.
+
+    Args:
+        outputs: the score's tensor.
+        maps: the nodes of all feature maps, the first one first.
+    """
+
+    def __init__(self, outputs: Tensor, maps: Sequence[Any]) -> None:
+        self._root = outputs.grad_fn
+        self._inputs = _inputs_first(self._root)
+        self._first = next((node for node in maps if node in self._inputs), None)
+        self._flow = self._marked([self._first], self._uses)  # what comes from the picture: no parameters, no constants
+        self._rows = self._marked([self._first], self._keeps_rows)
+        self._before_projection: set[Any] = set()
+        for node, inputs in reversed(self._inputs.items()):
+            if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
+                self._before_projection.update(inputs)
+
+    def is_map(self, record: Record, layout: Layout) -> bool:
+        """Whether a grid leads to the outputs, and whether tokens are the picture's patches.
+
+        Object queries are tokens, too. They come from parameters, and meet the patches in attention alone.
+        """
+        return record.node in (self._rows if isinstance(layout, Tokens) else self._inputs)
+
+    def _marked(self, start: Collection[Any], rule: Callable[[Any, set[Any]], bool]) -> set[Any]:
+        """``start``, and what ``rule(node, marked)`` takes in of the nodes, each asked after its inputs."""
+        marked = set(start)
+        for node in self._inputs:
+            if node not in marked and rule(node, marked):
+                marked.add(node)
+        return marked
+
+    def _uses(self, node: Any, nodes: set[Any]) -> bool:
+        return any(used in nodes for used in self._inputs[node])
+
+    def _keeps_rows(self, node: Any, rows: set[Any]) -> bool:
+        """Whether rows of the result belong to rows of ``rows``: those of an attention are its queries'."""
+        attends = re.match(_ATTENTION_OPS, node.name())
+        return any(used in rows for used in ([node.next_functions[0][0]] if attends else self._inputs[node]))
+
+    def _uses_only(self, node: Any, nodes: set[Any]) -> bool:
+        return all(used in nodes for used in self._inputs[node] if used in self._flow)
+
+    @staticmethod
+    def _rearranged(node: Any, by: str = _LAYOUT_OPS) -> Iterator[Any]:
+        """Yield the nodes from ``node`` back to the one that made the values: all but it only rearrange them."""
+        yield node
+        while node.next_functions and re.search(by, node.name()):
+            node = node.next_functions[0][0]
+            if node is None:
+                return
+            yield node
+
+    def _maker(self, record: Record, past: str) -> str:
+        """The name of the operation that made a record's values, past those that ``past`` matches."""
+        *_, made = self._rearranged(record.node, past)
+        return str(made.name())
+
+    def is_feature_map(self, record: Record, outputs: Tensor) -> bool:
+        """Whether a map is neither pooled from another nor class scores that are only pooled or resized afterwards."""
+        if re.search(_POOLING_OPS, self._maker(record, _LAYOUT_OPS)):
+            return False
+        one_map_per_class = outputs.dim() == 0 or (outputs.dim() > 1 and outputs.shape[1] in record.tensor.shape[1:])
+        return not (
+            one_map_per_class and self._is_projection(record.node) and record.node not in self._before_projection
+        )
+
+    def _is_projection(self, node: Any) -> bool:
+        """Whether a map is a convolution or matrix product of another, or a sum of such."""
+        *_, made = self._rearranged(node, f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}")
+        if made.name().startswith("AddBackward"):
+            return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
+        return bool(re.search(_PARAMETRIC_OPS, made.name()))
+
+    def last_bottleneck(self, records: list[Record]) -> Record | None:
+        """The last record that everything passes through on its way to the outputs; see question 3."""
+        for record in reversed(records):
+            if self.all_pass(record) or (
+                not self._is_lateral(record) and self._has_part_in_all(record.node) and self._stays_pure(record.node)
+            ):
+                return record
+        return None
+
+    def all_pass(self, record: Record) -> bool:
+        """Whether nothing of the first map reaches the outputs but through this one."""
+        node = record.node
+        by = self._marked([self._first], lambda later, by: later is not node and self._uses(later, by))
+        return node is self._first or self._root not in by
+
+    def _has_part_in_all(self, node: Any) -> bool:
+        """Whether a map has a part in every entry of the outputs: in each of the things that are put side by side."""
+        has_part = self._marked(
+            [node],
+            lambda later, has_part: (
+                self._uses(later, has_part) and (not self._side_by_side(later) or self._uses_only(later, has_part))
+            ),
+        )
+        return self._root in has_part
+
+    def _stays_pure(self, node: Any) -> bool:
+        """Whether the outputs can be reached from a map before anything is mixed in that does not come from it.
+
+        Neither the other entries of the outputs nor scores that are added to others are mixed in.
+        """
+        behind = self._marked([node], self._uses)
+        pure = self._marked(
+            [node],
+            lambda later, pure: (
+                self._uses(later, pure)
+                and (
+                    later not in self._before_projection or self._side_by_side(later) or self._uses_only(later, behind)
+                )
+            ),
+        )
+        return self._root in pure
+
+    def _side_by_side(self, node: Any) -> bool:
+        """Whether an operation makes rows or entries of outputs of its inputs, not channels of a map."""
+        name = str(node.name())
+        of_channels = name.startswith("Cat") and node in self._before_projection and node._saved_dim != 0
+        return name.startswith(("Cat", "Stack", "IndexPut")) and not of_channels
+
+    def _is_lateral(self, record: Record) -> bool:
+        """Whether a map is a mere projection of an earlier one, as pyramids begin with."""
+        return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
+
+    def outermost(self, record: Record, records: list[Record]) -> str | None:
+        """The name of the outermost module around the record's maker that returns the same values.
+
+        None if there is none but modules that are called more than once, whose name would not tell which call is meant.
+        """
+        by_node = {other.node: other for other in records}
+        maker = record
+        for node in self._rearranged(record.node):  # back to whoever returned these values first
+            maker = by_node.get(node, maker)
+        around = [  # and on to the containers that hand them on
+            other.name
+            for other in records[maker.order + 1 :]
+            if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
+        ]
+        called = Counter(other.name for other in records)
+        return min((name for name in (maker.name, *around) if called[name] == 1), key=len, default=None)
+
+
+def _inputs_first(root: Any) -> dict[Any, list[Any]]:
+    """The nodes that lead to ``root`` with the nodes that each uses, all of these before it."""
+    inputs: dict[Any, list[Any]] = {}
+    stack = [root]
+    while stack:
+        used = [node for node, _ in stack[-1].next_functions if node is not None]
+        waiting = next((node for node in used if node not in inputs), None)
+        if waiting is None:
+            inputs[stack.pop()] = used
+        else:
+            stack.append(waiting)
+    return inputs

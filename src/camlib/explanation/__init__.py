@@ -1,0 +1,3 @@
+"""The result of a call: the maps, and what they explain."""
+
+from camlib.explanation.explanation import Explanation as Explanation

@@ -1,0 +1,1 @@
+"""What a model takes and what it returns, parsed once."""

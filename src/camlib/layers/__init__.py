@@ -1,0 +1,1 @@
+"""Layers of a model by name, and the layout of what they return."""

@@ -1,0 +1,184 @@
+"""The layout of a feature map: channels first, channels last, or tokens; and back to a channels-first grid.
+
+A grid has as many axes as the input has spatial ones: (l,) over a signal, (h, w) over a picture, (t, h, w) over a
+video or a volume.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from camlib.errors import CamlibValueError
+
+MAX_PREFIX_TOKENS = 16
+"""A class token, a distillation token, registers: no network known has more."""
+
+Size = tuple[int, ...]
+"""(l,), (h, w) or (t, h, w): cells of a grid, or the input's samples, pixels or voxels."""
+
+
+@dataclass(frozen=True)
+class ChannelsFirst:
+    """(N, C, h, w), the layout of convolutions; (N, C, l) over signals and (N, C, t, h, w) over videos."""
+
+    grid: Size
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, ...)."""
+        return features
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """(N, h, w, C), the layout of Swin and its relatives; (N, l, C) and (N, t, h, w, C)."""
+
+    grid: Size
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, ...)."""
+        return features.movedim(-1, -1 - len(self.grid))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """(N, prefix + h * w, C): class and register tokens, then the patches row by row, of videos frame by frame."""
+
+    grid: Size
+    prefix: int
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, ...), without the prefix tokens."""
+        patches = features[..., self.prefix :, :].movedim(-1, -2)
+        return patches.reshape(*patches.shape[:-1], *self.grid)
+
+
+Layout = ChannelsFirst | ChannelsLast | Tokens
+ChannelAxis = Literal["first", "last"] | None
+
+_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_CHANNELS_LAST = (nn.LayerNorm, nn.Linear, nn.MultiheadAttention)
+
+
+def channel_axis(model: nn.Module, layer: nn.Module) -> ChannelAxis:
+    """Tell from its kinds of parametric modules which axis a layer takes for channels; None if it has both kinds.
+
+    A layer without parameters, such as an activation, hands on what the modules defined before it made.
+    """
+    axes = {_axis_of(module) for module in layer.modules()} - {None}
+    if not axes and not any(True for _ in layer.parameters()):
+        for module in model.modules():
+            if module is layer:
+                break
+            axis = _axis_of(module)
+            axes = {axis} if axis else axes
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _axis_of(module: nn.Module) -> ChannelAxis:
+    """The axis that one module itself takes for channels.
+
+    Layer norms of ConvNeXts and others move the channels to the end and back: their name or ``data_format`` says so.
+    """
+    data_format = getattr(module, "data_format", None)
+    if isinstance(module, _CHANNELS_FIRST) or data_format == "channels_first":
+        return "first"
+    if isinstance(module, nn.LayerNorm) and re.search("[123]d", type(module).__name__):
+        return "first"
+    return "last" if isinstance(module, _CHANNELS_LAST) or data_format == "channels_last" else None
+
+
+def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = None) -> Layout | None:
+    """Tell the layout of features from their shape and the size of the input they were computed from.
+
+    A grid fits a picture if one stride explains both of its sides; time may have a stride of its own. A map with an
+    axis for each of the input's is channels-first unless only the channels-last reading fits; what is known of the
+    layer decides where both are possible. Tokens are the grid of square patches that tiles the picture exactly, or
+    else nearly, and leaves the fewest prefix tokens.
+
+    Args:
+        shape: of the layer's output, with the batch.
+        input_size: (L,), (H, W) or (T, H, W) of the input, or None if it is not known.
+        channels: the axis that :func:`channel_axis` tells.
+
+    Returns:
+        The layout, or None where no reading makes sense.
+    """
+    if input_size is None:
+        return ChannelsFirst(shape[2:]) if len(shape) in (4, 5) else None
+    if len(shape) == len(input_size) + 2:
+        first, last = shape[2:], shape[1:-1]
+        if not one_stride(last, input_size):
+            return ChannelsFirst(first)
+        possible = all(cells <= side for cells, side in zip(first, input_size, strict=True))
+        if channels == "last" or not (possible and (channels == "first" or one_stride(first, input_size))):
+            return _sequence(last[0], input_size[0]) if len(last) == 1 else ChannelsLast(last)
+        return ChannelsFirst(first)
+    if len(shape) == 3:
+        for exact in (True, False):
+            for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1):
+                grid = next(_patch_grids(shape[1] - prefix, input_size, exact), None)
+                if grid:
+                    return Tokens(grid, prefix)
+    return None
+
+
+def layout_of(model: nn.Module, layer: nn.Module, shape: Size, input_size: Size | None) -> Layout | None:
+    """Return :func:`infer_layout` of a layer's output, with the layer's own kind of axis where that matters."""
+    first, last = (infer_layout(shape, input_size, channels) for channels in ("first", "last"))
+    return first if first == last else infer_layout(shape, input_size, channel_axis(model, layer))
+
+
+def _sequence(tokens: int, length: int) -> Layout:
+    """(N, tokens, C) over a signal: all tokens are patches, unless these tile it exactly with a class token more."""
+    if length % tokens and tokens > 2 and not length % (tokens - 1):
+        return Tokens((tokens - 1,), 1)
+    return ChannelsLast((tokens,))
+
+
+def one_stride(grid: Size, size: Size) -> bool:
+    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1; time only must not get longer."""
+    sides = list(zip(grid, size, strict=True))[-2:]
+    lowest = max(side / (cells + 1) for cells, side in sides)
+    highest = min(side / (cells - 1) if cells > 1 else math.inf for cells, side in sides)
+    return lowest < highest and all(cells <= side for cells, side in zip(grid, size, strict=True))
+
+
+def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
+    """Yield the grids of ``tokens`` patches that tile the input, exactly or with a last row cut off.
+
+    Patches are square; of volumes, inputs half as deep as they are wide at least, cubes. Failing that, and in videos,
+    they are square in a frame and span as few frames as the number of tokens allows.
+    """
+    if len(size) < 3 or 2 * size[0] >= min(size[1:]):
+        for patch in range(1, max(size) + 1):
+            cut_off, padded = tuple(side // patch for side in size), tuple(-(-side // patch) for side in size)
+            if math.prod(padded) < tokens:
+                break
+            if not exact or cut_off == padded:
+                yield from (grid for grid in (cut_off, padded) if math.prod(grid) == tokens)
+    if len(size) == 3:
+        for frames in (t for t in range(size[0], 0, -1) if size[0] % t == 0 and tokens % t == 0):
+            yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:], exact))
+
+
+def grid_layout(shape: Size, input_size: Size | None, layer: str, channels: ChannelAxis) -> Layout:
+    """Return the layout of a layer's output, as :func:`infer_layout`.
+
+    Raises:
+        CamlibValueError: the shape has no reading as a grid; ``reshape=`` is the way out.
+    """
+    layout = infer_layout(shape, input_size, channels)
+    if layout is None:
+        of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
+        grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
+        raise CamlibValueError(
+            f"layer {layer!r} returns shape {shape}, which is no grid over {of_size}; choose "
+            f"another layer, or pass reshape=, a function from that tensor to {grid}"
+        )
+    return layout

@@ -1,0 +1,1 @@
+"""One forward pass: cut at layers, with its hooks, precision, eval mode, tail and perturbed copies."""

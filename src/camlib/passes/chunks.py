@@ -1,0 +1,87 @@
+"""Work on many rows, as many at a time as memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from camlib.errors import positive_int
+from camlib.passes.memory import Peak, budget
+
+ChunkSize = int | Literal["auto"]
+
+
+def checked_chunk_size(size: object) -> ChunkSize:
+    """Return a chunk size, checked.
+
+    Raises:
+        CamlibValueError: neither "auto" nor a positive int.
+    """
+    return "auto" if size == "auto" else positive_int('chunk_size, where it is not "auto",', size)
+
+
+def in_chunks(
+    work: Callable[[slice], Tensor],
+    rows: int,
+    size: ChunkSize,
+    device: torch.device,
+    *,
+    progress: bool = False,
+    what: str = "rows",
+) -> Tensor:
+    """Join what ``work`` returns for consecutive chunks of rows.
+
+    With ``size="auto"`` the first chunk is a single row, whose memory is measured; the following are as large as
+    :func:`camlib.passes.memory.budget` allows by it. If memory runs out all the same, a chunk is tried again at half
+    its size,
+    and so are all that follow; those that are done stay.
+
+    Args:
+        work: from a slice of rows to a tensor (rows of it, ...). It may be called again for a chunk that failed.
+        rows: how many there are, at least one.
+        size: of each chunk but the last.
+        device: where the work is done.
+        progress: whether to show a progress bar.
+        what: its title.
+
+    Raises:
+        torch.OutOfMemoryError: a single row is too large, or a chunk of the size that was asked for.
+
+    Example:
+        >>> import torch
+        >>> in_chunks(lambda chunk: torch.arange(10)[chunk] ** 2, 10, 4, torch.device("cpu"))
+        tensor([ 0,  1,  4,  9, 16, 25, 36, 49, 64, 81])
+    """
+    from tqdm import tqdm
+
+    done: list[Tensor] = []
+    start, at_once = 0, 1 if size == "auto" else size
+    with tqdm(total=rows, desc=what, unit=" rows", disable=not progress) as bar:
+        while start < rows:
+            chunk = slice(start, min(start + at_once, rows))
+            measured = Peak() if size == "auto" and not done else None
+            with contextlib.nullcontext() if measured is None else measured:
+                found = _tried(work, chunk, at_once if size == "auto" else 1)
+            if found is None:  # the failed chunk's tensors are gone by now
+                at_once = (chunk.stop - chunk.start) // 2
+                continue
+            if measured is not None:
+                at_once = max(budget(device) // max(measured.bytes, 1), 1)
+            done.append(found)
+            bar.update(chunk.stop - chunk.start)
+            start = chunk.stop
+    return torch.cat(done)
+
+
+def _tried(work: Callable[[slice], Tensor], chunk: slice, divisible: int) -> Tensor | None:
+    """What ``work`` returns; None if it ran out of memory on a chunk that can be divided."""
+    try:
+        return work(chunk)
+    except torch.OutOfMemoryError:
+        if divisible == 1 or chunk.stop - chunk.start == 1:
+            raise
+        return None

@@ -1,0 +1,43 @@
+"""Heatmaps without their pictures, as the small PNG that a notebook shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from camlib.imaging import colorize
+
+SHOWN = 8
+"""Heatmaps that a notebook shows."""
+
+BAND, GAP = 16, 2
+"""Height of a signal's band, and space between heatmaps, in pixels."""
+
+
+def strip(heatmaps: Tensor) -> bytes:
+    """Return the first of heatmaps (M, *grid) in a row; of (M, t, h, w) the middle frames, of (M, l) a band each."""
+    import cv2
+
+    arranged = _ARRANGED[heatmaps.dim() - 1](heatmaps[:SHOWN])
+    encoded: bytes = cv2.imencode(".png", colorize(arranged)[..., ::-1])[1].tobytes()
+    return encoded
+
+
+def _side_by_side(heatmaps: Tensor) -> Tensor:
+    """Heatmaps (M, H, W) in a row, with a gap after each."""
+    return torch.nn.functional.pad(heatmaps, (0, GAP)).movedim(0, 1).flatten(1)
+
+
+def _bands(heatmaps: Tensor) -> Tensor:
+    """Heatmaps (M, L) as bands, one below the other, with a gap after each."""
+    return torch.nn.functional.pad(heatmaps[:, None].expand(-1, BAND, -1), (0, 0, 0, GAP)).flatten(0, 1)
+
+
+_ARRANGED: dict[int, Callable[[Tensor], Tensor]] = {
+    1: _bands,
+    2: _side_by_side,
+    3: lambda heatmaps: _side_by_side(heatmaps[:, heatmaps.shape[1] // 2]),
+}
+"""How heatmaps are arranged, by their dimensions."""

@@ -1,0 +1,95 @@
+"""Scores of embeddings: their similarity to a reference."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.inputs.outputs import main_tensor
+from camlib.targets.base import Target, image_list
+
+
+class Similarity(Target):
+    r"""The cosine similarity of the model's outputs f to a reference r: :math:`f \cdot r / (|f| |r|)`.
+
+    Outputs are embeddings (rows, D), or (rows, D, 1, 1); of a mapping or a dataclass the tensor it is about
+    (``camlib.inputs.outputs.main_tensor``). Of the perturbed images that some methods run, one whose embedding is zero,
+    and so without a direction, scores 0.
+
+    Args:
+        reference: (D,) for all images, (N, D), or (N, K, D) for K maps of each image: say, the embedding of another
+            picture, or of a text.
+
+    Raises:
+        CamlibTypeError: reference or outputs are not floating-point tensors, or these are no vectors.
+        CamlibValueError: their shapes differ, or a vector is zero on the clean outputs.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> network = torchvision.models.resnet18()
+        >>> network.fc = torch.nn.Identity()
+        >>> cam = camlib.GradCAM(network.eval())
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> alike = cam(images, camlib.targets.Similarity(network(images[0:1])[0]))
+        >>> round(float(alike.scores[0]), 3), alike.maps.shape
+        (1.0, torch.Size([2, 2, 2]))
+    """
+
+    def __init__(self, reference: Any) -> None:
+        try:
+            vectors = torch.as_tensor(reference).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CamlibTypeError(f"reference is a {type(reference).__name__}; give a tensor (D,)") from error
+        if not vectors.is_floating_point():
+            raise CamlibTypeError(f"reference holds {vectors.dtype} values; give a floating-point tensor")
+        if vectors.dim() not in (1, 2, 3) or not vectors.numel():
+            raise CamlibValueError(f"reference has shape {tuple(vectors.shape)}; give (D,), (N, D) or (N, K, D)")
+        self._reference = vectors
+
+    def fixed(self, outputs: Any) -> Self:
+        """Return the target itself, checked against the outputs."""
+        found = _embeddings(outputs).detach()
+        given = self._reference
+        if given.shape[-1] != found.shape[1] or (given.dim() > 1 and len(given) != len(found)):
+            rows, width = found.shape
+            raise CamlibValueError(
+                f"reference has shape {tuple(given.shape)}, and the outputs ({rows}, {width}); give ({width},), "
+                f"({rows}, {width}) or ({rows}, K, {width})"
+            )
+        if not bool(found.any(1).all()):
+            raise CamlibValueError(f"the embedding is zero, and so without a direction, in {image_list(~found.any(1))}")
+        if not bool(given.any(-1).all()):
+            raise CamlibValueError("a reference is zero: it has no direction")
+        return self
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the similarities, (rows,) or (rows, K), in [-1, 1]; float32 for outputs in half precision."""
+        embeddings = _embeddings(outputs)
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        references = self._reference.to(embeddings)
+        references = references.expand(len(image_index), -1) if references.dim() == 1 else references[image_index]
+        directions = _unit(embeddings)
+        return (_unit(references) * (directions if references.dim() == 2 else directions[:, None])).sum(-1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1 on the last axis; zero where they are zero."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / length.masked_fill(length == 0, 1)
+
+
+def _embeddings(outputs: Any) -> Tensor:
+    embeddings = main_tensor(outputs)
+    if embeddings is not None and embeddings.dim() > 2 and set(embeddings.shape[2:]) == {1}:
+        embeddings = embeddings.flatten(1)
+    if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
+        kind = (
+            type(outputs).__name__ if embeddings is None else f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
+        )
+        raise CamlibTypeError(
+            f"Similarity needs embeddings (rows, D); the model returns {kind}. Pass forward= to pick or pool them"
+        )
+    return embeddings

@@ -1,0 +1,603 @@
+"""The claims that are checked: each a function of a :class:`Subject` that raises where the method does not keep it.
+
+Comparisons are made in double precision and on signed maps where the method has them, so that little hides behind
+rounding or behind the final ReLU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import math
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from camlib.discovery.finding import find_layer, list_layers
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.explanation import Explanation
+from camlib.inputs.nested import tensors_in
+from camlib.layers.layouts import layout_of
+from camlib.methods import METHODS, Method, create
+from camlib.targets import Target, TopK
+from camlib.targets.indices import class_outputs
+from camlib.testing.asserts import (
+    expect,
+    expect_close,
+    expect_refusal,
+    expect_same,
+    expect_same_state,
+    expect_untouched,
+    expect_valid,
+)
+from camlib.testing.subject import Subject, snapshot
+
+Run = Callable[[Subject], None]
+Applies = Callable[[type[Method]], bool]
+
+PATIENCE = 5.0
+"""Seconds that one thread waits for another; one that is kept waiting by a lock goes on after it."""
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Of attention, which all threads share."""
+
+TAGS = ("class_agnostic", "layerless", "stochastic", "needs_gradients", "finds_one_layer")
+
+PROPERTIES: list[tuple[Run, Applies]] = []
+"""Every claim, and which methods it is made of."""
+
+
+def _of(applies: Applies) -> Callable[[Run], Run]:
+    """Register a check of the methods that ``applies`` says."""
+
+    def register(run: Run) -> Run:
+        PROPERTIES.append((run, applies))
+        return run
+
+    return register
+
+
+_every = _of(lambda kind: True)
+
+
+@_every
+def declares_what_it_is(on: Subject) -> None:
+    """It has a name and tags, shows itself, and is built by its name if it is registered."""
+    kind, explainer = on.kind, on.bind()
+    name = getattr(kind, "name", None)
+    expect(isinstance(name, str) and bool(name), f"name is {name!r}; give the class a name, a string")
+    for tag in TAGS:
+        value = getattr(kind, tag)
+        expect(isinstance(value, bool), f"{tag} is {value!r}; declare True or False")
+    expect(kind.__name__ in repr(explainer), f"repr, {explainer!r}, does not name the class {kind.__name__}")
+    if name in METHODS:
+        built = create(kind.name, on.model())
+        expect(type(built) is kind, f"its name {name!r} is that of {type(built).__name__}; choose another name")
+
+
+@_every
+def needs_gradients_as_declared(on: Subject) -> None:
+    """A model that autograd cannot see through is explained, or refused where gradients are needed."""
+    if on.kind.needs_gradients:
+        detached = on.bind(layer=on.layer_names(), forward=_detached)
+        what = "explaining a model without gradients, though needs_gradients is declared True,"
+        expect_refusal(lambda: detached(on.inputs(), on.each), (CamlibRuntimeError, CamlibTypeError), what)
+        return
+    try:
+        layers = on.layer_names()
+        maps = on.bind(layer=layers, forward=_detached)(on.inputs(), on.each).maps
+    except Exception as error:
+        seen = "needs_gradients is declared False, but without gradients it raised"
+        raise AssertionError(f"{seen} {type(error).__name__}: {error}") from error
+    expect_close(maps, on.bind()(on.inputs(), on.each).maps, "maps of a model without gradients are others")
+
+
+@_every
+def explanation_says_what_was_explained(on: Subject) -> None:
+    """Maps are finite, detached, at the layer's or the input's resolution, not negative; outputs are the model's."""
+    explainer, images = on.bind(), on.inputs()
+    explanation = explainer(images, on.each)
+    expect(isinstance(explanation, Explanation), f"a call returned a {type(explanation).__name__}, no Explanation")
+    expect(explanation.method == explainer.name, f"method is {explanation.method!r}, not {explainer.name!r}")
+    expect_valid(explanation, on)
+    _expect_resolution(explanation, explainer, on)
+    if explainer.relu:
+        expect(bool((explanation.maps >= 0).all()), "maps have negative values in spite of relu=True")
+    size = tuple(images.shape[2:])
+    expect(explanation.input_size == size, f"input_size is {explanation.input_size}, not {size}")
+    expect(explanation.scores.shape == (len(images),), f"scores have shape {tuple(explanation.scores.shape)}")
+    outputs = class_outputs(explanation.outputs)
+    expect_close(outputs, on.logits, "outputs are not the model's, in eval mode")
+    expect(not outputs.requires_grad, "outputs are still in the graph; detach them")
+    signed = on.explain()
+    expect_valid(signed, on)
+    expect(not bool(signed.degenerate.all()), "maps of all images are constant or without positive evidence")
+
+
+def _expect_resolution(explanation: Explanation, explainer: Method, on: Subject) -> None:
+    """Maps have the resolution of the input or of the finest layer; where none is read, that of patches perhaps."""
+    images = on.inputs()
+    size, shape = tuple(images.shape[2:]), tuple(explanation.maps.shape)
+    expect(len(shape) == 1 + len(size) and shape[0] == len(images), f"maps have shape {shape}, not (N, ...)")
+    if on.kind.layerless:
+        finer = any(cells > side for cells, side in zip(shape[1:], size, strict=True))
+        expect(not finer, f"maps have shape {shape}, finer than the input of {size}")
+        return
+    shapes = {info.name: info.shape for info in list_layers(explainer.model, images)}
+    layers = (explainer.layers or {}).items()
+    layouts = [layout_of(explainer.model, module, shapes[name], size) for name, module in layers if name in shapes]
+    finest = max((layout.grid for layout in layouts if layout is not None), key=math.prod, default=size)
+    seen = f"maps have shape {shape}, at the resolution neither of the finest layer, {finest}, nor of the input, {size}"
+    expect(shape[1:] in (finest, size), seen)
+
+
+@_every
+def class_agnostic_as_declared(on: Subject) -> None:
+    """The map depends on the class, or does not, as declared."""
+    one, another = on.explain(0).maps, on.explain(1).maps
+    if on.kind.class_agnostic:
+        expect_same(another, one, "class_agnostic is declared True, but the maps of two classes differ")
+    else:
+        seen = "class_agnostic is declared False, but the maps of two classes are the same"
+        expect(not torch.equal(one, another), seen)
+
+
+@_of(lambda kind: kind.class_agnostic)
+def class_agnostic_needs_no_classes(on: Subject) -> None:
+    """Outputs that hold no classes will do where no target is given."""
+    layers = on.layer_names()
+    maps = on.bind(layer=layers, forward=_without_classes)(on.inputs()).maps
+    expect_close(maps, on.bind(layer=layers)(on.inputs()).maps, "maps where outputs hold no classes are others")
+
+
+@_of(lambda kind: kind.layerless)
+def layerless_refuses_a_layer(on: Subject) -> None:
+    """A layer that would not be read is an error."""
+    name = next(name for name, _ in on.network.named_modules() if name)
+    expect_refusal(lambda: on.bind(layer=name), (CamlibValueError,), f"layer={name!r} given to a layerless method")
+    layers = on.bind().layers
+    expect(layers == {}, f"layerless is declared True, but it reads the layers {layers}")
+
+
+@_of(lambda kind: kind.finds_one_layer and not kind.layerless)
+def finds_the_layer(on: Subject) -> None:
+    """Without a layer it reads, and remembers, the one that find_layer finds."""
+    explainer, found = on.bind(), find_layer(on.model(), on.inputs())
+    explainer(on.inputs())
+    expect(list(explainer.layers or {}) == [found], f"it reads {list(explainer.layers or {})}, not [{found!r}]")
+
+
+@_every
+def leaves_no_trace(on: Subject) -> None:
+    """After a call, model, inputs and process are as they were."""
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        model, images = on.model_in_some_state(), on.inputs(torch.float32)
+        with mode():
+            explainer, before = on.bind(model), snapshot(model, images)
+            for target in (None, TopK(2)):
+                explainer(images, target)
+                expect_untouched(model, images, before, "a call")
+
+
+@_every
+def leaves_no_trace_of_failure(on: Subject) -> None:
+    """After a call that failed, too; and errors of the user's own code come through."""
+    layers = on.layer_names()
+    expected = (_Deliberate, CamlibError)
+    for what, options, target in (
+        ("a target that raises", {}, _raising),
+        ("a target out of range", {}, on.classes),
+        ("a forward that raises", {"forward": _raises_afterwards}, None),
+    ):
+        for layer in [None, layers] if layers else [None]:
+            model, images = on.model_in_some_state(), on.inputs(torch.float32)
+            explainer, before = on.bind(model, layer, **options), snapshot(model, images)
+            expect_refusal(functools.partial(explainer, images, target), expected, what)
+            expect_untouched(model, images, before, what)
+    model, images = on.model_in_some_state(), _with_nan(on.inputs(torch.float32))
+    explainer, before = on.bind(model), snapshot(model, images)
+    with contextlib.suppress(CamlibError):
+        explainer(images)
+    expect_untouched(model, images, before, "a non-finite input")
+
+
+@_every
+def any_mode_gives_the_same_maps(on: Subject) -> None:
+    """Grad and inference mode, frozen parameters, a training model, and how the inputs were made do not matter."""
+    expected = on.bind()(on.inputs(), on.each).maps
+
+    def same(what: str, model: nn.Module, images: Tensor, mode: Any = contextlib.nullcontext) -> None:
+        with mode():
+            maps = on.bind(model)(images, on.each).maps
+        expect_close(maps, expected, f"other maps {what}", 1e-9)
+
+    for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        same(f"inside torch.{mode.__name__}()", on.model(), on.inputs(), mode)
+    with torch.inference_mode():
+        made_there = on.inputs()
+    same("from inputs made in inference mode", on.model(), made_there)
+    same("from inputs made in inference mode, inside it", on.model(), made_there, torch.inference_mode)
+    same("with frozen parameters", on.model().requires_grad_(False), on.inputs())
+    same("of a model in training mode", on.model().train(), on.inputs())
+    images = on.inputs().requires_grad_()
+    same("from inputs that require gradients", on.model(), images)
+    expect(images.requires_grad and images.grad is None, "the call left requires_grad or grad of the inputs changed")
+
+
+@_every
+def batch_is_one_image_at_a_time(on: Subject) -> None:
+    """A batch gives what its images give one by one; random numbers are the same for every image."""
+    together, images = on.explain(), on.inputs()
+    for index, target in enumerate(on.each):
+        alone = on.signed()(images[index : index + 1], target)
+        expect_close(together.maps[index], alone.maps[0], f"image {index} of the batch has another map than alone")
+        expect_close(together.scores[index], alone.scores[0], f"image {index} has another score than alone")
+    backwards = on.signed()(images.flip(0), on.each[::-1]).maps.flip(0)
+    expect_close(backwards, together.maps, "the order of the images matters")
+
+
+@_every
+def many_classes_are_one_class_at_a_time(on: Subject) -> None:
+    """(N, K) classes, and TopK(K), give what each class gives on its own."""
+    highest = on.logits.topk(2).indices
+    together, several = on.explain(TopK(2)), on.explain(highest)
+    for explanation, what in ((together, "TopK(2)"), (several, "(N, 2) classes")):
+        expect_valid(explanation, on)
+        shape = tuple(explanation.maps.shape[:2])
+        expect(explanation.has_class_axis and shape == (len(on.images), 2), f"{what} give no maps (N, 2, ...)")
+        for k in range(2):
+            alone = on.explain(highest[:, k]).maps
+            expect_close(explanation.maps[:, k], alone, f"class {k} of {what} has another map than alone")
+    best = on.explain(None if on.kind.class_agnostic else highest[:, 0]).maps
+    expect_close(on.signed()(on.inputs()).maps, best, "without a target the map is not that of the predicted class")
+
+
+@_every
+def targets_are_callables_or_refused(on: Subject) -> None:
+    """A callable that returns a class's score gives its map, or a type error; impossible classes are errors."""
+    try:
+        maps = on.explain(_second_class).maps
+    except CamlibTypeError:  # a method of classes alone
+        pass
+    else:
+        expect_close(maps, on.explain(1).maps, "a callable that returns the score of class 1 gives another map")
+    images = len(on.images)
+    for target, error in (
+        (on.classes, CamlibValueError),
+        (-1, CamlibValueError),
+        ([0] * (images + 1), CamlibValueError),
+        (0.5, CamlibTypeError),
+        (True, CamlibTypeError),
+    ):
+        expect_refusal(functools.partial(on.explain, target), (error,), f"target {target!r} of {images} images")
+
+
+@_every
+def targets_are_settled_once(on: Subject) -> None:
+    """A target of the user's own is settled once, on the outputs for the images as they are."""
+    target = _SecondClass()
+    try:
+        on.explain(target)
+    except CamlibTypeError:  # a method of classes alone
+        return
+    times = len(target.settled_on)
+    expect(times == 1, f"the target's fixed(outputs) was called {times} times for one explanation; call it once")
+    expect_close(target.settled_on[0], on.logits, "the target was settled on other outputs than those of the images")
+
+
+@_every
+def maps_are_in_single_precision_at_least(on: Subject) -> None:
+    """Half and single precision give float32 maps, double precision float64."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        explanation = on.bind(on.model(dtype))(on.inputs(dtype), on.each)
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        expect(explanation.maps.dtype == wanted, f"maps of a {dtype} model are {explanation.maps.dtype}, not {wanted}")
+        expect_valid(explanation, on)
+    with torch.autocast("cpu", torch.bfloat16):
+        explanation = on.bind(on.model(torch.float32))(on.inputs(torch.float32), on.each)
+    expect(explanation.maps.dtype == torch.float32, f"maps under autocast are {explanation.maps.dtype}, not float32")
+    expect_valid(explanation, on)
+
+
+@_every
+def autocast_reaches_every_pass(on: Subject) -> None:
+    """Inputs in half precision, which a float32 model takes under autocast alone, are explained: no pass is outside."""
+    model, under_autocast = on.model(torch.float32), []
+    model.register_forward_pre_hook(lambda module, args: under_autocast.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        explanation = on.bind(model)(on.inputs(torch.bfloat16), on.each)
+    passes = f"{under_autocast.count(False)} of {len(under_autocast)} forward passes"
+    expect(all(under_autocast), f"{passes} ran outside the caller's autocast")
+    seen = f"maps of bfloat16 inputs under autocast are {explanation.maps.dtype}, not float32"
+    expect(explanation.maps.dtype == torch.float32, seen)
+    expect_valid(explanation, on)
+
+
+@_every
+def maps_are_on_the_models_device(on: Subject) -> None:
+    """Everything is where the model is; inputs elsewhere are an error."""
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        model, images = on.model(torch.float32).to(device), on.inputs(torch.float32).to(device)
+        explanation = on.bind(model)(images, TopK(2))
+        for what, tensor in (("maps", explanation.maps), ("scores", explanation.scores), *explanation.layers.items()):
+            expect(tensor.device == images.device, f"{what} of a model on {images.device} lie on {tensor.device}")
+    elsewhere = on.inputs(torch.float32).to("meta")
+    expect_refusal(lambda: on.bind()(elsewhere), (CamlibValueError,), "inputs on another device than the model")
+
+
+@_of(lambda kind: not kind.layerless)
+def several_layers_keep_their_own_maps(on: Subject) -> None:
+    """A list of layers gives one fused map on the finest grid, and each layer's own."""
+    accepted = [info.name for info in list_layers(on.model(), on.inputs()) if _accepts(on, info.name)]
+    expect(bool(accepted), "it accepts no layer of those that camlib.list_layers lists")
+    layers = list(dict.fromkeys((accepted[0], accepted[-1])))
+    explainer = on.signed(layer=layers)
+    explanation = explainer(on.inputs(), on.each)
+    expect_valid(explanation, on)
+    expect(list(explanation.layers) == layers, f"layers of {layers} are {list(explanation.layers)}")
+    _expect_resolution(explanation, explainer, on)
+    for name in layers:
+        alone = on.signed(layer=name)(on.inputs(), on.each)
+        own = explanation.layers[name]
+        expect_close(own, alone.layers[name], f"layer {name!r} has another map of its own than alone")
+
+
+def _accepts(on: Subject, layer: str) -> bool:
+    try:
+        on.bind(layer=layer)(on.inputs(), on.each)
+    except CamlibError:
+        return False
+    return True
+
+
+@_every
+def nothing_to_see_is_no_nan(on: Subject) -> None:
+    """Constant images, logits and activations give finite maps, flagged where they are constant, or a clear error."""
+    flat = torch.full_like(on.inputs(), 0.5)
+    dead = on.model()
+    for parameter in dead.parameters():
+        nn.init.zeros_(parameter)
+    layers = on.layer_names()
+    for what, explainer, images in (
+        ("images of one grey", on.bind(), flat),
+        ("images of zeros", on.bind(), flat * 0),
+        ("constant logits", on.bind(layer=layers, forward=_constant), on.inputs()),
+        ("a network of zeros", on.bind(dead, layers), on.inputs()),
+    ):
+        try:
+            explanation = explainer(images, TopK(2))
+        except CamlibError:
+            continue
+        try:
+            expect_valid(explanation, on)
+        except AssertionError as seen:
+            raise AssertionError(f"of {what}, {seen}") from seen
+        if explainer.model is dead and layers:
+            blank = bool(explanation.degenerate.all())
+            expect(blank, "of a network of zeros, maps are not constant; nothing but rounding can be in them")
+
+
+@_every
+def non_finite_input_raises(on: Subject) -> None:
+    """A NaN in an image is an error, unless the map does not depend on the images at all."""
+    for bad in (_with_nan(on.inputs()), on.inputs() / 0):
+        try:
+            maps = on.bind()(bad, on.each).maps
+        except CamlibRuntimeError:
+            continue
+        expected = on.bind()(on.inputs(), on.each).maps
+        seen = "an image that is not finite raised nothing, and gave another map than the finite one"
+        expect(torch.equal(maps, expected), f"{seen}; a CamlibRuntimeError should say that something is not finite")
+
+
+@_every
+def forward_passes_as_declared(on: Subject) -> None:
+    """Each image runs through the network ``forward_passes`` times, however many classes; once more to find the layer.
+
+    Where that depends on the inputs, it does not depend on the classes all the same.
+    """
+    model = on.model()
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: rows.append(len(next(tensors_in(args)))))
+    explainer = on.bind(model)
+
+    def passes(target: Any) -> float:
+        rows.clear()
+        explainer(on.inputs(), target)
+        return sum(rows) / len(on.images)
+
+    first, known = passes(on.each), explainer.forward_passes
+    declared = passes(on.each) if known is None else known
+    most = declared + (not on.kind.layerless)
+    seen = f"the first call made {first:g} forward passes, where {declared:g} are declared"
+    expect(declared <= first <= most, f"{seen} and finding the layer may take one more; override forward_passes")
+    for what, target in (("one class", on.each), ("two classes", TopK(2))):
+        made = passes(target)
+        seen = f"a call for {what} made {made:g} forward passes, where {declared:g} are declared"
+        expect(made == declared, f"{seen}; override forward_passes")
+
+
+@_every
+def repeats_itself(on: Subject) -> None:
+    """Two calls of one explainer agree bit for bit, and so does another explainer."""
+    explainer = on.signed()
+    maps = explainer(on.inputs(), on.each).maps
+    expect_same(explainer(on.inputs(), on.each).maps, maps, "a second call gives another map")
+    expect_same(on.explain().maps, maps, "a second explainer gives another map")
+
+
+@_every
+def global_seed_has_no_influence(on: Subject) -> None:
+    """Torch's global random numbers do not matter."""
+    torch.manual_seed(1)
+    maps = on.explain().maps
+    torch.manual_seed(2)
+    seen = "another torch.manual_seed gives another map; draw from a generator of the method's own"
+    expect_same(on.explain().maps, maps, seen)
+
+
+@_every
+def threads_do_not_disturb_each_other(on: Subject) -> None:
+    """Two calls of one explainer, the second begun within the first and ended after it, give what each gives alone."""
+    first_within, second_within, first_done = threading.Event(), threading.Event(), threading.Event()
+    of_thread = threading.local()
+
+    def forward(model: nn.Module, inputs: Tensor) -> Any:
+        for event in getattr(of_thread, "announced", ()):
+            event.set()
+        for event in getattr(of_thread, "awaited", ()):
+            event.wait(PATIENCE)
+        return model(inputs)
+
+    explainer = on.signed(forward=forward)
+    explainer.model.train()
+    calls = [(on.inputs(), on.each), (on.inputs().flip(0), on.each)]
+    alone = [explainer(*call).maps for call in calls]
+
+    def first() -> Tensor:
+        of_thread.announced, of_thread.awaited = [first_within], [second_within]
+        try:
+            return explainer(*calls[0]).maps
+        finally:
+            first_done.set()
+
+    def second() -> Tensor:
+        of_thread.announced, of_thread.awaited = [second_within], [first_done]
+        first_within.wait(PATIENCE)
+        return explainer(*calls[1]).maps
+
+    with sdpa_kernel(KERNELS), ThreadPoolExecutor(2) as threads:  # all of them, and whatever happens, as they were
+        before = snapshot(explainer.model, on.images)
+        together = [future.result() for future in [threads.submit(first), threads.submit(second)]]
+        after = snapshot(explainer.model, on.images)
+    for which, maps, expected in zip(("first", "second"), together, alone, strict=True):
+        expect_close(maps, expected, f"the {which} of two calls at once gives another map than alone", 1e-9)
+    expect_same_state(before, after, "two calls at once")
+
+
+@_of(lambda kind: kind.stochastic)
+def generator_decides(on: Subject) -> None:
+    """One seed of its generator gives one map, another seed another."""
+
+    def seeded(seed: int) -> Tensor:
+        return on.explain(generator=torch.Generator().manual_seed(seed)).maps
+
+    maps = seeded(1)
+    expect_same(seeded(1), maps, "two generators of one seed give different maps")
+    seen = "stochastic is declared True, but generators of two seeds give one map"
+    expect(not torch.equal(seeded(2), maps), seen)
+
+
+@_every
+def copies_and_pickles_give_the_same_maps(on: Subject) -> None:
+    """Copies and pickles of an explainer, before and after its first call, explain a model of their own alike."""
+    explainer = on.signed()
+    expected = on.explain().maps
+    for when in ("before its first call", "after a call"):
+        for what, made in (("a deep copy", copy.deepcopy(explainer)), ("a pickle", _pickled(explainer))):
+            expect_same(made(on.inputs(), on.each).maps, expected, f"{what} of an explainer {when} gives another map")
+            expect(made.model is not explainer.model, f"{what} of an explainer {when} shares its model")
+        explainer(on.inputs(), on.each)
+
+
+class _Deliberate(Exception):  # noqa: N818 - it is no error
+    """Raised on purpose."""
+
+
+def _raising(outputs: Any) -> Tensor:
+    """A target with an error in it."""
+    raise _Deliberate
+
+
+def _raises_afterwards(model: nn.Module, inputs: Tensor) -> Any:
+    """A forward with an error in it."""
+    model(inputs)
+    raise _Deliberate
+
+
+class _SecondClass(Target):
+    """A target object of the user's own, that notes what it and its settled copies are settled on."""
+
+    def __init__(self) -> None:
+        self.settled_on: list[Tensor] = []
+
+    def fixed(self, outputs: Any) -> Target:
+        self.settled_on.append(class_outputs(outputs).detach())
+        return copy.copy(self)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        return _second_class(outputs)
+
+
+def _second_class(outputs: Any) -> Tensor:
+    """A target of the user's own."""
+    return class_outputs(outputs)[:, 1]
+
+
+def _detached(model: nn.Module, inputs: Tensor) -> Any:
+    """Run the model as one that autograd cannot see through."""
+    return class_outputs(model(inputs)).detach()
+
+
+def _constant(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Run the model as one whose logits depend on nothing."""
+    return class_outputs(model(inputs)) * 0
+
+
+def _without_classes(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Run the model as one that returns no class scores."""
+    return class_outputs(model(inputs))[:, :, None, None]
+
+
+def _with_nan(images: Tensor) -> Tensor:
+    """The images, a number in the middle of the first one replaced by NaN."""
+    images = images.clone()
+    images[(0, 0, *(side // 2 for side in images.shape[2:]))] = torch.nan
+    return images
+
+
+def _pickled(explainer: Method) -> Method:
+    """The explainer, pickled and restored."""
+    file = io.BytesIO()
+    try:
+        pickler = _Pickler(file)
+        pickler.dump(explainer)
+        file.seek(0)
+        restored: Method = _Unpickler(file, pickler.classes).load()
+    except Exception as error:
+        seen = f"it cannot be pickled ({error}); keep no lambdas, local functions, hooks or open files in the explainer"
+        raise AssertionError(seen) from error
+    return restored
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles classes by reference: those of notebooks and doctests cannot be looked up, and need not be."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.classes: dict[int, type] = {}
+
+    def persistent_id(self, thing: Any) -> int | None:
+        if not isinstance(thing, type):
+            return None
+        self.classes[id(thing)] = thing
+        return id(thing)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what :class:`_Pickler` wrote."""
+
+    def __init__(self, file: io.BytesIO, classes: dict[int, type]) -> None:
+        super().__init__(file)
+        self._classes = classes
+
+    def persistent_load(self, key: int) -> type:
+        return self._classes[key]

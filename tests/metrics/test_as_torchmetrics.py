@@ -1,0 +1,107 @@
+"""torchmetrics' classes accumulate what the functions say, over batches and over processes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torchmetrics
+from networks import small_cnn
+
+import camlib
+from camlib import metrics
+from camlib.metrics import METRICS, as_torchmetrics
+
+CLASSES = {
+    name: cls
+    for name, cls in vars(as_torchmetrics).items()
+    if inspect.isclass(cls) and issubclass(cls, as_torchmetrics.ImageMean) and cls is not as_torchmetrics.ImageMean
+}
+
+
+def test_each_metric_has_its_class_and_they_agree_which_way_is_better():
+    of_functions = {cls.function.__name__: cls for cls in CLASSES.values()}
+    assert set(of_functions) == set(METRICS)
+    for name, cls in of_functions.items():
+        assert issubclass(cls, torchmetrics.Metric)
+        assert cls.higher_is_better == (METRICS[name].better == "higher"), name
+        assert f"camlib.metrics.{name}`" in cls.__doc__
+
+
+def test_batches_of_different_sizes_weigh_by_their_images():
+    heatmaps = torch.rand(5, 6, 6)
+    metric = as_torchmetrics.Sparseness()
+    metric.update(heatmaps[:1])
+    metric.update(heatmaps[1:])
+    torch.testing.assert_close(metric.compute(), metrics.sparseness(heatmaps).double().mean())
+    metric.reset()
+    with pytest.warns(UserWarning, match="called before the ``update``"):
+        assert math.isnan(metric.compute())
+
+
+def test_options_and_models_reach_the_function():
+    model, images, heatmaps = small_cnn().eval(), torch.rand(3, 3, 8, 8), torch.rand(3, 8, 8)
+    metric = as_torchmetrics.Deletion({"steps": 3})
+    metric.update(model, images, heatmaps, 1)
+    expected = metrics.deletion(model, images, heatmaps, 1, steps=3).double().mean()
+    torch.testing.assert_close(metric.compute(), expected)
+    explained = as_torchmetrics.Coherency()
+    explained.update(camlib.GradCAM(model, "3"), images)
+    torch.testing.assert_close(
+        explained.compute(), metrics.coherency(camlib.GradCAM(model, "3"), images).double().mean()
+    )
+
+
+def test_images_that_cannot_be_judged_are_left_out():
+    masks = torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[0, 2, 2] = True
+    metric = as_torchmetrics.EnergyPointingGame({"empty": "nan"})
+    metric.update(torch.ones(2, 6, 6), masks)
+    assert (float(metric.compute()), int(metric.images)) == (pytest.approx(1 / 36), 1)
+
+
+def test_box_accuracy_takes_the_threshold_that_is_best_for_the_whole_data_set():
+    generator = torch.Generator().manual_seed(0)
+    heatmaps = torch.rand(6, 12, 12, generator=generator)
+    heatmaps[:3, 2:7, 3:9] += 2
+    heatmaps[3:, 4:10, 1:6] += 0.6
+    heatmaps = camlib.normalize(heatmaps)
+    boxes = torch.tensor([[3, 2, 9, 7]] * 3 + [[1, 4, 6, 10]] * 3)
+    for cls, function in (
+        (as_torchmetrics.MaxBoxAcc, metrics.max_box_acc),
+        (as_torchmetrics.MaxBoxAccV2, metrics.max_box_acc_v2),
+    ):
+        metric = cls()
+        metric.update(heatmaps[:4], boxes[:4])
+        metric.update(heatmaps[4:], boxes[4:])
+        torch.testing.assert_close(metric.compute(), function(heatmaps, boxes).double().mean(), msg=cls.__name__)
+
+
+def test_box_accuracy_refuses_what_the_functions_refuse():
+    for options in ({"ious": ()}, {"ious": (0.0,)}, {"ious": (1.5,)}, {"thresholds": 0}):
+        with pytest.raises(camlib.CamlibValueError):
+            as_torchmetrics.MaxBoxAcc(**options)
+
+
+def _in_a_process(rank, address, heatmaps, boxes, found):
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    mean, box = as_torchmetrics.Sparseness(), as_torchmetrics.MaxBoxAcc()
+    part = slice(0, 2) if rank == 0 else slice(2, None)
+    mean.update(heatmaps[part])
+    box.update(heatmaps[part], boxes[part])
+    found[rank] = torch.stack([mean.compute(), box.compute()])
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    heatmaps = camlib.normalize(torch.rand(5, 8, 8))
+    boxes = torch.tensor([[1, 1, 6, 6]] * 5)
+    found = torch.zeros(2, 2, dtype=torch.float64).share_memory_()
+    address = f"file://{tmp_path / 'meet'}"
+    mp.spawn(_in_a_process, (address, heatmaps, boxes, found), nprocs=2)
+    alone = [metrics.sparseness(heatmaps).double().mean(), metrics.max_box_acc(heatmaps, boxes).double().mean()]
+    for of_process in found:
+        torch.testing.assert_close(of_process, torch.stack(alone))
