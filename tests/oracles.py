@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 import torchvision
-from equations import assert_close as assert_close
-from equations import grad_cam as grad_cam
 from torch import Tensor, nn
+
+from tests.equations import assert_close as assert_close
+from tests.equations import grad_cam as grad_cam
 
 
 def _same(features: Tensor) -> Tensor:

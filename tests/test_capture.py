@@ -8,11 +8,11 @@ import warnings
 
 import pytest
 import torch
-from networks import Network, small_cnn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import camlib
+from tests.networks import Network, small_cnn
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Network, small_cnn
 from torch import Tensor, nn
 from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 import camlib
 from camlib.inputs.batches import picture_size
 from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Tokens, channel_axis, grid_layout, infer_layout
+from tests.networks import Network, small_cnn
 
 
 def found(model: nn.Module, *shape: int) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import equations
-import networks
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import RELUS, Drawn, cnns
 from torch import Tensor, nn
+
+from tests import equations, networks, oracles
+from tests.networks import RELUS, Drawn, cnns
 
 
 def logit(c: int) -> Callable[[Tensor], Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Drawn, Network, cnns, small_cnn
 from PIL import Image
 from torch import Tensor, nn
 
 import camlib
+from tests import oracles
+from tests.networks import Drawn, Network, cnns, small_cnn
 
 
 def randomize(model: nn.Module) -> nn.Module:

@@ -13,13 +13,13 @@ import timm
 import torch
 import torchvision
 import transformers
-from networks import signal_cnn, volume_cnn
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation, video
 
 import camlib
 from camlib.inputs.batches import picture_size
 from camlib.layers.layouts import layout_of
+from tests.networks import signal_cnn, volume_cnn
 
 OUT_OF_PLACE = ("aux", "patch", "pool", "fpn", "rpn", "roi", "extra", "embed")
 """No layer that is found has these in its name: heads on the side, stems, poolings, pyramids."""

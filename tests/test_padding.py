@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import networks
 import pytest
 import torch
 import torchvision
@@ -13,6 +12,7 @@ from torch import nn
 
 import camlib
 from camlib.passes.padding import Padding
+from tests import networks
 
 
 @pytest.fixture(scope="module")

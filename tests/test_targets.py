@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Network, small_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib import targets
+from tests.networks import Network, small_cnn
 
 
 @pytest.fixture

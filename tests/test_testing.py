@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from few_passes import cheap
-from networks import signal_cnn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,6 +20,8 @@ from camlib.testing import Check, check_method, checks
 from camlib.testing.networks import vision_transformer
 from camlib.testing.properties import PROPERTIES
 from camlib.testing.subject import differences, snapshot
+from tests.few_passes import cheap
+from tests.networks import signal_cnn
 
 BATTERY = [check for name in camlib.METHODS for check in checks(cheap(name))]
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Network, small_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib.passes.capture import tap
+from tests.networks import Network, small_cnn
 
 
 class Boom(Exception):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from networks import Network, small_cnn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,6 +16,7 @@ import camlib
 from camlib import metrics
 from camlib.evaluation import TableRow
 from camlib.metrics import METRICS
+from tests.networks import Network, small_cnn
 
 SIDE = 12
 

@@ -215,7 +215,8 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
     import torch
-    from networks import small_cnn
+
+    from tests.networks import small_cnn
 
     picture = shown(tmp_path, dataset())
     squeezed = camlib.resize(torch.from_numpy(picture)[None].float() / 255, (16, 16))

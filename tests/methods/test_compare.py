@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import networks
 import pytest
 import torch
 import torchvision
-from few_passes import OPTIONS, cheap
 from torch import Tensor, nn
 
 import camlib
 from camlib import targets
 from camlib.comparison import DEFAULT_METHODS
+from tests import networks
+from tests.few_passes import OPTIONS, cheap
 
 ONE_PASS = [
     "grad_cam",

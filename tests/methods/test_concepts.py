@@ -8,19 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import equations
-import networks
 import numpy as np
-import oracles
 import pytest
 import torch
 import torchvision
-from oracles import Split
 from torch import Tensor, nn
 
 import camlib
 from camlib import deep_feature_factorization
 from camlib.concepts import Concepts, nonnegative_factors
+from tests import equations, networks, oracles
+from tests.oracles import Split
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,17 +6,17 @@ import gc
 import math
 import weakref
 
-import equations
 import pytest
 import torch
 import torchvision
 from hypothesis import given
-from networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import camlib
 from camlib.methods.full_grad import FullGrad, full_gradients
+from tests import equations
+from tests.networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -6,18 +6,18 @@ import threading
 import warnings
 from collections.abc import Callable
 
-import equations
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from hypothesis import given
-from networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import camlib
 from camlib.methods.guided import GuidedBackprop, GuidedGradCAM, guided_gradients
+from tests import equations
+from tests.networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
 
 
 class Call(nn.Module):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-import equations
-import networks
-import oracles
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import RELUS, Drawn, cnns
-from oracles import Case
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camlib
+from tests import equations, networks, oracles
+from tests.networks import RELUS, Drawn, cnns
+from tests.oracles import Case
 
 
 def signed(name: str, drawn: Drawn, target: object = 0, **options: object) -> Tensor:

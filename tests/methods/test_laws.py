@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from few_passes import cheap
 from torch import Tensor, nn
 
 import camlib
+from tests.few_passes import cheap
 
 # The table ----------------------------------------------------------------------------------------------------------
 

@@ -6,18 +6,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import equations
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import small_cnn
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import camlib
 from camlib.methods.le_grad import LeGrad, _Attention
+from tests import equations
+from tests.networks import small_cnn
 
 
 def vit(size: int = 32, layers: int = 2) -> nn.Module:

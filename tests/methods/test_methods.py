@@ -8,21 +8,19 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import equations
-import networks
-import oracles
 import pytest
 import torch
-from equations import MapsAndScale
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import Drawn, cnns
-from oracles import Case
 from scipy import ndimage
 from torch import Tensor, nn
 
 import camlib
 from camlib.methods.fusion import fuse
+from tests import equations, networks, oracles
+from tests.equations import MapsAndScale
+from tests.networks import Drawn, cnns
+from tests.oracles import Case
 
 # The oracles: what each method's map is before its ReLU, and where rounding has no say in it -----------------------
 

@@ -6,22 +6,20 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import equations
-import networks
-import oracles
 import pytest
 import torch
 import torchvision
-from equations import MapsAndScale
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import Drawn, cnns
 from scipy import stats
 from torch import Tensor, nn
 
 import camlib
 from camlib.methods.masks import RandomMasks, SlidingWindows, channel_masks
 from camlib.passes.memory import Peak
+from tests import equations, networks, oracles
+from tests.equations import MapsAndScale
+from tests.networks import Drawn, cnns
 
 TOLERANCE = 1e-9
 

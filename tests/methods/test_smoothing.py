@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equations
-import networks
 import pytest
 import torch
 import torchvision
-from few_passes import cheap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +16,8 @@ from torch import Tensor, nn
 import camlib
 from camlib import MultiScale, NoiseAveraging, targets
 from camlib import TestTimeAugmentation as Augmented  # pytest collects what is called Test
+from tests import equations, networks
+from tests.few_passes import cheap
 
 FACTORS = (1.0, 0.9, 1.1)
 ALL = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import torchmetrics
-from networks import small_cnn
 
 import camlib
 from camlib import metrics
 from camlib.metrics import METRICS, as_torchmetrics
+from tests.networks import small_cnn
 
 CLASSES = {
     name: cls

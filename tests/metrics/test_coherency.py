@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
@@ -29,6 +28,7 @@ from camlib.metrics import (
     road_combined,
 )
 from camlib.metrics.coherency import coherency_of, harmonic_mean, judge_adcc, judge_arcc
+from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 ROAD: dict[str, Any] = {"shares": (0.3, 0.6), "noise": 0.02}
 few_shares = functools.partial(arcc, **ROAD)

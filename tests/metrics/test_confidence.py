@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import signal_cnn, small_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import Scorer, Trial, average_drop, average_increase
 from camlib.metrics.confidence import judge_average_drop, judge_average_increase
+from tests.networks import signal_cnn, small_cnn
 
 METRICS = [average_drop, average_increase]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import Scorer, Trial, faithfulness_correlation, sensitivity_n
 from camlib.metrics.correlation import judge_faithfulness_correlation, judge_sensitivity_n
+from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 few_sets = functools.partial(faithfulness_correlation, samples=12, share=0.3)
 few_sizes = functools.partial(sensitivity_n, samples=6, shares=(0.2, 0.5))

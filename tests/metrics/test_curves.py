@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import signal_cnn, small_cnn, volume_cnn
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ import camlib
 from camlib.metrics import Scorer, Trial, deletion, deletion_curve, insertion, insertion_curve, ranks
 from camlib.metrics.curves import judge_deletion, judge_insertion
 from camlib.metrics.fills import baseline_pictures
+from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 CURVES = [deletion_curve, insertion_curve]
 AREAS = [deletion, insertion]

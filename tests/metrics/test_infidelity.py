@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import Scorer, Trial, infidelity
 from camlib.metrics.infidelity import judge_infidelity
+from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 
 class Linear(nn.Module):

@@ -12,15 +12,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import metric_equations as equations
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from metric_equations import Array
-from networks import Drawn, cnns, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
@@ -29,6 +26,9 @@ from camlib.metrics.box_accuracy import box_hits
 from camlib.metrics.imputation import impute
 from camlib.metrics.localisation import box_masks
 from camlib.metrics.similarity import SIMILARITIES
+from tests import metric_equations as equations
+from tests.metric_equations import Array
+from tests.networks import Drawn, cnns, signal_cnn, small_cnn, volume_cnn
 
 TOLERANCE = 1e-9
 seeds = st.integers(0, 2**31)

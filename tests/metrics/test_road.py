@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import signal_cnn, small_cnn
 from torch import Tensor, nn
 
 import camlib
@@ -26,6 +25,7 @@ from camlib.metrics.road import (
     judge_road_least_relevant_first,
     judge_road_most_relevant_first,
 )
+from tests.networks import signal_cnn, small_cnn
 
 SINGLE = [road_most_relevant_first, road_least_relevant_first]
 METRICS = [*SINGLE, road_combined]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Network, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import average_sensitivity, lipschitz_estimate, max_sensitivity
 from camlib.metrics.robustness import explained, method_of
+from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 ALL = [max_sensitivity, average_sensitivity, lipschitz_estimate]
 each = pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.__name__)

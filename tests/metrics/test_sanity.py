@@ -11,10 +11,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torchvision
-from few_passes import cheap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Network, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
@@ -27,6 +25,8 @@ from camlib.metrics import (
     randomization,
 )
 from camlib.metrics.sanity import PAIRS, default_stages
+from tests.few_passes import cheap
+from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 STAGES = ("6", "2", "0")
 """Of a small network, from the output to the input."""

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Network, signal_cnn, small_cnn, volume_cnn
 from torch import Tensor, nn
 
 import camlib
 from camlib import targets
 from camlib.metrics import Scorer, Trial
 from camlib.metrics.scorer import checked_heatmaps, in_unit_range
+from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 
 def images(count: int = 3) -> Tensor:

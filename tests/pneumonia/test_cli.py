@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from radiographs import write_classes, write_kaggle
 
 import camlib
 from pneumonia.cli import main
 from pneumonia.evaluate import FIGURES
 from pneumonia.options import parser
+from tests.radiographs import write_classes, write_kaggle
 
 RUN = Path(__file__).parents[2] / "examples/pneumonia/run.py"
 EPOCHS = 12

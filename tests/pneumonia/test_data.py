@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from radiographs import SHAPE, write_classes
 
 from pneumonia.data import list_images, load, patient_of
 from pneumonia.errors import InputError
+from tests.radiographs import SHAPE, write_classes
 
 
 @pytest.mark.parametrize(

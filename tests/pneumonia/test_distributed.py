@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from radiographs import write_classes
 from torch import nn
 
 from pneumonia import distributed
 from pneumonia.train import batch_loss, margins
+from tests.radiographs import write_classes
 
 RUN = Path(__file__).parents[2] / "examples/pneumonia/run.py"
 LIMIT = 300

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 from PIL import Image
-from radiographs import write_classes, write_kaggle
 
 from pneumonia.data import list_images, load
 from pneumonia.duplicates import copies, notes_of, with_joined_patients, without_copies_of
 from pneumonia.sources import by_image, by_patient, from_folder
+from tests.radiographs import write_classes, write_kaggle
 
 
 def read(folder):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from radiographs import SHAPE, write_classes
 
 import camlib
 from pneumonia import explain, phantoms
 from pneumonia.data import Pictures, list_images, load
 from pneumonia.explain import choose_layer, gallery, localisation
 from pneumonia.model import build
+from tests.radiographs import SHAPE, write_classes
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from radiographs import write_classes
 
 from pneumonia.cli import main
 from pneumonia.evaluate import FIGURES
 from pneumonia.seeds import spread
+from tests.radiographs import write_classes
 
 
 def test_spread_is_mean_sample_deviation_and_range():

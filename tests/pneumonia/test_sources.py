@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from radiographs import write_classes, write_kaggle
 
 from pneumonia import sources
 from pneumonia.data import Pictures
 from pneumonia.errors import InputError
 from pneumonia.sources import by_image, by_patient, from_folder, from_kaggle, from_medmnist, from_phantoms
+from tests.radiographs import write_classes, write_kaggle
 
 
 def pictures_of(patients, labels):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from matplotlib.figure import Figure
-from networks import small_cnn
 
 import camlib
 from camlib.reporting import Chart, Headline, Section, Table
+from tests.networks import small_cnn
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 DOG = f"dog  {HOSTILE}"

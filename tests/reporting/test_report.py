@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from networks import small_cnn
 
 import camlib
 from camlib.reporting import Chart, Headline, Section, Table
 from pneumonia.phantoms import generate
+from tests.networks import small_cnn
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Network
 from torch import Tensor
 
 import camlib
 from camlib import targets
+from tests.networks import Network
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.5, -1.5], [0.5, -2.0, 0.0, 2.0]], dtype=torch.float64)
 SPELLINGS = [None, 2, [3, 1], np.array([3, 1]), [[0, 1], [3, 2]], camlib.TopK(3)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import Network
 from torch import Tensor
 
 import camlib
 from camlib import targets
+from tests.networks import Network
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
 

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import Network
 from torch import Tensor
 
 import camlib
 from camlib import targets
 from camlib.inputs.outputs import is_detections, main_tensor, row_count
+from tests.networks import Network
 
 LOGITS = torch.arange(6.0).view(2, 3)
 

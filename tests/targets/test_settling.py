@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Network
 from torch import Tensor
 
 import camlib
 from camlib import targets
+from tests.networks import Network
 
 
 class Best(targets.Target):

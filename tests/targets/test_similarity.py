@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Network
 from torch import Tensor
 
 import camlib
 from camlib import targets
+from tests.networks import Network
 
 
 def scores(reference: object, outputs: object, rows: int) -> Tensor:
