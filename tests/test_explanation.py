@@ -441,6 +441,7 @@ def test_outputs_that_are_no_tensor_are_not_joined() -> None:
         ("has_class_axis", explain(torch.rand(2, 3, 4, 5))),
         ("map shape", explain(torch.rand(2, 5, 4))),
         ("target", explain(torch.rand(2, 4, 5), target="margin")),
+        ("class_agnostic", explain(torch.rand(2, 4, 5), class_agnostic=True)),
         ("output shape", explain(torch.rand(2, 4, 5), outputs=torch.rand(2, 6))),
         ("output shape", explain(torch.rand(2, 4, 5), outputs=None)),
         ("layers", explain(torch.rand(2, 4, 5), layers={"a": torch.rand(2, 3, 3)})),
@@ -467,7 +468,9 @@ def test_neither_other_classes_nor_other_targets() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 3, 4, 5)])
-@pytest.mark.parametrize("changes", [{}, {"target": "margin"}, {"input_size": None}, {"layer": "größe + b/c"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"target": "margin"}, {"input_size": None}, {"layer": "größe + b/c"}, {"class_agnostic": True}]
+)
 def test_what_is_saved_is_what_is_loaded(
     dtype: torch.dtype, shape: tuple[int, ...], changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -635,6 +638,7 @@ def test_indexing_keeps_the_batch_axis() -> None:
     assert torch.equal(one.target, explanation.target[1:2])
     assert torch.equal(one.layers["a"], explanation.layers["a"][1:2])
     assert (one.method, one.layer, one.input_size) == ("grad_cam", "features.3", SIZE)
+    assert explain(torch.rand(4, 3, 5), class_agnostic=True)[1].class_agnostic
 
 
 @pytest.mark.parametrize("index", [-1, -4, 0, 3])
@@ -938,6 +942,24 @@ def test_without_a_score_titles_leave_it_out(tmp_path: Path) -> None:
     assert Explanation.load(tmp_path / "a.npz").scores.isnan().tolist() == [True, True]
     assert Explanation.cat([explanation[0], explanation[1]]).target == "features"
     assert explanation.heatmaps().amax((-2, -1)).tolist() == [1, 1]
+
+
+class Loudest(camlib.ActivationMethod):
+    """A custom method, which no registry knows."""
+
+    name = "loudest"
+
+    def maps(self, activations: Tensor) -> Tensor:
+        return activations.amax(1)
+
+
+@pytest.mark.parametrize("kind", [Loudest, camlib.EigenCAM, camlib.CenterGaussian])
+@pytest.mark.parametrize("target", [None, 1, camlib.TopK(2), lambda out: out[:, 1] - out[:, 0]])
+def test_class_agnostic_maps_are_labelled_with_no_class(kind: type[camlib.Method], target: Any) -> None:
+    explanation = kind(strided_cnn())(torch.rand(2, 3, *SIZE), target)
+    assert explanation.class_agnostic
+    assert set(titles(explanation.plot(pictures(), ["ant", "bee", "cow", "dog", "elk"]), 0)) == {"no particular class"}
+    assert not camlib.GradCAM(strided_cnn())(torch.rand(2, 3, *SIZE)).class_agnostic
 
 
 # Outputs of detectors

@@ -11,6 +11,7 @@ from torch import nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
+from camlib.explanation.titles import NO_CLASS
 from camlib.imaging import as_pictures, overlay
 from camlib.layers.names import resolve_layers
 from camlib.methods import Method, PassMethod, create
@@ -199,9 +200,8 @@ def plot_comparison(
     """Draw a block of lines for each image and class; see :meth:`camlib.Comparison.plot`."""
     from camlib.plotting.figures import Figure
 
-    if isinstance(class_names, str):
-        raise CamlibTypeError("class_names must be a sequence of names, got a single string")
     first = next(iter(comparison.values()))
+    titled = next((one for one in comparison.values() if not one.class_agnostic), first)
     if first.dims != 2:
         raise CamlibValueError(
             f"maps {tuple(first.maps.shape)} are not of pictures; plot each method alone: comparison[name].plot(...)"
@@ -230,11 +230,13 @@ def plot_comparison(
             cells = axes[start : start + lines].flat
             ax = next(cells)
             ax.imshow(picture)
-            ax.set_title(textwrap.fill(first[n].title(k, class_names), WIDEST), fontsize=8)
+            ax.set_title(textwrap.fill(titled[n].title(k, class_names), WIDEST), fontsize=8)
             for (name, heatmap), ax in zip(heatmaps.items(), cells, strict=False):  # the last line may have room left
                 ax.imshow(overlay(picture, heatmap[k], colormap, alpha))
                 empty = bool(comparison[name][n].degenerate.flatten()[k])
-                ax.set_title(f"{name}\n{EMPTY}" if empty else name, fontsize=8)
+                agnostic = comparison[name].class_agnostic and not titled.class_agnostic
+                remark = EMPTY if empty else NO_CLASS if agnostic else ""
+                ax.set_title(f"{name}\n{remark}".strip(), fontsize=8)
     style = Style(colormap, alpha, "")
     add_colorbar(figure, axes, colors(style), style)
     return figure

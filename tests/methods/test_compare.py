@@ -349,7 +349,28 @@ def test_figure_says_which_maps_are_empty(model, images):
     figure = camlib.compare(model, images[:1], ["grad_cam", "center_gaussian"], 1, layer="stage2").plot(images[:1])
     titles = [ax.get_title() for ax in drawn(figure)]
     assert titles[0].startswith("class 1: score ")
-    assert titles[1:] == ["grad_cam\nnothing stands out", "center_gaussian"]
+    assert titles[1:] == ["grad_cam\nnothing stands out", "center_gaussian\nno particular class"]
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"),
+    [
+        (["eigen_cam", "grad_cam"], ["bee: score ", "eigen_cam\nno particular class", "grad_cam"]),
+        (["loudest", "grad_cam"], ["bee: score ", "loudest\nno particular class", "grad_cam"]),
+        (["eigen_cam", "loudest"], ["no particular class", "eigen_cam", "loudest"]),
+    ],
+)
+def test_figure_says_which_maps_explain_no_particular_class(model, images, names, titles):
+    class Loudest(camlib.ActivationMethod):
+        name = "loudest"
+
+        def maps(self, activations: Tensor) -> Tensor:
+            return activations.amax(1)
+
+    methods = [Loudest if name == "loudest" else name for name in names]
+    comparison = camlib.compare(model, images[:1], methods, 1, layer="stage2")
+    shown = [ax.get_title() for ax in drawn(comparison.plot(images[:1], ["ant", "bee", "cow", "dog", "elk"]))]
+    assert [title.rstrip("-.0123456789") for title in shown] == titles
 
 
 def test_pictures_may_be_larger_than_what_the_network_saw(model, images):

@@ -85,6 +85,12 @@ def test_scores_outputs_target_and_layer_are_those_of_the_clean_images(smoothed)
 
 
 @each_smoothing
+@pytest.mark.parametrize("kind", [camlib.GradCAM, camlib.EigenCAM])
+def test_smoothed_maps_are_as_class_agnostic_as_the_methods(smoothed, kind):
+    assert smoothed(kind(spatial_cnn(), "3"))(images()).class_agnostic == kind.class_agnostic
+
+
+@each_smoothing
 @pytest.mark.parametrize("relu", [True, False])
 def test_k_classes_are_each_of_them_alone(smoothed, relu):
     cam, x = smoothed(camlib.GradCAM(spatial_cnn(), "3", relu=relu)), images()

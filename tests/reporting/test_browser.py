@@ -155,7 +155,7 @@ def test_method_chosen_in_the_large_view_is_chosen_everywhere(opened):
     assert DOG in page.locator("#large-facts").evaluate("facts => facts.textContent")
     page.select_option("#large select", "eigen_cam")
     assert page.locator("#method").input_value() == "eigen_cam"
-    assert page.locator("#large-facts .evidence").inner_text() == "no class in particular"
+    assert page.locator("#large-facts .explains").inner_text() == "no particular class"
     assert page.locator("#large-overlay").get_attribute("src") == page.locator(
         ".card .overlay[data-method=eigen_cam]"
     ).first.get_attribute("src")

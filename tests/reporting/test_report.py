@@ -189,6 +189,8 @@ def test_other_explanations_are_refused(explanation, images):
     frames = dataclasses.replace(explanation, maps=torch.rand(3, 2, 4, 5), input_size=(2, 16, 20))
     with pytest.raises(camlib.CamlibValueError, match="the maps by grad_cam have 3 axes each"):
         camlib.report(frames, torch.rand(3, 3, 2, 16, 20))
+    with pytest.raises(camlib.CamlibValueError, match="class_names has 1 names, but class 1 was explained"):
+        camlib.report(explanation, images, class_names=["cat"])
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
@@ -200,14 +202,24 @@ def test_labels_and_confidences_may_be_tensors_and_arrays(explanation, images, k
 
 
 def test_cards_say_what_their_heatmaps_explain(explanation, images):
+    class Loudest(camlib.ActivationMethod):
+        name = "loudest"
+
+        def maps(self, activations):
+            return activations.amax(1)
+
     agnostic = camlib.EigenCAM(small_cnn(channels=16), "3")(images)
+    custom = Loudest(small_cnn(channels=16), "3")(images)
+    smoothed = camlib.NoiseAveraging(Loudest(small_cnn(channels=16), "3"), samples=2)(images)
     mean = camlib.GradCAM(small_cnn(channels=16), "3")(images, lambda outputs: outputs.mean(1))
     for explanations, words in (
         (explanation, "explains dog"),
         ({"one": explanation, "two": explanation}, "explains dog"),
-        (agnostic, "explains no class in particular"),
+        (agnostic, "explains no particular class"),
+        (custom, "explains no particular class"),
+        (smoothed, "explains no particular class"),
         (mean, f"explains {mean.target}"),
-        ({"one": explanation, "two": agnostic}, "explains dog (one), no class in particular (two)"),
+        ({"one": explanation, "two": agnostic}, "explains dog (one), no particular class (two)"),
     ):
         text = " ".join(Page(camlib.report(explanations, images, class_names=["cat", "dog"]).html).text.split())
         assert text.count(words) == 3

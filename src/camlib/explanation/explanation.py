@@ -14,6 +14,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import files
+from camlib.explanation.titles import explained
 from camlib.imaging import is_constant, normalize, resize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
@@ -71,6 +72,8 @@ class Explanation:
     extent: tuple[float, ...] | None = None
     """(H, W) in input pixels that the maps cover, where that is more than the input; a detector pads its pictures at
     the right and at the bottom."""
+    class_agnostic: bool = False
+    """Whether the method ignores the target: its maps explain no class, whatever ``target`` says."""
 
     def __post_init__(self) -> None:
         if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
@@ -202,8 +205,6 @@ class Explanation:
 
     def _rows(self, images: Any, class_names: Sequence[str] | None) -> list[FigureRow]:
         """A row of the figure for each image and class."""
-        if isinstance(class_names, str):
-            raise CamlibTypeError("class_names must be a sequence of names, got a single string")
         rows = []
         for picture, one in zip(read(self.dims, images, len(self)), self, strict=True):
             size = picture.shape[: self.dims]
@@ -215,19 +216,16 @@ class Explanation:
         return rows
 
     def title(self, k: int = 0, class_names: Sequence[str] | None = None) -> str:
-        """Say what map ``k`` of the first image explains, and its score if it explains one.
+        """Return what map ``k`` of the first image explains, and the score, if it explains one.
 
         Raises:
+            CamlibTypeError: ``class_names`` is a single string.
             CamlibValueError: the class has no name.
         """
-        score = float(self.scores[0].flatten()[k])
-        if not isinstance(self.target, Tensor):
-            return str(self.target) if math.isnan(score) else f"{self.target}: {score:.2f}"
-        index = int(self.target[0].flatten()[k])
-        if class_names is not None and index >= len(class_names):
-            raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
-        name = f"class {index}" if class_names is None else class_names[index]
-        return name if math.isnan(score) else f"{name}: score {score:.2f}"
+        what, score = explained(self.target, self.class_agnostic, class_names, k), float(self.scores[0].flatten()[k])
+        if self.class_agnostic or math.isnan(score):
+            return what
+        return f"{what}: score {score:.2f}" if isinstance(self.target, Tensor) else f"{what}: {score:.2f}"
 
     def to(self, *args: Any, **kwargs: Any) -> Explanation:
         """Return the explanation with every tensor moved or cast as by ``Tensor.to``; indices stay integers."""
@@ -286,7 +284,7 @@ class Explanation:
         """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if a tensor."""
         tensors = {"maps": self.maps, "scores": self.scores, "target": self.target, "outputs": self.outputs}
         tensors |= {f"layers/{name}": maps for name, maps in self.layers.items()}
-        header = {name: getattr(self, name) for name in ("method", "layer", "input_size", "extent")}
+        header = {name: getattr(self, name) for name in ("method", "layer", "input_size", "extent", "class_agnostic")}
         header["target"] = self.target if isinstance(self.target, str) else None
         files.save(path, {name: one for name, one in tensors.items() if isinstance(one, Tensor)}, header)
 
@@ -312,6 +310,7 @@ class Explanation:
             input_size=tuple(header["input_size"]) if header["input_size"] else None,
             layers={name.removeprefix("layers/"): maps for name, maps in layers.items()},
             extent=tuple(header["extent"]) if header.get("extent") else None,  # older files have none
+            class_agnostic=bool(header.get("class_agnostic", False)),
         )
 
     def __len__(self) -> int:
@@ -369,6 +368,7 @@ def _kind(explanation: Explanation) -> dict[str, Any]:
     return {
         "method": explanation.method,
         "layer": explanation.layer,
+        "class_agnostic": explanation.class_agnostic,
         "input_size": explanation.input_size,
         "extent": explanation.extent,
         "has_class_axis": explanation.has_class_axis,

@@ -171,7 +171,7 @@ class PassMethod(Method):
         layers = {name: self._cut_off(maps, name, evidence) for name, maps in self.maps_of_layers(evidence).items()}
         dims = next(iter(layers.values())).dim() - evidence.scores.dim()
         maps = fuse(list(layers.values()), self.fuse, "minmax" if self.relu else "signed", dims)
-        return evidence.explanation(self.name, maps, layers)
+        return evidence.explanation(self.name, maps, layers, self.class_agnostic)
 
     def _cut_off(self, maps: Tensor, layer: str, evidence: ForwardPass) -> Tensor:
         axes = len(evidence.size or (0, 0))
@@ -235,7 +235,8 @@ class PictureMethod(PassMethod):
     def explanation(self, evidence: ForwardPass) -> Explanation:
         """Return the maps, which are no layer's."""
         evidence = self.about(evidence)
-        return evidence.explanation(self.name, self._cut_off(self.maps(evidence), "", evidence), {})
+        maps = self._cut_off(self.maps(evidence), "", evidence)
+        return evidence.explanation(self.name, maps, {}, self.class_agnostic)
 
 
 class ActivationMethod(LayerMethod):

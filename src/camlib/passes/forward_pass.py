@@ -150,7 +150,9 @@ class ForwardPass:
         found = [self._cut.second_order(one) for one in self.score_of_each_class]
         return {name: list(pairs) for name, pairs in zip(self._cut.cut, zip(*found, strict=True), strict=True)}
 
-    def explanation(self, method: str, maps: Tensor, layers: Mapping[str, Tensor]) -> Explanation:
+    def explanation(
+        self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
+    ) -> Explanation:
         """Return a method's maps with what they explain."""
         return Explanation(
             maps=maps,
@@ -162,6 +164,7 @@ class ForwardPass:
             input_size=self.size,
             layers=layers,
             extent=self.extent if layers else None,
+            class_agnostic=class_agnostic,
         )
 
     @property

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
+from camlib.explanation.titles import explained
 from camlib.imaging import as_pictures
-from camlib.methods import METHODS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +31,8 @@ class Overlay:
     method: str
     source: str
     """A data URI."""
-    evidence: str
-    """What the heatmap is of: a class, or the name of another target."""
+    explains: str
+    """What the heatmap explains: a class, another target, or no particular class."""
     is_empty: bool
 
 
@@ -56,11 +54,11 @@ class Card:
     overlays: list[Overlay]
 
     @property
-    def evidence(self) -> str:
-        """What the heatmaps are of, by method where that differs."""
-        if len({overlay.evidence for overlay in self.overlays}) == 1:
-            return self.overlays[0].evidence
-        return ", ".join(f"{overlay.evidence} ({overlay.method})" for overlay in self.overlays)
+    def explains(self) -> str:
+        """What the heatmaps explain, by method where that differs."""
+        if len({overlay.explains for overlay in self.overlays}) == 1:
+            return self.overlays[0].explains
+        return ", ".join(f"{overlay.explains} ({overlay.method})" for overlay in self.overlays)
 
     @property
     def percent(self) -> str:
@@ -120,7 +118,7 @@ def cards(
                 Overlay(
                     method=method,
                     source=data_uri(one.overlays([picture], colormap, alpha)[0]),
-                    evidence=_evidence(one, class_names),
+                    explains=explained(one.target, one.class_agnostic, class_names),
                     is_empty=bool(one.degenerate.any()),
                 )
                 for method, one in ((method, explanation[index]) for method, explanation in by_method.items())
@@ -191,16 +189,8 @@ def _probabilities(given: Any) -> list[float] | None:
     return values
 
 
-def _evidence(one: Explanation, class_names: Sequence[str] | None) -> str:
-    """What the heatmap of one image is of."""
-    kind = METHODS.get(one.method.partition(",")[0])  # "eigen_cam, noise averaging" is as class-agnostic as eigen_cam
-    if kind is not None and kind.class_agnostic:
-        return "no class in particular"
-    return _class_name(int(one.target[0]), class_names) if isinstance(one.target, Tensor) else one.target
-
-
 def _class_name(index: int, class_names: Sequence[str] | None) -> str:
-    return f"class {index}" if class_names is None or index >= len(class_names) else str(class_names[index])
+    return f"class {index}" if class_names is None else str(class_names[index])
 
 
 def _bounded(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

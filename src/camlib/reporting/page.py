@@ -89,7 +89,7 @@ def report(
         labels: true classes, (N,).
         predictions: predicted classes, (N,).
         confidences: probabilities of the predicted classes, (N,), in [0, 1].
-        class_names: of the classes that labels and predictions name.
+        class_names: of the classes that were explained, and that labels and predictions name.
         notes: a few words on each image, such as why it is shown.
         title: of the page.
         notice: shown first, and on paper.
@@ -105,8 +105,8 @@ def report(
     Raises:
         CamlibRuntimeError: jinja2 is not installed.
         CamlibTypeError: something else than explanations, class indices, numbers, headlines or sections.
-        CamlibValueError: lengths that differ, several classes of each image, maps of signals or volumes, labels outside
-            the class names, or confidences outside [0, 1].
+        CamlibValueError: lengths that differ, several classes of each image, maps of signals or volumes, classes
+            without a class name, or confidences outside [0, 1].
 
     Example:
         >>> import camlib, torch, torchvision

@@ -142,8 +142,11 @@ def _expect_resolution(explanation: Explanation, explainer: Method, on: Subject)
 @_every
 def class_agnostic_as_declared(on: Subject) -> None:
     """The map depends on the class, or does not, as declared."""
-    one, another = on.explain(0).maps, on.explain(1).maps
-    if on.kind.class_agnostic:
+    explanation, another = on.explain(0), on.explain(1).maps
+    one, declared = explanation.maps, on.kind.class_agnostic
+    seen = f"class_agnostic is declared {declared}, but the explanation's class_agnostic is {not declared}"
+    expect(explanation.class_agnostic == declared, seen)
+    if declared:
         expect_same(another, one, "class_agnostic is declared True, but the maps of two classes differ")
     else:
         seen = "class_agnostic is declared False, but the maps of two classes are the same"

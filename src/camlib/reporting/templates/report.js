@@ -39,7 +39,7 @@
     const { value, dataset } = selects[0].selectedOptions[0];
     $("chosen").textContent = dataset.source;
     for (const overlay of document.querySelectorAll(".card .overlay")) overlay.hidden = overlay.dataset.method !== value;
-    for (const card of cards) card.querySelector(".evidence").textContent = overlayOf(card).dataset.evidence;
+    for (const card of cards) card.querySelector(".explains").textContent = overlayOf(card).dataset.explains;
     if (large.open) show(current);
   }
 

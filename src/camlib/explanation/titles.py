@@ -1,0 +1,44 @@
+"""What a map explains, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+
+NO_CLASS = "no particular class"
+"""What the map of a class-agnostic method explains."""
+
+
+def explained(
+    target: Tensor | str, class_agnostic: bool, class_names: Sequence[str] | None = None, place: int = 0
+) -> str:
+    """Name what a map of the first image explains: a class, another target, or :data:`NO_CLASS`.
+
+    Args:
+        target: as in :class:`camlib.Explanation`.
+        class_agnostic: as in :class:`camlib.Explanation`.
+        class_names: names for the class indices.
+        place: which of the K maps of the image.
+
+    Raises:
+        CamlibTypeError: ``class_names`` is a single string.
+        CamlibValueError: the class has no name.
+
+    Example:
+        >>> import torch
+        >>> explained(torch.tensor([1]), False, ["cat", "dog"]), explained(torch.tensor([1]), True)
+        ('dog', 'no particular class')
+    """
+    if isinstance(class_names, str):
+        raise CamlibTypeError("class_names must be a sequence of names, got a single string")
+    if class_agnostic:
+        return NO_CLASS
+    if not isinstance(target, Tensor):
+        return target
+    index = int(target[0].flatten()[place])
+    if class_names is not None and index >= len(class_names):
+        raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
+    return f"class {index}" if class_names is None else str(class_names[index])
