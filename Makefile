@@ -1,36 +1,37 @@
-# Every target works alone on a machine with Python and nothing else: it makes .venv first.
-# PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`.
+# Every target works on a machine that has Python and nothing else: it makes .venv first.
+# PYTHON chooses the interpreter: make test PYTHON=python3.12
+# ARGS goes to pytest: make test ARGS="tests/metrics -k deletion"
+# On Windows, call make from Git Bash. The targets that start a script of .ci/ or benchmarks/ need bash.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 JUDGED := runs/phantoms-128
 
-.PHONY: help install browser demo judge test test-oldest lint types docs package benchmark clean
+# The tests of `make quick`: for each package of the library those that fail first when it breaks.
+QUICK := $(addprefix tests/,test_import.py test_house.py)
+
+.PHONY: help install quick test test-quick test-oldest lint types docs package demo judge benchmark clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@awk -F ':.*## +' '/^[a-z-]+:.*##/ { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(VENV)/installed  ## make .venv with camlib and everything the targets need
+install: $(VENV)/installed  ## make .venv with camlib and everything that the other targets need
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: install  ## train on phantom radiographs and draw where the network looked (three minutes)
-	$(BIN)/python examples/pneumonia/run.py
+quick: install  ## lint, types and the tests that guard daily work, in parallel (about a minute)
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) lint types test-quick
 
-judge: install  ## judge every method on the phantoms' network at 128 px, trained first if need be (five minutes)
-	test -e $(JUDGED)/metrics.json || $(BIN)/python examples/pneumonia/run.py --size 128 --output $(JUDGED)
-	$(BIN)/python examples/pneumonia/judge.py --run $(JUDGED)
+test-quick: install  ## only the tests of `make quick`
+	$(BIN)/python -m pytest -q -m "not slow and not browser" $(QUICK) $(ARGS)
 
-browser:  ## a Chromium for the tests of the report, unless there is one
-	.ci/browser
+test: install lint types  ## lint, types and every test (15 minutes)
+	$(BIN)/python -m pytest $(ARGS)
 
-test: install browser lint types  ## lint, types and every test
-	$(BIN)/python -m pytest
-
-lint: install  ## style, format, and the files that other tools read
+lint: install  ## check style, format, and the files that other tools read
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -40,18 +41,25 @@ lint: install  ## style, format, and the files that other tools read
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
-docs: install  ## the documentation: the gallery run, warnings are errors, every inner link checked
+test-oldest:  ## test the library with the oldest packages that pyproject.toml allows
+	PYTHON=$(PYTHON) .ci/test-oldest
+
+docs: install  ## build the documentation, run the gallery and check every internal link; warnings are errors
 	$(BIN)/sphinx-build -W -n -q -b html docs docs/_build/html
 	$(BIN)/python -m pytest -q tests/test_site.py --site docs/_build/html
 
-package: install  ## sdist and wheel, checked, and the wheel used in an environment of its own
+package: install  ## build sdist and wheel, check them, and use the wheel in a fresh environment
 	.ci/package
 
-test-oldest:  ## the tests of the library with the oldest packages that pyproject.toml allows
-	PYTHON=$(PYTHON) .ci/test-oldest
+demo: install  ## train on phantom radiographs and draw where the network looked (3 minutes)
+	$(BIN)/python examples/pneumonia/run.py
 
-benchmark:  ## time and memory beside a bare forward pass and the peers, in an environment of its own
+judge: install  ## evaluate every method on the phantoms' network at 128 px; trains it first if necessary (5 minutes)
+	test -e $(JUDGED)/metrics.json || $(BIN)/python examples/pneumonia/run.py --size 128 --output $(JUDGED)
+	$(BIN)/python examples/pneumonia/judge.py --run $(JUDGED)
+
+benchmark:  ## measure time and memory against the other libraries, in a separate environment
 	PYTHON=$(PYTHON) benchmarks/run
 
-clean:  ## remove what the targets made
-	rm -rf $(VENV) .venv-benchmark docs/_build build dist runs
+clean:  ## remove everything that the targets made
+	rm -rf $(VENV) .venv-* docs/_build build dist runs

@@ -7,8 +7,11 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let ``make docs`` name the site that it has built."""
+    """Let ``make docs`` name the site that it has built, and ``.ci/run`` ask for every network of torchvision."""
     parser.addoption("--site", help="a folder of built documentation, for tests/test_site.py to check")
+    parser.addoption(
+        "--all-models", action="store_true", help="test all 80 classifiers of torchvision, not one of each family"
+    )
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -92,7 +92,7 @@ def test_dead_and_zero_initialised_networks_are_understood() -> None:
     model = small_cnn()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    assert found(model) == "3" or not model[3](model[:3](torch.rand(1, 3, 16, 16))).any()
+    assert found(model) == "3"
     nn.init.ones_(model[2].bias)  # the last ReLU is open; the head is still zero
     assert found(model) == "3"
 

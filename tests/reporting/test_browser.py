@@ -10,6 +10,8 @@ import camlib
 from camlib.reporting import Chart, Headline, Section, Table
 from tests.networks import small_cnn
 
+pytestmark = pytest.mark.browser
+
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 DOG = f"dog  {HOSTILE}"
 """Two spaces, which a browser would make one of in the text of an option."""
