@@ -175,7 +175,7 @@ def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch)
         seen.extend([weakref.ref(point), weakref.ref(handed_on)])
         return point, handed_on
 
-    monkeypatch.setattr(sys.modules["camlib.capture"], "tap", watched)
+    monkeypatch.setattr(sys.modules["camlib.passes.capture"], "tap", watched)
 
     def like_it() -> int:
         return sum(tensor.shape == (2, 6, 8, 8) for tensor in tensors_alive())

@@ -332,17 +332,8 @@ def test_guided_grad_cam_finds_its_layer_and_fuses_several() -> None:
     torch.testing.assert_close(GuidedGradCAM(model, layers)(inputs, 1).maps, expected)
 
 
-@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
-def test_k_classes_are_one_at_a_time_and_a_batch_is_its_images(method: type[camlib.Method]) -> None:
+def test_the_gradients_of_k_classes_are_those_of_one_at_a_time() -> None:
     model, inputs = Network().double().eval(), images(3, 3, 9, 11)
-    cam = method(model)
-    both = cam(inputs, [[0, 2], [1, 0], [2, 1]]).maps
-    assert both.shape == (3, 2, 9, 11)
-    for k, classes in enumerate(([0, 1, 2], [2, 0, 1])):
-        one = cam(inputs, classes).maps
-        torch.testing.assert_close(both[:, k], one)
-        for image, target in enumerate(classes):
-            torch.testing.assert_close(cam(inputs[image : image + 1], target).maps[0], one[image])
     gradients = guided_gradients(model, inputs, [[0, 2]] * 3)
     assert gradients.shape == (3, 2, 3, 9, 11)
     torch.testing.assert_close(gradients[:, 1], guided_gradients(model, inputs, 2))
@@ -399,23 +390,11 @@ def test_three_frames_of_three_channels_are_taken_as_channels_first(method: type
 
 
 @pytest.mark.parametrize(("method", "passes"), [(GuidedBackprop, 1), (GuidedGradCAM, 2)])
-def test_the_forward_passes_are_as_stated_and_leave_the_model_untouched(
-    method: type[camlib.Method], passes: int
-) -> None:
-    model, inputs = Network().train(), torch.randn(2, 3, 8, 8)
-    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    kept, rng = inputs.clone(), torch.get_rng_state()
+def test_the_forward_passes_are_as_stated(method: type[camlib.Method], passes: int) -> None:
+    model = Network()
     cam = method(model, **({} if method.layerless else {"layer": "norm"}))
-    cam(inputs, [[0, 1]] * 2)
+    cam(torch.randn(2, 3, 8, 8), [[0, 1]] * 2)
     assert model.passes == passes
-    assert all(module.training for module in model.modules())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
-    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
-    assert torch.equal(inputs, kept)
-    assert not inputs.requires_grad
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert torch.is_grad_enabled()
 
 
 def test_another_threads_relu_keeps_its_ordinary_gradient_meanwhile() -> None:

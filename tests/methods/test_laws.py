@@ -18,7 +18,6 @@ from tests.few_passes import cheap
 LAWS = {
     "channels": "permuting the channels of every layer, and the weights that read them, leaves the map",
     "silent": "adding channels that are always zero leaves the map",
-    "batch": "permuting the images permutes the maps",
     "head": "adding a head that the outputs do not hold leaves the map",
     "class": "adding a class leaves the maps of the others",
     "bias": "adding a constant to every logit leaves the map",
@@ -32,35 +31,35 @@ LAWS = {
 COLUMNS = tuple(LAWS)
 
 TABLE = """
-                           channels silent batch head class bias shift mirror logits features units
-grad_cam                   yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-grad_cam_plus_plus         yes      yes    yes   yes  yes   yes  yes   yes    no     yes      yes
-smooth_grad_cam_plus_plus  yes      yes    yes   yes  yes   yes  no    no     no     yes      yes
-x_grad_cam                 yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-hires_cam                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-grad_cam_element_wise      yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-layer_cam                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-eigen_grad_cam             yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-shapley_cam                yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-finer_cam                  yes      yes    yes   yes  no    yes  yes   yes    yes    yes      yes
-refine_cam                 yes      yes    yes   yes  yes   yes  yes   yes    no     yes      yes
-cam                        yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-eigen_cam                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
-kpca_cam                   yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
-fem                        yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      no
-seg_eigen_cam              yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-random_cam                 no       no     yes   yes  yes   yes  yes   yes    yes    yes      no
-full_grad                  yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-guided_backprop            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-guided_grad_cam            yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-score_cam                  yes      no     yes   yes  yes   yes  no    yes    no     yes      no
-ss_cam                     yes      no     yes   yes  yes   yes  no    no     no     yes      no
-is_cam                     yes      no     yes   yes  yes   yes  no    yes    no     yes      no
-ablation_cam               yes      yes    yes   yes  yes   no   yes   yes    yes    yes      no
-rise                       yes      yes    yes   yes  yes   yes  no    no     yes    yes      yes
-occlusion                  yes      yes    yes   yes  yes   yes  no    yes    yes    yes      yes
-sobel                      yes      yes    yes   yes  yes   yes  yes   yes    yes    yes      yes
-center_gaussian            yes      yes    yes   yes  yes   yes  no    yes    yes    yes      yes
+                           channels silent head class bias shift mirror logits features units
+grad_cam                   yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+grad_cam_plus_plus         yes      yes    yes  yes   yes  yes   yes    no     yes      yes
+smooth_grad_cam_plus_plus  yes      yes    yes  yes   yes  no    no     no     yes      yes
+x_grad_cam                 yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+hires_cam                  yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+grad_cam_element_wise      yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+layer_cam                  yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+eigen_grad_cam             yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+shapley_cam                yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+finer_cam                  yes      yes    yes  no    yes  yes   yes    yes    yes      yes
+refine_cam                 yes      yes    yes  yes   yes  yes   yes    no     yes      yes
+cam                        yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+eigen_cam                  yes      yes    yes  yes   yes  yes   yes    yes    yes      no
+kpca_cam                   yes      yes    yes  yes   yes  yes   yes    yes    yes      no
+fem                        yes      yes    yes  yes   yes  yes   yes    yes    yes      no
+seg_eigen_cam              yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+random_cam                 no       no     yes  yes   yes  yes   yes    yes    yes      no
+full_grad                  yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+guided_backprop            yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+guided_grad_cam            yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+score_cam                  yes      no     yes  yes   yes  no    yes    no     yes      no
+ss_cam                     yes      no     yes  yes   yes  no    no     no     yes      no
+is_cam                     yes      no     yes  yes   yes  no    yes    no     yes      no
+ablation_cam               yes      yes    yes  yes   no   yes   yes    yes    yes      no
+rise                       yes      yes    yes  yes   yes  no    no     yes    yes      yes
+occlusion                  yes      yes    yes  yes   yes  no    yes    yes    yes      yes
+sobel                      yes      yes    yes  yes   yes  yes   yes    yes    yes      yes
+center_gaussian            yes      yes    yes  yes   yes  no    yes    yes    yes      yes
 """
 
 REASONS = {
@@ -200,11 +199,6 @@ def silent(name: str) -> tuple[Tensor, Tensor]:
     return explain(name, model, images), explain(name, changed, images)
 
 
-def batch(name: str) -> tuple[Tensor, Tensor]:
-    model, images, order = network(), pictures(), torch.tensor([2, 0, 1])
-    return explain(name, model, images)[order], explain(name, model, images[order])
-
-
 class TwoHeads(nn.Module):
     """A network with one more head, of the same shape, whose output is dropped: in training it would have a loss."""
 
@@ -268,7 +262,6 @@ def mirror(name: str) -> tuple[Tensor, Tensor]:
 EXACT: dict[str, Callable[[str], tuple[Tensor, Tensor]]] = {
     "channels": channels,
     "silent": silent,
-    "batch": batch,
     "head": head,
     "class": one_more_class,
     "bias": bias,
@@ -444,11 +437,6 @@ def le_grad(model: nn.Module, images: Tensor) -> Tensor:
     return camlib.LeGrad(model)(images, 1).maps
 
 
-def attention_batch(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    order = torch.tensor([2, 0, 1])
-    return le_grad(model, images)[order], le_grad(model, images[order])
-
-
 def attention_head(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """One more head, which the outputs do not hold, reads the tokens."""
     before, auxiliary = le_grad(model, images), nn.Linear(16, 5).double()
@@ -509,7 +497,6 @@ def without_positions(
 
 TRANSFORMERS: dict[str, tuple[Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]], str]] = {
     "channels: the order of attention heads": (attention_heads_order, ""),
-    "batch": (attention_batch, ""),
     "head": (attention_head, ""),
     "class": (attention_class, ""),
     "bias": (attention_bias, ""),
