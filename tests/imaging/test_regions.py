@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import camlib
 from camlib import imaging
-from camlib.imaging import Region
+from camlib.imaging import HotRegion
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -43,7 +43,7 @@ def flood(mask: NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
 
 def test_box_is_left_top_right_bottom_with_the_end_outside() -> None:
     values = heatmap("......", "..888.", "..898.", "......", "......")
-    assert imaging.boxes(values) == [Region((2, 1, 5, 3), 6, 0.9)]
+    assert imaging.boxes(values) == [HotRegion((2, 1, 5, 3), 6, 0.9)]
     left, top, right, bottom = imaging.boxes(values)[0].box
     assert (values[top:bottom, left:right] >= 0.5).all()
 
@@ -69,13 +69,13 @@ def test_small_regions_are_left_out() -> None:
 
 
 def test_diagonal_neighbours_are_one_region() -> None:
-    assert imaging.boxes(heatmap("9..", ".8.", "..7")) == [Region((0, 0, 3, 3), 3, 0.9)]
+    assert imaging.boxes(heatmap("9..", ".8.", "..7")) == [HotRegion((0, 0, 3, 3), 3, 0.9)]
 
 
 def test_whole_picture_and_none_at_all() -> None:
-    assert imaging.boxes(np.ones((4, 7))) == [Region((0, 0, 7, 4), 28, 1.0)]
+    assert imaging.boxes(np.ones((4, 7))) == [HotRegion((0, 0, 7, 4), 28, 1.0)]
     assert imaging.boxes(np.zeros((4, 7))) == []
-    assert imaging.boxes(np.ones((1, 1)), 1) == [Region((0, 0, 1, 1), 1, 1.0)]
+    assert imaging.boxes(np.ones((1, 1)), 1) == [HotRegion((0, 0, 1, 1), 1, 1.0)]
     assert imaging.contours(np.zeros((4, 7))) == []
 
 
@@ -87,7 +87,7 @@ def test_boxes_equal_a_flood_fill(mask: NDArray[np.bool_], seed: int) -> None:
     for region in flood(mask):
         rows, columns = zip(*region, strict=True)
         peak = max(values[place] for place in region)
-        expected.append(Region((min(columns), min(rows), max(columns) + 1, max(rows) + 1), len(region), peak))
+        expected.append(HotRegion((min(columns), min(rows), max(columns) + 1, max(rows) + 1), len(region), peak))
     found = imaging.boxes(values)
     assert sorted(found, key=str) == sorted(expected, key=str)
     assert [region.peak for region in found] == sorted((region.peak for region in found), reverse=True)

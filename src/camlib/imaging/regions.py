@@ -18,8 +18,8 @@ Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Region:
-    """A connected region of a heatmap."""
+class HotRegion:
+    """A connected region of a heatmap where it reaches a threshold."""
 
     box: tuple[int, int, int, int]
     """(left, top, right, bottom) in pixels; right and bottom are the first column and row outside."""
@@ -29,7 +29,7 @@ class Region:
     """Highest value of the heatmap in the region."""
 
 
-def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[Region]:
+def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[HotRegion]:
     """Find the connected regions (diagonals count) where a heatmap reaches a threshold, highest peak first.
 
     Args:
@@ -44,7 +44,7 @@ def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[Regio
         >>> import numpy as np
         >>> heatmap = np.zeros((5, 6)); heatmap[1:3, 2:5] = 0.8
         >>> boxes(heatmap)
-        [Region(box=(2, 1, 5, 3), area=6, peak=0.8)]
+        [HotRegion(box=(2, 1, 5, 3), area=6, peak=0.8)]
     """
     import cv2
     import numpy as np
@@ -56,7 +56,7 @@ def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[Regio
         left, top, width, height, area = (int(value) for value in stats[label])
         if area >= min_area:
             peak = float(np.max(values, where=labels == label, initial=0))
-            found.append(Region((left, top, left + width, top + height), area, peak))
+            found.append(HotRegion((left, top, left + width, top + height), area, peak))
     return sorted(found, key=lambda region: (-region.peak, region.box))
 
 
