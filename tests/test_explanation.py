@@ -206,13 +206,13 @@ def test_heatmaps_leave_the_maps_as_they_are() -> None:
 def test_overlays_are_the_heatmaps_over_the_images() -> None:
     maps = torch.rand(2, 3, 5, dtype=torch.float64)
     images = pictures(size=(20, 30))
-    overlays = explain(maps).overlays(images)
+    overlays = explain(maps).overlays(images, "jet")
     assert overlays.shape == (2, 20, 30, 3)
     assert overlays.dtype == np.uint8
     for n in range(2):
         assert np.abs(overlays[n] - jet_over(images[n], stretched(maps[n].numpy(), (20, 30)))).max() <= 3
     heatmaps = explain(maps).heatmaps((20, 30))
-    assert np.array_equal(overlays, camlib.overlay(images, heatmaps))
+    assert np.array_equal(overlays, camlib.overlay(images, heatmaps, "jet"))
 
 
 def test_overlays_of_several_classes() -> None:
@@ -275,10 +275,10 @@ def drawn(axes: Any) -> NDArray[Any]:
 def test_figure_has_three_pictures_to_a_row_and_a_colour_bar() -> None:
     explanation = explain(torch.rand(2, 4, 5))
     images = pictures()
-    figure = explanation.plot(images)
+    figure = explanation.plot(images, colormap="jet")
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 2 * 3 + 1
-    heatmaps, overlays = explanation.heatmaps(), explanation.overlays(images)
+    heatmaps, overlays = explanation.heatmaps(), explanation.overlays(images, "jet")
     for n in range(2):
         original, heatmap, overlay = figure.axes[3 * n : 3 * n + 3]
         assert np.array_equal(drawn(original), images[n])
@@ -718,8 +718,7 @@ def test_notebooks_show_the_heatmaps_in_a_row(shape: tuple[int, ...], shown: int
     assert strip.shape == (12, shown * (16 + 2), 3)
     heatmaps = explanation.heatmaps().flatten(0, -3)
     for n in range(shown):
-        colors = jet_over(np.zeros((*SIZE, 3), np.uint8), heatmaps[n].numpy(), 1)
-        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], colors)
+        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.colorize(heatmaps[n]))
 
 
 def test_notebooks_show_maps_of_inputs_without_a_picture() -> None:
@@ -1155,7 +1154,7 @@ def test_figure_of_signals_has_lines_before_their_heatmap(rows: tuple[int, ...])
 def test_signals_colours_are_those_of_the_bar() -> None:
     """Half jet, half paper; with "heat" what does not matter is white."""
     for alpha, lowest in ((0.5, [128, 128, 192]), ("heat", [255, 255, 255]), (1.0, [0, 0, 128])):
-        figure = explain(torch.rand(1, 7), 1).plot(signals()[:1], alpha=alpha)
+        figure = explain(torch.rand(1, 7), 1).plot(signals()[:1], colormap="jet", alpha=alpha)
         assert np.array(figure.axes[0].images[0].cmap(0.0, bytes=True)[:3]).tolist() == lowest
         bar = figure.axes[-1].collections[-1]
         assert np.array(bar.cmap(0.0, bytes=True)[:3]).tolist() == lowest

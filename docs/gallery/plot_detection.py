@@ -114,7 +114,7 @@ def draw(axis, image, *shown):
 
 
 figure, axes = plt.subplots(2, 3, figsize=(8, 5), layout="constrained")
-figure.colorbar(plt.cm.ScalarMappable(cmap="jet"), ax=axes, label="share of the map's range")
+figure.colorbar(plt.cm.ScalarMappable(cmap=camlib.imaging.DEFAULT_COLORMAP), ax=axes, label="share of the map's range")
 for row, (method, explanation) in zip(axes, comparison.items(), strict=True):
     draw(row[0], picture.movedim(0, -1).numpy(), *boxes)
     row[0].set_title("picture and boxes", fontsize=10)

@@ -114,7 +114,7 @@ def draw(axis, picture, heatmap, mask):
 
 
 figure, axes = plt.subplots(2, 5, figsize=(8, 3.4), layout="constrained")
-figure.colorbar(plt.cm.ScalarMappable(cmap="jet"), ax=axes, label="share of the map's range")
+figure.colorbar(plt.cm.ScalarMappable(cmap=camlib.imaging.DEFAULT_COLORMAP), ax=axes, label="share of the map's range")
 for index, (above, below) in enumerate(axes.T):
     above.imshow(test_pictures[sick][index, 0].numpy(), cmap="gray", vmin=0, vmax=1)
     above.set_axis_off()

@@ -84,7 +84,8 @@ discs = camlib.targets.Region(1)
 comparison = camlib.compare(model, shown, ["grad_cam", "seg_eigen_cam"], discs)
 
 figure, axes = plt.subplots(4, 4, figsize=(8, 8), layout="constrained")
-figure.colorbar(plt.cm.ScalarMappable(cmap="jet"), ax=axes, label="share of the map's range", shrink=0.5)
+colors = plt.cm.ScalarMappable(cmap=camlib.imaging.DEFAULT_COLORMAP)
+figure.colorbar(colors, ax=axes, label="share of the map's range", shrink=0.5)
 columns = {
     "picture": shown.movedim(1, -1).numpy(),
     "predicted category": predicted.numpy() / 2,

@@ -80,7 +80,8 @@ def show(number):
     frames = range(1, FRAMES, 2)
     overlays = explanation[number].overlays(videos[300 + number][None])[0]
     figure, axes = plt.subplots(2, len(frames), figsize=(8, 2.5), layout="constrained")
-    figure.colorbar(plt.cm.ScalarMappable(cmap="jet"), ax=axes, label="share of\nthe map's range")
+    colors = plt.cm.ScalarMappable(cmap=camlib.imaging.DEFAULT_COLORMAP)
+    figure.colorbar(colors, ax=axes, label="share of\nthe map's range")
     for (above, below), frame in zip(axes.T, frames, strict=True):
         above.imshow(clips[300 + number][frame], cmap="gray", vmin=0, vmax=1)
         below.imshow(overlays[frame])

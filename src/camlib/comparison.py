@@ -12,7 +12,7 @@ from torch import nn
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.explanation.titles import NO_CLASS
-from camlib.imaging import as_pictures, overlay
+from camlib.imaging import DEFAULT_COLORMAP, as_pictures, overlay
 from camlib.layers.names import resolve_layers
 from camlib.methods import Method, PassMethod, create
 from camlib.methods.base import Layer, explain_together
@@ -76,7 +76,7 @@ class Comparison(Mapping[str, Explanation]):
         self,
         images: Any,
         class_names: Sequence[str] | None = None,
-        colormap: Any = "jet",
+        colormap: Any = DEFAULT_COLORMAP,
         alpha: float | str = 0.5,
     ) -> Figure:
         """Draw a row for each image and class: the picture, then every method's overlay, with a colour bar.

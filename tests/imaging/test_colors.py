@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import matplotlib
 import numpy as np
@@ -29,10 +37,52 @@ def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
 
 
 def test_high_is_red_and_low_is_blue() -> None:
-    colors = camlib.colorize(np.array([[0.0, 1.0]]))
+    colors = camlib.colorize(np.array([[0.0, 1.0]]), "jet")
     assert colors.dtype == np.uint8
     assert colors.tolist() == [[[0, 0, 128], [128, 0, 0]]]
-    assert camlib.colorize(np.array([[0.9, 0.1]])).argmax(-1).tolist() == [[0, 2]]
+    assert camlib.colorize(np.array([[0.9, 0.1]]), "jet").argmax(-1).tolist() == [[0, 2]]
+
+
+DEFAULTS = """
+import inspect, json, camlib
+found = {}
+for place in (camlib, camlib.imaging):
+    for name in place.__all__:
+        thing = getattr(place, name)
+        methods = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else []
+        named = {f"{name}.{method}": function for method, function in methods}
+        for where, function in ({name: thing} if inspect.isfunction(thing) else named).items():
+            parameter = inspect.signature(function).parameters.get("colormap")
+            if parameter is not None:
+                found[where] = parameter.default
+print(json.dumps(found))
+"""
+"""Prints the default colormap of every public function and method that has one."""
+
+
+def test_default_colormap_is_written_once(tmp_path: Path) -> None:
+    """Another constant in a copy of the library is the default everywhere."""
+    copied = shutil.copytree(Path(camlib.__file__).parent, tmp_path / "camlib")
+    colors = copied / "imaging" / "colors.py"
+    changed = re.sub(r"^(DEFAULT_COLORMAP =).*", r'\1 "viridis"', colors.read_text(), flags=re.MULTILINE)
+    colors.write_text(re.sub(r"^(DEFAULT_SIGNED_COLORMAP =).*", r'\1 "bwr"', changed, flags=re.MULTILINE))
+    printed = subprocess.run(
+        [sys.executable, "-c", DEFAULTS],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert json.loads(printed) == {
+        "Comparison.plot": "viridis",
+        "Explanation.overlays": "viridis",
+        "Explanation.plot": "viridis",
+        "colorize": "viridis",
+        "colorize_signed": "bwr",
+        "overlay": "viridis",
+        "overlay_signed": "bwr",
+        "report": "viridis",
+    }
 
 
 @pytest.mark.parametrize("name", ["jet", "turbo", "viridis", "inferno", "hot", "bone", "magma"])
@@ -84,24 +134,24 @@ def test_what_is_no_colormap_is_an_error(colormap: object) -> None:
 
 
 def test_colours_cannot_be_spoilt_for_the_next_caller() -> None:
-    camlib.colorize(RAMP)[:] = 0
-    assert np.array_equal(camlib.colorize(RAMP), opencv("jet"))
+    camlib.colorize(RAMP, "jet")[:] = 0
+    assert np.array_equal(camlib.colorize(RAMP, "jet"), opencv("jet"))
 
 
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
 def test_batches_and_kinds(kind: type) -> None:
     heatmaps = np.random.default_rng(0).random((3, 4, 5))
-    colors = camlib.colorize(kind(heatmaps))
+    colors = camlib.colorize(kind(heatmaps), "jet")
     assert isinstance(colors, np.ndarray)
     assert colors.shape == (3, 4, 5, 3)
     expected = opencv("jet")[0][np.rint(heatmaps * 255).astype(int)]
     assert np.array_equal(colors, expected)
-    assert np.array_equal(camlib.colorize(kind(heatmaps[1])), expected[1])
+    assert np.array_equal(camlib.colorize(kind(heatmaps[1]), "jet"), expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.int64])
 def test_heatmaps_of_every_type(dtype: torch.dtype) -> None:
-    assert camlib.colorize(torch.tensor([[0, 1]]).to(dtype)).tolist() == [[[0, 0, 128], [128, 0, 0]]]
+    assert camlib.colorize(torch.tensor([[0, 1]]).to(dtype), "jet").tolist() == [[[0, 0, 128], [128, 0, 0]]]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.001, "1"), (-0.001, "-0.001"), (255.0, "255")])

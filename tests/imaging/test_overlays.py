@@ -50,7 +50,7 @@ def test_pure_red_stays_red() -> None:
 
 
 def test_hot_is_red_and_cold_is_blue() -> None:
-    result = camlib.overlay(np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 0.0]]), alpha=1)
+    result = camlib.overlay(np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 0.0]]), "jet", alpha=1)
     assert result.tolist() == [[[128, 0, 0], [0, 0, 128]]]
 
 
@@ -58,14 +58,14 @@ def test_hot_is_red_and_cold_is_blue() -> None:
 @given(size=sizes, alpha=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_blend_is_exact_to_rounding(size: tuple[int, int], alpha: float, seed: int) -> None:
     image, heatmap = picture(*size, seed), heat(*size, seed)
-    assert_blended(camlib.overlay(image, heatmap, alpha=alpha), image, jet(heatmap), alpha)
+    assert_blended(camlib.overlay(image, heatmap, "jet", alpha), image, jet(heatmap), alpha)
 
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes, small=sizes, seed=st.integers(0, 1000))
 def test_any_heatmap_on_any_picture(size: tuple[int, int], small: tuple[int, int], seed: int) -> None:
     image, heatmap = picture(*size, seed), heat(*small, seed)
-    result = camlib.overlay(image, heatmap.astype(np.float32), alpha=1)
+    result = camlib.overlay(image, heatmap.astype(np.float32), "jet", alpha=1)
     assert result.shape == image.shape
     if size[0] >= small[0] and size[1] >= small[1]:
         resized = cv2.resize(heatmap, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
@@ -75,7 +75,7 @@ def test_any_heatmap_on_any_picture(size: tuple[int, int], small: tuple[int, int
 
 def test_rounding_while_resizing_does_not_take_a_heatmap_out_of_its_range() -> None:
     heatmap = np.array([[1, 1, 1, 0]], np.float32)  # float32 interpolation to 17 x 3 makes 1.0000001 of the ones
-    assert camlib.overlay(picture(17, 3), heatmap, alpha=1)[8, 0].tolist() == [128, 0, 0]
+    assert camlib.overlay(picture(17, 3), heatmap, "jet", alpha=1)[8, 0].tolist() == [128, 0, 0]
     assert imaging.overlay_signed(picture(17, 3), -heatmap).shape == (17, 3, 3)
     assert imaging.draw_boxes(picture(17, 3), heatmap).shape == (17, 3, 3)
 
@@ -83,7 +83,7 @@ def test_rounding_while_resizing_does_not_take_a_heatmap_out_of_its_range() -> N
 def test_opacity_that_follows_the_heat() -> None:
     image, heatmap = picture(), heat()
     heatmap[0, 0], heatmap[5, 7] = 0, 1
-    result = camlib.overlay(image, heatmap, alpha="heat")
+    result = camlib.overlay(image, heatmap, "jet", alpha="heat")
     assert_blended(result, image, jet(heatmap), heatmap[..., None])
     assert np.array_equal(result[0, 0], image[0, 0])
     assert result[5, 7].tolist() == [128, 0, 0]

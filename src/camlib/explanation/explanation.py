@@ -15,7 +15,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import files
 from camlib.explanation.titles import explained
-from camlib.imaging import is_constant, normalize, resize
+from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize, resize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, lay, read
@@ -148,7 +148,7 @@ class Explanation:
         inside: tuple[Any, ...] = (..., *map(slice, size))
         return maps[inside]
 
-    def overlays(self, images: Any, colormap: Any = "jet", alpha: float | str = 0.5) -> NDArray[np.uint8]:
+    def overlays(self, images: Any, colormap: Any = DEFAULT_COLORMAP, alpha: float | str = 0.5) -> NDArray[np.uint8]:
         """Lay the heatmaps over the images, each at the images' own resolution.
 
         Args:
@@ -156,7 +156,7 @@ class Explanation:
                 saw: for cropped or padded inputs, take the heatmap back with a geometry first. Volumes and videos:
                 arrays (N, T, H, W, 3) or grey (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W), or a list
                 of such or of lists of frames. A volume of several channels is not a picture: give one of them.
-            colormap: a name or a matplotlib colormap; red is high, blue low by default.
+            colormap: as for :func:`camlib.colorize`.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
         Returns:
@@ -182,7 +182,7 @@ class Explanation:
         self,
         images: Any,
         class_names: Sequence[str] | None = None,
-        colormap: Any = "jet",
+        colormap: Any = DEFAULT_COLORMAP,
         alpha: float | str = 0.5,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, a row for each image and class, with a colour bar.

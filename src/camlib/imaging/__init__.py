@@ -1,19 +1,21 @@
 """Arrays in, arrays out: normalise, resize, colour, overlay, outline, and back to the original picture's pixels."""
 
-from camlib.imaging.colors import colorize, colorize_signed
+from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, colorize, colorize_signed
 from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, resize_center_crop
 from camlib.imaging.normalization import is_constant, normalize
 from camlib.imaging.overlays import overlay, overlay_signed
 from camlib.imaging.reading import read_gray, read_image
-from camlib.imaging.regions import Region, boxes, contours, draw_boxes, draw_contours
+from camlib.imaging.regions import HotRegion, boxes, contours, draw_boxes, draw_contours
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_pictures, as_rgb
 
 __all__ = [
+    "DEFAULT_COLORMAP",
+    "DEFAULT_SIGNED_COLORMAP",
     "CenterCrop",
     "Geometry",
+    "HotRegion",
     "Letterbox",
-    "Region",
     "Resize",
     "as_pictures",
     "as_rgb",

@@ -13,18 +13,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+DEFAULT_COLORMAP = "jet"
+"""The colormap wherever none is given: red is high, blue is low."""
+
+DEFAULT_SIGNED_COLORMAP = "coolwarm"
+"""The colormap of signed heatmaps wherever none is given: red is positive, blue is negative."""
+
 LEVELS = 256
 """Entries of a colormap's lookup table."""
 
 
-def colorize(heatmap: Any, colormap: Any = "jet") -> NDArray[np.uint8]:
-    """Colour a heatmap: high values red and low ones blue, by default.
+def colorize(heatmap: Any, colormap: Any = DEFAULT_COLORMAP) -> NDArray[np.uint8]:
+    """Colour a heatmap; by default red is high and blue is low.
 
     Args:
         heatmap: (H, W) or (N, H, W) in [0, 1], a tensor or an array.
-        colormap: a name that OpenCV knows (jet, turbo, viridis, inferno, ...) or that matplotlib knows (matplotlib
-            is asked for those that OpenCV lacks), or a matplotlib ``Colormap``. Turbo and viridis are easier to
-            read rightly than jet, whose brightness jumps.
+        colormap: a name that OpenCV or else matplotlib knows (jet, turbo, viridis, inferno, ...), or a matplotlib
+            ``Colormap``. Turbo and viridis are easier to read correctly than jet, whose brightness jumps.
 
     Returns:
         (H, W, 3) or (N, H, W, 3), RGB.
@@ -34,7 +39,7 @@ def colorize(heatmap: Any, colormap: Any = "jet") -> NDArray[np.uint8]:
 
     Example:
         >>> import numpy as np
-        >>> colorize(np.array([[0.0, 1.0]]))
+        >>> colorize(np.array([[0.0, 1.0]]), "jet")
         array([[[  0,   0, 128],
                 [128,   0,   0]]], dtype=uint8)
     """
@@ -42,7 +47,7 @@ def colorize(heatmap: Any, colormap: Any = "jet") -> NDArray[np.uint8]:
     return lookup_table(colormap)[_levels(values)]
 
 
-def colorize_signed(heatmap: Any, colormap: Any = "coolwarm") -> NDArray[np.uint8]:
+def colorize_signed(heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP) -> NDArray[np.uint8]:
     """Colour a signed heatmap with a diverging colormap, zero at its middle.
 
     Args:

@@ -6,7 +6,7 @@ import numbers
 from typing import TYPE_CHECKING, Any
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.imaging.colors import checked_heatmap, colorize, colorize_signed
+from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, checked_heatmap, colorize, colorize_signed
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_pictures
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def overlay(image: Any, heatmap: Any, colormap: Any = "jet", alpha: float | str = 0.5) -> NDArray[np.uint8]:
+def overlay(image: Any, heatmap: Any, colormap: Any = DEFAULT_COLORMAP, alpha: float | str = 0.5) -> NDArray[np.uint8]:
     """Lay a heatmap over a picture: ``(1 - alpha) * picture + alpha * colour``, rounded.
 
     Args:
         image: a picture or a batch of them, as :func:`camlib.imaging.as_rgb` takes them: PIL, uint8, floating
             point in [0, 1]; arrays channels-last, tensors channels-first.
         heatmap: (h, w), or (N, h, w) for a batch, in [0, 1]; resized bilinearly to the picture's size.
-        colormap: as for :func:`colorize`. Red is high and blue is low, by default.
+        colormap: as for :func:`camlib.colorize`.
         alpha: opacity of the heatmap in [0, 1]; or "heat", where it is the heatmap itself: what does not matter
             stays as it was.
 
@@ -41,7 +41,9 @@ def overlay(image: Any, heatmap: Any, colormap: Any = "jet", alpha: float | str 
     return _overlay(image, heatmap, alpha, 0.0, lambda values: colorize(values, colormap))
 
 
-def overlay_signed(image: Any, heatmap: Any, colormap: Any = "coolwarm", alpha: float | str = 0.5) -> NDArray[np.uint8]:
+def overlay_signed(
+    image: Any, heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP, alpha: float | str = 0.5
+) -> NDArray[np.uint8]:
     """Lay a signed heatmap in [-1, 1] over a picture, as :func:`camlib.overlay` and :func:`colorize_signed`.
 
     With ``alpha="heat"`` the opacity is the heatmap's magnitude.

@@ -18,7 +18,7 @@ from torch import Tensor
 from camlib import __version__
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.imaging import colorize
+from camlib.imaging import DEFAULT_COLORMAP, colorize
 from camlib.reporting.gallery import cards, data_uri
 from camlib.reporting.parts import Headline, Section
 
@@ -72,7 +72,7 @@ def report(
     summary: Sequence[Headline] = (),
     sections: Sequence[Section] = (),
     card: Mapping[str, str] | None = None,
-    colormap: Any = "jet",
+    colormap: Any = DEFAULT_COLORMAP,
     alpha: float | str = 0.5,
 ) -> Report:
     """Make a report of explanations: one HTML file with a gallery, and whatever else there is to say.
