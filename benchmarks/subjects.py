@@ -71,7 +71,7 @@ def bare(model: nn.Module, images: Tensor) -> Call:
 
 def camlib_call(method: str, model: nn.Module, images: Tensor, layer: str, classes: int) -> Call:
     """Camlib's."""
-    target: Any = 0 if classes == 1 else camlib.TopK(classes)
+    target: Any = 0 if classes == 1 else camlib.targets.TopK(classes)
     if method == COMPARE:
         return lambda: camlib.compare(model, images, DEFAULT_METHODS, target, layer=layer)
     options: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def camlib_call(method: str, model: nn.Module, images: Tensor, layer: str, class
         "occlusion": {"window": WINDOW, "stride": STRIDE},
         "full_grad": {"tolerance": float("inf")},  # what a network that is not piecewise linear lacks takes no time
     }
-    of_layer = issubclass(camlib.METHODS[method], camlib.LayerMethod)
+    of_layer = issubclass(camlib.METHODS[method], camlib.methods.LayerMethod)
     explainer = camlib.create(method, model, layer if of_layer else None, **options.get(method, {}))
     return lambda: explainer(images, target)
 

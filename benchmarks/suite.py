@@ -40,7 +40,9 @@ MODELS = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_large", "vgg16", 
 OF_PERTURBATION = ("resnet18", "resnet50")
 CAP = 60.0
 """Seconds that one call may take."""
-PERTURBATION = {name for name, method in camlib.METHODS.items() if issubclass(method, camlib.PerturbationMethod)}
+PERTURBATION = {
+    name for name, method in camlib.METHODS.items() if issubclass(method, camlib.methods.PerturbationMethod)
+}
 LARGER = {8: (*DEFAULT_METHODS, subjects.COMPARE), 32: ("grad_cam", subjects.COMPARE)}
 """The methods that are measured on more than one image, by how many."""
 LEFT_OUT = [
@@ -292,7 +294,7 @@ def growth(bench: Bench, plan: Plan, device: torch.device) -> None:
 
 
 def overlays(bench: Bench, plan: Plan) -> None:
-    """Images per second of camlib.overlay, and of OpenCV alone, which colours and blends the same."""
+    """Images per second of camlib.imaging.overlay, and of OpenCV alone, which colours and blends the same."""
     picture = np.random.default_rng(0).integers(0, 256, (plan.side, plan.side, 3), np.uint8)
     heatmap = np.random.default_rng(1).random((plan.side, plan.side), np.float32)
 
@@ -300,7 +302,7 @@ def overlays(bench: Bench, plan: Plan) -> None:
         colours = cv2.applyColorMap((255 * heatmap).astype(np.uint8), cv2.COLORMAP_JET)
         return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 
-    calls: dict[str, Call] = {"camlib.overlay": lambda: camlib.overlay(picture, heatmap), "cv2": opencv}
+    calls: dict[str, Call] = {"camlib.imaging.overlay": lambda: camlib.imaging.overlay(picture, heatmap), "cv2": opencv}
     bench.results["overlays per second"] = {
         name: 1 / statistics.median(found) for name, found in seconds(calls, 50 * plan.rounds).items()
     }

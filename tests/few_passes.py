@@ -10,7 +10,7 @@ import camlib
 OPTIONS = {"rise": {"samples": 16, "cells": 3}, "ss_cam": {"samples": 2}, "is_cam": {"samples": 2}}
 
 
-def cheap(name: str) -> Callable[..., camlib.Method]:
+def cheap(name: str) -> Callable[..., camlib.methods.Method]:
     """The method's class, or that class with few samples."""
     method = camlib.METHODS[name]
     return functools.partial(method, **OPTIONS[name]) if name in OPTIONS else method

@@ -35,9 +35,17 @@ def test_docstring_examples_are_true(name):
     assert not failed
 
 
-@pytest.mark.parametrize("name", sorted(set(camlib.__all__) - SHOWN_ELSEWHERE))
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (camlib, camlib.functional, camlib.methods)
+    for name in dir(module)
+    if not name.startswith("_") and name not in SHOWN_ELSEWHERE
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_public_functions_and_classes_have_an_example(name):
-    thing = getattr(camlib, name)
+    thing = PUBLIC[name]
     if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Exception)):
         assert ">>>" in (thing.__doc__ or ""), name
 

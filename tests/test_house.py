@@ -55,9 +55,11 @@ def test_the_diagram_of_the_house_is_what_the_imports_say():
     imports = networkx.DiGraph()
     imports.add_nodes_from(rooms.values())
     for module, path in modules().items():
-        inside = module.split(".")[1:2]
-        used = {rooms[name.split(".")[1]] for name in imported(path)} if inside else set()
-        imports.add_edges_from((rooms[inside[0]], room) for room in used if room != rooms[inside[0]])
+        if module in ("camlib", "camlib._public"):  # the face of all rooms
+            continue
+        room = rooms[module.split(".")[1]]
+        used = {rooms[name.split(".")[1]] for name in imported(path)}
+        imports.add_edges_from((room, other) for other in used if other != room)
     assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
     assert arrows == set(networkx.transitive_reduction(imports).edges)
 

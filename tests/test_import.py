@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import camlib
 
 NEW_MODULES = """
 import json, sys
-import lazy_loader, torch
+import torch
 before = set(sys.modules)
 import camlib
 print(json.dumps(sorted(set(sys.modules) - before)))
@@ -21,8 +24,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 CONTRACT = {
-    "GradCAM", "Explanation", "find_layer", "list_layers", "TopK", "create", "METHODS", "capture", "normalize",
-    "resize", "colorize", "overlay", "grad_cam", "targets", "imaging", "CamlibError",
+    "GradCAM", "Explanation", "find_layer", "list_layers", "create", "METHODS", "capture", "functional", "imaging",
+    "methods", "metrics", "targets", "testing", "CamlibError",
 }  # fmt: skip
 
 
@@ -50,6 +53,26 @@ def test_contract_is_public():
     assert set(camlib.__all__) >= CONTRACT
     assert all(hasattr(camlib, name) for name in camlib.__all__)
     assert camlib.METHODS["grad_cam"] is camlib.GradCAM
+
+
+def public(module: ModuleType) -> set[str]:
+    return {name for name in getattr(module, "__all__", dir(module)) if not name.startswith("_")}
+
+
+def test_the_face_is_small_and_every_name_has_one_home():
+    top = public(camlib)
+    assert len(top) <= 64, "camlib shows classes and verbs that users type; everything else has a module"
+    for name in top:
+        if isinstance(getattr(camlib, name), ModuleType):
+            repeated = public(getattr(camlib, name)) & top
+            assert not repeated, f"camlib.{name} repeats names of camlib: {repeated}"
+    assert public(camlib.functional) >= {"grad_cam", "score_cam", "full_gradients"}
+    assert {"Method", "GradientMethod", "PerturbationMethod"} <= public(camlib.methods)
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'camlib' has no attribute 'GradCam'"):
+        camlib.GradCam  # noqa: B018
 
 
 def test_types_are_shipped():

@@ -49,7 +49,7 @@ def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
 # Methods that are broken, each in one way
 
 
-class Sound(camlib.GradientMethod):
+class Sound(camlib.methods.GradientMethod):
     """Not broken: what the others are made of."""
 
     name = "sound"
@@ -58,7 +58,7 @@ class Sound(camlib.GradientMethod):
         return (activations * gradients).sum(1)
 
 
-class SoundActivation(camlib.ActivationMethod):
+class SoundActivation(camlib.methods.ActivationMethod):
     """Not broken, and the same for every class."""
 
     name = "sound_activation"
@@ -95,7 +95,7 @@ class SaysAgnostic(Sound):
 
 class IgnoresTheClass(Sound):
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
-        return super().__call__(inputs, [[0] * 2] * len(inputs) if isinstance(target, camlib.TopK) else 0)
+        return super().__call__(inputs, [[0] * 2] * len(inputs) if isinstance(target, camlib.targets.TopK) else 0)
 
 
 class AgnosticOfClassesOnly(SoundActivation):
@@ -347,12 +347,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("method", BROKEN)
-def test_broken_method_is_caught_by_the_check_that_is_for_it(method: type[camlib.Method]) -> None:
+def test_broken_method_is_caught_by_the_check_that_is_for_it(method: type[camlib.methods.Method]) -> None:
     assert BROKEN[method] in failing(method)
 
 
 @pytest.mark.parametrize("method", [Sound, SoundActivation, SoundBaseline])
-def test_what_the_broken_methods_are_made_of_passes(method: type[camlib.Method]) -> None:
+def test_what_the_broken_methods_are_made_of_passes(method: type[camlib.methods.Method]) -> None:
     check_method(method)
 
 
@@ -360,7 +360,7 @@ def test_every_check_catches_something() -> None:
     assert {run.__name__ for run, _ in PROPERTIES} == set(BROKEN.values())
 
 
-def failing(method: type[camlib.Method]) -> list[str]:
+def failing(method: type[camlib.methods.Method]) -> list[str]:
     """The checks that the method fails; each error names them both."""
     return [str(check) for check in checks(method) if (seen := error_of(check)) and names(seen, method, check)]
 
@@ -373,7 +373,7 @@ def error_of(check: Check) -> str:
     return ""
 
 
-def names(seen: str, method: type[camlib.Method], check: Check) -> bool:
+def names(seen: str, method: type[camlib.methods.Method], check: Check) -> bool:
     return seen.startswith(f"{method.__name__} fails the check '{check}': ")
 
 
@@ -399,7 +399,7 @@ def test_method_that_refuses_every_network_fails() -> None:
 
 
 @pytest.mark.parametrize("method", [camlib.GradCAM, camlib.EigenCAM, camlib.Sobel])
-def test_model_and_inputs_can_be_given(method: type[camlib.Method]) -> None:
+def test_model_and_inputs_can_be_given(method: type[camlib.methods.Method]) -> None:
     model, signals = signal_cnn(), torch.randn(2, 2, 20)
     before = snapshot(model, signals)
     check_method(method, model=model, inputs=signals)

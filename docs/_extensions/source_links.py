@@ -1,6 +1,6 @@
 """Back from a source page to the reference: viewcode knows one package for all names of a file, and so misses some.
 
-A file of which one name is documented as ``camlib.TopK`` and another as ``camlib.targets.resolve`` is such a one.
+A file of which one name is documented as ``camlib.GradCAM`` and another as ``camlib.functional.grad_cam`` is one.
 """
 
 from __future__ import annotations

@@ -5,9 +5,28 @@ explanation = cam(images)
 explanation.plot(pictures)
 """
 
-import lazy_loader
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Each name is loaded when it is first used: what a program does not use, it does not wait for.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+if TYPE_CHECKING:
+    from camlib._public import *  # noqa: F403
+else:
+    from importlib import import_module, util
+
+    # ``import camlib`` alone loads nothing; the first public name that is used loads the others, too.
+
+    def __getattr__(name: str) -> object:
+        if util.find_spec(f"camlib.{name}"):
+            return import_module(f"camlib.{name}")
+        if name == "__all__":
+            return __dir__()
+        try:
+            return vars(import_module("camlib._public"))[name]
+        except KeyError:
+            raise AttributeError(f"module 'camlib' has no attribute {name!r}") from None
+
+    def __dir__() -> list[str]:
+        return [name for name in vars(import_module("camlib._public")) if not name.startswith("_")]

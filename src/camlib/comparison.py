@@ -14,8 +14,9 @@ from camlib.explanation import Explanation
 from camlib.explanation.titles import NO_CLASS
 from camlib.imaging import DEFAULT_COLORMAP, as_pictures, overlay
 from camlib.layers.names import resolve_layers
-from camlib.methods import Method, PassMethod, create
+from camlib.methods import Method, PassMethod
 from camlib.methods.base import Layer, explain_together
+from camlib.methods.registry import create
 from camlib.passes.forward_pass import Reshape
 from camlib.passes.model import unwrap
 from camlib.plotting.rows import EMPTY, Style, add_colorbar, colors
@@ -111,14 +112,14 @@ def compare(
     attention) it adds, on the same classes. Finding the layer takes one more forward pass, as do RefineCAM's stages.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         images: what the model takes.
         methods: names in :data:`camlib.METHODS`, classes, or explainers of this model with options of their own.
-        target: as for :meth:`camlib.Method.__call__`. The predicted class is settled once, for all methods.
+        target: as for :meth:`camlib.methods.Method.__call__`. The predicted class is settled once, for all methods.
         layer: for the methods given by name or class that read what a single layer would give; None to have it found,
             once for all of them. Those that read several layers find theirs, those that read none need none.
-        forward: as for :class:`camlib.Method`.
-        reshape: as for :class:`camlib.Method`.
+        forward: as for :class:`camlib.methods.Method`.
+        reshape: as for :class:`camlib.methods.Method`.
 
     Returns:
         The explanations by name, in the order of ``methods``.
@@ -168,7 +169,7 @@ def bound_to(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None,
         bound = method(model, **options)
     else:
         raise CamlibTypeError(
-            f"a method is a name in camlib.METHODS, a class or an explainer, a camlib.Method, got "
+            f"a method is a name in camlib.METHODS, a class or an explainer, a camlib.methods.Method, got "
             f"{type(method).__name__}: {method!r}"
         )
     if layers is not None and bound.layers is None and bound.finds_one_layer:

@@ -122,11 +122,11 @@ def deep_feature_factorization(
     ``1 + concepts`` forward passes, no gradients; finding the layer takes one more.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         images: what the model takes; at least one image, better several that have something in common.
         concepts: K, how many concepts.
         layer: one layer, by name or module; None to have it found.
-        forward: as for :class:`camlib.Method`; the outputs must be of classes, (N, classes).
+        forward: as for :class:`camlib.methods.Method`; the outputs must be of classes, (N, classes).
         iterations: of alternating least squares.
         generator: for the starting point; without one, every call starts the same.
 

@@ -33,7 +33,7 @@ class Smoothing(ABC):
     """An explainer whose maps are means over copies of the images.
 
     Args:
-        method: an explainer: any :class:`camlib.Method`, or another smoothing.
+        method: an explainer: any :class:`camlib.methods.Method`, or another smoothing.
     """
 
     def __init__(self, method: Explainer) -> None:
@@ -42,7 +42,7 @@ class Smoothing(ABC):
         self.method = method
 
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
-        """Explain, as :meth:`camlib.Method.__call__`."""
+        """Explain, as :meth:`camlib.methods.Method.__call__`."""
         with torch.inference_mode(False), torch.no_grad():
             clean = self.method(inputs, target)
             return self._smoothed(clean, inputs, settled_by(clean, target))

@@ -192,7 +192,7 @@ def test_an_image_with_an_empty_mask_is_not_judged_by_it(model, images, masks):
     assert not found.values[row]["sparseness"].isnan().any()
 
 
-class Failing(camlib.GradientMethod):
+class Failing(camlib.methods.GradientMethod):
     """Refuses dark pictures."""
 
     name = "failing"
@@ -353,7 +353,7 @@ def test_wrong_arguments_are_told(model, images, masks):
         ({"masks": masks[:, :4]}, ValueError, "of the inputs' size"),
         ({"loader": []}, ValueError, "no images"),
         ({"target": [[0, 1]] * 5}, ValueError, "one heatmap of each image"),
-        ({"target": camlib.TopK(2)}, ValueError, "one heatmap of each image"),
+        ({"target": camlib.targets.TopK(2)}, ValueError, "one heatmap of each image"),
         ({"target": [0, 1]}, ValueError, "classes of 2 images"),
         ({"target": [0] * 9}, ValueError, "target is of 9 images, and the loader gave 5"),
         ({"max_images": "3", "masks": masks}, ValueError, "max_images"),

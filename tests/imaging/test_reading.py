@@ -45,7 +45,7 @@ def dataset(stored=RAMP, *, bits=12, signed=False, **tags):
 
 def shown(tmp_path, made, name="picture.dcm"):
     made.save_as(tmp_path / name, enforce_file_format=True)
-    return camlib.read_gray(tmp_path / name)
+    return camlib.imaging.read_gray(tmp_path / name)
 
 
 def window(x, center, width):
@@ -128,25 +128,25 @@ def test_monochrome1_is_the_negative_and_windows_are_monotone(tmp_path_factory, 
 def test_colours_are_kept_and_gray_is_their_luma(tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (6, 5, 3))
     dataset(stored, bits=8).save_as(tmp_path / "colour", enforce_file_format=True)
-    assert np.array_equal(camlib.read_image(tmp_path / "colour"), stored)
+    assert np.array_equal(camlib.imaging.read_image(tmp_path / "colour"), stored)
     luma = stored @ [0.299, 0.587, 0.114]
-    assert np.abs(camlib.read_gray(tmp_path / "colour") - luma).max() <= 1
+    assert np.abs(camlib.imaging.read_gray(tmp_path / "colour") - luma).max() <= 1
 
 
 def test_dicom_is_told_by_its_content_not_its_name(tmp_path):
     shown(tmp_path, dataset())
     (tmp_path / "picture.dcm").rename(tmp_path / "IM000001")
-    assert camlib.read_gray(tmp_path / "IM000001").shape == RAMP.shape
+    assert camlib.imaging.read_gray(tmp_path / "IM000001").shape == RAMP.shape
     Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "fake.png")
     (tmp_path / "fake.png").rename(tmp_path / "fake")
-    assert camlib.read_gray(tmp_path / "fake").shape == RAMP.shape
+    assert camlib.imaging.read_gray(tmp_path / "fake").shape == RAMP.shape
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "examples_rgb_color.dcm"])
 def test_files_that_pydicom_ships_are_read(name):
     path = get_testdata_file(name, download=False)
     assert path
-    picture = camlib.read_image(path)
+    picture = camlib.imaging.read_image(path)
     there = pydicom.dcmread(path)
     assert picture.shape == (there.Rows, there.Columns, 3)
     assert picture.std() > 5
@@ -191,7 +191,7 @@ def undecodable():
 def test_what_cannot_be_shown_is_refused_without_a_word_of_the_header(tmp_path, make, complaint):
     make().save_as(tmp_path / "odd.dcm", enforce_file_format=True)
     with pytest.raises(camlib.CamlibError, match=complaint) as caught:
-        camlib.read_image(tmp_path / "odd.dcm")
+        camlib.imaging.read_image(tmp_path / "odd.dcm")
     said = "".join(traceback.format_exception(caught.value))
     assert "odd.dcm" in said
     assert "Sentinel" not in said
@@ -202,7 +202,7 @@ def test_odd_values_in_the_header_raise_no_warnings_that_quote_them(tmp_path, re
     made.save_as(tmp_path / "odd.dcm", enforce_file_format=True)
     data = (tmp_path / "odd.dcm").read_bytes().replace(SECRET.encode(), b"Sentinel" + b"\xff" * 8)
     (tmp_path / "odd.dcm").write_bytes(data)
-    assert camlib.read_gray(tmp_path / "odd.dcm").shape == RAMP.shape
+    assert camlib.imaging.read_gray(tmp_path / "odd.dcm").shape == RAMP.shape
     assert not len(recwarn)
 
 
@@ -210,7 +210,7 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     dataset().save_as(tmp_path / "picture.dcm", enforce_file_format=True)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(camlib.CamlibRuntimeError, match="install the extra dicom"):
-        camlib.read_image(tmp_path / "picture.dcm")
+        camlib.imaging.read_image(tmp_path / "picture.dcm")
 
 
 def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
@@ -219,7 +219,7 @@ def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
     from tests.networks import small_cnn
 
     picture = shown(tmp_path, dataset())
-    squeezed = camlib.resize(torch.from_numpy(picture)[None].float() / 255, (16, 16))
+    squeezed = camlib.imaging.resize(torch.from_numpy(picture)[None].float() / 255, (16, 16))
     explanation = camlib.GradCAM(small_cnn(), "3")(squeezed.expand(3, -1, -1)[None], 1)
     assert explanation.overlays([picture])[0].shape == (*RAMP.shape, 3)
 
@@ -229,21 +229,21 @@ def test_pictures_of_every_mode_are_read(tmp_path, mode):
     ending = "tiff" if mode == "CMYK" else "png"
     image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10) * 4).convert("RGB").convert(mode)
     image.save(tmp_path / f"picture.{ending}")
-    assert np.array_equal(camlib.read_image(tmp_path / f"picture.{ending}"), np.asarray(image.convert("RGB")))
-    assert np.array_equal(camlib.read_gray(tmp_path / f"picture.{ending}"), np.asarray(image.convert("L")))
+    assert np.array_equal(camlib.imaging.read_image(tmp_path / f"picture.{ending}"), np.asarray(image.convert("RGB")))
+    assert np.array_equal(camlib.imaging.read_gray(tmp_path / f"picture.{ending}"), np.asarray(image.convert("L")))
 
 
 def test_sixteen_bits_are_stretched(tmp_path):
     values = np.linspace(1000, 51000, 60).astype(np.uint16).reshape(6, 10)
     Image.fromarray(values).save(tmp_path / "deep.png")
     expected = (values.astype(float) - 1000) / 50000 * 255
-    assert np.abs(camlib.read_gray(tmp_path / "deep.png") - expected).max() <= 0.5 + 1e-6
-    assert camlib.read_image(tmp_path / "deep.png").shape == (6, 10, 3)
+    assert np.abs(camlib.imaging.read_gray(tmp_path / "deep.png") - expected).max() <= 0.5 + 1e-6
+    assert camlib.imaging.read_image(tmp_path / "deep.png").shape == (6, 10, 3)
 
 
 def test_constant_picture_of_sixteen_bits_is_black(tmp_path):
     Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "deep.png")
-    assert not camlib.read_gray(tmp_path / "deep.png").any()
+    assert not camlib.imaging.read_gray(tmp_path / "deep.png").any()
 
 
 def test_pictures_are_turned_upright(tmp_path):
@@ -251,23 +251,23 @@ def test_pictures_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(camlib.read_gray(tmp_path / "turned.png"), np.rot90(np.asarray(image), -1))
+    assert np.array_equal(camlib.imaging.read_gray(tmp_path / "turned.png"), np.rot90(np.asarray(image), -1))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
 def test_no_picture_is_refused_by_name(tmp_path, content):
     (tmp_path / "odd.png").write_bytes(content)
     with pytest.raises(camlib.CamlibValueError, match=r"odd\.png is no picture that can be read"):
-        camlib.read_image(tmp_path / "odd.png")
+        camlib.imaging.read_image(tmp_path / "odd.png")
 
 
 def test_truncated_picture_is_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "cut.jpeg")
     (tmp_path / "cut.jpeg").write_bytes((tmp_path / "cut.jpeg").read_bytes()[:600])
     with pytest.raises(camlib.CamlibValueError, match="truncated"):
-        camlib.read_gray(tmp_path / "cut.jpeg")
+        camlib.imaging.read_gray(tmp_path / "cut.jpeg")
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(camlib.CamlibValueError, match="cannot be opened: No such file"):
-        camlib.read_image(tmp_path / "nothing.png")
+        camlib.imaging.read_image(tmp_path / "nothing.png")

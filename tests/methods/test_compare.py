@@ -85,7 +85,7 @@ def alone(name: str, model: nn.Module, images: Any, target: Any = None, layer: A
 # What it gives -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.TopK(2)])
+@pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.targets.TopK(2)])
 def test_every_method_gives_what_it_gives_alone(model, images, target):
     names = [name for name in camlib.METHODS if name != "le_grad"]
     few = {name: cheap(name)(model, None if camlib.METHODS[name].layerless else "stage2") for name in OPTIONS}
@@ -259,9 +259,9 @@ def test_the_model_and_the_random_numbers_of_torch_are_left_alone(images):
         (camlib.GradCAM, camlib.CamlibTypeError, "methods must be a list of them"),
         (["gradcam"], camlib.CamlibValueError, "there is no method 'gradcam'; did you mean 'grad_cam'"),
         (["grad_cam", camlib.GradCAM], camlib.CamlibValueError, "compared once, got grad_cam, grad_cam"),
-        ([7], camlib.CamlibTypeError, "a class or an explainer, a camlib.Method, got int: 7"),
-        ([nn.ReLU], camlib.CamlibTypeError, "a class or an explainer, a camlib.Method, got type"),
-        ([camlib.grad_cam], camlib.CamlibTypeError, "a camlib.Method, got function"),
+        ([7], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got int: 7"),
+        ([nn.ReLU], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got type"),
+        ([camlib.functional.grad_cam], camlib.CamlibTypeError, "a camlib.methods.Method, got function"),
     ],
     ids=str,
 )
@@ -282,7 +282,7 @@ def test_an_explainer_itself_is_no_list(model, images):
 
 
 def test_smoothings_have_no_name_to_be_compared_by(model, images):
-    with pytest.raises(camlib.CamlibTypeError, match="a camlib.Method, got NoiseAveraging"):
+    with pytest.raises(camlib.CamlibTypeError, match="a camlib.methods.Method, got NoiseAveraging"):
         camlib.compare(model, images, [camlib.NoiseAveraging(camlib.GradCAM(model))])
 
 
@@ -361,7 +361,7 @@ def test_figure_says_which_maps_are_empty(model, images):
     ],
 )
 def test_figure_says_which_maps_explain_no_particular_class(model, images, names, titles):
-    class Loudest(camlib.ActivationMethod):
+    class Loudest(camlib.methods.ActivationMethod):
         name = "loudest"
 
         def maps(self, activations: Tensor) -> Tensor:

@@ -344,7 +344,7 @@ def test_the_gradients_of_k_classes_are_those_of_one_at_a_time() -> None:
     ("network", "shape"), [(signal_cnn, (2, 2, 30)), (volume_cnn, (2, 1, 6, 7, 8))], ids=["signal", "volume"]
 )
 def test_signals_and_volumes_have_maps_at_their_own_resolution(
-    method: type[camlib.Method], network: Callable[[], nn.Module], shape: tuple[int, ...]
+    method: type[camlib.methods.Method], network: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
     maps = method(network().double())(images(*shape), 1).maps
     assert maps.shape == (shape[0], *shape[2:])
@@ -369,7 +369,7 @@ class Video(nn.Module):
 @pytest.mark.parametrize("frames", [1, 8])
 @pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
 def test_a_video_with_the_frames_first_has_the_map_that_it_has_with_the_channels_first(
-    method: type[camlib.Method], frames: int
+    method: type[camlib.methods.Method], frames: int
 ) -> None:
     model, inputs = Video().double(), images(2, frames, 3, 6, 7)
     layer = {} if method.layerless else {"layer": "features.1"}
@@ -382,7 +382,7 @@ def test_a_video_with_the_frames_first_has_the_map_that_it_has_with_the_channels
 
 
 @pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
-def test_three_frames_of_three_channels_are_taken_as_channels_first(method: type[camlib.Method]) -> None:
+def test_three_frames_of_three_channels_are_taken_as_channels_first(method: type[camlib.methods.Method]) -> None:
     """Nothing in the shape tells which it is; the map has the input's size either way."""
     layer = {} if method.layerless else {"layer": "features.1"}
     explanation = method(Video().double(), **layer)(images(2, 3, 3, 6, 7), 1)
@@ -390,7 +390,7 @@ def test_three_frames_of_three_channels_are_taken_as_channels_first(method: type
 
 
 @pytest.mark.parametrize(("method", "passes"), [(GuidedBackprop, 1), (GuidedGradCAM, 2)])
-def test_the_forward_passes_are_as_stated(method: type[camlib.Method], passes: int) -> None:
+def test_the_forward_passes_are_as_stated(method: type[camlib.methods.Method], passes: int) -> None:
     model = Network()
     cam = method(model, **({} if method.layerless else {"layer": "norm"}))
     cam(torch.randn(2, 3, 8, 8), [[0, 1]] * 2)

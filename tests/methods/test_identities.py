@@ -58,9 +58,9 @@ def test_hires_cam_sums_to_the_logit_without_the_bias_on_pooled_linear_heads(dra
 def test_cam_is_positions_times_grad_cam_on_a_resnet() -> None:
     model = oracles.randomize(oracles.resnet18().model)
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
-    maps = camlib.CAM(model)(images, camlib.TopK(5)).maps
+    maps = camlib.CAM(model)(images, camlib.targets.TopK(5)).maps
     assert (maps > 0).any()
-    torch.testing.assert_close(3 * 2 * camlib.GradCAM(model, "layer4")(images, camlib.TopK(5)).maps, maps)
+    torch.testing.assert_close(3 * 2 * camlib.GradCAM(model, "layer4")(images, camlib.targets.TopK(5)).maps, maps)
 
 
 def test_cam_explains_both_classes_of_a_single_logit() -> None:
@@ -174,7 +174,7 @@ def test_eigen_cam_is_the_best_rank_one_approximation(drawn: Drawn) -> None:
 @pytest.mark.parametrize("name", ["eigen_cam", "kpca_cam", "eigen_grad_cam", "seg_eigen_cam"])
 def test_sign_of_a_component_is_the_same_however_its_matrix_is_laid_out(name: str) -> None:
     """Permuted channels and positions, a batch or one image, more channels than positions or fewer."""
-    function = getattr(camlib, name)
+    function = getattr(camlib.functional, name)
     for channels, grid in ((3, (4, 5)), (30, (2, 3)), (6, (2, 3))):
         tensors = [torch.randn(8, channels, *grid, dtype=torch.float64) for _ in range(2)]
         tensors = tensors[:1] if name in ("eigen_cam", "kpca_cam") else tensors
@@ -191,7 +191,7 @@ def test_sign_of_a_component_is_the_same_however_its_matrix_is_laid_out(name: st
 @pytest.mark.parametrize("name", ["eigen_cam", "eigen_grad_cam", "kpca_cam"])
 def test_components_follow_the_mean_of_the_channels(name: str) -> None:
     a, g = torch.randn(2, 20, 5, 4, 6, dtype=torch.float64)
-    maps = getattr(camlib, name)(*((a, g) if name == "eigen_grad_cam" else (a,)))
+    maps = getattr(camlib.functional, name)(*((a, g) if name == "eigen_grad_cam" else (a,)))
     mean = (a * g if name == "eigen_grad_cam" else a).mean(1)
     for own, other in zip(maps, mean, strict=True):
         assert torch.corrcoef(torch.stack([own.flatten(), other.flatten()]))[0, 1] > 0
@@ -199,24 +199,24 @@ def test_components_follow_the_mean_of_the_channels(name: str) -> None:
 
 def test_the_extremum_of_seg_eigen_cam_is_positive() -> None:
     a, g = torch.randn(2, 20, 5, 4, 6, dtype=torch.float64)
-    cells = camlib.seg_eigen_cam(a, g).flatten(1)
+    cells = camlib.functional.seg_eigen_cam(a, g).flatten(1)
     assert (cells.amax(1) >= -cells.amin(1)).all()
-    assert (camlib.seg_eigen_cam(a[:, :, :1, :1], g[:, :, :1, :1]) > 0).all(), "of a single position too"
+    assert (camlib.functional.seg_eigen_cam(a[:, :, :1, :1], g[:, :, :1, :1]) > 0).all(), "of a single position too"
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 7)])
 def test_constant_features_have_a_positive_component(grid: tuple[int, int]) -> None:
     """Not one whose sign the rounding of a mean decides."""
     a = torch.rand(50, 5, 1, 1).expand(-1, -1, *grid)
-    assert (camlib.eigen_cam(a) > 0).all()
-    assert (camlib.eigen_cam(-a) > 0).all()
+    assert (camlib.functional.eigen_cam(a) > 0).all()
+    assert (camlib.functional.eigen_cam(-a) > 0).all()
 
 
 def test_component_of_channels_that_cancel_has_a_positive_sum() -> None:
     """Their mean is constant, up to rounding: it says nothing of the sign."""
     share = torch.rand(50, 1, 3, 7) * 0.8
     a = torch.cat([share, 1 - share], 1)
-    assert (camlib.eigen_cam(a).sum((1, 2)) > 0).all()
+    assert (camlib.functional.eigen_cam(a).sum((1, 2)) > 0).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -236,9 +236,9 @@ def test_features_that_are_the_same_everywhere_have_no_centred_component(kernel:
     """Not one made of the rounding of their means, which min-max would blow up to a heatmap."""
     a = torch.rand(50, 5, 1, 1).expand(-1, -1, 3, 7)
     for maps in (
-        camlib.kpca_cam(a, kernel),
-        camlib.eigen_cam(a, center=True),
-        camlib.random_cam(a, torch.Generator().manual_seed(0)),
+        camlib.functional.kpca_cam(a, kernel),
+        camlib.functional.eigen_cam(a, center=True),
+        camlib.functional.random_cam(a, torch.Generator().manual_seed(0)),
     ):
         assert torch.equal(maps, torch.zeros(50, 3, 7))
 
@@ -252,7 +252,7 @@ def test_features_that_are_the_same_everywhere_have_no_centred_component(kernel:
 )
 def test_kernels_are_known_and_gamma_is_positive(options: dict[str, object], message: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=message):
-        camlib.kpca_cam(torch.rand(1, 2, 3, 3), **options)
+        camlib.functional.kpca_cam(torch.rand(1, 2, 3, 3), **options)
 
 
 # Options ------------------------------------------------------------------------------------------------------------
@@ -298,10 +298,10 @@ def test_no_cell_of_a_small_grid_is_rare_for_fem(deviations: int) -> None:
         peak[..., 0] = 16
         noise = torch.rand(50, 6, 1, cells, dtype=torch.float64)
         if cells < 1 + deviations**2:
-            assert not camlib.fem(peak, deviations).any()
-            assert not camlib.fem(noise, deviations).any()
+            assert not camlib.functional.fem(peak, deviations).any()
+            assert not camlib.functional.fem(noise, deviations).any()
         elif cells > 1 + deviations**2:
-            assert camlib.fem(peak, deviations)[0, 0].tolist() == [16 / cells] + [0] * (cells - 1)
+            assert camlib.functional.fem(peak, deviations)[0, 0].tolist() == [16 / cells] + [0] * (cells - 1)
 
 
 # Curvature ----------------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_no_cell_of_a_small_grid_is_rare_for_fem(deviations: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(drawn=cnns(activations=RELUS))
 def test_shapley_cam_is_grad_cam_on_piecewise_linear_tails(drawn: Drawn) -> None:
-    for target in (0, camlib.TopK(2)):
+    for target in (0, camlib.targets.TopK(2)):
         torch.testing.assert_close(
             signed("shapley_cam", drawn, target), signed("grad_cam", drawn, target), rtol=1e-12, atol=1e-14
         )
@@ -326,8 +326,8 @@ def test_shapley_cam_of_a_homogeneous_score_is_a_multiple_of_grad_cam(power: int
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Power(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    expected = (3 - power) / 2 * camlib.GradCAM(model, "0", relu=False)(images, camlib.TopK(3)).maps
-    torch.testing.assert_close(camlib.ShapleyCAM(model, "0", relu=False)(images, camlib.TopK(3)).maps, expected)
+    expected = (3 - power) / 2 * camlib.GradCAM(model, "0", relu=False)(images, camlib.targets.TopK(3)).maps
+    torch.testing.assert_close(camlib.ShapleyCAM(model, "0", relu=False)(images, camlib.targets.TopK(3)).maps, expected)
 
 
 def rest(c: int, outputs: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def explain(name: str, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def minmaxed(maps: Tensor) -> Tensor:
-    normalized = camlib.normalize(maps)
+    normalized = camlib.imaging.normalize(maps)
     assert (normalized.flatten(1).amax(1) == 1).all(), "a law that zero maps obey says nothing"
     return normalized
 
@@ -322,7 +322,7 @@ def test_scales_leave_the_minmaxed_map_or_change_it_as_the_table_says(
     if HOLDS[name, law]:
         torch.testing.assert_close(minmaxed(maps), before, rtol=0, atol=1e-5)
     else:
-        assert (camlib.normalize(maps) - before).abs().max() > 1e-3, REASONS[name, law]
+        assert (camlib.imaging.normalize(maps) - before).abs().max() > 1e-3, REASONS[name, law]
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e20, 1e30])
@@ -332,7 +332,7 @@ def test_scales_leave_the_minmaxed_map_or_change_it_as_the_table_says(
 )
 def test_gradients_may_be_as_small_or_large_as_single_precision_holds(name: str, factor: float) -> None:
     a, g = torch.rand(4, 6, 4, 5), torch.randn(4, 6, 4, 5)
-    function = getattr(camlib, name)
+    function = getattr(camlib.functional, name)
     expected = minmaxed(function(a, g))
     torch.testing.assert_close(minmaxed(function(a, g * factor)), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(minmaxed(function(a * factor, g)), expected, rtol=0, atol=1e-5)
@@ -342,16 +342,18 @@ def test_gradients_may_be_as_small_or_large_as_single_precision_holds(name: str,
 def test_components_of_features_may_be_as_small_or_large_as_single_precision_holds(factor: float) -> None:
     a = torch.randn(4, 6, 4, 5)
     for center in (False, True):
-        expected = minmaxed(camlib.eigen_cam(a, center=center))
-        torch.testing.assert_close(minmaxed(camlib.eigen_cam(a * factor, center=center)), expected, rtol=0, atol=1e-5)
+        expected = minmaxed(camlib.functional.eigen_cam(a, center=center))
+        torch.testing.assert_close(
+            minmaxed(camlib.functional.eigen_cam(a * factor, center=center)), expected, rtol=0, atol=1e-5
+        )
 
 
 def test_smooth_grad_cam_plus_plus_of_an_image_has_nothing_to_do_with_the_others_gradients() -> None:
     """Their cubes would underflow in units of the largest of the batch."""
     a, g = torch.rand(2, 6, 4, 5), torch.randn(3, 2, 6, 4, 5)
     g[:, 1] *= 1e-25
-    together = camlib.smooth_grad_cam_plus_plus(a, g)
-    alone = camlib.smooth_grad_cam_plus_plus(a[1:], g[:, 1:])
+    together = camlib.functional.smooth_grad_cam_plus_plus(a, g)
+    alone = camlib.functional.smooth_grad_cam_plus_plus(a[1:], g[:, 1:])
     torch.testing.assert_close(minmaxed(together[1:]), minmaxed(alone), rtol=0, atol=1e-6)
 
 
@@ -375,7 +377,7 @@ def test_score_cam_of_small_logits_is_the_channels_mean_and_of_large_ones_the_be
     small = explain("score_cam", scaled_logits(model, 1e-9), images)
     torch.testing.assert_close(small, a.mean(1), rtol=0, atol=1e-7)
     large = explain("score_cam", scaled_logits(model, 1e9), images)
-    masks = camlib.normalize(camlib.resize(a, (16, 20)))
+    masks = camlib.imaging.normalize(camlib.imaging.resize(a, (16, 20)))
     with torch.no_grad():
         scores = torch.stack([model(images * masks[:, k, None])[:, 1] for k in range(a.shape[1])], 1)
     torch.testing.assert_close(large, a[torch.arange(3), scores.argmax(1)], rtol=0, atol=1e-7)

@@ -42,7 +42,7 @@ class Oracle:
     heads: tuple[str, ...] = ("pool", "flatten", "hidden")
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-    def explainer(self, name: str, case: Case, **options: object) -> camlib.Method:
+    def explainer(self, name: str, case: Case, **options: object) -> camlib.methods.Method:
         return camlib.create(name, case.split.model, case.split.layer, **self.options, **options)
 
 
@@ -197,7 +197,7 @@ def test_maps_are_the_papers_equation_on_random_networks(name: str, data: st.Dat
 def test_many_classes_are_each_the_papers_equation(name: str, data: st.DataObject) -> None:
     oracle = ORACLES[name]
     case = draw_case(oracle, data)
-    explanation = oracle.explainer(name, case, relu=False)(case.images, camlib.TopK(2))
+    explanation = oracle.explainer(name, case, relu=False)(case.images, camlib.targets.TopK(2))
     with torch.no_grad():
         assert torch.equal(explanation.target, case.split.model(case.images).topk(2).indices)
     for k in range(2):
@@ -248,7 +248,7 @@ def test_functions_are_the_equations_on_any_grid(name: str, grid: tuple[int, ...
     signed = torch.randn(2, 5, *grid, dtype=torch.float64)
     g = torch.randn(2, 5, *grid, dtype=torch.float64)
     others = [torch.randn_like(g) for _ in range(3)]
-    function = getattr(camlib, name)
+    function = getattr(camlib.functional, name)
     for a in (positive, signed):
         if name == "smooth_grad_cam_plus_plus":
             found, expected = function(a, iter(others)), equations.smooth_grad_cam_plus_plus(a, others)
@@ -267,19 +267,19 @@ def test_functions_are_the_equations_on_any_grid(name: str, grid: tuple[int, ...
 def test_shapley_cam_is_its_equation_on_any_grid() -> None:
     a, g, product = torch.randn(3, 2, 4, 3, 2, dtype=torch.float64)
     expected, scale = equations.grad_cam(a, g - product / 2)
-    oracles.assert_close(camlib.shapley_cam(a, g, product), expected, scale, TOLERANCE)
+    oracles.assert_close(camlib.functional.shapley_cam(a, g, product), expected, scale, TOLERANCE)
 
 
 def test_options_are_those_of_the_equations() -> None:
     a, g = torch.randn(2, 2, 4, 3, 4, dtype=torch.float64) + 0.5
-    oracles.assert_close(camlib.eigen_cam(a, center=True), *equations.eigen_cam(a, center=True), TOLERANCE)
+    oracles.assert_close(camlib.functional.eigen_cam(a, center=True), *equations.eigen_cam(a, center=True), TOLERANCE)
     oracles.assert_close(
-        camlib.eigen_grad_cam(a, g, center=True), *equations.eigen_grad_cam(a, g, center=True), TOLERANCE
+        camlib.functional.eigen_grad_cam(a, g, center=True), *equations.eigen_grad_cam(a, g, center=True), TOLERANCE
     )
-    oracles.assert_close(camlib.fem(a, deviations=0.5), *equations.fem(a, k=0.5), TOLERANCE)
+    oracles.assert_close(camlib.functional.fem(a, deviations=0.5), *equations.fem(a, k=0.5), TOLERANCE)
     for kernel, gamma in itertools.product(("rbf", "linear", "sigmoid"), (None, 0.3)):
         expected, scale = equations.kpca_cam(a, kernel=kernel, gamma=gamma)
-        oracles.assert_close(camlib.kpca_cam(a, kernel, gamma), expected, scale, TOLERANCE)
+        oracles.assert_close(camlib.functional.kpca_cam(a, kernel, gamma), expected, scale, TOLERANCE)
 
 
 def test_options_reach_the_functions() -> None:
@@ -346,16 +346,19 @@ def test_predicted_class_is_explained_on_noisy_inputs_too() -> None:
 def test_fem_keeps_what_meets_its_threshold() -> None:
     """One value with four zeros is two deviations above the mean, exactly."""
     channel = torch.tensor([[[5.0, 0.0, 0.0, 0.0, 0.0]]])
-    assert torch.equal(camlib.fem(channel), torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
+    assert torch.equal(camlib.functional.fem(channel), torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
 
 
 def test_channels_without_weight_or_sum_add_nothing() -> None:
     """Where the papers divide by zero: XGrad-CAM by a channel's sum, Grad-CAM++ by 2 G^2 + G^3 sum A where G = 0."""
     a = torch.tensor([[[[1.0, -1.0]], [[2.0, 1.0]]]])
     g = torch.tensor([[[[5.0, 7.0]], [[1.0, 1.0]]]])
-    torch.testing.assert_close(camlib.x_grad_cam(a, g), torch.tensor([[[2.0, 1.0]]]))
+    torch.testing.assert_close(camlib.functional.x_grad_cam(a, g), torch.tensor([[[2.0, 1.0]]]))
     zeros = torch.zeros(1, 2, 1, 2)
-    for maps in (camlib.grad_cam_plus_plus(a, zeros), camlib.smooth_grad_cam_plus_plus(a, [zeros, zeros])):
+    for maps in (
+        camlib.functional.grad_cam_plus_plus(a, zeros),
+        camlib.functional.smooth_grad_cam_plus_plus(a, [zeros, zeros]),
+    ):
         assert torch.equal(maps, torch.zeros(1, 1, 2))
 
 
@@ -485,7 +488,7 @@ def test_refine_cam_of_signals_and_volumes_is_the_product_of_its_layers(of_rank:
 @pytest.mark.parametrize("shape", [(2, 2, 11), (2, 3, 6, 9), (2, 3, 1, 5), (2, 1, 4, 5, 6)], ids=str)
 def test_sobel_is_the_magnitude_of_scipys_filters(shape: tuple[int, ...]) -> None:
     images = torch.randn(shape, dtype=torch.float64)
-    for found, grey in zip(camlib.sobel(images), images.mean(1).numpy(), strict=True):
+    for found, grey in zip(camlib.functional.sobel(images), images.mean(1).numpy(), strict=True):
         squares = sum(ndimage.sobel(grey, axis, mode="mirror") ** 2 for axis in range(grey.ndim))
         torch.testing.assert_close(found, torch.from_numpy(squares).sqrt())
 
@@ -493,7 +496,7 @@ def test_sobel_is_the_magnitude_of_scipys_filters(shape: tuple[int, ...]) -> Non
 def test_sobel_is_the_oracles_of_the_input() -> None:
     images = torch.randn(2, 3, 8, 9, dtype=torch.float64)
     model = networks.small_cnn().double()
-    explanation = camlib.Sobel(model)(images, camlib.TopK(2))
+    explanation = camlib.Sobel(model)(images, camlib.targets.TopK(2))
     expected, scale = equations.sobel(images)
     for k in range(2):
         oracles.assert_close(explanation.maps[:, k], expected, scale, TOLERANCE)
@@ -504,16 +507,18 @@ def test_sobel_is_the_oracles_of_the_input() -> None:
 def test_center_gaussian_is_the_oracles_whatever_the_images() -> None:
     explanation = camlib.CenterGaussian(networks.small_cnn())(torch.randn(2, 3, 8, 5), 1)
     torch.testing.assert_close(explanation.maps.double(), equations.center_gaussian(8, 5).expand(2, 8, 5))
-    torch.testing.assert_close(camlib.center_gaussian((8, 5)), equations.center_gaussian(8, 5))
+    torch.testing.assert_close(camlib.functional.center_gaussian((8, 5)), equations.center_gaussian(8, 5))
     line = equations.center_gaussian(1, 7)[0]
-    torch.testing.assert_close(camlib.center_gaussian((7,)), line / line.max())
-    volume = camlib.center_gaussian((3, 8, 5))
+    torch.testing.assert_close(camlib.functional.center_gaussian((7,)), line / line.max())
+    volume = camlib.functional.center_gaussian((3, 8, 5))
     torch.testing.assert_close(volume[1], equations.center_gaussian(8, 5))
     ratio = torch.exp(torch.tensor(-((1 / 0.75) ** 2) / 2)).double()
     torch.testing.assert_close(volume[0], ratio * volume[1])
-    assert camlib.center_gaussian((9,), sigma=1 / 9)[5].item() == pytest.approx(torch.tensor(-0.5).exp().item())
+    assert camlib.functional.center_gaussian((9,), sigma=1 / 9)[5].item() == pytest.approx(
+        torch.tensor(-0.5).exp().item()
+    )
     narrow = camlib.CenterGaussian(networks.small_cnn(), sigma=0.1)(torch.randn(1, 3, 8, 5)).maps[0]
-    torch.testing.assert_close(narrow, camlib.center_gaussian((8, 5), sigma=0.1).float())
+    torch.testing.assert_close(narrow, camlib.functional.center_gaussian((8, 5), sigma=0.1).float())
 
 
 # Half precision -----------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ FEW = {
 LAYERLESS = ("rise", "occlusion")
 
 
-def explain(name: str, model: nn.Module, layer: str | list[str], **options: object) -> camlib.Method:
+def explain(name: str, model: nn.Module, layer: str | list[str], **options: object) -> camlib.methods.Method:
     return camlib.create(name, model, *([] if name in LAYERLESS else [layer]), **{**FEW[name], **options})
 
 
@@ -205,7 +205,7 @@ def test_maps_are_the_papers_equation_on_random_networks(name: str, drawn: Drawn
 @given(drawn=cnns(), chunk=st.sampled_from([1, 2, 5, "auto"]))
 def test_many_classes_are_each_the_papers_equation(name: str, drawn: Drawn, chunk: int | str) -> None:
     explainer = explain(name, drawn.model, str(drawn.cut), relu=False, chunk_size=chunk)
-    explanation = explainer(drawn.images, camlib.TopK(2))
+    explanation = explainer(drawn.images, camlib.targets.TopK(2))
     with torch.no_grad():
         assert torch.equal(explanation.target, drawn.model(drawn.images).topk(2).indices)
     for k in range(2):
@@ -337,7 +337,7 @@ def test_several_layers_are_each_explained(name: str, small: tuple[nn.Sequential
     ],
     ids=str,
 )
-def test_bad_options_are_refused_by_name(method: type[camlib.Method], options: dict[str, object]) -> None:
+def test_bad_options_are_refused_by_name(method: type[camlib.methods.Method], options: dict[str, object]) -> None:
     with pytest.raises((camlib.CamlibValueError, camlib.CamlibTypeError), match=next(iter(options))):
         method(networks.small_cnn(), **options)
 
@@ -419,26 +419,28 @@ def test_functions_are_the_equations_on_any_grid(grid: tuple[int, ...]) -> None:
     a, scores = torch.randn(2, 5, *grid, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     clean = torch.tensor([3.0, -2.0], dtype=torch.float64)
     weights = scores.exp() / scores.exp().sum(1, keepdim=True)
-    torch.testing.assert_close(camlib.score_cam(a, scores), torch.einsum("nc,nc...->n...", weights, a))
+    torch.testing.assert_close(camlib.functional.score_cam(a, scores), torch.einsum("nc,nc...->n...", weights, a))
     lost = (clean[:, None] - scores) / torch.tensor([[3.0], [2.0]])
-    torch.testing.assert_close(camlib.ablation_cam(a, clean, scores), torch.einsum("nc,nc...->n...", lost, a))
-    assert not camlib.ablation_cam(a, torch.zeros(2).double(), scores).any()
+    torch.testing.assert_close(
+        camlib.functional.ablation_cam(a, clean, scores), torch.einsum("nc,nc...->n...", lost, a)
+    )
+    assert not camlib.functional.ablation_cam(a, torch.zeros(2).double(), scores).any()
     masks = torch.rand(5, *grid, dtype=torch.float64)
     masks[:, 0] = 0
     over = torch.einsum("nm,m...->n...", scores - scores.mean(1, keepdim=True), masks)
-    torch.testing.assert_close(camlib.rise(masks, scores), torch.nan_to_num(over / masks.sum(0)))
+    torch.testing.assert_close(camlib.functional.rise(masks, scores), torch.nan_to_num(over / masks.sum(0)))
     binary = masks > 0.3
     binary[0] = True
     mean = torch.einsum("nm,m...->n...", scores, binary.double()) / binary.sum(0)
-    found = camlib.occlusion(binary, clean, scores)
+    found = camlib.functional.occlusion(binary, clean, scores)
     torch.testing.assert_close(found, clean.view(2, *[1] * len(grid)) - mean)
 
 
 def test_scores_as_large_as_can_be_pick_the_best_channel_and_equal_ones_the_mean() -> None:
     a = torch.randn(1, 3, 2, 2, dtype=torch.float64)
     scores = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.float64)
-    torch.testing.assert_close(camlib.score_cam(a, 1e6 * scores), a[:, 1])
-    torch.testing.assert_close(camlib.score_cam(a, 1e-12 * scores), a.mean(1))
+    torch.testing.assert_close(camlib.functional.score_cam(a, 1e6 * scores), a[:, 1])
+    torch.testing.assert_close(camlib.functional.score_cam(a, 1e-12 * scores), a.mean(1))
 
 
 # Architectures, signals and volumes ---------------------------------------------------------------------------------
@@ -840,7 +842,7 @@ def coarse(channels: int) -> nn.Sequential:
     ).eval()
 
 
-def peak(explainer: camlib.Method, images: Tensor) -> int:
+def peak(explainer: camlib.methods.Method, images: Tensor) -> int:
     with Peak() as live:
         explainer(images, 1)
     return live.bytes

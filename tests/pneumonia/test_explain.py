@@ -39,7 +39,7 @@ def test_localisation_of_perfect_heatmaps_is_perfect_and_of_the_gaussian_is_not(
     for name in ("pointing_game", "energy_inside"):
         assert found["grad_cam"][name] == {"value": 1.0, "interval": [1.0, 1.0]}
         assert found["center_gaussian"][name]["interval"][1] < 0.9
-    bell = camlib.center_gaussian((48, 48)).numpy()
+    bell = camlib.functional.center_gaussian((48, 48)).numpy()
     share = np.mean([bell[mask].sum() / bell.sum() for mask in sick.numpy()])
     assert found["center_gaussian"]["energy_inside"]["value"] == pytest.approx(share, rel=1e-4)
 

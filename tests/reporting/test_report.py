@@ -183,7 +183,7 @@ def test_other_explanations_are_refused(explanation, images):
     with pytest.raises(camlib.CamlibTypeError, match="a report takes an Explanation"):
         camlib.report({}, images)
     torch.manual_seed(0)
-    several = camlib.GradCAM(small_cnn(), "3")(images, camlib.TopK(2))
+    several = camlib.GradCAM(small_cnn(), "3")(images, camlib.targets.TopK(2))
     with pytest.raises(camlib.CamlibValueError, match="several classes of each image"):
         camlib.report(several, images)
     frames = dataclasses.replace(explanation, maps=torch.rand(3, 2, 4, 5), input_size=(2, 16, 20))
@@ -202,7 +202,7 @@ def test_labels_and_confidences_may_be_tensors_and_arrays(explanation, images, k
 
 
 def test_cards_say_what_their_heatmaps_explain(explanation, images):
-    class Loudest(camlib.ActivationMethod):
+    class Loudest(camlib.methods.ActivationMethod):
         name = "loudest"
 
         def maps(self, activations):

@@ -131,7 +131,7 @@ def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
     pixels, labels, patients, names, digests, unreadable = [], [], [], [], [], []
     for path, label in tqdm(files, desc=f"reading {title}", unit="image", leave=False):
         try:
-            image = camlib.read_gray(path)
+            image = camlib.imaging.read_gray(path)
         except ValueError as error:
             unreadable.append(f"{path}: {error}")
             continue

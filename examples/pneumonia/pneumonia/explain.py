@@ -75,7 +75,7 @@ def _outline(overlay: Axes, mask: Tensor) -> None:
 def original(pictures: Pictures, index: int) -> Array:
     """The picture as it is on disk, or as it was drawn."""
     path = Path(pictures.names[index])
-    return camlib.read_gray(path) if path.is_file() else pictures.pixels[index].numpy()
+    return camlib.imaging.read_gray(path) if path.is_file() else pictures.pixels[index].numpy()
 
 
 def heatmaps(model: nn.Module, pictures: Pictures, size: int, layer: str | None, device: torch.device) -> Tensor:
@@ -102,7 +102,7 @@ def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torc
     def faithfulness(layer: str) -> float:
         few = sick.take(range(min(FEW, len(sick))))
         inputs = prepare(few.pixels.to(device), size)
-        maps = camlib.resize(heatmaps(model, few, size, layer, device), (size, size)).to(device)
+        maps = camlib.imaging.resize(heatmaps(model, few, size, layer, device), (size, size)).to(device)
         rise = insertion(model, inputs, maps, target=1, steps=STEPS) - deletion(
             model, inputs, maps, target=1, steps=STEPS
         )
@@ -125,7 +125,7 @@ def localisation(
     side = sick.pixels.shape[-1]
     contenders = {
         "grad_cam": heatmaps(model, sick, size, layer, device),
-        "center_gaussian": camlib.center_gaussian((side, side)).expand(len(sick), -1, -1),
+        "center_gaussian": camlib.functional.center_gaussian((side, side)).expand(len(sick), -1, -1),
     }
     measures: dict[str, Callable[..., Tensor]] = {
         "pointing_game": partial(pointing_game, tolerance=0),

@@ -140,4 +140,4 @@ def explained_layer(run: Path) -> list[str] | None:
 
 def _masks(pictures: Pictures, size: int) -> Tensor | None:
     """The masks at the network's resolution."""
-    return None if pictures.masks is None else camlib.resize(pictures.masks.float(), (size, size)) >= 0.5
+    return None if pictures.masks is None else camlib.imaging.resize(pictures.masks.float(), (size, size)) >= 0.5

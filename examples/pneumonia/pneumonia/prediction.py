@@ -215,7 +215,7 @@ def _batches(files: Sequence[Path], skipped: list[str]) -> Iterator[list[tuple[P
     batch: list[tuple[Path, Any]] = []
     for path in tqdm(files, desc="predicting", unit="image", leave=False):
         try:
-            batch.append((path, camlib.read_gray(path)))
+            batch.append((path, camlib.imaging.read_gray(path)))
         except camlib.CamlibError as error:
             skipped.append(f"{path}: {error}")
         if len(batch) == AT_ONCE:

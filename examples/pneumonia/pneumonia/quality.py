@@ -138,7 +138,7 @@ def quality(
     }
 
 
-def randomisation(explainer: camlib.Method, inputs: Tensor, patients: Sequence[str], seed: int) -> Results:
+def randomisation(explainer: camlib.methods.Method, inputs: Tensor, patients: Sequence[str], seed: int) -> Results:
     """Does the heatmap change when the network forgets what it has learned (Adebayo et al. 2018)?
 
     The network is randomised stage by stage, from the head down. Beside the similarity to the true heatmap stand that
@@ -211,8 +211,10 @@ def faithfulness(scorer: Scorer, explanation: camlib.Explanation, patients: Sequ
     heatmaps = explanation.heatmaps()
     contenders = {
         "grad_cam": heatmaps,
-        "random": camlib.resize(noise, tuple(heatmaps.shape[1:])),
-        "center_gaussian": camlib.center_gaussian(tuple(heatmaps.shape[1:])).to(heatmaps).expand_as(heatmaps),
+        "random": camlib.imaging.resize(noise, tuple(heatmaps.shape[1:])),
+        "center_gaussian": camlib.functional.center_gaussian(tuple(heatmaps.shape[1:]))
+        .to(heatmaps)
+        .expand_as(heatmaps),
     }
     found: Results = {"shares": [step / STEPS for step in range(STEPS + 1)]}
     for name, better, curve in (

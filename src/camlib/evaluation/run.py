@@ -19,8 +19,9 @@ from camlib.explanation import Explanation
 from camlib.inputs.batches import holds_pictures, pick_images, picture_batch
 from camlib.inputs.nested import tensors_in
 from camlib.layers.names import resolve_layers
-from camlib.methods import METHODS, Method, PassMethod
+from camlib.methods import Method, PassMethod
 from camlib.methods.base import explain_together
+from camlib.methods.registry import METHODS
 from camlib.metrics.cases import Case
 from camlib.metrics.registry import Metric, metric_of
 from camlib.metrics.scorer import Scorer
@@ -70,7 +71,7 @@ def evaluate(
     method those of each metric, see there. Beforehand each method is tried on the first image.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         loader: batches: inputs, or tuples that begin with them, as a DataLoader gives; or a tensor of images.
         methods: "all" of :data:`camlib.METHODS`, or names, classes and explainers of this model. What the model does
             not allow (LeGrad without attention, say) is left out, and said so.
@@ -85,9 +86,9 @@ def evaluate(
         score: what heatmaps are judged by: as for :class:`camlib.metrics.Scorer`.
         max_images: of the loader; the rest is not looked at.
         max_passes: what a method may take to explain an image; one that needs more is stopped, and left out.
-        forward: as for :class:`camlib.Method`.
-        reshape: as for :class:`camlib.Method`.
-        chunk_size: as for :class:`camlib.PerturbationMethod`, for the metrics' passes.
+        forward: as for :class:`camlib.methods.Method`.
+        reshape: as for :class:`camlib.methods.Method`.
+        chunk_size: as for :class:`camlib.methods.PerturbationMethod`, for the metrics' passes.
         progress: whether to show a progress bar over the images.
         path: a file to which each batch's figures are appended when it is done. Batches that it holds already are not
             done again: an evaluation that was stopped goes on.

@@ -118,7 +118,7 @@ class Explanation:
         Args:
             size: (H, W) of the heatmaps; the input's by default. Bilinear, with half-pixel centres. For signals
                 (L,), linear; for volumes and videos (T, H, W), trilinear.
-            normalize: a method of :func:`camlib.normalize`. With "signed" and "none" negative values are kept,
+            normalize: a method of :func:`camlib.imaging.normalize`. With "signed" and "none" negative values are kept,
                 so that only constant maps come out as zeros, and with "none" not even these.
 
         Returns:
@@ -152,11 +152,11 @@ class Explanation:
         """Lay the heatmaps over the images, each at the images' own resolution.
 
         Args:
-            images: as :func:`camlib.overlay` takes them: a list, or a batch. They must show what the network
+            images: as :func:`camlib.imaging.overlay` takes them: a list, or a batch. They must show what the network
                 saw: for cropped or padded inputs, take the heatmap back with a geometry first. Volumes and videos:
                 arrays (N, T, H, W, 3) or grey (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W), or a list
                 of such or of lists of frames. A volume of several channels is not a picture: give one of them.
-            colormap: as for :func:`camlib.colorize`.
+            colormap: as for :func:`camlib.imaging.colorize`.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
         Returns:

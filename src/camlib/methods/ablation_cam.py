@@ -36,7 +36,7 @@ def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
     Example:
         >>> import camlib, torch
         >>> one, other = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[1.0, 5.0]])
-        >>> camlib.ablation_cam(one, torch.tensor([4.0]), other)
+        >>> camlib.functional.ablation_cam(one, torch.tensor([4.0]), other)
         tensor([[[ 0.7500, -0.2500]]])
     """
     return over_channels(divided(score[:, None] - ablated, score[:, None].abs()), activations)
@@ -45,7 +45,7 @@ def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
 class AblationCAM(PerturbationMethod, LayerMethod):
     """Ablation-CAM: a channel counts as much as the score falls without it; no gradients.
 
-    See :func:`camlib.ablation_cam` for the equation; Desai and Ramaswamy 2020,
+    See :func:`camlib.functional.ablation_cam` for the equation; Desai and Ramaswamy 2020,
     https://doi.org/10.1109/WACV45572.2020.9093360. A channel is set to zero wherever the grid is; class tokens keep
     theirs.
 
@@ -66,7 +66,7 @@ class AblationCAM(PerturbationMethod, LayerMethod):
     name: ClassVar[str] = "ablation_cam"
 
     def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
-        """Return :func:`camlib.ablation_cam`, for each class."""
+        """Return :func:`camlib.functional.ablation_cam`, for each class."""
         activations, features = evidence.activations(layer), evidence.features(layer)
         tail, score = self._tail(evidence, layer)
         alive = activations.flatten(2).any(2)

@@ -91,7 +91,7 @@ class Method(ABC):
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.
             target: None for the predicted class of each image; a class index, or one for each image; (N, K)
-                indices or :class:`camlib.TopK` for K maps from the one forward pass; a callable from the
+                indices or :class:`camlib.targets.TopK` for K maps from the one forward pass; a callable from the
                 outputs to (N,) or (N, K) scores; a :class:`camlib.targets.Target`.
 
         Returns:
@@ -139,7 +139,7 @@ class PassMethod(Method):
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class Agreement(camlib.PassMethod):  # where the channels of all layers agree
+        >>> class Agreement(camlib.methods.PassMethod):  # where the channels of all layers agree
         ...     name = "agreement"
         ...     def maps_of_layers(self, evidence):
         ...         return {name: evidence.repeated(1 / evidence.activations(name).std(1)) for name in self.layers}
@@ -190,7 +190,7 @@ class LayerMethod(PassMethod):
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class Curvature(camlib.LayerMethod):
+        >>> class Curvature(camlib.methods.LayerMethod):
         ...     name = "curvature"
         ...     def layer_maps(self, evidence, layer):
         ...         return evidence.stacked([product.sum(1) for _, product in evidence.second_order(layer)])
@@ -213,7 +213,7 @@ class PictureMethod(PassMethod):
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class Brightness(camlib.PictureMethod):
+        >>> class Brightness(camlib.methods.PictureMethod):
         ...     name = "brightness"
         ...     needs_gradients = False
         ...     def maps(self, evidence):
@@ -246,7 +246,7 @@ class ActivationMethod(LayerMethod):
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class MeanActivation(camlib.ActivationMethod):
+        >>> class MeanActivation(camlib.methods.ActivationMethod):
         ...     name = "mean_activation"
         ...     def maps(self, activations):
         ...         return activations.mean(1)
@@ -274,7 +274,7 @@ class GradientMethod(LayerMethod):
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class Elementwise(camlib.GradientMethod):
+        >>> class Elementwise(camlib.methods.GradientMethod):
         ...     name = "elementwise"
         ...     def maps(self, activations, gradients):
         ...         return (activations * gradients).relu().sum(1)

@@ -33,7 +33,7 @@ def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.random_cam(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
+        >>> camlib.functional.random_cam(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 4, 4])
     """
     weights = normal((1, activations.shape[1]), generator, activations)
@@ -43,15 +43,15 @@ def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
 class RandomCAM(ActivationMethod):
     """Random weights for the channels: how convincing the features alone look.
 
-    See :func:`camlib.random_cam` for the equation.
+    See :func:`camlib.functional.random_cam` for the equation.
 
     One forward pass, no gradient: the same map for every target.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         generator: for the weights; without one, every call draws the same.
-        **options: as for :class:`camlib.Method`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -70,7 +70,7 @@ class RandomCAM(ActivationMethod):
         self.generator = generator
 
     def maps(self, activations: Tensor) -> Tensor:
-        """Return :func:`camlib.random_cam`."""
+        """Return :func:`camlib.functional.random_cam`."""
         return random_cam(activations, own_generator(self.generator))
 
 
@@ -101,7 +101,7 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
 
     Example:
         >>> import camlib
-        >>> camlib.center_gaussian((1, 3)).argmax()
+        >>> camlib.functional.center_gaussian((1, 3)).argmax()
         tensor(1)
     """
     bell = torch.ones((), dtype=torch.float64)
@@ -114,15 +114,15 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
 class CenterGaussian(_OfPictures):
     """A bell in the middle of every picture: photographers put what matters there.
 
-    See :func:`camlib.center_gaussian` for the equation.
+    See :func:`camlib.functional.center_gaussian` for the equation.
 
     One forward pass, for the scores that the explanation shows; the map does not depend on it.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         layer: none; there is no layer to read.
-        sigma: as for :func:`camlib.center_gaussian`.
-        **options: as for :class:`camlib.Method`.
+        sigma: as for :func:`camlib.functional.center_gaussian`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibTypeError, CamlibValueError: ``sigma`` is not a positive number.
@@ -145,7 +145,7 @@ class CenterGaussian(_OfPictures):
         self.sigma: float = sigma
 
     def of_pictures(self, images: Tensor) -> Tensor:
-        """Return :func:`camlib.center_gaussian`, for each image."""
+        """Return :func:`camlib.functional.center_gaussian`, for each image."""
         return center_gaussian(tuple(images.shape[2:]), self.sigma).to(images).expand(len(images), *images.shape[2:])
 
 
@@ -163,7 +163,7 @@ def sobel(images: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.sobel(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]] * 3]]))[0, 1]
+        >>> camlib.functional.sobel(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]] * 3]]))[0, 1]
         tensor([0., 4., 4., 0.])
     """
     grey = images.mean(1, keepdim=True)
@@ -189,7 +189,7 @@ def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> 
 class Sobel(_OfPictures):
     """Edges: the picture's own, whatever the network is. A heatmap that looks like this explains the picture.
 
-    See :func:`camlib.sobel` for the equation.
+    See :func:`camlib.functional.sobel` for the equation.
 
     One forward pass, for the scores that the explanation shows; the map does not depend on it.
 
@@ -203,5 +203,5 @@ class Sobel(_OfPictures):
     name: ClassVar[str] = "sobel"
 
     def of_pictures(self, images: Tensor) -> Tensor:
-        """Return :func:`camlib.sobel`."""
+        """Return :func:`camlib.functional.sobel`."""
         return sobel(images)

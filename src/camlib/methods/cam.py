@@ -30,7 +30,7 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[2.0, -3.0]]))
+        >>> camlib.functional.cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[2.0, -3.0]]))
         tensor([[[ 2., -3.]]])
     """
     return over_channels(weights, activations)
@@ -39,9 +39,9 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
 class CAM(LayerMethod):
     """CAM: the classifier's own weights, where it is linear in the mean of the features.
 
-    See :func:`camlib.cam` for the equation; Zhou et al. 2016, https://arxiv.org/abs/1512.04150. It exists only where
-    ``logits = W mean(A) + b``, which every call checks on its input. There the number of positions times Grad-CAM is
-    ReLU(CAM); elsewhere Grad-CAM is what CAM became.
+    See :func:`camlib.functional.cam` for the equation; Zhou et al. 2016, https://arxiv.org/abs/1512.04150. It exists
+    only where ``logits = W mean(A) + b``, which every call checks on its input. There the number of positions times
+    Grad-CAM is ReLU(CAM); elsewhere Grad-CAM is what CAM became.
 
     One forward pass, no gradient.
 
@@ -60,7 +60,7 @@ class CAM(LayerMethod):
         return _noting_classifiers(self.model)
 
     def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
-        """Return :func:`camlib.cam` for each class.
+        """Return :func:`camlib.functional.cam` for each class.
 
         Raises:
             CamlibTypeError: the target is not a class.

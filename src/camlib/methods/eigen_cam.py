@@ -91,7 +91,7 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.eigen_cam(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]]))
+        >>> camlib.functional.eigen_cam(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]]))
         tensor([[[5., 0.]]])
     """
     return towards(principal_projection(activations, center), activations)
@@ -100,15 +100,16 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
 class EigenCAM(ActivationMethod):
     """EigenCAM: where the dominant pattern of the features is, whatever the class.
 
-    See :func:`camlib.eigen_cam` for the equation; Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299.
+    See :func:`camlib.functional.eigen_cam` for the equation; Muhammad and Yeasin 2020,
+    https://arxiv.org/abs/2008.00299.
 
     One forward pass, no gradient: the same map for every target.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
-        center: as for :func:`camlib.eigen_cam`.
-        **options: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
+        center: as for :func:`camlib.functional.eigen_cam`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -124,7 +125,7 @@ class EigenCAM(ActivationMethod):
         self.center = center
 
     def maps(self, activations: Tensor) -> Tensor:
-        """Return :func:`camlib.eigen_cam`."""
+        """Return :func:`camlib.functional.eigen_cam`."""
         return eigen_cam(activations, self.center)
 
 
@@ -144,7 +145,7 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
     Example:
         >>> import camlib, torch
         >>> activations, gradients = torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[2.0, 0.0]]]])
-        >>> camlib.eigen_grad_cam(activations, gradients)
+        >>> camlib.functional.eigen_grad_cam(activations, gradients)
         tensor([[[6., 0.]]])
     """
     return eigen_cam(gradients * activations, center)
@@ -153,16 +154,16 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
 class EigenGradCAM(GradientMethod):
     """Eigen-Grad-CAM: the dominant pattern of what the features do for the class.
 
-    See :func:`camlib.eigen_grad_cam` for the equation; after Muhammad and Yeasin 2020,
+    See :func:`camlib.functional.eigen_grad_cam` for the equation; after Muhammad and Yeasin 2020,
     https://arxiv.org/abs/2008.00299, with the features weighted by their gradients.
 
     One forward pass and one tail gradient (K for K classes).
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
-        center: as for :func:`camlib.eigen_grad_cam`.
-        **options: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
+        center: as for :func:`camlib.functional.eigen_grad_cam`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -178,7 +179,7 @@ class EigenGradCAM(GradientMethod):
         self.center = center
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.eigen_grad_cam`."""
+        """Return :func:`camlib.functional.eigen_grad_cam`."""
         return eigen_grad_cam(activations, gradients, self.center)
 
 
@@ -197,7 +198,7 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.seg_eigen_cam(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[-2.0, 0.0]]]]))
+        >>> camlib.functional.seg_eigen_cam(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[-2.0, 0.0]]]]))
         tensor([[[6., 0.]]])
     """
     projection = principal_projection(gradients.abs() * activations)
@@ -207,8 +208,8 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 class SegEigenCAM(GradientMethod):
     """Seg-Eigen-CAM: EigenCAM for segmentation, weighted by the magnitude of the gradients.
 
-    See :func:`camlib.seg_eigen_cam` for the equation; Chung and Ying 2025, https://doi.org/10.3390/app15137562. Made
-    for :class:`camlib.targets.Region`, it takes any target.
+    See :func:`camlib.functional.seg_eigen_cam` for the equation; Chung and Ying 2025,
+    https://doi.org/10.3390/app15137562. Made for :class:`camlib.targets.Region`, it takes any target.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -222,5 +223,5 @@ class SegEigenCAM(GradientMethod):
     name: ClassVar[str] = "seg_eigen_cam"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.seg_eigen_cam`."""
+        """Return :func:`camlib.functional.seg_eigen_cam`."""
         return seg_eigen_cam(activations, gradients)

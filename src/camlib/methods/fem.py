@@ -34,7 +34,7 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.fem(torch.tensor([[[[9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]))
+        >>> camlib.functional.fem(torch.tensor([[[[9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[[1.5000, 0.0000, 0.0000, 0.0000, 0.0000, 0.0000]]])
     """
     _check(deviations)
@@ -54,20 +54,21 @@ def _check(deviations: float) -> None:
 class FEM(ActivationMethod):
     """FEM: where many channels respond far more strongly than they usually do.
 
-    See :func:`camlib.fem` for the equation; Fuad et al. 2020, https://doi.org/10.1109/IPTA50016.2020.9286629. grad-cam
-    weights the activations by the share of rare positions instead of the rare positions by the mean.
+    See :func:`camlib.functional.fem` for the equation; Fuad et al. 2020,
+    https://doi.org/10.1109/IPTA50016.2020.9286629. grad-cam weights the activations by the share of rare positions
+    instead of the rare positions by the mean.
 
     One forward pass, no gradient: the same map for every target. On a layer of fewer than 5 cells, such as 2 x 2,
     nothing can be rare by the default of 2 deviations: its maps are degenerate; choose a finer layer or larger images.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
-        deviations: as for :func:`camlib.fem`.
-        **options: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
+        deviations: as for :func:`camlib.functional.fem`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: as for :func:`camlib.fem`.
+        CamlibTypeError, CamlibValueError: as for :func:`camlib.functional.fem`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -84,5 +85,5 @@ class FEM(ActivationMethod):
         self.deviations = deviations
 
     def maps(self, activations: Tensor) -> Tensor:
-        """Return :func:`camlib.fem`."""
+        """Return :func:`camlib.functional.fem`."""
         return fem(activations, self.deviations)

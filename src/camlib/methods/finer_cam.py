@@ -22,11 +22,11 @@ class FinerCAM(GradientMethod):
     One forward pass and one tail gradient (K for K classes).
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         weight: gamma, the share of the nearest classes' scores that is taken off.
         nearest: how many classes D holds.
-        **options: as for :class:`camlib.Method`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibTypeError: ``weight`` is not a number, or ``nearest`` not an int.
@@ -62,5 +62,5 @@ class FinerCAM(GradientMethod):
         return evidence.about(contrast.fixed(evidence.outputs))
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.grad_cam`."""
+        """Return :func:`camlib.functional.grad_cam`."""
         return grad_cam(activations, gradients)

@@ -72,8 +72,8 @@ def full_gradients(
     Args:
         model: any module; it runs in eval mode.
         inputs: what it takes.
-        target: as for :class:`camlib.Method`.
-        forward: as for :class:`camlib.Method`.
+        target: as for :class:`camlib.methods.Method`.
+        forward: as for :class:`camlib.methods.Method`.
 
     Returns:
         All terms, and the residual.
@@ -85,7 +85,7 @@ def full_gradients(
     Example:
         >>> import camlib, torch, torchvision
         >>> model = torchvision.models.resnet18(num_classes=4).double()
-        >>> parts = camlib.full_gradients(model, torch.rand(2, 3, 64, 64, dtype=torch.float64), target=1)
+        >>> parts = camlib.functional.full_gradients(model, torch.rand(2, 3, 64, 64, dtype=torch.float64), target=1)
         >>> parts.bias_terms["layer4.0.bn1"].shape
         torch.Size([2, 512, 2, 2])
         >>> bool((parts.residual.abs() < 1e-12 * parts.magnitude).all())
@@ -132,7 +132,7 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.full_grad(torch.tensor([[[[0.0, -2.0]]]]), [torch.tensor([[[[3.0, 1.0]]]])])
+        >>> camlib.functional.full_grad(torch.tensor([[[[0.0, -2.0]]]]), [torch.tensor([[[[3.0, 1.0]]]])])
         tensor([[[1., 1.]]])
     """
     size = tuple(input_term.shape[2:])
@@ -150,10 +150,11 @@ def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
 class FullGrad(Method):
     """FullGrad: the input's share in the score, and the share of every bias, laid over the image.
 
-    See :func:`camlib.full_grad` for the map and :func:`camlib.full_gradients` for the terms it is made of, which sum
-    to the score; Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780. That is so for piecewise linear
-    networks (ResNet, VGG, DenseNet and others of ReLU, convolutions, linear layers, batch norm and pooling). Of the
-    others' scores the terms leave a residual that is on no map, so they are refused unless ``tolerance`` allows it.
+    See :func:`camlib.functional.full_grad` for the map and :func:`camlib.functional.full_gradients` for the terms it is
+    made of, which sum to the score; Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780. That is so for
+    piecewise linear networks (ResNet, VGG, DenseNet and others of ReLU, convolutions, linear layers, batch norm and
+    pooling). Of the others' scores the terms leave a residual that is on no map, so they are refused unless
+    ``tolerance`` allows it.
 
     No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
     changes nothing.
@@ -162,12 +163,12 @@ class FullGrad(Method):
     map as the backward pass meets them and never kept all at once.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         layer: none; every layer counts.
         tolerance: how large the residual may be, as a share of the sum of all absolute terms, which is the scale of
             its rounding; ``math.inf`` for maps of any network. By default 1e-5, or for scores in half precision
             one unit in their last place.
-        **options: as for :class:`camlib.Method`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibValueError: a negative tolerance.

@@ -24,7 +24,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.grad_cam(torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), 0.5))
+        >>> camlib.functional.grad_cam(torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), 0.5))
         tensor([[[1., 1.],
                  [1., 1.]]])
     """

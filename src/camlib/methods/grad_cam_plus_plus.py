@@ -28,7 +28,7 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.grad_cam_plus_plus(torch.ones(1, 1, 1, 2), torch.tensor([[[[1.0, -1.0]]]]))
+        >>> camlib.functional.grad_cam_plus_plus(torch.ones(1, 1, 1, 2), torch.tensor([[[[1.0, -1.0]]]]))
         tensor([[[0.2500, 0.2500]]])
     """
     shared = 2 + gradients * per_channel(activations.flatten(2).sum(2), activations)
@@ -39,7 +39,7 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
 class GradCAMPlusPlus(GradientMethod):
     """Grad-CAM++: a weighting in which several instances of a class count alike, large or small.
 
-    See :func:`camlib.grad_cam_plus_plus` for the equation; Chattopadhyay et al. 2018,
+    See :func:`camlib.functional.grad_cam_plus_plus` for the equation; Chattopadhyay et al. 2018,
     https://arxiv.org/abs/1710.11063. Unlike Grad-CAM it is not homogeneous: scaling the logits changes the map; as
     they shrink to nothing, it becomes the map whose weights are the means of ReLU'd gradients.
 
@@ -55,5 +55,5 @@ class GradCAMPlusPlus(GradientMethod):
     name: ClassVar[str] = "grad_cam_plus_plus"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.grad_cam_plus_plus`."""
+        """Return :func:`camlib.functional.grad_cam_plus_plus`."""
         return grad_cam_plus_plus(activations, gradients)

@@ -52,8 +52,8 @@ def guided_gradients(
     Args:
         model: any module whose only activations are ReLU and ReLU6; it runs in eval mode.
         inputs: what it takes.
-        target: as for :class:`camlib.Method`.
-        forward: as for :class:`camlib.Method`.
+        target: as for :class:`camlib.methods.Method`.
+        forward: as for :class:`camlib.methods.Method`.
 
     Returns:
         (N, C, ...), signed, or (N, K, C, ...) for K classes.
@@ -64,7 +64,8 @@ def guided_gradients(
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> camlib.guided_gradients(torchvision.models.resnet18(num_classes=4), torch.rand(2, 3, 64, 64)).shape
+        >>> model = torchvision.models.resnet18(num_classes=4)
+        >>> camlib.functional.guided_gradients(model, torch.rand(2, 3, 64, 64)).shape
         torch.Size([2, 3, 64, 64])
     """
     method = GuidedBackprop(model, forward=forward)
@@ -76,14 +77,14 @@ def guided_backprop(gradients: Tensor) -> Tensor:
     r"""Sum the absolute guided gradient over the input's channels: :math:`\sum_c |R_c|`.
 
     Args:
-        gradients: (N, C, ...), :func:`camlib.guided_gradients`.
+        gradients: (N, C, ...), :func:`camlib.functional.guided_gradients`.
 
     Returns:
         (N, ...), not negative.
 
     Example:
         >>> import camlib, torch
-        >>> camlib.guided_backprop(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]))
+        >>> camlib.functional.guided_backprop(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]))
         tensor([[[4., 2.]]])
     """
     return gradients.abs().sum(1)
@@ -95,7 +96,7 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
     The paper draws the product itself, in colour: ``gradients * maps[:, None]``.
 
     Args:
-        gradients: (N, C, ...), :func:`camlib.guided_gradients`.
+        gradients: (N, C, ...), :func:`camlib.functional.guided_gradients`.
         maps: (N, ...), Grad-CAM's after its ReLU, resized bilinearly to the input.
 
     Returns:
@@ -103,7 +104,8 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.guided_grad_cam(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]), torch.tensor([[[1.0, 0.5]]]))
+        >>> gradients = torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]])
+        >>> camlib.functional.guided_grad_cam(gradients, torch.tensor([[[1.0, 0.5]]]))
         tensor([[[4., 1.]]])
     """
     return guided_backprop(gradients) * maps
@@ -112,10 +114,10 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
 class GuidedBackprop(Method):
     """Guided backpropagation: the pixels that the score rises with, along positive paths through the ReLUs.
 
-    See :func:`camlib.guided_backprop` for the equation, and :func:`camlib.guided_gradients` for the signed gradient
-    (N, C, ...) itself; Springenberg et al. 2015, https://arxiv.org/abs/1412.6806. It shows edges that the network
-    sees, and hardly which class they speak for: compare with :class:`camlib.Sobel`. Networks with other activations
-    than ReLU and ReLU6 are refused, since there is no rule for them.
+    See :func:`camlib.functional.guided_backprop` for the equation, and :func:`camlib.functional.guided_gradients` for
+    the signed gradient (N, C, ...) itself; Springenberg et al. 2015, https://arxiv.org/abs/1412.6806. It shows edges
+    that the network sees, and hardly which class they speak for: compare with :class:`camlib.Sobel`. Networks with
+    other activations than ReLU and ReLU6 are refused, since there is no rule for them.
 
     No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
     changes nothing.
@@ -123,7 +125,7 @@ class GuidedBackprop(Method):
     One forward and one backward pass of the whole network; for K classes K backward passes.
 
     Raises:
-        CamlibRuntimeError: on calling, as for :func:`camlib.guided_gradients`.
+        CamlibRuntimeError: on calling, as for :func:`camlib.functional.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -154,7 +156,7 @@ class GuidedBackprop(Method):
 class GuidedGradCAM(GradCAM):
     """Guided Grad-CAM: the fine lines of guided backpropagation, where Grad-CAM sees the class.
 
-    See :func:`camlib.guided_grad_cam` for the equation; Selvaraju et al. 2017,
+    See :func:`camlib.functional.guided_grad_cam` for the equation; Selvaraju et al. 2017,
     https://arxiv.org/abs/1610.02391. The maps (N, ...) have the input's resolution; ``explanation.layers`` keeps
     Grad-CAM's own, which is made of ordinary gradients. With ``relu=False`` it is the signed Grad-CAM map that is
     multiplied.
@@ -163,7 +165,7 @@ class GuidedGradCAM(GradCAM):
     backward pass of the whole network (K of each backward for K classes).
 
     Raises:
-        CamlibRuntimeError: on calling, as for :func:`camlib.guided_gradients`.
+        CamlibRuntimeError: on calling, as for :func:`camlib.functional.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision

@@ -25,7 +25,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.hires_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
+        >>> camlib.functional.hires_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[ 4., -3.]]])
     """
     return torch.einsum("nc...,nc...->n...", gradients, activations)
@@ -34,8 +34,8 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 class HiResCAM(GradientMethod):
     """HiResCAM: each position by its own gradient, never averaged over the map.
 
-    See :func:`camlib.hires_cam` for the equation; Draelos and Carin 2020, https://arxiv.org/abs/2011.08891. On
-    pool + linear heads it is Grad-CAM.
+    See :func:`camlib.functional.hires_cam` for the equation; Draelos and Carin 2020, https://arxiv.org/abs/2011.08891.
+    On pool + linear heads it is Grad-CAM.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -49,7 +49,7 @@ class HiResCAM(GradientMethod):
     name: ClassVar[str] = "hires_cam"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.hires_cam`."""
+        """Return :func:`camlib.functional.hires_cam`."""
         return hires_cam(activations, gradients)
 
 
@@ -65,7 +65,7 @@ def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.grad_cam_element_wise(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
+        >>> camlib.functional.grad_cam_element_wise(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[4., 0.]]])
     """
     return (gradients * activations).relu().sum(1)
@@ -74,7 +74,8 @@ def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
 class GradCAMElementWise(GradientMethod):
     """HiResCAM whose channels cannot cancel: what raises the score is summed, what lowers it left out.
 
-    See :func:`camlib.grad_cam_element_wise` for the equation. It has no paper of its own; grad-cam introduced it.
+    See :func:`camlib.functional.grad_cam_element_wise` for the equation. It has no paper of its own; grad-cam
+    introduced it.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -88,5 +89,5 @@ class GradCAMElementWise(GradientMethod):
     name: ClassVar[str] = "grad_cam_element_wise"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.grad_cam_element_wise`."""
+        """Return :func:`camlib.functional.grad_cam_element_wise`."""
         return grad_cam_element_wise(activations, gradients)

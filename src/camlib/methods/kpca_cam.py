@@ -44,7 +44,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
 
     Example:
         >>> import camlib, torch
-        >>> camlib.kpca_cam(torch.tensor([[[[3.0, 1.0]]]]), "linear").round(decimals=3)
+        >>> camlib.functional.kpca_cam(torch.tensor([[[[3.0, 1.0]]]]), "linear").round(decimals=3)
         tensor([[[ 1., -1.]]])
     """
     _check(kernel, gamma)
@@ -81,21 +81,21 @@ def _of_unit_variance(features: Tensor) -> Tensor:
 class KPCACAM(ActivationMethod):
     """KPCA-CAM: EigenCAM for patterns that no straight line through the features describes.
 
-    See :func:`camlib.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267. grad-cam uses
-    the sigmoid kernel, which saturates where activations are large.
+    See :func:`camlib.functional.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267.
+    grad-cam uses the sigmoid kernel, which saturates where activations are large.
 
     One forward pass, no gradient: the same map for every target. Memory grows with the square of the number of
     positions, time with its third power.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
-        kernel: as for :func:`camlib.kpca_cam`.
-        gamma: as for :func:`camlib.kpca_cam`.
-        **options: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
+        kernel: as for :func:`camlib.functional.kpca_cam`.
+        gamma: as for :func:`camlib.functional.kpca_cam`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: as for :func:`camlib.kpca_cam`.
+        CamlibTypeError, CamlibValueError: as for :func:`camlib.functional.kpca_cam`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -115,5 +115,5 @@ class KPCACAM(ActivationMethod):
         self.gamma = gamma
 
     def maps(self, activations: Tensor) -> Tensor:
-        """Return :func:`camlib.kpca_cam`."""
+        """Return :func:`camlib.functional.kpca_cam`."""
         return kpca_cam(activations, self.kernel, self.gamma)

@@ -24,7 +24,7 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.layer_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
+        >>> camlib.functional.layer_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[4., 0.]]])
     """
     return torch.einsum("nc...,nc...->n...", gradients.relu(), activations)
@@ -33,8 +33,8 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 class LayerCAM(GradientMethod):
     """LayerCAM: fine maps, also from shallow layers, where one weight for a whole channel says too little.
 
-    See :func:`camlib.layer_cam` for the equation; Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943. The
-    paper fuses several layers: give a list of them, with ``fuse="max"``.
+    See :func:`camlib.functional.layer_cam` for the equation; Jiang et al. 2021,
+    https://doi.org/10.1109/TIP.2021.3089943. The paper fuses several layers: give a list of them, with ``fuse="max"``.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -48,5 +48,5 @@ class LayerCAM(GradientMethod):
     name: ClassVar[str] = "layer_cam"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.layer_cam`."""
+        """Return :func:`camlib.functional.layer_cam`."""
         return layer_cam(activations, gradients)

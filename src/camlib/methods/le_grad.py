@@ -37,7 +37,7 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.le_grad([torch.tensor([[[[1.0, -1.0], [3.0, 1.0]]]])])
+        >>> camlib.functional.le_grad([torch.tensor([[[[1.0, -1.0], [3.0, 1.0]]]])])
         tensor([[2.0000, 0.5000]])
     """
     return torch.stack([gradient.relu().mean((1, 2)) for gradient in gradients]).mean(0)
@@ -46,8 +46,8 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
 class LeGrad(Method):
     """LeGrad: the patches to which more attention would raise the score, over all blocks of a vision transformer.
 
-    See :func:`camlib.le_grad` for the equation; Bousselham et al. 2024, https://arxiv.org/abs/2404.03214. The
-    paper gives each block a score of its own, what the head makes of the mean of that block's tokens, and
+    See :func:`camlib.functional.le_grad` for the equation; Bousselham et al. 2024, https://arxiv.org/abs/2404.03214.
+    The paper gives each block a score of its own, what the head makes of the mean of that block's tokens, and
     differentiates that; here it is the network's own score, whatever its head, as for every other method.
 
     It reads attention instead of a layer, wherever the model calls it: ``F.scaled_dot_product_attention``,
@@ -61,10 +61,10 @@ class LeGrad(Method):
     One forward pass, in the graph from the first attention on, and one tail gradient; K of it for K classes.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         layer: none; attention is found where it is called.
         blocks: how many of the last blocks to read; None for all.
-        **options: as for :class:`camlib.Method`; ``reshape`` gets the relevance of all tokens, (N, keys, 1).
+        **options: as for :class:`camlib.methods.Method`; ``reshape`` gets the relevance of all tokens, (N, keys, 1).
 
     Raises:
         CamlibTypeError, CamlibValueError: ``blocks`` is not a positive int.

@@ -29,7 +29,7 @@ def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
     Example:
         >>> import camlib, torch
         >>> windows = torch.tensor([[True, True, False], [False, True, True]])
-        >>> camlib.occlusion(windows, torch.tensor([5.0]), torch.tensor([[1.0, 4.0]]))
+        >>> camlib.functional.occlusion(windows, torch.tensor([5.0]), torch.tensor([[1.0, 4.0]]))
         tensor([[4.0000, 2.5000, 1.0000]])
     """
     return mean_under(masks, score[:, None] - scores)
@@ -38,8 +38,8 @@ def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
 class Occlusion(MaskMethod):
     """Occlusion: a window slides over the picture; a pixel counts as much as the score falls when it is covered.
 
-    See :func:`camlib.occlusion` for the equation; Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901. No gradients
-    are needed.
+    See :func:`camlib.functional.occlusion` for the equation; Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
+    No gradients are needed.
 
     ``N + N M`` forward passes of an image, for any number K of classes, where M is the number of windows: the product
     over the sides of ``ceil((side - window) / stride) + 1``, 169 for 224 x 224 by default. At the peak there are
@@ -47,13 +47,13 @@ class Occlusion(MaskMethod):
     scores (N, M, K). The maps (N, ...) have the input's resolution.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         layer: none; the whole network is looked at from outside.
         window: pixels along each side, one number or one for each; by default a seventh of the side.
         stride: the same; by default half the window.
         baseline: what covered pixels become: a number, or a tensor that is broadcast to a picture (C, ...), such as
             the mean of each channel (C, 1, 1). Zero is grey where images are normalised.
-        **options: as for :class:`camlib.PerturbationMethod`.
+        **options: as for :class:`camlib.methods.PerturbationMethod`.
 
     Raises:
         CamlibValueError: ``window`` or ``stride`` are no positive ints; on calling, if they do not fit the picture or
@@ -92,7 +92,7 @@ class Occlusion(MaskMethod):
         return None
 
     def maps(self, evidence: ForwardPass) -> Tensor:
-        """Return :func:`camlib.occlusion`, for each class."""
+        """Return :func:`camlib.functional.occlusion`, for each class."""
         pictures = picture_batch(evidence.inputs)
         windows = self._windows(tuple(pictures.shape[2:]), pictures.device)
         baseline = torch.as_tensor(self.baseline).to(pictures)

@@ -26,19 +26,20 @@ class PerturbationMethod(PassMethod):
     several images as it comes.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         chunk_size: how many rows run at a time. "auto" measures the first row and takes as many as fit into 96 MiB of
             tensors, on a GPU into 2 GiB or half of its free memory; it halves when memory runs out all the same.
         progress: whether to show a progress bar.
-        **options: as for :class:`camlib.Method`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibValueError: ``chunk_size`` is neither a positive int nor "auto".
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> class Halves(camlib.PerturbationMethod, camlib.PictureMethod):  # what each half shows without the other
+        >>> from camlib.methods import PerturbationMethod, PictureMethod
+        >>> class Halves(PerturbationMethod, PictureMethod):  # what each half shows without the other
         ...     name = "halves"
         ...     def maps(self, evidence):
         ...         def cover(pictures, rows):

@@ -14,7 +14,7 @@ class RefineCAM(GradCAMPlusPlus):
 
     The product over layers l of their Grad-CAM++ maps, each ReLU'd, resized to the finest grid and brought to [0, 1]:
     :math:`\prod_l \operatorname{minmax}(\operatorname{ReLU}(M_l))`; the equation of a single map is
-    :func:`camlib.grad_cam_plus_plus`. Without ``layer`` it reads the last two of the stages that
+    :func:`camlib.functional.grad_cam_plus_plus`. Without ``layer`` it reads the last two of the stages that
     :func:`camlib.find_stages` finds.
 
     The product rule is that of grad-cam's RefineCAM, which names Domeniconi et al., "How to Evaluate and Refine your
@@ -23,10 +23,10 @@ class RefineCAM(GradCAMPlusPlus):
     One forward pass and one tail gradient from the first of the layers (K for K classes).
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`; usually a list.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`; usually a list.
         fuse: "product", which is what makes it RefineCAM.
-        **options: as for :class:`camlib.Method`, but for ``relu``, which stays True.
+        **options: as for :class:`camlib.methods.Method`, but for ``relu``, which stays True.
 
     Raises:
         CamlibValueError: another ``fuse``, or ``relu=False``.

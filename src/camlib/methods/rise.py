@@ -35,7 +35,7 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.rise(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 4.0]]))
+        >>> camlib.functional.rise(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 4.0]]))
         tensor([[0., 1.]])
     """
     return mean_under(masks, scores - scores.mean(1, keepdim=True))
@@ -44,23 +44,24 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
 class RISE(MaskMethod):
     r"""RISE: random masks; a pixel counts as much as the score is higher where it can be seen. No gradients.
 
-    See :func:`camlib.rise` for the equation; Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. A mask is a grid of
-    ``cells`` by ``cells`` zeros and ones, upsampled linearly to one cell more than the picture has, and cut out of that
-    at random. Every image gets the same masks. The paper explains the probability, and divides otherwise: see there.
+    See :func:`camlib.functional.rise` for the equation; Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. A mask
+    is a grid of ``cells`` by ``cells`` zeros and ones, upsampled linearly to one cell more than the picture has, and
+    cut out of that at random. Every image gets the same masks. The paper explains the probability, and divides
+    otherwise: see there.
 
     ``N + N samples`` forward passes of an image, for any number K of classes. At the peak there are ``chunk_size``
     masked images and what their forward pass holds, or 64 masks, whatever N and ``samples`` are; besides, scores
     (N, samples, K). The maps (N, ...) have the input's resolution.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         layer: none; the whole network is looked at from outside.
         samples: how many masks; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
         cells: of a mask, along each side.
         probability: of a cell to be seen.
         generator: for the masks; without one, every call draws the same.
         relu: whether to cut off what is below the mean score; the paper does not.
-        **options: as for :class:`camlib.PerturbationMethod`.
+        **options: as for :class:`camlib.methods.PerturbationMethod`.
 
     Raises:
         CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` not between 0 and 1.
@@ -99,7 +100,7 @@ class RISE(MaskMethod):
         return 1 + self.samples
 
     def maps(self, evidence: ForwardPass) -> Tensor:
-        """Return :func:`camlib.rise`, for each class."""
+        """Return :func:`camlib.functional.rise`, for each class."""
         pictures = picture_batch(evidence.inputs)
         masks = RandomMasks(
             tuple(pictures.shape[2:]),

@@ -35,7 +35,7 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.score_cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[3.0, 3.0]]))
+        >>> camlib.functional.score_cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[3.0, 3.0]]))
         tensor([[[0.5000, 0.5000]]])
     """
     return over_channels(scores.softmax(1), activations)
@@ -46,7 +46,7 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
 
     The score of channel k is :math:`s_k = s(x \circ \operatorname{minmax}(\operatorname{up}(A_k)))`: A_k is upsampled
     to the image, brought to [0, 1], and the image multiplied by it; a constant channel's mask is 0. See
-    :func:`camlib.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279.
+    :func:`camlib.functional.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279.
 
     ``N + N C`` forward passes of an image, of which no baseline image is one, for any number K of classes; an image's
     constant channels share one. At the peak there are ``chunk_size`` masked images and what their forward pass
@@ -54,13 +54,13 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
     is faster there. Under autocast passes run in its precision.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         channels: None for all. A number: only so many of each image's channels are looked at, those of the highest
             variance over positions, and the others weigh nothing: ``N + N channels`` passes, an approximation.
-        chunk_size: as for :class:`camlib.PerturbationMethod`.
-        progress: as for :class:`camlib.PerturbationMethod`.
-        **options: as for :class:`camlib.Method`.
+        chunk_size: as for :class:`camlib.methods.PerturbationMethod`.
+        progress: as for :class:`camlib.methods.PerturbationMethod`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibValueError: ``channels`` is neither None nor a positive int.
@@ -93,7 +93,7 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         return lambda masks, sample: masks
 
     def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
-        """Return :func:`camlib.score_cam`, for each class."""
+        """Return :func:`camlib.functional.score_cam`, for each class."""
         activations = evidence.activations(layer)
         constant = is_constant(activations.flatten(2), 1)
         looked_at = self._looked_at(activations)
@@ -143,8 +143,8 @@ class SSCAM(ScoreCAM):
     ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         samples: how many noisy masks of each channel.
         sigma: standard deviation of the noise; masks are in [0, 1].
         generator: for the noise; without one, every call draws the same.
@@ -193,8 +193,8 @@ class ISCAM(ScoreCAM):
     ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         samples: how many steps.
         **options: as for :class:`ScoreCAM`.
 

@@ -29,7 +29,7 @@ def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Ten
     Example:
         >>> import camlib, torch
         >>> ones = torch.ones(1, 1, 1, 2)
-        >>> camlib.shapley_cam(ones, 3 * ones, 2 * ones)
+        >>> camlib.functional.shapley_cam(ones, 3 * ones, 2 * ones)
         tensor([[[2., 2.]]])
     """
     weights = (gradients - products / 2).flatten(2).mean(2)
@@ -39,9 +39,9 @@ def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Ten
 class ShapleyCAM(LayerMethod):
     """ShapleyCAM: Grad-CAM corrected for the curvature of the score.
 
-    See :func:`camlib.shapley_cam` for the equation; Cai 2025, https://arxiv.org/abs/2501.06261. On piecewise-linear
-    tails (convolutions, ReLU, pooling, linear) the Hessian of a logit is zero and the map is Grad-CAM's; the paper
-    explains :class:`camlib.targets.ReST`, where it is not.
+    See :func:`camlib.functional.shapley_cam` for the equation; Cai 2025, https://arxiv.org/abs/2501.06261. On
+    piecewise-linear tails (convolutions, ReLU, pooling, linear) the Hessian of a logit is zero and the map is
+    Grad-CAM's; the paper explains :class:`camlib.targets.ReST`, where it is not.
 
     One forward pass and one tail gradient, differentiated once more (K of them for K classes). Attention runs in its
     plain mathematical form, which can be differentiated twice.
@@ -60,7 +60,7 @@ class ShapleyCAM(LayerMethod):
         return ExplicitAttention()
 
     def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
-        """Return :func:`camlib.shapley_cam` for each class."""
+        """Return :func:`camlib.functional.shapley_cam` for each class."""
         activations = evidence.activations(layer)
         pairs = evidence.second_order(layer)
         return evidence.stacked([shapley_cam(activations, gradient, product) for gradient, product in pairs])

@@ -34,7 +34,7 @@ def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) 
     Example:
         >>> import camlib, torch
         >>> ones = torch.ones(1, 1, 1, 2)
-        >>> camlib.smooth_grad_cam_plus_plus(ones, [ones, ones])
+        >>> camlib.functional.smooth_grad_cam_plus_plus(ones, [ones, ones])
         tensor([[[0.5000, 0.5000]]])
     """
     derivatives = _Derivatives()
@@ -72,18 +72,18 @@ class _Derivatives:
 class SmoothGradCAMPlusPlus(PassMethod):
     """Smooth Grad-CAM++: Grad-CAM++ whose derivatives do not hang on single pixels.
 
-    See :func:`camlib.smooth_grad_cam_plus_plus` for the equation; Omeiza et al. 2019,
+    See :func:`camlib.functional.smooth_grad_cam_plus_plus` for the equation; Omeiza et al. 2019,
     https://arxiv.org/abs/1908.01224. All images of a batch get the same noise, scaled to each one's range.
 
     ``1 + samples`` forward passes, ``samples`` tail gradients (K times as many for K classes).
 
     Args:
-        model: as for :class:`camlib.Method`.
-        layer: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
+        layer: as for :class:`camlib.methods.Method`.
         samples: how many noisy copies.
         sigma: standard deviation of the noise, as a share of each image's range of values.
         generator: for the noise; without one, every call draws the same.
-        **options: as for :class:`camlib.Method`.
+        **options: as for :class:`camlib.methods.Method`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -117,7 +117,7 @@ class SmoothGradCAMPlusPlus(PassMethod):
         return 1 + self.samples
 
     def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
-        """Return :func:`camlib.smooth_grad_cam_plus_plus` of every layer, for each class."""
+        """Return :func:`camlib.functional.smooth_grad_cam_plus_plus` of every layer, for each class."""
         generator = own_generator(self.generator)
         layers = self.layers or {}
         derivatives: dict[tuple[str, int], _Derivatives] = {}

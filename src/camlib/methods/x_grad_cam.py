@@ -28,7 +28,7 @@ def x_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> camlib.x_grad_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, 0.0]]]]))
+        >>> camlib.functional.x_grad_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, 0.0]]]]))
         tensor([[[1., 3.]]])
     """
     weights = divided((activations * gradients).flatten(2).sum(2), activations.flatten(2).sum(2))
@@ -38,7 +38,7 @@ def x_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 class XGradCAM(GradientMethod):
     """XGrad-CAM: weights chosen so that removing a channel changes the map's sum as it changes the score.
 
-    See :func:`camlib.x_grad_cam` for the equation; Fu et al. 2020, https://arxiv.org/abs/2008.02312.
+    See :func:`camlib.functional.x_grad_cam` for the equation; Fu et al. 2020, https://arxiv.org/abs/2008.02312.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -52,5 +52,5 @@ class XGradCAM(GradientMethod):
     name: ClassVar[str] = "x_grad_cam"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`camlib.x_grad_cam`."""
+        """Return :func:`camlib.functional.x_grad_cam`."""
         return x_grad_cam(activations, gradients)

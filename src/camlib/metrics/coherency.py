@@ -33,9 +33,9 @@ def coherency(explainer: Explainer, inputs: Any, target: Any = None) -> Tensor:
     2 explanations.
 
     Args:
-        explainer: a :class:`camlib.Method` or a smoothing: called as such, it explains.
+        explainer: a :class:`camlib.methods.Method` or a smoothing: called as such, it explains.
         inputs: what its model takes, N images.
-        target: as for :meth:`camlib.Method.__call__`, one class of each image.
+        target: as for :meth:`camlib.methods.Method.__call__`, one class of each image.
 
     Returns:
         (N,), in [0, 1].
@@ -83,10 +83,11 @@ def adcc(explainer: Explainer, inputs: Any, target: Any = None, **options: Any) 
     2 explanations and ``N`` forward passes of an image; ``2 N`` with a ``forward`` among the options.
 
     Args:
-        explainer: a :class:`camlib.Method` or a smoothing of one, whose model and ``forward`` also give the scores.
+        explainer: a :class:`camlib.methods.Method` or a smoothing of one, whose model and ``forward`` also give the
+            scores.
         inputs: what its model takes, N images.
-        target: as for :meth:`camlib.Method.__call__`, one class of each image; it is explained and, by its probability,
-            scored.
+        target: as for :meth:`camlib.methods.Method.__call__`, one class of each image; it is explained and, by its
+            probability, scored.
         **options: as for :class:`camlib.metrics.Scorer`.
 
     Returns:

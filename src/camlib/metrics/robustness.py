@@ -40,10 +40,10 @@ def max_sensitivity(
     ``1 + samples`` explanations.
 
     Args:
-        explainer: a :class:`camlib.Method` or a smoothing: called as such, it explains. What it draws at random should
-            be the same at every call.
+        explainer: a :class:`camlib.methods.Method` or a smoothing: called as such, it explains. What it draws at random
+            should be the same at every call.
         inputs: what its model takes, N images.
-        target: as for :meth:`camlib.Method.__call__`, one class of each image.
+        target: as for :meth:`camlib.methods.Method.__call__`, one class of each image.
         radius: r, in the inputs' units.
         samples: how many noisy copies.
         generator: for the noise; without one, every call draws the same.
@@ -158,9 +158,9 @@ def explained(explainer: Explainer, inputs: Any, target: Any = None) -> Explanat
     """Return an explanation with one map of each image.
 
     Args:
-        explainer: a :class:`camlib.Method`, a smoothing, or anything that is called like one.
+        explainer: a :class:`camlib.methods.Method`, a smoothing, or anything that is called like one.
         inputs: what its model takes.
-        target: as for :meth:`camlib.Method.__call__`.
+        target: as for :meth:`camlib.methods.Method.__call__`.
 
     Raises:
         CamlibTypeError: it is no explainer, or returns no explanation.
@@ -206,8 +206,8 @@ def method_of(explainer: Explainer) -> Method:
         explainer = explainer.method
     if not isinstance(explainer, Method):
         raise CamlibTypeError(
-            f"the metric needs the explainer's model, and a {type(explainer).__name__} is neither a camlib.Method nor "
-            "a smoothing of one; give such as camlib.GradCAM(model)"
+            f"the metric needs the explainer's model, and a {type(explainer).__name__} is neither a "
+            "camlib.methods.Method nor a smoothing of one; give such as camlib.GradCAM(model)"
         )
     return explainer
 

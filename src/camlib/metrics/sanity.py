@@ -61,10 +61,10 @@ def randomization(
     ``1 + stages`` explanations, stages being how many there are.
 
     Args:
-        explainer: a :class:`camlib.Method` or a smoothing of one. Its ``forward``, if any, must call the model that it
-            is given. What it draws at random should be the same at every call.
+        explainer: a :class:`camlib.methods.Method` or a smoothing of one. Its ``forward``, if any, must call the model
+            that it is given. What it draws at random should be the same at every call.
         inputs: what its model takes, N images.
-        target: as for :meth:`camlib.Method.__call__`, one class of each image.
+        target: as for :meth:`camlib.methods.Method.__call__`, one class of each image.
         order: "cascading" or "independent".
         similarities: keys of :data:`camlib.metrics.SIMILARITIES`; SSIM and HOG compare pictures only.
         stages: dotted names of modules or of single parameters, in the order of randomisation. None for the model's
@@ -204,7 +204,7 @@ def random_logit(
     2 explanations.
 
     Args:
-        explainer: a :class:`camlib.Method`, a smoothing, or anything that is called like one.
+        explainer: a :class:`camlib.methods.Method`, a smoothing, or anything that is called like one.
         inputs: what its model takes, N images.
         target: the class, whose logit is explained: None for the one that the model predicts for each image, an int,
             one int per image, or :class:`camlib.targets.Classes`.

@@ -30,14 +30,14 @@ class Scorer:
     ``N`` forward passes of an image when it is made, none if ``outputs`` are given; and one for each row asked for.
 
     Args:
-        model: as for :class:`camlib.Method`.
+        model: as for :class:`camlib.methods.Method`.
         inputs: what the model takes, N images.
         target: the class whose score is looked at: None for the one that the model predicts for each image, an int or
             one int per image. A callable of the outputs or a :class:`camlib.targets.Target` is scored as it is.
         score: from classes to the target that is scored, such as :class:`camlib.targets.Classes` for logits; by default
             :class:`camlib.targets.Confidence`, the probability.
-        forward: as for :class:`camlib.Method`.
-        chunk_size: as for :class:`camlib.PerturbationMethod`.
+        forward: as for :class:`camlib.methods.Method`.
+        chunk_size: as for :class:`camlib.methods.PerturbationMethod`.
         progress: whether to show a progress bar.
         outputs: what the model returned for the inputs, where that is known.
 
@@ -184,7 +184,8 @@ def checked_heatmaps(heatmaps: Any, images: int | None = None, size: tuple[int, 
         mend = (
             "judge one class at a time: heatmaps[:, k] with target[:, k]"
             if of_classes
-            else "explanation.heatmaps() has the input's resolution, and camlib.resize(maps, size) gives any other"
+            else "explanation.heatmaps() has the input's resolution, and "
+            "camlib.imaging.resize(maps, size) gives any other"
         )
         raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; they must be {shape}: {mend}")
     return maps
@@ -200,6 +201,6 @@ def in_unit_range(heatmaps: Tensor) -> Tensor:
     if low < 0 or high > 1:
         raise CamlibValueError(
             f"heatmaps are in [{float(low):.3g}, {float(high):.3g}]; they must be in [0, 1]: "
-            "camlib.normalize(heatmaps) brings them there"
+            "camlib.imaging.normalize(heatmaps) brings them there"
         )
     return heatmaps

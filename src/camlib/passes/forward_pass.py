@@ -58,7 +58,7 @@ class ForwardPass:
     reshape: Reshape | None = None
     """The user's own layout."""
     noted: Mapping[str, Any] = field(default_factory=dict)
-    """By name, what a method has noted :meth:`camlib.PassMethod.around` the pass."""
+    """By name, what a method has noted :meth:`camlib.methods.PassMethod.around` the pass."""
 
     def __post_init__(self) -> None:
         self._grids: dict[str, Tensor] = {}

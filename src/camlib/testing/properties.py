@@ -26,7 +26,8 @@ from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, Caml
 from camlib.explanation import Explanation
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import layout_of
-from camlib.methods import METHODS, Method, create
+from camlib.methods import Method
+from camlib.methods.registry import METHODS, create
 from camlib.targets import Target, TopK
 from camlib.targets.indices import class_outputs
 from camlib.testing.asserts import (

@@ -77,7 +77,7 @@ def check_method(method: Bind, *, model: nn.Module | None = None, inputs: Tensor
 
     Example:
         >>> import camlib, camlib.testing
-        >>> class Elementwise(camlib.GradientMethod):
+        >>> class Elementwise(camlib.methods.GradientMethod):
         ...     name = "elementwise"
         ...     def maps(self, activations, gradients):
         ...         return (activations * gradients).relu().sum(1)

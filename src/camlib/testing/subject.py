@@ -19,7 +19,7 @@ from camlib.methods import Method
 from camlib.targets.indices import class_outputs
 
 Bind = Callable[..., Method]
-"""A :class:`camlib.Method` class, or what is called as one is: ``(model, layer=None, **options) -> Method``."""
+"""A :class:`camlib.methods.Method` class, or what is called as one is: ``(model, layer=None, **options) -> Method``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class Subject:
     def __post_init__(self) -> None:
         if not callable(self.method):
             raise CamlibTypeError(
-                f"method must be a camlib.Method class, or a function (model, layer=None, **options) that returns a "
-                f"method, got {type(self.method).__name__}"
+                f"method must be a camlib.methods.Method class, or a function (model, layer=None, **options) that "
+                f"returns a method, got {type(self.method).__name__}"
             )
         if not isinstance(self.network, nn.Module):
             raise CamlibTypeError(f"model must be a torch.nn.Module, got {type(self.network).__name__}")
@@ -62,11 +62,11 @@ class Subject:
         """The method's class, which declares what the method is.
 
         Raises:
-            CamlibTypeError: it is no :class:`camlib.Method`.
+            CamlibTypeError: it is no :class:`camlib.methods.Method`.
         """
         kind = self.method if isinstance(self.method, type) else type(self.method(self.model()))
         if not issubclass(kind, Method):
-            raise CamlibTypeError(f"method must be a camlib.Method class or return one, got {kind.__name__}")
+            raise CamlibTypeError(f"method must be a camlib.methods.Method class or return one, got {kind.__name__}")
         return kind
 
     @cached_property

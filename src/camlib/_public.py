@@ -1,0 +1,39 @@
+"""The public names of camlib: what explains, verbs, their results, and errors. This file imports and does nothing else.
+
+Each name has one home: pure functions are in ``functional``, pictures in ``imaging``, base classes in ``methods``.
+"""
+
+from camlib import functional as functional
+from camlib import imaging as imaging
+from camlib import methods as methods
+from camlib import metrics as metrics
+from camlib import reporting as reporting
+from camlib import targets as targets
+from camlib import testing as testing
+from camlib.comparison import Comparison as Comparison
+from camlib.comparison import compare as compare
+from camlib.concepts import Concepts as Concepts
+from camlib.concepts import deep_feature_factorization as deep_feature_factorization
+from camlib.discovery.finding import LayerInfo as LayerInfo
+from camlib.discovery.finding import find_layer as find_layer
+from camlib.discovery.finding import find_stages as find_stages
+from camlib.discovery.finding import list_layers as list_layers
+from camlib.errors import CamlibError as CamlibError
+from camlib.errors import CamlibRuntimeError as CamlibRuntimeError
+from camlib.errors import CamlibTypeError as CamlibTypeError
+from camlib.errors import CamlibValueError as CamlibValueError
+from camlib.errors import CamlibWarning as CamlibWarning
+from camlib.evaluation import Evaluation as Evaluation
+from camlib.evaluation import evaluate as evaluate
+from camlib.explanation import Explanation as Explanation
+from camlib.methods.catalogue import *  # noqa: F403
+from camlib.methods.registry import METHODS as METHODS
+from camlib.methods.registry import create as create
+from camlib.passes.capture import Captured as Captured
+from camlib.passes.capture import CapturedLayers as CapturedLayers
+from camlib.passes.capture import capture as capture
+from camlib.reporting.page import Report as Report
+from camlib.reporting.page import report as report
+from camlib.smoothing import MultiScale as MultiScale
+from camlib.smoothing import NoiseAveraging as NoiseAveraging
+from camlib.smoothing import TestTimeAugmentation as TestTimeAugmentation

@@ -1,0 +1,40 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from camlib.errors import CamlibValueError
+from camlib.methods import catalogue
+from camlib.methods.base import Method
+
+_CLASSES = [value for value in vars(catalogue).values() if isinstance(value, type) and issubclass(value, Method)]
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
+"""Every method by name."""
+
+
+def create(name: str, model: nn.Module, layer: Any = None, **options: Any) -> Method:
+    """Build a method by its name.
+
+    Args:
+        name: a key of :data:`camlib.METHODS`.
+        model: as for the method's class.
+        layer: as for the method's class.
+        **options: the method's own options.
+
+    Raises:
+        CamlibValueError: no method has that name; close ones are suggested.
+
+    Example:
+        >>> import camlib, torchvision
+        >>> camlib.create("grad_cam", torchvision.models.resnet18(), layer="layer4")
+        GradCAM(ResNet, layer='layer4')
+    """
+    if name not in METHODS:
+        close = difflib.get_close_matches(str(name), METHODS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise CamlibValueError(f"there is no method {name!r}; {hint}METHODS has {', '.join(sorted(METHODS))}")
+    return METHODS[name](model, layer, **options)
