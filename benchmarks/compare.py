@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from grad_cam import MODELS, Call, bare, build
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.grad_cam import MODELS, Call, bare, build
+from benchmarks.provenance import provenance
 from camlib.comparison import DEFAULT_METHODS
 
 

@@ -4,7 +4,7 @@ Weights are random, since what is asked is whether a network's parts suit a meth
 images run through the network for one that is explained, and of refusals the reason. Methods that perturb are told to
 take few samples, so that their passes are no measure of their cost; those of the others are.
 
-Run it with ``python benchmarks/coverage.py`` (four minutes on one core; no peers are needed); it writes
+Run it with ``python -m benchmarks.coverage`` (four minutes on one core; no peers are needed); it writes
 ``coverage.json`` and the tables of the documentation, ``coverage_*.csv``, in ``benchmarks/results``.
 """
 
@@ -15,14 +15,14 @@ import json
 import warnings
 from typing import Any
 
-import tables
 import torch
 import torchvision
-from measure import forwards
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import tables
+from benchmarks.measure import forwards
+from benchmarks.provenance import provenance
 
 SIDE = 96
 MODELS: dict[str, dict[str, Any]] = {

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import photographs
-import tables
 import torch
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import photographs, tables
+from benchmarks.provenance import provenance
 from camlib.evaluation import Evaluation, TableRow
 from camlib.metrics import METRICS
 

@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 import torch
 import torchvision
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.provenance import provenance
 
 MODELS = {"resnet18": 16, "resnet50": 8, "densenet121": 8, "mobilenet_v3_large": 16, "vgg16": 4}
 """Batch size by model, images of 224 x 224."""
@@ -128,7 +128,7 @@ def times(name: str, rounds: int) -> dict[str, list[float]]:
 
 def peak_memory(name: str, subject: str) -> float:
     """Bytes at the peak of one call over what the process held before it, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", name, subject]
+    command = [sys.executable, "-m", "benchmarks.grad_cam", "--peak", name, subject]
     # Every large tensor in pages of its own, handed back when it dies: the resident memory is then what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)

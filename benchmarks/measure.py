@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -70,9 +69,9 @@ def tensor_peak(call: Call) -> int:
     return peak.bytes
 
 
-def resident_peak(script: str, *arguments: str) -> float:
-    """What :func:`measure_resident_peak` gives in a process of its own: ``script --peak arguments``."""
-    command = [sys.executable, str(Path(script).resolve()), "--peak", *arguments]
+def resident_peak(module: str, *arguments: str) -> float:
+    """What :func:`measure_resident_peak` gives in a new process: ``python -m module --peak arguments``."""
+    command = [sys.executable, "-m", module, "--peak", *arguments]
     # Every large tensor in pages of its own, handed back when it dies: the resident memory is then what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import faithfulness
-import photographs
-import tables
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import faithfulness, photographs, tables
+from benchmarks.provenance import provenance
 
 METRICS: dict[str, dict[str, Any]] = {"insertion": {"steps": 14}, "deletion": {"steps": 14}, "energy_pointing_game": {}}
 RANDOM = "random_cam"

@@ -27,16 +27,16 @@ import quantus
 import scipy.stats
 import skimage.feature
 import skimage.metrics
-import tables
 import torch
 import torchcam.metrics
 import torchvision
-from provenance import provenance
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import tables
+from benchmarks.provenance import provenance
 from camlib import metrics
 from camlib.metrics import similarity
 from camlib.metrics.imputation import impute

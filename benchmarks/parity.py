@@ -15,13 +15,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import tables
 import torch
 import torchvision
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import tables
+from benchmarks.provenance import provenance
 
 CLASS = 3
 LAYERS = {"resnet18": "layer4", "mobilenet_v3_small": "features", "densenet121": "features"}

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 import torchvision
-from measure import Call, measure_resident_peak, ratio, resident_peak, seconds
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.measure import Call, measure_resident_peak, ratio, resident_peak, seconds
 
 LAYER = "layer4"
 MEMORY = {"camlib": LAYER, "camlib, layer3": "layer3", "camlib, layer2": "layer2", "torchcam": LAYER, "grad-cam": LAYER}
@@ -154,7 +154,9 @@ def score(name: str, rounds: int) -> dict[str, Any]:
     calls, took = measured(SCORE, name, rounds)
     faster = min(("torchcam", "grad-cam"), key=lambda peer: statistics.median(took[peer]))
     exact, half = calls["camlib"](), calls["camlib, bfloat16"]()
-    memory = {subject: resident_peak(__file__, subject, name, layer) for subject, layer in MEMORY.items()}
+    memory = {
+        subject: resident_peak(f"{__package__}.perturbation", subject, name, layer) for subject, layer in MEMORY.items()
+    }
     return {
         "seconds": {subject: statistics.median(found) for subject, found in took.items()},
         "forwards of time": {subject: ratio(found, took["forward"]) for subject, found in took.items()},

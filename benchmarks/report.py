@@ -1,6 +1,6 @@
-"""The tables and the figure of what :mod:`suite` measured.
+"""The tables and the figure of what :mod:`benchmarks.suite` measured.
 
-``python benchmarks/report.py`` makes them again from ``benchmarks/results/suite.json``.
+``python -m benchmarks.report`` makes them again from ``benchmarks/results/suite.json``.
 """
 
 from __future__ import annotations

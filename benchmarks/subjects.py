@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import Call
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.measure import Call
 from camlib.comparison import DEFAULT_METHODS
 
 OfClass = Callable[[int], Any]

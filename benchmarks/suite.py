@@ -4,9 +4,9 @@ Subjects take turns; times are medians over rounds of the ratio to a bare ``infe
 images in the same round. Peak memory is that of live tensors. What costs too much is not run, and said so. The goals of
 the perturbation methods come first, in full; then how time grows, and both precisions, eager and compiled.
 
-Run it with ``benchmarks/run suite`` (forty minutes at most), or in that environment ``python benchmarks/suite.py
+Run it with ``benchmarks/run suite`` (forty minutes at most), or in that environment ``python -m benchmarks.suite
 --quick`` (five); it writes ``benchmarks/results/suite.json`` after every cell, and at the end the tables and the figure
-of :mod:`report`. On a GPU: ``--device cuda``; maps stay there.
+of :mod:`benchmarks.report`. On a GPU: ``--device cuda``; maps stay there.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import perturbation
-import report
-import subjects
 import torch
 import torchvision
-import variants
-from measure import Call, forwards, ratio, seconds, tensor_peak
-from provenance import provenance
 from torch import Tensor, nn
 
 import camlib
+from benchmarks import perturbation, report, subjects, variants
+from benchmarks.measure import Call, forwards, ratio, seconds, tensor_peak
+from benchmarks.provenance import provenance
 from camlib.comparison import DEFAULT_METHODS
 
 MODELS = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_large", "vgg16", "convnext_tiny", "vit_b_16")

@@ -1,6 +1,6 @@
 """The tables that the documentation shows, each made of a JSON file in ``benchmarks/results``.
 
-``python benchmarks/tables.py`` makes them all again; nothing in them is typed by hand.
+``python -m benchmarks.tables`` makes them all again; nothing in them is typed by hand.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import report
-
 import camlib
+from benchmarks import report
 from camlib.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"

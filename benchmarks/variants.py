@@ -4,7 +4,7 @@ Maps stay on the device; on a GPU CUDA events tell the time. camlib explains a c
 not fire in compiled code. The many passes of Score-CAM need no hook, so that ``forward=`` can compile those alone:
 :func:`compiled_score`. What compiling takes is told apart.
 
-Run it with ``benchmarks/run variants``, ``--device cuda`` on a GPU; it is a part of :mod:`suite`.
+Run it with ``benchmarks/run variants``, ``--device cuda`` on a GPU; it is a part of :mod:`benchmarks.suite`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torchvision
-from measure import Call
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.measure import Call
 
 IMAGES = 16
 """That a pass holds: a batch, or a chunk of Score-CAM's masked images."""

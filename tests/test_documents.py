@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tables
 import torch
 from torch import nn
 
 import camlib
+from benchmarks import tables
 from camlib.testing import check_method
 
 ROOT = Path(__file__).parents[1]
@@ -84,13 +84,13 @@ def test_the_make_targets_that_documents_name_exist(document):
 def test_the_tables_of_the_documentation_are_made_of_the_committed_results(name):
     for file, lines in tables.made(name).items():
         with (tables.RESULTS / file).open(newline="") as opened:
-            assert list(csv.reader(opened)) == lines, f"{file}: run python benchmarks/tables.py"
+            assert list(csv.reader(opened)) == lines, f"{file}: run python -m benchmarks.tables"
 
 
 @pytest.mark.parametrize(("file", "make"), tables.OF_SEVERAL.items())
 def test_the_tables_made_of_several_results_are_those_committed(file, make):
     with (tables.RESULTS / file).open(newline="") as opened:
-        assert list(csv.reader(opened)) == make(tables.RESULTS), f"{file}: run python benchmarks/tables.py"
+        assert list(csv.reader(opened)) == make(tables.RESULTS), f"{file}: run python -m benchmarks.tables"
 
 
 def test_every_result_and_every_table_is_shown():

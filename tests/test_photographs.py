@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import photographs
 import pytest
 
 import camlib
+from benchmarks import photographs
 
 TABLE = json.loads((Path(photographs.__file__).parent / "results" / "photographs.json").read_text())
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of the pages, each for a light and for a dark page: ``python docs/figures/draw.py``.
+"""Draw the pictures of the pages, each for a light and for a dark page: ``python -m docs.figures.draw``.
 
 Everything that is drawn comes from ``network.py`` (EfficientNet-Lite0 on photographs) and ``shortcut.py`` (phantoms).
 What it writes into ``_static``, NAME-light.webp, NAME-dark.webp and the logo, is committed: a build draws nothing.
@@ -27,8 +27,8 @@ from camlib import metrics
 DOCS = Path(__file__).parents[1]
 sys.path += [str(DOCS.parent / "examples" / "pneumonia")]
 
-import shortcut  # noqa: E402 - of this folder
-from network import CAT, ESPRESSO, MISSILE, images, model, pictures  # noqa: E402
+from docs.figures import shortcut  # noqa: E402 - it needs the example
+from docs.figures.network import CAT, ESPRESSO, MISSILE, images, model, pictures  # noqa: E402
 
 INKS = {"light": "#1f2328", "dark": "#d6dae0"}
 """Text, by page. The figures' background is transparent."""
