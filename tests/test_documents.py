@@ -29,6 +29,7 @@ SHOWN_ELSEWHERE = {"METHODS", "Method", "Captured", "CapturedLayers", "LayerInfo
 """A table, the base of all methods, and what the functions capture, list_layers and full_gradients return."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_are_true(name):
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
@@ -57,6 +58,7 @@ PAGES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore")  # of the other libraries beside which some pages run
 def test_examples_of_the_documentation_are_true(page):
@@ -99,6 +101,7 @@ def test_every_result_and_every_table_is_shown():
     assert {path.stem for path in tables.RESULTS.glob("*.json")} == set(tables.TABLES)
 
 
+@pytest.mark.slow
 def test_readme_code_runs(tmp_path, monkeypatch):
     """Every Python block of the README, in order, on a small network and two pictures."""
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,8 @@ from camlib.inputs.batches import picture_size
 from camlib.layers.layouts import layout_of
 from tests.networks import signal_cnn, volume_cnn
 
+pytestmark = pytest.mark.slow
+
 OUT_OF_PLACE = ("aux", "patch", "pool", "fpn", "rpn", "roi", "extra", "embed")
 """No layer that is found has these in its name: heads on the side, stems, poolings, pyramids."""
 

@@ -10,6 +10,8 @@ import pytest
 import camlib
 from benchmarks import photographs
 
+pytestmark = pytest.mark.slow
+
 TABLE = json.loads((Path(photographs.__file__).parent / "results" / "photographs.json").read_text())
 
 

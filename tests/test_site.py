@@ -18,6 +18,8 @@ from sphinx.util.inventory import InventoryFile
 
 import camlib
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -22,6 +22,7 @@ def rows_through(model: nn.Module) -> list[int]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ablation_cam_runs_the_trunk_once_in_every_family(family: str) -> None:
     torch.manual_seed(0)

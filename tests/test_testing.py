@@ -23,14 +23,24 @@ from camlib.testing.subject import differences, snapshot
 from tests.few_passes import cheap
 from tests.networks import signal_cnn
 
-BATTERY = [check for name in camlib.METHODS for check in checks(cheap(name))]
+ONE_OF_EACH_KIND = {
+    "grad_cam", "eigen_cam", "full_grad", "guided_backprop", "le_grad", "ablation_cam", "rise", "sobel",
+}  # fmt: skip
+"""What `make quick` checks: one of each of what a method may read, from gradients to the image alone."""
+
+BATTERY = [
+    pytest.param(check, id=f"{name}-{check}", marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow)
+    for name in camlib.METHODS
+    for check in checks(cheap(name))
+]
 
 
-@pytest.mark.parametrize("check", BATTERY, ids=lambda check: f"{check.subject.kind.name}-{check}")
+@pytest.mark.parametrize("check", BATTERY)
 def test_method_passes_its_checks(check: Check) -> None:
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Behind layer")  # a block's first norm lies beside a skip connection
 @pytest.mark.parametrize("name", sorted(camlib.METHODS))
 def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
@@ -346,6 +356,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BROKEN)
 def test_broken_method_is_caught_by_the_check_that_is_for_it(method: type[camlib.methods.Method]) -> None:
     assert BROKEN[method] in failing(method)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import camlib
 from camlib.layers.layouts import grid_layout
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = {
     "alexnet": ("features.11", (13, 13)),
     "convnext_base": ("features", (7, 7)),

@@ -198,6 +198,7 @@ def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch)
         gc.enable()
 
 
+@pytest.mark.slow
 def test_number_of_live_tensors_is_constant_over_a_thousand_calls() -> None:
     model, images = small_cnn().eval(), torch.rand(1, 3, 6, 6)
     cam = camlib.GradCAM(model)

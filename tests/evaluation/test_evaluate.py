@@ -83,6 +83,7 @@ def test_baselines_are_always_there(model, images):
     assert [row.method for row in again.rows] == ["random_cam", "layer_cam", "center_gaussian"]
 
 
+@pytest.mark.slow
 def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks):
     options = {"top_k_intersection": {"k": 20}, "deletion": {"steps": 2}, "insertion": {"steps": 2}}
     asked = {name: options.get(name, {}) for name in METRICS}

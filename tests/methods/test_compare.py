@@ -263,7 +263,6 @@ def test_the_model_and_the_random_numbers_of_torch_are_left_alone(images):
         ([nn.ReLU], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got type"),
         ([camlib.functional.grad_cam], camlib.CamlibTypeError, "a camlib.methods.Method, got function"),
     ],
-    ids=str,
 )
 def test_what_are_no_methods_is_refused(model, images, methods, error, message):
     with pytest.raises(error, match=message):

@@ -72,6 +72,7 @@ def test_the_map_is_the_papers(drawn: Drawn) -> None:
     assert explanation.method == "full_grad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11", "vgg11_bn", "densenet121"])
 def test_the_decomposition_of_real_networks_is_complete(name: str) -> None:
     model = randomised(torchvision.models.get_model(name, num_classes=3))

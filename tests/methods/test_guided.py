@@ -278,6 +278,7 @@ class Aliased(nn.Module):
         return maps.sum((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

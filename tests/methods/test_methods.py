@@ -379,12 +379,14 @@ def architecture(request: pytest.FixtureRequest) -> tuple[str, Case]:
     return request.param, Case(split, images, [target] * 2)
 
 
+@pytest.mark.slow
 def test_the_hand_made_split_is_the_network(architecture: tuple[str, Case]) -> None:
     _, case = architecture
     with torch.no_grad():
         torch.testing.assert_close(case.split.tail(case.split.trunk(case.images)), case.split.model(case.images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ORACLES.keys() - {"cam", "kpca_cam", "shapley_cam"}))
 def test_maps_are_the_papers_equation_on_real_architectures(name: str, architecture: tuple[str, Case]) -> None:
     oracle, (_, case) = ORACLES[name], architecture
@@ -394,6 +396,7 @@ def test_maps_are_the_papers_equation_on_real_architectures(name: str, architect
     oracles.assert_close(maps, expected, scale, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_kpca_cam_is_the_papers_equation_on_real_architectures(architecture: tuple[str, Case]) -> None:
     _, case = architecture
     a, _ = case.features
@@ -402,6 +405,7 @@ def test_kpca_cam_is_the_papers_equation_on_real_architectures(architecture: tup
     oracles.assert_close(maps, *equations.kpca_cam(a), TOLERANCE)
 
 
+@pytest.mark.slow
 def test_shapley_cam_is_the_papers_equation_on_real_architectures(architecture: tuple[str, Case]) -> None:
     """With H A as the slope of G along A, from central differences: no second derivative is taken."""
     _, case = architecture
@@ -425,6 +429,7 @@ def test_shapley_cam_is_the_papers_equation_on_real_architectures(architecture: 
 READS_THE_MEAN = ("resnet18", "efficientnet_b0")
 
 
+@pytest.mark.slow
 def test_cam_is_where_a_linear_head_reads_the_mean_and_an_error_elsewhere(architecture: tuple[str, Case]) -> None:
     name, case = architecture
     explainer = camlib.CAM(case.split.model, case.split.layer, relu=False)

@@ -374,6 +374,7 @@ def test_channel_masks_are_upsampled_then_minmaxed(grid: tuple[int, int], size: 
             assert not mask.any()
 
 
+@pytest.mark.slow
 def test_random_masks_are_shifted_grids() -> None:
     """For each there is one offset at which it is the oracle's, of a grid of zeros and ones."""
     size, cells = (9, 13), 3
@@ -477,6 +478,7 @@ def test_tokens_have_the_same_equations_and_the_class_token_stays(name: str) -> 
     oracles.assert_close(found.maps, expected, scale, TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_maps_are_the_papers_equation_on_a_resnet(name: str) -> None:
     """Its first stage: 64 channels, of which Score-CAM's relatives look at three."""

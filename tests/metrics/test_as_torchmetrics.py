@@ -96,11 +96,12 @@ def _in_a_process(rank, address, heatmaps, boxes, found):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     heatmaps = camlib.imaging.normalize(torch.rand(5, 8, 8))
     boxes = torch.tensor([[1, 1, 6, 6]] * 5)
     found = torch.zeros(2, 2, dtype=torch.float64).share_memory_()
-    address = f"file://{tmp_path / 'meet'}"
+    address = (tmp_path / "meet").as_uri()
     mp.spawn(_in_a_process, (address, heatmaps, boxes, found), nprocs=2)
     alone = [metrics.sparseness(heatmaps).double().mean(), metrics.max_box_acc(heatmaps, boxes).double().mean()]
     for of_process in found:
