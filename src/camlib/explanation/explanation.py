@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import files
-from camlib.explanation.titles import explained
-from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize, resize
+from camlib.explanation.extent import Extent, cells_of_input, resized_to_input
+from camlib.explanation.joining import joined, picked
+from camlib.explanation.titles import title
+from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, lay, read
@@ -37,11 +36,11 @@ class Explanation:
     Tensors are detached and lie on the model's device. Indexing and iteration go by image and keep the batch
     axis; ``len`` is the number of images; a notebook shows the heatmaps.
 
-    What is said of images goes for signals and for volumes and videos, too: where it says (h, w), a signal's map has
-    (l,), and a volume's or a video's (t, h, w). :attr:`dims` tells which.
+    Everything below also applies to signals, volumes and videos: a map (h, w) of a picture is (l,) for a signal, and
+    (t, h, w) for a volume or a video. :attr:`dims` is the number of these axes.
 
     Raises:
-        CamlibValueError: maps and scores do not go together, or the extent has no input that it would extend.
+        CamlibValueError: the shapes of maps and scores do not match, or those of extent, input size and maps.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -54,44 +53,43 @@ class Explanation:
     maps: Tensor
     """(N, h, w), or (N, K, h, w) with a class axis; at the layer's resolution, not normalised, float32 or more."""
     scores: Tensor
-    """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise; NaN where the
-    method explains no score (a class-agnostic one, of a model whose outputs hold no classes)."""
+    """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise; NaN where there is
+    no score, as for a class-agnostic method and a model whose outputs hold no classes."""
     outputs: Any
-    """What the model returned, detached; None for objects in which no tensors are found."""
+    """What the model returned, detached; None if it contains no tensors."""
     target: Tensor | str
     """Class indices, (N,) or (N, K), or the name of another target."""
     method: str
-    """Name of the method, a key of :data:`camlib.METHODS` or a method's own; of a smoothing the names of what it wraps
-    and of itself, such as "grad_cam, noise averaging"."""
+    """The method's name for display, with that of a smoothing behind it: "grad_cam, noise averaging"."""
     layer: str
-    """Name of the layer; of several, joined by ``" + "``."""
+    """The layer's name for display; several names are joined by ``" + "``."""
     input_size: tuple[int, ...] | None
     """(H, W) of the input, or None if it held no picture; (L,) of a signal, (T, H, W) of a volume or a video."""
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution."""
-    extent: tuple[float, ...] | None = None
-    """(H, W) in input pixels that the maps cover, where that is more than the input; a detector pads its pictures at
+    extent: Extent = None
+    """(H, W) in input pixels that the maps cover, if they cover more than the input: a detector pads its pictures at
     the right and at the bottom."""
     class_agnostic: bool = False
-    """Whether the method ignores the target: its maps explain no class, whatever ``target`` says."""
+    """Whether the method ignores the target: its maps explain no particular class, whatever ``target`` holds."""
 
     def __post_init__(self) -> None:
         if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
             raise CamlibValueError(
-                f"maps must have the axes of the scores and then one to three of their own, (N, h, w) for (N,) or "
-                f"(N, K, h, w) for (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
+                f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
+                f"(N, K, h, w) for scores (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
             )
         if self.extent is not None and (
             self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
         ):
             raise CamlibValueError(
-                f"extent {self.extent} must extend the input along each of the maps' {self.dims} axes, whose "
-                f"input_size is {self.input_size}"
+                f"extent and input_size must have one number for each of the maps' {self.dims} axes, got extent "
+                f"{self.extent} and input_size {self.input_size}"
             )
 
     @property
     def dims(self) -> int:
-        """1 for maps of signals, (N, l); 2 for pictures, (N, h, w); 3 for volumes and videos, (N, t, h, w)."""
+        """1 for the maps (N, l) of signals, 2 for (N, h, w) of pictures, 3 for (N, t, h, w) of volumes and videos."""
         return self.maps.dim() - self.scores.dim()
 
     @property
@@ -101,32 +99,28 @@ class Explanation:
 
     @property
     def degenerate(self) -> Tensor:
-        """(N,) or (N, K) bool, true where the map is constant or has no positive evidence; its heatmap is all zeros.
+        """(N,) or (N, K) bool, true where the map is constant or nowhere positive; its heatmap is all zeros.
 
-        Padding is left out: cells wholly outside the input do not count.
+        Cells that lie entirely in the padding do not count.
         """
-        cells = self.maps
-        if self.extent is not None and self.input_size is not None:
-            for axis, covered, inside in zip(range(-self.dims, 0), self.extent, self.input_size, strict=True):
-                reached = round(min(inside / covered, 1) * cells.shape[axis], 6)  # 25.000000001 cells are 25
-                cells = cells.narrow(axis, 0, math.ceil(reached))
+        cells = cells_of_input(self.maps, self.extent, self.input_size)
         return is_constant(cells, self.dims) | (cells.flatten(-self.dims).amax(-1) <= 0)
 
     def heatmaps(self, size: tuple[int, ...] | None = None, normalize: str = "minmax") -> Tensor:
-        """Resize the maps, cut off what lies outside the input, then normalise each image and class on its own.
+        """Resize the maps, cut off the padding, then normalise each image and class separately.
 
         Args:
-            size: (H, W) of the heatmaps; the input's by default. Bilinear, with half-pixel centres. For signals
-                (L,), linear; for volumes and videos (T, H, W), trilinear.
-            normalize: a method of :func:`camlib.imaging.normalize`. With "signed" and "none" negative values are kept,
-                so that only constant maps come out as zeros, and with "none" not even these.
+            size: (H, W) of the heatmaps; by default the input's. Interpolation is bilinear with half-pixel centres;
+                linear for signals (L,), trilinear for volumes and videos (T, H, W).
+            normalize: a method of :func:`camlib.imaging.normalize`. "signed" and "none" keep negative values: with
+                "signed" only constant maps become zeros, with "none" no map does.
 
         Returns:
             (N, H, W) or (N, K, H, W), in [0, 1]; with "signed" in [-1, 1]. A volume or a video is scaled as a
             whole, so that its frames can be compared.
 
         Raises:
-            CamlibValueError: no size is given and the input had none, or a wrong one.
+            CamlibValueError: the size has a wrong form, or none is given and the input's is unknown.
         """
         if size is None:
             size = self.input_size
@@ -134,28 +128,20 @@ class Explanation:
                 raise CamlibValueError(
                     f"the inputs held no {_INPUTS[self.dims]} whose size is known; give size={SIZES[self.dims]}"
                 )
-        heatmaps = _normalize(self._resized(checked_grid(size, self.dims)), normalize, self.dims)
+        resized = resized_to_input(self.maps, checked_grid(size, self.dims), self.extent, self.input_size)
+        heatmaps = _normalize(resized, normalize, self.dims)
         if normalize in ("signed", "none"):
             return heatmaps
         return heatmaps.masked_fill(self.degenerate.reshape(*self.scores.shape, *[1] * self.dims), 0)
 
-    def _resized(self, size: tuple[int, ...]) -> Tensor:
-        """The maps with each pixel of ``size`` over its pixels of the input; the padding is cut off."""
-        if self.extent is None or self.input_size is None:
-            return resize(self.maps, size)
-        sides = zip(size, self.extent, self.input_size, strict=True)
-        maps = resize(self.maps, tuple(max(side, round(side * covered / full)) for side, covered, full in sides))
-        inside: tuple[Any, ...] = (..., *map(slice, size))
-        return maps[inside]
-
     def overlays(self, images: Any, colormap: Any = DEFAULT_COLORMAP, alpha: float | str = 0.5) -> NDArray[np.uint8]:
-        """Lay the heatmaps over the images, each at the images' own resolution.
+        """Overlay the heatmaps on the images, at the images' resolution.
 
         Args:
-            images: as :func:`camlib.imaging.overlay` takes them: a list, or a batch. They must show what the network
-                saw: for cropped or padded inputs, take the heatmap back with a geometry first. Volumes and videos:
-                arrays (N, T, H, W, 3) or grey (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W), or a list
-                of such or of lists of frames. A volume of several channels is not a picture: give one of them.
+            images: a list or a batch of pictures as for :func:`camlib.imaging.overlay`. They must show exactly what
+                the network saw; if its input was cropped or padded, restore the heatmap with a geometry first. Volumes
+                and videos are arrays (N, T, H, W, 3) or gray (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W),
+                or lists of clips or of lists of frames. Of a volume with several channels give one.
             colormap: as for :func:`camlib.imaging.colorize`.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
@@ -164,13 +150,13 @@ class Explanation:
             videos.
 
         Raises:
-            CamlibValueError: not one picture for each image explained, pictures of different sizes, or signals,
-                which :meth:`plot` draws.
+            CamlibValueError: not as many pictures as images, pictures of different sizes, or maps of signals, which
+                only :meth:`plot` draws.
         """
         if self.dims == 1:
             raise CamlibValueError(
-                f"maps {tuple(self.maps.shape)} are of signals, which are no pictures to lay a heatmap over; "
-                "explanation.plot(signals) draws each before its heatmap"
+                f"maps {tuple(self.maps.shape)} of signals have no overlays; explanation.plot(signals) draws each "
+                "signal in front of its heatmap"
             )
         pictures = read(self.dims, images, len(self))
         size = common_size(pictures)
@@ -185,13 +171,13 @@ class Explanation:
         colormap: Any = DEFAULT_COLORMAP,
         alpha: float | str = 0.5,
     ) -> Figure:
-        """Draw original, heatmap and overlay side by side, a row for each image and class, with a colour bar.
+        """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
-        A volume or a video is drawn as up to eight of its frames, evenly spaced, over the same frames with their
-        heatmap; a signal as lines before a background in the heatmap's colours.
+        Of a volume or a video up to eight frames are drawn, evenly spaced, above the same frames with their heatmap. A
+        signal is drawn as lines in front of its heatmap.
 
         Args:
-            images: as for :meth:`overlays`; signals: arrays or tensors (N, C, L) or (N, L), or a list of (C, L) or
+            images: as for :meth:`overlays`. Signals are arrays or tensors (N, C, L) or (N, L), or a list of (C, L) or
                 (L,).
             class_names: names for the class indices.
             colormap: as for :meth:`overlays`.
@@ -204,7 +190,7 @@ class Explanation:
         return draw(self.dims, self._rows(images, class_names), Style(colormap, alpha, source))
 
     def _rows(self, images: Any, class_names: Sequence[str] | None) -> list[FigureRow]:
-        """A row of the figure for each image and class."""
+        """The figure's rows, one for each image and class."""
         rows = []
         for picture, one in zip(read(self.dims, images, len(self)), self, strict=True):
             size = picture.shape[: self.dims]
@@ -216,25 +202,22 @@ class Explanation:
         return rows
 
     def title(self, k: int = 0, class_names: Sequence[str] | None = None) -> str:
-        """Return what map ``k`` of the first image explains, and the score, if it explains one.
+        """Return what map ``k`` of the first image explains, with the score if there is one.
 
         Raises:
             CamlibTypeError: ``class_names`` is a single string.
             CamlibValueError: the class has no name.
         """
-        what, score = explained(self.target, self.class_agnostic, class_names, k), float(self.scores[0].flatten()[k])
-        if self.class_agnostic or math.isnan(score):
-            return what
-        return f"{what}: score {score:.2f}" if isinstance(self.target, Tensor) else f"{what}: {score:.2f}"
+        return title(self.target, self.scores, self.class_agnostic, class_names, k)
 
     def to(self, *args: Any, **kwargs: Any) -> Explanation:
-        """Return the explanation with every tensor moved or cast as by ``Tensor.to``; indices stay integers."""
+        """Return the explanation with every tensor moved or cast by ``Tensor.to``; indices stay integers."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = tensor.to(*args, **kwargs)
             return moved if tensor.is_floating_point() else tensor.to(moved.device)  # bfloat16 has no 257
 
-        return self._map(move)
+        return Explanation(**map_tensors(move, vars(self)))
 
     def cpu(self) -> Explanation:
         """Return the explanation on the CPU."""
@@ -248,70 +231,25 @@ class Explanation:
     def cat(explanations: Sequence[Explanation]) -> Explanation:
         """Join explanations of the same method, layer and kind of target along the images.
 
-        Outputs are joined if they are tensors, or lists with an entry for each image; otherwise the result has none.
+        Outputs are joined if they are tensors, or lists with an entry for each image; other outputs are dropped.
 
         Raises:
-            CamlibValueError: nothing to join, or they do not go together.
+            CamlibValueError: there are no explanations, or they differ in more than their images.
         """
-        if not explanations:
-            raise CamlibValueError("nothing to join: explanations is empty")
-        first = explanations[0]
-        for other in explanations[1:]:
-            for (name, one), another in zip(_kind(first).items(), _kind(other).values(), strict=True):
-                if one != another:
-                    raise CamlibValueError(f"explanations differ in {name}: {one!r} and {another!r}")
-
-        def join(get: Any) -> Any:
-            parts = [get(explanation) for explanation in explanations]
-            return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
-
-        outputs: Any = None
-        if isinstance(first.outputs, Tensor):
-            outputs = join(lambda e: e.outputs)
-        elif _per_image(first):
-            outputs = [entry for explanation in explanations for entry in explanation.outputs]
-        layers = {name: torch.cat([e.layers[name] for e in explanations]) for name in first.layers}
-        return dataclasses.replace(
-            first,
-            maps=join(lambda e: e.maps),
-            scores=join(lambda e: e.scores),
-            target=join(lambda e: e.target),
-            outputs=outputs,
-            layers=layers,
-        )
+        return Explanation(**joined([vars(explanation) for explanation in explanations]))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if a tensor."""
-        tensors = {"maps": self.maps, "scores": self.scores, "target": self.target, "outputs": self.outputs}
-        tensors |= {f"layers/{name}": maps for name, maps in self.layers.items()}
-        header = {name: getattr(self, name) for name in ("method", "layer", "input_size", "extent", "class_agnostic")}
-        header["target"] = self.target if isinstance(self.target, str) else None
-        files.save(path, {name: one for name, one in tensors.items() if isinstance(one, Tensor)}, header)
+        """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if they are a tensor."""
+        files.save(path, vars(self))
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Explanation:
-        """Read what :meth:`save` wrote, onto the CPU. Nothing is unpickled.
+        """Read an explanation that :meth:`save` wrote, onto the CPU. Nothing is unpickled.
 
         Raises:
-            CamlibValueError: the file is not one of these.
+            CamlibValueError: :meth:`save` did not write the file, or it is damaged.
         """
-        return files.load(path, Explanation._from_file)
-
-    @staticmethod
-    def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> Explanation:
-        layers = {name: maps for name, maps in tensors.items() if name.startswith("layers/")}
-        return Explanation(
-            maps=tensors["maps"],
-            scores=tensors["scores"],
-            outputs=tensors.get("outputs"),
-            target=tensors["target"] if header["target"] is None else header["target"],
-            method=header["method"],
-            layer=header["layer"],
-            input_size=tuple(header["input_size"]) if header["input_size"] else None,
-            layers={name.removeprefix("layers/"): maps for name, maps in layers.items()},
-            extent=tuple(header["extent"]) if header.get("extent") else None,  # older files have none
-            class_agnostic=bool(header.get("class_agnostic", False)),
-        )
+        return files.load(path, Explanation)
 
     def __len__(self) -> int:
         return self.maps.shape[0]
@@ -327,23 +265,7 @@ class Explanation:
             index = slice(index, index + 1 or None)
         if not isinstance(index, slice):
             raise CamlibTypeError(f"index must be an int or a slice, got {type(index).__name__}")
-        rows = len(self)
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[index] if tensor.dim() and tensor.shape[0] == rows else tensor
-
-        picked = self._map(pick)
-        return dataclasses.replace(picked, outputs=self.outputs[index]) if _per_image(self) else picked
-
-    def _map(self, function: Any) -> Explanation:
-        return dataclasses.replace(
-            self,
-            maps=function(self.maps),
-            scores=function(self.scores),
-            outputs=map_tensors(function, self.outputs),
-            target=function(self.target) if isinstance(self.target, Tensor) else self.target,
-            layers={name: function(maps) for name, maps in self.layers.items()},
-        )
+        return Explanation(**picked(vars(self), index))
 
     def __repr__(self) -> str:
         size = "?" if self.input_size is None else " x ".join(map(str, self.input_size))
@@ -356,41 +278,10 @@ class Explanation:
         )
 
     def _repr_png_(self) -> bytes:
-        """The first heatmaps in a row, as a PNG; of volumes and videos the middle frame, of signals a band each."""
+        """The first heatmaps as a PNG, side by side; the middle frame of a volume or a video, a band for a signal."""
         first = self[:SHOWN]
         heatmaps = first.heatmaps(self.input_size or tuple(self.maps.shape[-self.dims :])).flatten(0, -self.dims - 1)
         return strip(heatmaps)
-
-
-def _kind(explanation: Explanation) -> dict[str, Any]:
-    """What two explanations must share to be joined."""
-    outputs = explanation.outputs
-    return {
-        "method": explanation.method,
-        "layer": explanation.layer,
-        "class_agnostic": explanation.class_agnostic,
-        "input_size": explanation.input_size,
-        "extent": explanation.extent,
-        "has_class_axis": explanation.has_class_axis,
-        "map shape": tuple(explanation.maps.shape[1:]),
-        "target": explanation.target if isinstance(explanation.target, str) else "class indices",
-        "layers": {name: tuple(maps.shape[1:]) for name, maps in explanation.layers.items()},
-        "output shape": tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else None,
-        "outputs": "a list with an entry for each image" if _per_image(explanation) else "another kind",
-    }
-
-
-def _per_image(explanation: Explanation) -> bool:
-    """Whether the outputs are a list with an entry for each image, as detectors return it.
-
-    A list of tensors is one of heads instead, each a batch.
-    """
-    outputs = explanation.outputs
-    return (
-        isinstance(outputs, list)
-        and len(outputs) == len(explanation)
-        and not any(isinstance(entry, (Tensor, list, tuple)) for entry in outputs)
-    )
 
 
 _normalize = normalize  # the method's argument has the same name

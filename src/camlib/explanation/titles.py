@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -42,3 +43,23 @@ def explained(
     if class_names is not None and index >= len(class_names):
         raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
     return f"class {index}" if class_names is None else str(class_names[index])
+
+
+def title(
+    target: Tensor | str,
+    scores: Tensor,
+    class_agnostic: bool,
+    class_names: Sequence[str] | None = None,
+    place: int = 0,
+) -> str:
+    """Return what :func:`explained` names, with its score if there is one.
+
+    Example:
+        >>> import torch
+        >>> title(torch.tensor([1]), torch.tensor([2.5]), False, ["cat", "dog"])
+        'dog: score 2.50'
+    """
+    what, score = explained(target, class_agnostic, class_names, place), float(scores[0].flatten()[place])
+    if class_agnostic or math.isnan(score):
+        return what
+    return f"{what}: score {score:.2f}" if isinstance(target, Tensor) else f"{what}: {score:.2f}"

@@ -1,0 +1,84 @@
+"""Explanations, given as the mappings of their fields, joined and picked along the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibValueError
+from camlib.inputs.nested import map_tensors
+
+Fields = Mapping[str, Any]
+"""The fields of an explanation by name."""
+
+
+def joined(explanations: Sequence[Fields]) -> dict[str, Any]:
+    """Join the fields of explanations along the images.
+
+    Outputs are joined if they are tensors, or lists with an entry for each image; otherwise the result has None.
+
+    Raises:
+        CamlibValueError: nothing to join, or they do not fit together.
+    """
+    if not explanations:
+        raise CamlibValueError("nothing to join: explanations is empty")
+    first, kind = explanations[0], _kind(explanations[0])
+    for other in map(_kind, explanations[1:]):
+        for name, value in kind.items():
+            if value != other[name]:
+                raise CamlibValueError(f"explanations differ in {name}: {value!r} and {other[name]!r}")
+    return {name: _joined(name, [fields[name] for fields in explanations], kind) for name in first}
+
+
+def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if name == "layers":
+        return {layer: torch.cat([maps[layer] for maps in parts]) for layer in first}
+    if name == "outputs":
+        return [entry for part in parts for entry in part] if kind["outputs"] == _BY_IMAGE else None
+    return first
+
+
+_BY_IMAGE = "a list with an entry for each image"
+
+
+def _kind(fields: Fields) -> dict[str, Any]:
+    """What two explanations must share to be joined."""
+    outputs, target = fields["outputs"], fields["target"]
+    return {
+        **{name: fields[name] for name in ("method", "layer", "class_agnostic", "input_size", "extent")},
+        "has_class_axis": fields["scores"].dim() == 2,
+        "map shape": tuple(fields["maps"].shape[1:]),
+        "target": target if isinstance(target, str) else "class indices",
+        "layers": {name: tuple(maps.shape[1:]) for name, maps in fields["layers"].items()},
+        "output shape": tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else None,
+        "outputs": _BY_IMAGE if _by_image(outputs, len(fields["maps"])) else "another kind",
+    }
+
+
+def picked(fields: Fields, index: slice) -> dict[str, Any]:
+    """Return the fields of a slice of the images."""
+    images, outputs = len(fields["maps"]), fields["outputs"]
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[index] if tensor.dim() and tensor.shape[0] == images else tensor
+
+    found: dict[str, Any] = map_tensors(pick, {**fields})
+    return found | {"outputs": outputs[index]} if _by_image(outputs, images) else found
+
+
+def _by_image(outputs: Any, images: int) -> bool:
+    """Whether outputs are a list with an entry for each image, as detectors return it.
+
+    A list of tensors holds several heads instead, each a batch.
+    """
+    return (
+        isinstance(outputs, list)
+        and len(outputs) == images
+        and not any(isinstance(entry, (Tensor, list, tuple)) for entry in outputs)
+    )
