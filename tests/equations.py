@@ -2,7 +2,8 @@
 
 Nothing here imports camlib. Unless it says otherwise, a function takes A and G, (N, C, *grid) with any number of
 spatial dimensions, and returns the map before its final ReLU, (N, *grid), and the scale of its rounding errors,
-(N, *grid): sum_k |w_k A_k|, or more where the weights themselves are differences of larger numbers.
+(N, *grid): sum_k |w_k A_k|, or more where the weights themselves are differences of larger numbers. A
+function is named after its method; ``breaks`` says which laws the method breaks, and why.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,20 @@ from torch import Tensor, nn
 Array = np.ndarray
 MapsAndScale = tuple[Tensor, Tensor]
 Score = Callable[[Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., object])
+
+BROKEN_LAWS: dict[tuple[str, str], str] = {}
+"""By method and law of ``methods/test_laws.py``: why the method breaks it. A method obeys every other law."""
+
+
+def breaks(**reasons: str) -> Callable[[Function], Function]:
+    """Name the laws that the method of this equation breaks, each with its reason."""
+
+    def register(equation: Function) -> Function:
+        BROKEN_LAWS.update({(equation.__name__, law): reason for law, reason in reasons.items()})
+        return equation
+
+    return register
 
 
 def assert_close(maps: Tensor, expected: Tensor, scale: Tensor, tolerance: float) -> None:
@@ -56,6 +72,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     return _over_channels(products)
 
 
+@breaks(logits="its score is the exponential of the logit: test_laws.py has the limits")
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     """Chattopadhyay 2018, equation 19 with Y = exp(S), whose derivatives are exp(S) G, exp(S) G^2 and exp(S) G^3.
 
@@ -78,6 +95,7 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     return _over_channels(products, sizes)
 
 
+@breaks(logits="as Grad-CAM++", shift="the noise stays where it is", mirror="the noise is not mirrored")
 def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Sequence[Tensor]) -> MapsAndScale:
     """Omeiza 2019: Grad-CAM++ of the clean A, with derivatives averaged over the noisy samples' G, G^2 and G^3.
 
@@ -206,6 +224,7 @@ def towards_the_extremum(projection: Array, _: Array) -> Array:
     return -projection if projection.min() + projection.max() < 0 else projection
 
 
+@breaks(units="a channel in small units has no part in the first component")
 def eigen_cam(
     activations: Tensor, *, center: bool = False, sign: Callable[[Array, Array], Array] = oriented
 ) -> MapsAndScale:
@@ -274,6 +293,7 @@ def spread(matrix: Array) -> float:
     return float(matrix.var(0).sum()) or 1.0
 
 
+@breaks(units="a channel in small units has no part in how far features are apart")
 def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = None) -> MapsAndScale:
     """First kernel principal component of each image's (positions x C) matrix, by scikit-learn.
 
@@ -306,6 +326,7 @@ def kernel_gap(activations: Tensor, *, gamma: float | None = None) -> float:
     return float(min(gaps))
 
 
+@breaks(units="channels are summed by their means")
 def fem(activations: Tensor, *, k: float = 2.0) -> MapsAndScale:
     """Fuad 2020: sum over channels of mean(A_k) [A_k >= mean + k std], with the population's standard deviation."""
     a = _array(activations)
@@ -403,6 +424,7 @@ def finer_score(outputs: Tensor, target: Sequence[int], *, gamma: float = 0.6, r
     return torch.stack(scores)
 
 
+@breaks(classes="the new class may be the nearest")
 def finer_cam(
     tail: Callable[[Tensor], Tensor],
     activations: Tensor,
@@ -443,6 +465,7 @@ def minmax(image: Array) -> Array:
     return (image - low) / (high - low) if high > low else np.zeros_like(image)
 
 
+@breaks(logits="as Grad-CAM++")
 def refine_cam(layers: Sequence[tuple[Tensor, Tensor]]) -> MapsAndScale:
     """Domeniconi 2026: the product over layers, each an (A, G), of Grad-CAM++ maps, on the finest layer's (h, w).
 
@@ -635,6 +658,11 @@ def guided_grad_cam(guided: Tensor, maps: Tensor) -> MapsAndScale:
 # Baselines ------------------------------------------------------------------------------------------------------------
 
 
+@breaks(
+    channels="the weights are drawn in the order of the channels",
+    silent="as channels",
+    units="the weights do not follow the units",
+)
 def random_cam(activations: Tensor, *, seed: int = 0) -> MapsAndScale:
     """sum_k w_k (A_k - mean A_k); the C weights are the first standard normal numbers of a generator with that seed."""
     a = _array(activations)
@@ -667,6 +695,7 @@ def sobel(images: Tensor) -> MapsAndScale:
     return torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(scale))
 
 
+@breaks(shift="the picture has no part in it")
 def center_gaussian(rows: int, columns: int) -> Tensor:
     """exp(-(y - cy)^2 / (2 (H / 4)^2) - (x - cx)^2 / (2 (W / 4)^2)) at the pixels' centres; (H, W)."""
     image = torch.zeros(rows, columns, dtype=torch.float64)
@@ -731,6 +760,12 @@ def _most_varied(activations: Tensor, channels: int | None) -> list[int]:
     return sorted(range(len(variances)), key=lambda k: -variances[k])[:channels]
 
 
+@breaks(
+    silent="a silent channel, whose mask is zero, has its part in the softmax",
+    shift="masks end at the picture's border, and do not run on beyond it",
+    logits="its weights are a softmax of scores: test_laws.py has the limits",
+    units="the channels are summed as they are",
+)
 def score_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, channels: int | None = None) -> MapsAndScale:
     """Wang 2020 of one image (C, *size) and its A (C, *grid): sum_k softmax(s(x mask_k)) A_k.
 
@@ -741,6 +776,13 @@ def score_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, channels
     return _softmax_map(activations, {k: _masked_score(image, channel_mask(a[k], size), score) for k in kept})
 
 
+@breaks(
+    silent="as Score-CAM",
+    shift="as Score-CAM, and the noise stays where it is",
+    mirror="the noise is not mirrored",
+    logits="as Score-CAM",
+    units="as Score-CAM",
+)
 def ss_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, noise: Tensor, *, sigma: float = 2.0) -> MapsAndScale:
     """Wang 2020 (SS-CAM): Score-CAM with the mean score over mask_k + sigma e_j, for noise (samples, *size)."""
     a, scores = _array(activations), {}
@@ -751,6 +793,7 @@ def ss_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, noise: Tensor,
     return _softmax_map(activations, scores)
 
 
+@breaks(silent="as Score-CAM", shift="as Score-CAM", logits="as Score-CAM", units="as Score-CAM")
 def is_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, samples: int = 10) -> MapsAndScale:
     """Naidu 2020: Score-CAM with the mean score over x mask_k j / n for j = 1..n."""
     a, scores = _array(activations), {}
@@ -760,6 +803,10 @@ def is_cam(activations: Tensor, image: Tensor, score: ScoreOfOne, *, samples: in
     return _softmax_map(activations, scores)
 
 
+@breaks(
+    bias="what is lost is divided by the score, which the constant changes",
+    units="what the score loses without a channel does not follow the channel's units",
+)
 def ablation_cam(activations: Tensor, score: ScoreOfOne) -> MapsAndScale:
     """Desai 2020 of one image's A (C, *grid): sum_k (s - s_k) / |s| A_k, ``score`` taking features (1, C, *grid)."""
     a = _array(activations)
@@ -784,6 +831,7 @@ def random_mask(grid: Tensor, offset: Sequence[int], size: tuple[int, int]) -> T
     return torch.from_numpy(enlarged[top : top + size[0], left : left + size[1]])
 
 
+@breaks(shift="the masks stay where they are", mirror="the masks are not mirrored")
 def rise(masks: Tensor, image: Tensor, score: ScoreOfOne) -> MapsAndScale:
     """Petsiuk 2018, equation 5, less the mean score: sum_i (s(x m_i) - mean s) m_i / sum_i m_i; 0 where there is no m.
 
@@ -810,6 +858,7 @@ def window_offsets(side: int, window: int, stride: int) -> list[int]:
     return [*offsets, side - window]
 
 
+@breaks(shift="windows end at the picture's border")
 def occlusion(
     image: Tensor, score: ScoreOfOne, *, window: Sequence[int], stride: Sequence[int], baseline: float = 0.0
 ) -> MapsAndScale:

@@ -25,11 +25,12 @@ def test_network_sees_the_cat_and_the_espresso(explained):
     assert comparison["grad_cam"].outputs.argmax(1)[:2].tolist() == [285, 967]
 
 
-def test_every_method_is_in_the_table_but_the_one_that_needs_attention(explained):
+def test_the_methods_of_the_table_give_what_it_shows(explained):
     pictures, comparison = explained
-    assert set(comparison) == set(camlib.METHODS) - {"le_grad"} == set(TABLE["energy inside the box"])
-    for name, row in photographs.shares_inside(pictures, comparison).items():
-        assert row == pytest.approx(TABLE["energy inside the box"][name], abs=0.01), name
+    assert set(comparison) == set(camlib.METHODS) - {"le_grad"}  # which needs attention
+    found = photographs.shares_inside(pictures, comparison)
+    for name, row in TABLE["energy inside the box"].items():
+        assert found[name] == pytest.approx(row, abs=0.01), name
 
 
 @pytest.mark.parametrize("name", ["x_grad_cam", "hires_cam", "cam", "shapley_cam"])

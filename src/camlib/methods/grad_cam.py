@@ -13,7 +13,7 @@ from camlib.methods.base import GradientMethod
 def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     r"""Weight each channel by the mean of its gradient: :math:`\sum_k \operatorname{mean}_{ij}(G_k) A_k`.
 
-    This is the map before the paper's final ReLU (equations 1 and 2), which :class:`GradCAM` applies.
+    This is the map before the paper's final ReLU (equations 1 and 2), which :class:`camlib.GradCAM` applies.
 
     Args:
         activations: (N, C, h, w), the layer's output A.
@@ -51,5 +51,5 @@ class GradCAM(GradientMethod):
     name: ClassVar[str] = "grad_cam"
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return :func:`grad_cam`."""
+        """Return :func:`camlib.functional.grad_cam`."""
         return grad_cam(activations, gradients)
