@@ -15,8 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from sklearn.decomposition import NMF, KernelPCA
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 Array = np.ndarray
@@ -300,6 +298,8 @@ def kpca_cam(activations: Tensor, *, kernel: str = "rbf", gamma: float | None = 
     The component is scikit-learn's: the first eigenvector of the doubly centred kernel matrix times the square root of
     its eigenvalue. The sign is that of :func:`oriented` to the channels' mean. Gamma is 1 / :func:`spread` if None.
     """
+    from sklearn.decomposition import KernelPCA  # takes seconds to import, and few tests need it
+
     a = _array(activations)
     maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
     for n in range(len(a)):
@@ -359,6 +359,9 @@ def deep_feature_factorization(activations: Tensor, concepts: int) -> tuple[Tens
     Returns the concept maps W, (N, concepts, *grid), the concepts H, (concepts, C), and the relative error of the
     reconstruction, ||A - W H|| / ||A||. The factorisation is not unique: compare errors, and W H where it is exact.
     """
+    from sklearn.decomposition import NMF
+    from sklearn.exceptions import ConvergenceWarning
+
     a = np.moveaxis(_array(activations), 1, -1)
     matrix = a.reshape(-1, a.shape[-1])
     factors = NMF(concepts, init="nndsvda", tol=1e-10, max_iter=5000, random_state=0)

@@ -1079,6 +1079,7 @@ def test_what_is_no_clip_is_an_error(images: Any, error: type[Exception], messag
         explain(torch.rand(2, 2, 3, 5), 3).overlays(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "shown"),
     [
@@ -1126,6 +1127,7 @@ def signals(channels: int = 2) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(size=(2, channels, 40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(2,), (2, 3)])
 def test_figure_of_signals_has_lines_before_their_heatmap(rows: tuple[int, ...]) -> None:
     explanation = explain(torch.rand(*rows, 7), 1)
@@ -1164,6 +1166,7 @@ def lines_of(figure: Figure) -> list[list[list[float]]]:
     return [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes[:-1]]
 
 
+@pytest.mark.slow
 def test_figures_take_every_kind_of_signal() -> None:
     explanation = explain(torch.rand(2, 7), 1)
     two = signals()

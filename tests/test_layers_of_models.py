@@ -15,10 +15,11 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation, video
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 import camlib
 from camlib.inputs.batches import picture_size
-from camlib.layers.layouts import layout_of
+from camlib.layers.layouts import channel_axis, layout_of
 from tests.networks import signal_cnn, volume_cnn
 
 pytestmark = pytest.mark.slow
@@ -407,3 +408,17 @@ def test_stages_are_the_last_maps_of_their_size(name: str) -> None:
 
 def test_stages_leave_out_what_is_passed_by() -> None:
     assert camlib.find_stages(UNet().eval(), pictures(16, 24)) == ["joined"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (timm.layers.LayerNorm2d(2), "first"),
+        (timm.layers.LayerNorm(2), "last"),
+        (ConvNextLayerNorm(2, data_format="channels_first"), "first"),
+        (ConvNextLayerNorm(2), "last"),
+    ],
+    ids=("timm, first", "timm, last", "hugging_face, first", "hugging_face, last"),
+)
+def test_norms_of_other_libraries_say_which_axis_holds_the_channels(layer: nn.Module, axis: str) -> None:
+    assert channel_axis(nn.Sequential(layer), layer) == axis

@@ -178,6 +178,7 @@ def draw_case(oracle: Oracle, data: st.DataObject) -> Case:
     return Case(oracles.sequential_split(drawn.model, drawn.cut), drawn.images, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -194,6 +195,7 @@ def test_maps_are_the_papers_equation_on_random_networks(name: str, data: st.Dat
     oracles.assert_close(cut_off.maps, expected.clamp(min=0), scale, TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
@@ -209,6 +211,7 @@ def test_many_classes_are_each_the_papers_equation(name: str, data: st.DataObjec
         oracles.assert_close(explanation.maps[:, k], *oracle.equation(of_class), TOLERANCE)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_refine_cam_is_the_product_of_its_layers(data: st.DataObject) -> None:
@@ -446,6 +449,7 @@ def test_cam_is_where_a_linear_head_reads_the_mean_and_an_error_elsewhere(archit
             explainer(case.images, case.target[0])
 
 
+@pytest.mark.slow
 def test_refine_cam_reads_the_last_two_stages_of_a_resnet() -> None:
     split = oracles.resnet18()
     model = oracles.randomize(split.model)

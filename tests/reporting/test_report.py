@@ -134,6 +134,7 @@ def test_pictures_may_differ_in_size_and_large_ones_are_made_smaller(explanation
     assert sizes == [(16, 20), (336, 448), (7, 5)]
 
 
+@pytest.mark.slow
 def test_gallery_of_48_pictures_and_three_methods_stays_below_six_megabytes():
     phantoms = generate(48, size=512, seed=0).images
     torch.manual_seed(0)
