@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camlib
-from camlib.inputs.batches import picture_size
-from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Tokens, channel_axis, grid_layout, infer_layout
+from camlib.inputs import Inputs
+from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Tokens, channel_axis, grid_error, infer_layout
 from tests.networks import Network, small_cnn
 
 
@@ -324,11 +324,11 @@ class TestLayouts:
         ],
     )
     def test_size_of_the_inputs(self, inputs, size) -> None:
-        assert picture_size(inputs) == size
+        assert Inputs(inputs).size == size
 
     def test_pictures_of_different_sizes_are_explained_in_separate_calls(self) -> None:
         with pytest.raises(ValueError, match=r"different sizes, \[\(5, 7\), \(5, 8\)\].*in separate calls"):
-            picture_size([torch.rand(3, 5, 8), torch.rand(3, 5, 7)])
+            _ = Inputs([torch.rand(3, 5, 8), torch.rand(3, 5, 7)]).size
 
     @pytest.mark.parametrize(
         ("size", "expected"),
@@ -339,8 +339,11 @@ class TestLayouts:
         ],
     )
     def test_shapes_that_are_no_grid_name_what_reshape_must_return(self, size, expected) -> None:
-        with pytest.raises(ValueError, match=rf"layer 'head' returns shape \(2, 3\), which is no grid over {expected}"):
-            grid_layout((2, 3), size, "head", None)
+        assert infer_layout((2, 3), size) is None
+        with pytest.raises(
+            ValueError, match=rf"layer 'head' returns shape \(2, 3\), which is not a grid over {expected}"
+        ):
+            raise grid_error((2, 3), size, "head")
 
     def test_anisotropic_poolings_are_no_channels_last(self) -> None:
         model = nn.Sequential(

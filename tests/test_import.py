@@ -67,7 +67,7 @@ def test_the_face_is_small_and_every_name_has_one_home():
             repeated = public(getattr(camlib, name)) & top
             assert not repeated, f"camlib.{name} repeats names of camlib: {repeated}"
     assert public(camlib.functional) >= {"grad_cam", "score_cam", "full_gradients"}
-    assert {"Method", "GradientMethod", "PerturbationMethod"} <= public(camlib.methods)
+    assert {"Method", "LayerMethod", "GradientMethod", "ActivationMethod"} <= public(camlib.methods)
 
 
 def test_a_wrong_name_is_an_attribute_error():

@@ -18,7 +18,7 @@ from torchvision.models import detection, segmentation, video
 from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 
 import camlib
-from camlib.inputs.batches import picture_size
+from camlib.inputs import Inputs
 from camlib.layers.layouts import channel_axis, layout_of
 from tests.networks import signal_cnn, volume_cnn
 
@@ -31,7 +31,7 @@ OUT_OF_PLACE = ("aux", "patch", "pool", "fpn", "rpn", "roi", "extra", "embed")
 def grid_at(model: nn.Module, layer: str, inputs: Any) -> tuple[int, ...]:
     """The grid of a layer's output, as the methods will read it."""
     (shape,) = (listed.shape for listed in camlib.list_layers(model, inputs) if listed.name == layer)
-    size = None if isinstance(inputs, list) else picture_size(inputs)
+    size = None if isinstance(inputs, list) else Inputs(inputs).size
     layout = layout_of(model, model.get_submodule(layer), shape, size)
     assert layout is not None
     return layout.grid
@@ -247,7 +247,7 @@ def test_cells_of_a_video_are_where_they_are_in_it(model, layer, size, changed, 
         with torch.no_grad(), camlib.capture(network, layer) as captured:
             network(inputs)
         features = captured.activations
-        layout = layout_of(network, network.get_submodule(layer), tuple(features.shape), picture_size(inputs))
+        layout = layout_of(network, network.get_submodule(layer), tuple(features.shape), Inputs(inputs).size)
         grids.append(layout.to_grid(features))
     difference = (grids[1] - grids[0]).abs().sum(1)[0]
     touched = difference.nonzero()

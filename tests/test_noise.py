@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 import camlib
-from camlib.inputs.noise import check_noise, normal, own_generator, with_noise
+from camlib.inputs import Inputs, noise
+from camlib.inputs.noise import check_noise, normal, own_generator
+
+
+def with_noise(raw: Any, sigma: float, generator: torch.Generator) -> Any:
+    return noise.with_noise(Inputs(raw), sigma, generator).raw
 
 
 def seeded(seed: int = 3) -> torch.Generator:
@@ -101,7 +107,7 @@ def test_without_a_generator_there_is_one_that_repeats_itself():
 
 
 def test_what_cannot_be_made_noisy_is_refused():
-    with pytest.raises(camlib.CamlibTypeError, match="the pictures are torch.uint8; convert them"):
+    with pytest.raises(camlib.CamlibTypeError, match="the images are torch.uint8; convert them"):
         with_noise(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), 0.1, seeded())
     with pytest.raises(camlib.CamlibTypeError, match="the inputs, a Tensor, hold neither images"):
         with_noise(torch.rand(2, 7), 0.1, seeded())

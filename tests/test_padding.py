@@ -11,6 +11,8 @@ import torchvision
 from torch import nn
 
 import camlib
+from camlib.inputs import Inputs
+from camlib.passes.hooks import hooked
 from camlib.passes.padding import Padding
 from tests import networks
 
@@ -36,8 +38,8 @@ class ByBatch(nn.Module):
 
 
 def noted(model: nn.Module, inputs: Any) -> tuple[float, ...] | None:
-    padding = Padding(model, inputs)
-    with torch.no_grad(), padding.noted():
+    padding = Padding()
+    with torch.no_grad(), hooked(padding.hooks(model, Inputs(inputs).size)):
         model(inputs)
     return padding.extent
 
@@ -81,7 +83,7 @@ def test_models_that_take_a_tensor_pad_nothing():
 
 
 def test_pictures_of_several_sizes_are_refused_before_the_forward_pass(detector):
-    with pytest.raises(camlib.CamlibValueError, match="the pictures have different sizes"):
+    with pytest.raises(camlib.CamlibValueError, match="the images have different sizes"):
         camlib.GradCAM(detector, "backbone.body.layer4")([torch.rand(3, 40, 50), torch.rand(3, 50, 40)])
 
 
@@ -90,20 +92,19 @@ def test_pictures_that_the_model_resizes_to_several_sizes_are_refused(detector):
     cam = camlib.GradCAM(
         model, "network.3", forward=lambda model, x: model([picture[:, : 20 + 20 * n] for n, picture in enumerate(x)])
     )
-    with pytest.raises(camlib.CamlibValueError, match=r"resizes the pictures to different sizes, \[.*one by one"):
+    with pytest.raises(camlib.CamlibValueError, match=r"resizes the images to different sizes, \[.*one by one"):
         cam(torch.rand(2, 3, 40, 50))
 
 
 def test_no_hook_is_left_whatever_happens(detector):
-    padding = Padding(detector, [torch.rand(3, 40, 50)])
-    with pytest.raises(TypeError), padding.noted():
+    with pytest.raises(TypeError), hooked(Padding().hooks(detector, (40, 50))):
         detector.transform(None)
     assert not detector.transform._forward_hooks
 
 
 def test_forward_passes_of_other_threads_are_not_noted(detector):
-    padding = Padding(detector, [torch.rand(3, 40, 50)])
-    with padding.noted():
+    padding = Padding()
+    with hooked(padding.hooks(detector, (40, 50))):
         thread = threading.Thread(target=lambda: detector.transform([torch.rand(3, 40, 50)]))
         thread.start()
         thread.join()

@@ -113,7 +113,7 @@ def test_callable_target(images: Tensor) -> None:
 
 
 def test_target_object_is_told_which_image_each_row_is(images: Tensor) -> None:
-    class Favourite(targets.Target):
+    class Favourite(targets.BoundTarget):
         def scores(self, outputs: Tensor, image_index: Tensor) -> Tensor:
             assert image_index.tolist() == [0, 1]
             return outputs[torch.arange(len(outputs)), torch.tensor([2, 0])[image_index]]
@@ -126,7 +126,7 @@ def test_target_object_is_told_which_image_each_row_is(images: Tensor) -> None:
 
 def test_class_targets_follow_enlarged_batches() -> None:
     outputs = torch.arange(12.0).view(4, 3)
-    resolved = targets.resolve([2, 0], outputs[:2])
+    resolved = targets.bind([2, 0], outputs[:2])
     assert targets.score(resolved, outputs, torch.tensor([0, 0, 1, 1])).tolist() == [2.0, 5.0, 6.0, 9.0]
 
 
@@ -224,13 +224,13 @@ def test_topk_needs_an_integer(k: object) -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), ()])
 def test_outputs_without_classes_need_another_target(shape: tuple[int, ...]) -> None:
     with pytest.raises(TypeError, match=r"class targets need \(N, C\)"):
-        targets.resolve(0, torch.zeros(shape))
+        targets.bind(0, torch.zeros(shape))
 
 
 @given(st.integers(1, 5), st.integers(2, 6), st.data())
 def test_class_scores_are_the_outputs_at_the_indices(rows: int, classes: int, data: st.DataObject) -> None:
     outputs = torch.rand(rows, classes)
     chosen = data.draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows))
-    resolved = targets.resolve(chosen, outputs)
+    resolved = targets.bind(chosen, outputs)
     scores = targets.score(resolved, outputs, torch.arange(rows))
     assert scores.tolist() == [outputs[n, c].item() for n, c in enumerate(chosen)]

@@ -193,9 +193,9 @@ class MixesTheBatch(Sound):
 
 
 class MixesTheClasses(Sound):
-    def layer_maps(self, evidence: Any, layer: str) -> Tensor:
-        maps = super().layer_maps(evidence, layer)
-        return maps.flip(1) if evidence.scores.dim() == 2 else maps
+    def layer_maps(self, forward_pass: Any, layer: str) -> Tensor:
+        maps = super().layer_maps(forward_pass, layer)
+        return maps.flip(1) if forward_pass.scores.dim() == 2 else maps
 
 
 class IgnoresCallables(Sound):
@@ -211,15 +211,15 @@ class HalfPrecision(Sound):
 
 
 class AnyDevice(Sound):
-    def _prepare(self, inputs: Any) -> Any:
-        if self.layers is None and inputs.is_meta:
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        if inputs.is_meta:
             raise RuntimeError("expected all tensors to be on the same device")
-        return super()._prepare(inputs)
+        return super().__call__(inputs, target)
 
 
 class MindsTheOtherLayers(Sound):
-    def layer_maps(self, evidence: Any, layer: str) -> Tensor:
-        return super().layer_maps(evidence, layer) * len(self.layers or {})
+    def layer_maps(self, forward_pass: Any, layer: str) -> Tensor:
+        return super().layer_maps(forward_pass, layer) * len(forward_pass.layers)
 
 
 class LeavesAutocast(Sound):
@@ -236,23 +236,23 @@ class NeedsTensorsMadeOutside(Sound):
         return super().__call__(inputs, target)
 
 
-class SettlesAgain(Sound):
+class BindsAgain(Sound):
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
         explanation = super().__call__(inputs, target)
         if isinstance(target, camlib.targets.Target):
-            target.fixed(explanation.outputs)
+            target.bind(explanation.outputs)
         return explanation
 
 
-class SettlesOnOtherOutputs(Sound):
+class BindsToOtherOutputs(Sound):
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
         return super().__call__(2 * inputs, target)
 
 
 class KeepsItsWork(Sound):
-    def _prepare(self, inputs: Any) -> Any:
-        self.images = super()._prepare(inputs)
-        return self.images
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        self.images = inputs
+        return super().__call__(inputs, target)
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return super().maps(activations, gradients) * self.images.abs().amax((1, 2, 3))[:, None, None]
@@ -336,8 +336,8 @@ BROKEN = {
     MixesTheBatch: "batch_is_one_image_at_a_time",
     MixesTheClasses: "many_classes_are_one_class_at_a_time",
     IgnoresCallables: "targets_are_callables_or_refused",
-    SettlesAgain: "targets_are_settled_once",
-    SettlesOnOtherOutputs: "targets_are_settled_once",
+    BindsAgain: "targets_are_bound_once",
+    BindsToOtherOutputs: "targets_are_bound_once",
     LeavesAutocast: "autocast_reaches_every_pass",
     NeedsTensorsMadeOutside: "any_mode_gives_the_same_maps",
     KeepsItsWork: "threads_do_not_disturb_each_other",

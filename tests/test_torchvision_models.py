@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
-from camlib.layers.layouts import grid_layout
+from camlib.layers.layouts import layout_of
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +219,7 @@ def test_transformer_grids_have_the_patches_where_they_are_in_the_picture(name: 
     for x in (picture, changed):
         with torch.no_grad(), camlib.capture(model, layer) as captured:
             model(x)
-        layout = grid_layout(tuple(captured.activations.shape), (224, 224), layer, None)
+        layout = layout_of(model, model.get_submodule(layer), tuple(captured.activations.shape), (224, 224))
         cells.append(layout.to_grid(captured.activations))
     difference = (cells[1] - cells[0]).abs().sum(1)[0]
     assert divmod(int(difference.argmax()), 7) == (0, 5)

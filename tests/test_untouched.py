@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import camlib
-from camlib.passes.capture import tap
+from camlib.passes.hooks import tap
 from tests.networks import Network, small_cnn
 
 

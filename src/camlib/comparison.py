@@ -14,13 +14,12 @@ from camlib.explanation import Explanation
 from camlib.explanation.titles import NO_CLASS
 from camlib.imaging import DEFAULT_COLORMAP, as_pictures, overlay
 from camlib.layers.names import resolve_layers
-from camlib.methods import Method, PassMethod
-from camlib.methods.base import Layer, explain_together
-from camlib.methods.registry import create
-from camlib.passes.forward_pass import Reshape
-from camlib.passes.model import unwrap
+from camlib.methods import Method
+from camlib.methods.base import Layer, explain_together, shares_pass
+from camlib.methods.registry import method_named
+from camlib.passes.network import Forward, Network, Reshape
 from camlib.plotting.rows import EMPTY, Style, add_colorbar, colors
-from camlib.smoothing import settled_by
+from camlib.smoothing import bound_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +100,7 @@ def compare(
     target: Any = None,
     *,
     layer: Layer = None,
-    forward: Any = None,
+    forward: Forward | None = None,
     reshape: Reshape | None = None,
 ) -> Comparison:
     """Explain the same images with several methods.
@@ -115,7 +114,7 @@ def compare(
         model: as for :class:`camlib.methods.Method`.
         images: what the model takes.
         methods: names in :data:`camlib.METHODS`, classes, or explainers of this model with options of their own.
-        target: as for :meth:`camlib.methods.Method.__call__`. The predicted class is settled once, for all methods.
+        target: as for :meth:`camlib.methods.Method.__call__`. It is bound once, for all methods.
         layer: for the methods given by name or class that read what a single layer would give; None to have it found,
             once for all of them. Those that read several layers find theirs, those that read none need none.
         forward: as for :class:`camlib.methods.Method`.
@@ -134,61 +133,53 @@ def compare(
         >>> list(comparison)
         ['grad_cam', 'grad_cam_plus_plus', 'x_grad_cam', 'hires_cam', 'layer_cam', 'eigen_grad_cam', 'eigen_cam', 'fem']
     """
-    model = unwrap(model)
+    network = Network.of(model, forward, reshape)
     if isinstance(methods, str) or not isinstance(methods, Iterable):
-        raise CamlibTypeError(f"methods must be a list of them, got {methods!r}")
-    layers = None if layer is None else resolve_layers(model, layer)
-    bound = [bound_to(method, model, layers, {"forward": forward, "reshape": reshape}) for method in methods]
+        raise CamlibTypeError(f"methods must be a list, got {methods!r}")
+    layers = None if layer is None else list(resolve_layers(network.module, layer))
+    bound = [bound_to(method, network, layers) for method in methods]
     names = [method.name for method in bound]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
     if len(set(names)) < len(names):
         raise CamlibValueError(f"each method can be compared once, got {', '.join(names)}")
-    sharing = [method for method in bound if isinstance(method, PassMethod) and _alike(method, forward, reshape)]
-    find_once([method for method in bound if _alike(method, forward, reshape)], images)
+    sharing = [method for method in bound if shares_pass(method) and method.network.is_called_as(network)]
     found: dict[str, Explanation] = {}
     if sharing:
         found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
-        target = settled_by(found[sharing[0].name], target)
+        target = bound_target(found[sharing[0].name], target)
     for method in bound:
         if method.name not in found:
             found[method.name] = method(images, target)
-            target = settled_by(found[method.name], target)
+            target = bound_target(found[method.name], target)
     return Comparison({name: found[name] for name in names})
 
 
-def bound_to(method: Any, model: nn.Module, layers: dict[str, nn.Module] | None, options: dict[str, Any]) -> Method:
-    """The method bound to the model and, where it has none of its own, to the layers."""
+def bound_to(method: Any, network: Network, layers: Sequence[str] | None) -> Method:
+    """Return a method bound to a network and, where it has none of its own, to layers."""
     if isinstance(method, Method):
-        if method.model is not model:
+        if method.model is not network.module:
             raise CamlibValueError(f"{method!r} explains another model than the one that is compared on")
         return method
-    if isinstance(method, str):
-        bound = create(method, model, **options)
-    elif isinstance(method, type) and issubclass(method, Method):
-        bound = method(model, **options)
-    else:
+    kind = method_named(method) if isinstance(method, str) else method
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise CamlibTypeError(
             f"a method is a name in camlib.METHODS, a class or an explainer, a camlib.methods.Method, got "
             f"{type(method).__name__}: {method!r}"
         )
-    if layers is not None and bound.layers is None and bound.finds_one_layer:
-        bound.layers = dict(layers)
-    return bound
+    options: dict[str, Any] = {"forward": network.forward}
+    if kind.reads in ("layers", "attention"):
+        options["reshape"] = network.reshape
+    if layers is not None and kind.finds_one_layer and not kind.layerless:
+        options["layer"] = layers
+    return kind(network.module, **options)
 
 
-def find_once(methods: Iterable[Method], images: Any) -> None:
-    """Let the first of the methods that would each look for the layer find it for all."""
-    waiting = [method for method in methods if method.layers is None and method.finds_one_layer]
-    for method in waiting[:1]:
-        method._prepare(images)
-    for method in waiting[1:]:
-        method.layers = dict(waiting[0].layers or {})
-
-
-def _alike(method: Method, forward: Any, reshape: Any) -> bool:
-    """Whether a method calls and reads the model as the comparison does."""
-    return method.forward is forward and method.reshape is reshape
+def located(methods: Sequence[Method], inputs: Any) -> list[Method]:
+    """Return methods on one network with the layers that they read for these inputs, found once for all."""
+    ready = methods[0].network.ready(inputs)
+    found: dict[Any, Sequence[str]] = {}
+    return [method.located(ready, found) for method in methods]
 
 
 def plot_comparison(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import textwrap
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +15,11 @@ from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.imaging import as_pictures, normalize, resize
 from camlib.inputs.noise import own_generator
-from camlib.layers.layouts import Layout
-from camlib.methods.base import Layer, forward_pass
+from camlib.methods.base import Layer, one_pass
 from camlib.methods.eigen_cam import EigenCAM
-from camlib.passes.capture import Watch, first_tensor, with_first
-from camlib.passes.model import undisturbed
-from camlib.passes.precision import full_precision
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.precision import restored
+from camlib.passes.tail import replaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,31 +145,39 @@ def deep_feature_factorization(
     for what, count in (("concepts", concepts), ("iterations", iterations)):
         positive_int(what, count)
     reader = EigenCAM(model, layer, forward=forward)
-    images = reader._prepare(images)
-    if len(reader.layers or {}) != 1:
-        raise CamlibValueError(f"concepts are factored from one layer, got {' and '.join(reader.layers or {})}")
-    ((name, module),) = (reader.layers or {}).items()
-    with undisturbed(reader.model):
-        evidence = forward_pass(reader, Watch({name: module}), images, None)
-        with full_precision(evidence.device):
-            features = evidence.activations(name).relu()
-            matrix = features.movedim(1, -1).reshape(-1, features.shape[1])
-            if concepts > min(matrix.shape) or not bool(matrix.any()):
-                raise CamlibValueError(
-                    f"layer {name!r} gives {matrix.shape[0]} positions of {matrix.shape[1]} channels"
-                    f"{'' if matrix.any() else ', none of them positive'}; {concepts} concepts cannot be told from them"
-                )
-            strengths, vectors = nonnegative_factors(matrix, concepts, iterations, own_generator(generator))
+    with one_pass([reader], images, None) as (forward_pass,):
+        if len(forward_pass.layers) != 1:
+            raise CamlibValueError(f"concepts are factored from one layer, got {' and '.join(forward_pass.layers)}")
+        (name,) = forward_pass.layers
+        features = forward_pass.activations(name).relu()
+        matrix = features.movedim(1, -1).reshape(-1, features.shape[1])
+        if concepts > min(matrix.shape) or not bool(matrix.any()):
+            raise CamlibValueError(
+                f"layer {name!r} gives {matrix.shape[0]} positions of {matrix.shape[1]} channels"
+                f"{'' if matrix.any() else ', none of them positive'}, too few for {concepts} concepts"
+            )
+        strengths, vectors = nonnegative_factors(matrix, concepts, iterations, own_generator(generator))
         error = float((matrix - strengths @ vectors).norm() / matrix.norm())
         maps = strengths.reshape(len(features), *features.shape[2:], concepts).movedim(-1, 1)
-        layout = evidence.layout(name)
         scores = []
         for k in range(concepts):
             alone = maps[:, k, None] * vectors[k].reshape(-1, *[1] * (maps.dim() - 2))
-            with _replaced(module, layout, alone):
-                outputs = targets.two_class_logits(targets.class_outputs(reader._run(images)))
-                scores.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
-    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, evidence.size)
+            scores.append(_class_scores(forward_pass, name, alone))
+    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, forward_pass.size)
+
+
+def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:
+    """The scores (N, classes) with features (N, C, ...) in place of a layer's own; what is not on the grid stays."""
+
+    def change(own: Tensor) -> Tensor:
+        features = own.clone()
+        forward_pass.layout(layer).to_grid(features).copy_(grid)  # a view of them
+        return features
+
+    network = forward_pass.network
+    with restored(forward_pass.precision), replaced(network.module.get_submodule(layer), change):
+        outputs = targets.two_class_logits(targets.class_outputs(network.run(forward_pass.inputs)))
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def nonnegative_factors(
@@ -215,25 +220,6 @@ def _improve(factor: Tensor, product: Tensor, gram: Tensor) -> None:
     for k in known * SWEEPS:
         factor[:, k] += (product[:, k] - factor @ gram[:, k]) / gram[k, k]
         factor[:, k].clamp_(min=0)
-
-
-@contextlib.contextmanager
-def _replaced(module: nn.Module, layout: Layout, grid: Tensor) -> Iterator[None]:
-    """Let a module return other features (N, C, ...) in its own layout; what is not on the grid stays."""
-    thread = threading.get_ident()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        features = first_tensor(output, type(module).__name__).clone()
-        layout.to_grid(features).copy_(grid)  # a view of them
-        return with_first(output, features)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | None) -> Figure:

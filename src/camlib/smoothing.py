@@ -1,8 +1,8 @@
 """Smoothing around any method: maps averaged over mirrored, noisy or enlarged copies of the images.
 
-Each wraps an explainer and is called like one. What is explained is settled on the clean images, so that all copies
-are asked about the same class; scores and outputs are the clean images' own. (What a method settles for itself, as
-Finer-CAM the classes nearest to the one explained, it settles on every copy anew.)
+Each wraps an explainer and is called like one. The target is bound to the clean images' outputs, so that all copies
+are explained for the same class; scores and outputs are those of the clean images. (What a method chooses itself, such
+as Finer-CAM's nearest classes, it chooses for every copy.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.imaging import resize
-from camlib.inputs.batches import map_pictures, map_values, picture_size
+from camlib.inputs import Inputs
 from camlib.inputs.noise import check_noise, own_generator, with_noise
 
 Explainer = Callable[..., Explanation]
@@ -45,7 +45,7 @@ class Smoothing(ABC):
         """Explain, as :meth:`camlib.methods.Method.__call__`."""
         with torch.inference_mode(False), torch.no_grad():
             clean = self.method(inputs, target)
-            return self._smoothed(clean, inputs, settled_by(clean, target))
+            return self._smoothed(clean, inputs, bound_target(clean, target))
 
     @abstractmethod
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
@@ -104,15 +104,18 @@ class TestTimeAugmentation(Smoothing):
 
     def _copies(self, clean: Explanation, inputs: Any, target: Any) -> Iterator[Explanation]:
         for factor in self.factors:
-            scaled = inputs if factor == 1 else map_values(functools.partial(torch.mul, other=factor), inputs)
+            scaled = (
+                inputs if factor == 1 else Inputs(inputs).map_values(functools.partial(torch.mul, other=factor)).raw
+            )
             yield clean if factor == 1 else self.method(scaled, target)
             if self.mirror:
                 yield self._mirrored(scaled, target)
 
     def _mirrored(self, inputs: Any, target: Any) -> Explanation:
-        mirrored, size = map_pictures(lambda images: images.flip(-1), inputs), picture_size(inputs)
-        if isinstance(target, targets.Target) and size is not None:
-            target = target.mirrored(size[-1])
+        given = Inputs(inputs)
+        mirrored = given.map_images(lambda images: images.flip(-1)).raw
+        if isinstance(target, targets.BoundTarget) and given.size is not None:
+            target = target.mirrored(given.size[-1])
         there = self.method(mirrored, target)
         return dataclasses.replace(
             there, maps=there.maps.flip(-1), layers={name: maps.flip(-1) for name, maps in there.layers.items()}
@@ -157,7 +160,8 @@ class NoiseAveraging(Smoothing):
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         generator = own_generator(self.generator)
-        copies = (self.method(with_noise(inputs, self.sigma, generator), target) for _ in range(self.samples))
+        given = Inputs(inputs)
+        copies = (self.method(with_noise(given, self.sigma, generator).raw, target) for _ in range(self.samples))
         return averaged(clean, copies, "noise averaging")
 
 
@@ -201,9 +205,9 @@ class MultiScale(Smoothing):
         if not isinstance(inputs, Tensor) or inputs.dim() != 4:
             given = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
             raise CamlibTypeError(f"MultiScale enlarges images, a single tensor (N, C, H, W); the inputs are {given}")
-        if isinstance(target, targets.Target) and target.spatial:
+        if isinstance(target, targets.BoundTarget) and target.spatial:
             raise CamlibTypeError(
-                f"target {target.resolved!r} speaks of places in the picture, which a window does not show; MultiScale "
+                f"target {target.explained!r} depends on places in the image, which a window does not show; MultiScale "
                 "explains classes and other scores of the whole picture"
             )
         if self.keep < 1 and bool(clean.scores.isnan().any()):
@@ -246,13 +250,13 @@ def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Ex
     return dataclasses.replace(clean, maps=maps / count, layers=means, method=f"{clean.method}, {what}")
 
 
-def settled_by(explanation: Explanation, target: Any) -> Any:
-    """Return the target that was explained, settled on the outputs, for other explanations to ask about the same.
+def bound_target(explanation: Explanation, target: Any) -> Any:
+    """Return the target bound to the outputs that were explained, so that other explanations have the same.
 
-    Where the outputs hold no classes and none were asked for there is nothing to settle.
+    None where the outputs hold no classes and no target was given.
     """
     nothing = target is None and not isinstance(explanation.target, Tensor)
-    return None if nothing else targets.resolve(target, explanation.outputs)
+    return None if nothing else targets.bind(target, explanation.outputs)
 
 
 def _numbers(what: str, given: Any, fits: Callable[[float], bool], wanted: str) -> tuple[float, ...]:

@@ -164,7 +164,7 @@ def test_a_layer_given_is_not_that_of_an_explainer_which_has_none_yet(model, ima
     comparison = camlib.compare(model, images, [cam, "layer_cam"], layer="stage1")
     assert comparison["layer_cam"].layer == "stage1"
     assert comparison["grad_cam"].layer == camlib.find_layer(model, images) == "stage2"
-    assert repr(cam) == "GradCAM(Network, layer='stage2')"
+    assert cam(images).layer == "stage2"
 
 
 def test_the_predicted_class_is_settled_once_for_all():
@@ -255,8 +255,8 @@ def test_the_model_and_the_random_numbers_of_torch_are_left_alone(images):
     ("methods", "error", "message"),
     [
         ([], camlib.CamlibValueError, "methods is empty"),
-        ("grad_cam", camlib.CamlibTypeError, "methods must be a list of them, got 'grad_cam'"),
-        (camlib.GradCAM, camlib.CamlibTypeError, "methods must be a list of them"),
+        ("grad_cam", camlib.CamlibTypeError, "methods must be a list, got 'grad_cam'"),
+        (camlib.GradCAM, camlib.CamlibTypeError, "methods must be a list"),
         (["gradcam"], camlib.CamlibValueError, "there is no method 'gradcam'; did you mean 'grad_cam'"),
         (["grad_cam", camlib.GradCAM], camlib.CamlibValueError, "compared once, got grad_cam, grad_cam"),
         ([7], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got int: 7"),
@@ -276,7 +276,7 @@ def test_explainers_of_another_model_are_refused(model, images):
 
 
 def test_an_explainer_itself_is_no_list(model, images):
-    with pytest.raises(camlib.CamlibTypeError, match=r"must be a list of them, got GradCAM\(Network"):
+    with pytest.raises(camlib.CamlibTypeError, match=r"must be a list, got GradCAM\(Network"):
         camlib.compare(model, images, camlib.GradCAM(model))
 
 

@@ -329,7 +329,7 @@ def test_signals_and_volumes_have_concepts():
         ({"concepts": 2.0}, "concepts must be an int of at least 1, got 2.0"),
         ({"concepts": True}, "concepts must be an int of at least 1, got True"),
         ({"iterations": 0}, "iterations must be an int of at least 1, got 0"),
-        ({"concepts": 5}, "layer '3' gives 128 positions of 4 channels; 5 concepts cannot be told from them"),
+        ({"concepts": 5}, "layer '3' gives 128 positions of 4 channels, too few for 5 concepts"),
         ({"layer": ["1", "3"]}, "concepts are factored from one layer, got 1 and 3"),
         ({"layer": "9"}, "9"),
     ],
@@ -344,7 +344,7 @@ def test_what_cannot_be_factored_is_refused(options, message):
 def test_features_that_are_nowhere_positive_are_refused():
     model = networks.small_cnn().eval()
     model[2].bias.data -= 1000
-    with pytest.raises(camlib.CamlibValueError, match="none of them positive; 2 concepts cannot be told"):
+    with pytest.raises(camlib.CamlibValueError, match="none of them positive, too few for 2 concepts"):
         deep_feature_factorization(model, torch.rand(2, 3, 8, 8), 2, "3")
 
 

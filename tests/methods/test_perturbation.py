@@ -957,5 +957,5 @@ def test_pictures_of_integers_are_refused(name: str) -> None:
             return self.inside(images.float() / 255)
 
     explainer = camlib.create(name, Bytes(), None if camlib.METHODS[name].layerless else "inside.0")
-    with pytest.raises(camlib.CamlibTypeError, match=r"the pictures are torch.uint8; convert them"):
+    with pytest.raises(camlib.CamlibTypeError, match=r"the images are torch.uint8; convert them"):
         explainer(torch.randint(0, 255, (2, 3, 12, 10), dtype=torch.uint8), 1)

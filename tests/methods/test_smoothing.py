@@ -417,7 +417,7 @@ def test_pictures_of_integers_can_be_mirrored_but_neither_brightened_nor_made_no
     there = cam(inputs | {"picture": picture.flip(-1)}, 1).maps.flip(-1)
     close(Augmented(cam, (1.0,))(inputs, 1).maps, mean([cam(inputs, 1).maps, there]))
     for smoothed in (Augmented(cam), NoiseAveraging(cam)):
-        with pytest.raises(camlib.CamlibTypeError, match="the pictures are torch.uint8; convert them"):
+        with pytest.raises(camlib.CamlibTypeError, match="the images are torch.uint8; convert them"):
             smoothed(inputs, 1)
 
 
@@ -586,7 +586,7 @@ def test_multi_scale_asks_all_windows_about_the_class_of_the_clean_image():
 @pytest.mark.parametrize("target", [targets.Region(1), targets.Region(1, torch.ones(6, 8, dtype=torch.bool))])
 def test_windows_do_not_show_the_places_that_a_target_speaks_of(target):
     cam = MultiScale(camlib.GradCAM(dense_cnn(), "1", relu=False))
-    with pytest.raises(camlib.CamlibTypeError, match="'region of category 1' speaks of places"):
+    with pytest.raises(camlib.CamlibTypeError, match="'region of category 1' depends on places"):
         cam(images(4, (6, 8)) * 4 - 2, target)
 
 

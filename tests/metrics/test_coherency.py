@@ -113,7 +113,7 @@ def test_every_channel_is_multiplied_by_the_heatmap_and_the_class_stays() -> Non
     (_, _), (shown, target) = asked
     assert torch.equal(shown, x * cam(x).heatmaps()[:, None])
     assert not torch.equal(model(shown).argmax(1), model(x).argmax(1)), "the heatmap changes no class"
-    assert torch.equal(target.resolved, model(x).argmax(1))
+    assert torch.equal(target.explained, model(x).argmax(1))
 
 
 def test_coherency_of_an_explanation_that_is_there_costs_one_more() -> None:
@@ -326,7 +326,7 @@ def test_an_explainer_that_knows_no_model_gives_no_scores(metric: Callable[..., 
 
 def test_pictures_of_integers_cannot_be_multiplied_by_a_heatmap() -> None:
     cam = camlib.CenterGaussian(small_cnn(), forward=lambda model, x: model(x.float()))
-    with pytest.raises(camlib.CamlibTypeError, match=r"pictures are torch.uint8"):
+    with pytest.raises(camlib.CamlibTypeError, match=r"images are torch.uint8"):
         coherency(cam, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 

@@ -136,7 +136,7 @@ def test_the_class_of_the_images_as_they_are_is_asked_about_on_all_copies(metric
     metric(recorded, x, radius=2.0, samples=6)
     predicted = model(x).argmax(1)
     assert any(not torch.equal(model(y).argmax(1), predicted) for y in recorded.inputs[1:]), "noise changes no class"
-    assert all(torch.equal(target.resolved, predicted) for target in recorded.targets[1:])
+    assert all(torch.equal(target.explained, predicted) for target in recorded.targets[1:])
 
 
 # What every metric keeps to -------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_errors_name_what_was_given_and_wanted(
 @each
 def test_pictures_of_integers_cannot_change_by_a_little(metric: Callable[..., Tensor]) -> None:
     cam = camlib.CenterGaussian(small_cnn(), forward=lambda model, x: model(x.float()))
-    with pytest.raises(camlib.CamlibTypeError, match=r"pictures are torch.uint8"):
+    with pytest.raises(camlib.CamlibTypeError, match=r"images are torch.uint8"):
         metric(cam, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 

@@ -39,16 +39,17 @@ each = pytest.mark.parametrize(
 orders = pytest.mark.parametrize("order", ["cascading", "independent"])
 
 
-class Spy(camlib.methods.PictureMethod):
+class Spy(camlib.methods.Method):
+    reads = "inputs"
     """It explains nothing, and notes the state of the model that it is bound to."""
 
     name = "spy"
     needs_gradients = False
     seen: ClassVar[list[dict[str, Tensor]]] = []
 
-    def maps(self, evidence: Any) -> Tensor:
-        self.seen.append({name: tensor.clone() for name, tensor in evidence.model.state_dict().items()})
-        return evidence.repeated(evidence.inputs.mean(1))
+    def maps_by_layer(self, forward_pass: Any) -> dict[str, Tensor]:
+        self.seen.append({name: tensor.clone() for name, tensor in forward_pass.network.module.state_dict().items()})
+        return {"": forward_pass.repeated(forward_pass.inputs.images.mean(1))}
 
 
 @pytest.fixture(autouse=True)
@@ -422,7 +423,7 @@ def test_a_layer_that_is_found_is_found_on_the_network_itself(metric: Callable[.
     model, x = small_cnn().double(), images()
     cam = camlib.GradCAM(model)
     found = metric(cam, x)
-    assert cam.layers == {"3": model[3]}
+    assert cam(x).layer == "3"
     assert torch.equal(found, metric(camlib.GradCAM(model, "3"), x))
 
 

@@ -93,7 +93,7 @@ def test_a_callable_or_a_target_is_scored_as_it_is(score: Callable[[Any], target
     torch.testing.assert_close(Scorer(model, x, targets.Output(1), score=score).clean, logits[:, 1])
 
 
-def test_the_class_is_settled_on_the_images_as_they_are() -> None:
+def test_the_class_is_bound_to_the_images_as_they_are() -> None:
     """Changed so that another class would be predicted, they are still scored by the first."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])[..., None, None].expand(2, 3, 4, 4).contiguous()
@@ -103,7 +103,7 @@ def test_the_class_is_settled_on_the_images_as_they_are() -> None:
 
 
 def test_a_target_is_told_which_image_each_row_is_of() -> None:
-    class Numbers(targets.Target):
+    class Numbers(targets.BoundTarget):
         def scores(self, outputs: Tensor, image_index: Tensor) -> Tensor:
             return image_index.double()
 
@@ -318,7 +318,7 @@ PAIR = torch.zeros(2, 3, 6, 7)
     [
         ((7, PAIR), camlib.CamlibTypeError, "model must be a torch.nn.Module, got int"),
         ((small_cnn(), "picture"), camlib.CamlibTypeError, "hold neither images"),
-        ((small_cnn(), PAIR.byte()), camlib.CamlibTypeError, "the pictures are torch.uint8"),
+        ((small_cnn(), PAIR.byte()), camlib.CamlibTypeError, "the images are torch.uint8"),
         ((small_cnn(), PAIR[:0]), camlib.CamlibValueError, "inputs are empty"),
         ((small_cnn(), PAIR, 3), camlib.CamlibValueError, "class index 3, but .* 0 to 2"),
         ((small_cnn(), PAIR, [0, 1, 2]), camlib.CamlibValueError, r"shape \(3,\) for 2 images"),

@@ -33,7 +33,7 @@ def scores(target: targets.Target, outputs: Any = OUTPUTS, image_index: Any = No
 
 
 def resolved(*args: Any, outputs: Any = OUTPUTS, **options: Any) -> targets.Target:
-    return targets.resolve(targets.Box(*args, **options), outputs)
+    return targets.bind(targets.Box(*args, **options), outputs)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_enlarged_batches_are_followed_and_what_has_vanished_scores_zero():
     assert scores(target, later, [1, 0, 1, 0, 0, 0]) == [0.2, 0.3, 0.0, 0.0, 0.0, 0.7]
 
 
-def test_a_settled_target_stays_settled():
+def test_a_bound_target_stays_bound():
     target = resolved([CAT, DOG])
     vanished = [found((DOG, 0.5, 2)), found((DOG, 0.5, 2))]
-    again = targets.resolve(target, vanished)
+    again = targets.bind(target, vanished)
     assert scores(again, vanished) == [0.0, 0.5]
-    with pytest.raises(camlib.CamlibValueError, match="Box was settled on 2 images, and the outputs are of 1"):
-        targets.resolve(target, vanished[:1])
+    with pytest.raises(camlib.CamlibValueError, match="BoundBox is bound to 2 images, and the outputs are of 1"):
+        targets.bind(target, vanished[:1])
 
 
 def test_gradients_flow_to_the_matching_score_alone():
@@ -119,7 +119,7 @@ def test_gradients_flow_to_the_matching_score_alone():
     for detection in outputs:
         detection["scores"].requires_grad_()
         detection["boxes"].requires_grad_()
-    target = targets.resolve(targets.Box(DOG), outputs)
+    target = targets.bind(targets.Box(DOG), outputs)
     targets.score(target, outputs, torch.arange(2)).sum().backward()
     assert [detection["scores"].grad.tolist() for detection in outputs] == [[0.0, 1.0], [1.0, 0.0]]
     assert all(detection["boxes"].grad is None for detection in outputs)
@@ -188,17 +188,13 @@ def test_what_is_no_box_is_refused(make, message):
         make()
 
 
-def test_a_box_waits_for_the_clean_outputs():
-    with pytest.raises(camlib.CamlibRuntimeError, match="Box depends on the clean outputs"):
-        targets.Box(CAT).scores(OUTPUTS, torch.arange(2))
-    assert targets.Box(CAT).resolved == "Box"
+def test_a_bound_box_is_named_after_its_target():
+    assert resolved([CAT, DOG]).explained == "Box"
 
 
 def test_boxes_are_mirrored_with_the_pictures():
     mirrored = resolved([CAT, DOG]).mirrored(50)
     cat, dog = [40.0, 0.0, 50.0, 10.0], [10.0, 20.0, 30.0, 30.0]
     outputs = [found((CAT, 0.9, 1), (cat, 0.3, 1)), found((DOG, 0.8, 2), (dog, 0.4, 2))]
-    assert scores(targets.resolve(mirrored, outputs), outputs) == [0.3, 0.4]
+    assert scores(targets.bind(mirrored, outputs), outputs) == [0.3, 0.4]
     assert mirrored.spatial
-    with pytest.raises(camlib.CamlibRuntimeError, match="Box depends on the clean outputs"):
-        targets.Box(CAT).mirrored(50)

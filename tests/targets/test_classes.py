@@ -20,12 +20,12 @@ SPELLINGS = [None, 2, [3, 1], np.array([3, 1]), [[0, 1], [3, 2]], camlib.targets
 
 
 def scores(target: targets.Target, outputs: Tensor = LOGITS) -> Tensor:
-    return targets.score(targets.resolve(target, outputs), outputs, torch.arange(len(outputs)))
+    return targets.score(targets.bind(target, outputs), outputs, torch.arange(len(outputs)))
 
 
 def indices(classes: object, outputs: Tensor = LOGITS) -> list[list[int]]:
     """The classes of each image, as a list for each."""
-    resolved = targets.resolve(classes, outputs).resolved
+    resolved = targets.bind(classes, outputs).explained
     return resolved.reshape(len(outputs), -1).tolist()
 
 
@@ -56,15 +56,15 @@ FORMULAS = [
 def test_scores_are_the_formula_in_every_spelling(make, formula, classes):
     expected = [[formula(y, c) for c in of] for y, of in zip(LOGITS.tolist(), indices(classes), strict=True)]
     found = scores(make(classes))
-    assert found.shape == targets.resolve(classes, LOGITS).resolved.shape
+    assert found.shape == targets.bind(classes, LOGITS).explained.shape
     torch.testing.assert_close(found.reshape(2, -1), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("make", "_formula"), FORMULAS)
 @pytest.mark.parametrize("classes", SPELLINGS)
 def test_resolved_are_the_classes(make, _formula, classes):
-    resolved = targets.resolve(make(classes), LOGITS).resolved
-    assert torch.equal(resolved, targets.resolve(classes, LOGITS).resolved)
+    resolved = targets.bind(make(classes), LOGITS).explained
+    assert torch.equal(resolved, targets.bind(classes, LOGITS).explained)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 6), st.integers(1, 8), st.floats(-2, 2))
@@ -78,22 +78,22 @@ def test_contrast_is_its_formula_on_any_logits(seed, rows, classes, nearest, wei
 
 @pytest.mark.parametrize(("make", "_formula"), FORMULAS)
 @pytest.mark.parametrize("classes", SPELLINGS)
-def test_what_is_settled_stays_and_enlarged_batches_are_followed(make, _formula, classes):
+def test_what_is_bound_stays_and_enlarged_batches_are_followed(make, _formula, classes):
     """Rows of either image in any order, perturbed so that other classes are now the best and the nearest."""
-    target = targets.resolve(make(classes), LOGITS)
+    target = targets.bind(make(classes), LOGITS)
     image_index = torch.tensor([1, 0, 1, 1, 0])
     outputs = torch.flip(LOGITS, (1,))[image_index] * torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None]
     enlarged = targets.score(target, outputs, image_index)
     for row, image in enumerate(image_index.tolist()):  # two rows at a time, in the images' places
         pair = outputs[row].expand(2, -1)
         torch.testing.assert_close(enlarged[row], targets.score(target, pair, torch.arange(2))[image])
-    again = targets.resolve(target, LOGITS.flip(1))
-    assert torch.equal(again.resolved, target.resolved)
+    again = targets.bind(target, LOGITS.flip(1))
+    assert torch.equal(again.explained, target.explained)
     assert torch.equal(targets.score(again, outputs, image_index), enlarged)
 
 
 def test_contrast_keeps_the_classes_nearest_on_the_clean_outputs():
-    target = targets.resolve(targets.Contrast(1, nearest=1), LOGITS)  # nearest to class 1: class 2 in both images
+    target = targets.bind(targets.Contrast(1, nearest=1), LOGITS)  # nearest to class 1: class 2 in both images
     perturbed = torch.tensor([[9.0, 1.0, 5.0, 1.0]], dtype=torch.float64)
     assert targets.score(target, perturbed, torch.tensor([0])).tolist() == [1.0 - 5.0]
 
@@ -120,7 +120,7 @@ def test_contrast_of_k_classes_is_each_of_them_alone():
 
 def test_contrast_never_takes_a_class_from_itself_even_among_masked_ones():
     logits = torch.tensor([[2.0, -torch.inf, -torch.inf, 1.0]])
-    target = targets.resolve(targets.Contrast(0, nearest=3), logits)
+    target = targets.bind(targets.Contrast(0, nearest=3), logits)
     outputs = torch.tensor([[100.0, 3.0, 6.0, 9.0]])
     assert targets.score(target, outputs, torch.tensor([0])).tolist() == [100.0 - 6.0]
 
@@ -142,7 +142,7 @@ def test_contrast_never_takes_a_class_from_itself_even_among_masked_ones():
 )
 def test_what_cannot_be_scored_is_refused(target, outputs, message):
     with pytest.raises(camlib.CamlibValueError, match=message):
-        targets.resolve(target(), outputs)
+        targets.bind(target(), outputs)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_what_cannot_be_scored_is_refused(target, outputs, message):
         (lambda: targets.Contrast(0, weight="1"), "weight must be a number, got str"),
         (lambda: targets.Contrast(0, weight=True), "weight must be a number, got bool"),
         (lambda: targets.Contrast(0, nearest=2.0), "nearest must be an int, got float"),
-        (lambda: targets.resolve(targets.Probability(True), LOGITS), r"torch\.bool"),
-        (lambda: targets.resolve(targets.ReST(0.5), LOGITS), r"torch\.float32"),
+        (lambda: targets.bind(targets.Probability(True), LOGITS), r"torch\.bool"),
+        (lambda: targets.bind(targets.ReST(0.5), LOGITS), r"torch\.float32"),
     ],
 )
 def test_options_of_another_type_are_refused(make, message):
@@ -161,11 +161,10 @@ def test_options_of_another_type_are_refused(make, message):
 
 
 @pytest.mark.parametrize("target", [targets.Classes(), targets.Probability(1), targets.ReST(), targets.Contrast(0)])
-def test_scores_before_the_clean_outputs_are_known_is_an_error(target):
-    with pytest.raises(camlib.CamlibRuntimeError, match=r"depends on the clean outputs.*targets\.resolve"):
-        target.scores(LOGITS, torch.arange(2))
-    with pytest.raises(camlib.CamlibRuntimeError, match=type(target).__name__):
-        _ = target.resolved
+def test_only_what_is_bound_has_scores(target):
+    assert not hasattr(target, "scores")
+    assert not hasattr(target, "explained")
+    assert targets.bind(target, LOGITS).scores(LOGITS, torch.arange(2)).shape == (2,)
 
 
 @pytest.mark.parametrize("squeeze", [False, True])
@@ -185,16 +184,16 @@ def test_saturated_probability_warns_with_its_value_and_the_mend():
     p = 1 / (1 + math.exp(-6))
     message = rf"probability {p:.6g} .*image 1 is saturated.*p \(1 - p\) = {p * (1 - p):.2g}.*explain the logit"
     with pytest.warns(camlib.CamlibWarning, match=message):
-        targets.resolve(targets.Probability(1), logits)
-    targets.resolve(targets.Probability(0), logits)  # 0.0025 of class 0: no warning, which would be an error here
+        targets.bind(targets.Probability(1), logits)
+    targets.bind(targets.Probability(0), logits)  # 0.0025 of class 0: no warning, which would be an error here
 
 
 def test_probability_at_the_threshold_does_not_warn():
     below = torch.tensor([[0.0, math.log(0.9899 / 0.0101)]], dtype=torch.float64)
-    targets.resolve(targets.Probability(1), below)
+    targets.bind(targets.Probability(1), below)
     above = torch.tensor([[0.0, math.log(0.9901 / 0.0099)]], dtype=torch.float64)
     with pytest.warns(camlib.CamlibWarning, match=r"0\.9901"):
-        targets.resolve(targets.Probability(1), above)
+        targets.bind(targets.Probability(1), above)
 
 
 @pytest.mark.parametrize(
@@ -218,32 +217,30 @@ def test_the_targets_given_are_left_as_they_are():
     target = targets.Contrast()
     first, second = scores(target), scores(target, LOGITS.flip(1))
     torch.testing.assert_close(first, second)
-    with pytest.raises(camlib.CamlibRuntimeError, match="Contrast depends on the clean outputs"):
-        _ = target.resolved
 
 
 def test_rest_is_finite_where_the_probability_underflows():
     logits = torch.tensor([[500.0, -500.0]])
     assert scores(targets.ReST(1), logits).tolist() == [-500.0 - 1000.0]
-    assert targets.resolve(targets.ReST(0), logits).scores(logits, torch.tensor([0])).tolist() == [500.0]
+    assert targets.bind(targets.ReST(0), logits).scores(logits, torch.tensor([0])).tolist() == [500.0]
 
 
 def test_only_the_logits_are_classes():
     """Methods that are exact for logits alone, such as CAM, ask for this type."""
-    assert isinstance(targets.resolve(None, LOGITS), targets.Classes)
+    assert isinstance(targets.bind(None, LOGITS), targets.BoundLogits)
     for other in (targets.Probability(0), targets.ReST(0), targets.Contrast(0)):
-        assert not isinstance(targets.resolve(other, LOGITS), targets.Classes)
+        assert not isinstance(targets.bind(other, LOGITS), targets.BoundLogits)
 
 
 @pytest.mark.parametrize("target", [1, lambda outputs: outputs[:, 0], targets.Contrast(0), targets.Output(1)])
 def test_scores_of_the_whole_picture_are_the_same_in_a_mirror(target):
-    settled = targets.resolve(target, LOGITS)
-    assert settled.mirrored(8) is settled
-    assert not settled.spatial
+    bound = targets.bind(target, LOGITS)
+    assert bound.mirrored(8) is bound
+    assert not bound.spatial
 
 
-def test_saturation_is_warned_of_once_however_often_the_target_is_settled() -> None:
+def test_saturation_is_warned_of_once_however_often_the_target_is_bound() -> None:
     outputs = torch.tensor([[9.0, 0.0]])
     with pytest.warns(camlib.CamlibWarning, match="saturated"):
-        settled = targets.resolve(targets.Probability(0), outputs)
-    assert targets.resolve(settled, outputs).resolved.tolist() == [0]  # a warning would be an error here
+        bound = targets.bind(targets.Probability(0), outputs)
+    assert targets.bind(bound, outputs).explained.tolist() == [0]  # a warning would be an error here

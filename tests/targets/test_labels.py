@@ -15,7 +15,7 @@ LOGITS = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
 
 
 def scores(target: targets.Target, outputs: Tensor = LOGITS) -> Tensor:
-    return targets.score(targets.resolve(target, outputs), outputs, torch.arange(len(outputs)))
+    return targets.score(targets.bind(target, outputs), outputs, torch.arange(len(outputs)))
 
 
 @pytest.mark.parametrize("outputs", [torch.tensor([[3.0], [-1.0]]), torch.tensor([3.0, -1.0])])
@@ -68,7 +68,7 @@ def test_multi_label_is_the_sum_of_the_labels_logits(labels):
 
 
 def test_multi_label_follows_enlarged_batches():
-    target = targets.resolve(targets.MultiLabel([[0, 2], [1]]), LOGITS)
+    target = targets.bind(targets.MultiLabel([[0, 2], [1]]), LOGITS)
     outputs = torch.cat([LOGITS, 10 * LOGITS])
     assert targets.score(target, outputs, torch.tensor([1, 0, 0, 1])).tolist() == [2.0, 40.0, 50.0, 160.0]
 
@@ -111,10 +111,5 @@ def test_infinite_logits_of_other_labels_do_not_matter():
 )
 def test_labels_that_do_not_fit_are_refused(labels, error, message):
     with pytest.raises(error, match=message) as caught:
-        targets.resolve(targets.MultiLabel(labels), LOGITS)
+        targets.bind(targets.MultiLabel(labels), LOGITS)
     assert isinstance(caught.value, camlib.CamlibError)
-
-
-def test_multi_label_waits_for_the_clean_outputs():
-    with pytest.raises(camlib.CamlibRuntimeError, match="MultiLabel depends on the clean outputs"):
-        targets.MultiLabel([[0], [1]]).scores(LOGITS, torch.arange(2))

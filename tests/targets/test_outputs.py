@@ -12,7 +12,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
-from camlib.inputs.outputs import is_detections, main_tensor, row_count
+from camlib.inputs import Outputs
 from tests.networks import Network
 
 LOGITS = torch.arange(6.0).view(2, 3)
@@ -41,8 +41,8 @@ Pair = namedtuple("Pair", ["logits", "aux_logits"])
     ],
 )
 def test_the_main_tensor_is_the_first_of_the_known_names(outputs):
-    assert main_tensor(outputs) is LOGITS
-    assert row_count(outputs) == 2
+    assert Outputs(outputs).main is LOGITS
+    assert Outputs(outputs).rows == 2
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_main_tensor_is_the_first_of_the_known_names(outputs):
     [None, 1.0, [LOGITS], {"scores": LOGITS}, {"logits": 1.0}, Answer(), Answer, SimpleNamespace(logits=LOGITS)],
 )
 def test_nothing_else_is_a_main_tensor(outputs):
-    assert main_tensor(outputs) is None
+    assert Outputs(outputs).main is None
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_nothing_else_is_a_main_tensor(outputs):
     ],
 )
 def test_rows_are_images(outputs, rows):
-    assert row_count(outputs) == rows
+    assert Outputs(outputs).rows == rows
 
 
 def test_detections_have_boxes_and_scores():
     found = {"boxes": torch.zeros(1, 4), "scores": torch.zeros(1)}
-    assert is_detections([found, found])
-    assert is_detections((found,))
-    assert not is_detections([found, {"boxes": torch.zeros(1, 4)}])
-    assert not is_detections(found)
-    assert not is_detections([LOGITS])
-    assert not is_detections([])
+    assert Outputs([found, found]).is_detections
+    assert Outputs((found,)).is_detections
+    assert not Outputs([found, {"boxes": torch.zeros(1, 4)}]).is_detections
+    assert not Outputs(found).is_detections
+    assert not Outputs([LOGITS]).is_detections
+    assert not Outputs([]).is_detections
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_is_explained_can_be_detached(wrap):
     model = Network().eval()
     explanation = camlib.GradCAM(model, "norm", forward=lambda m, x: wrap(m(x)))(torch.rand(2, 3, 8, 8))
     assert type(explanation.outputs) is type(wrap(LOGITS))
-    assert not main_tensor(explanation.outputs).requires_grad
+    assert not Outputs(explanation.outputs).main.requires_grad
 
 
 def test_objects_that_cannot_be_detached_are_refused():
@@ -117,4 +117,4 @@ def test_objects_that_cannot_be_detached_are_refused():
 )
 def test_outputs_without_classes_are_told_their_target(outputs, message):
     with pytest.raises(camlib.CamlibTypeError, match=message):
-        targets.resolve(None, outputs)
+        targets.bind(None, outputs)

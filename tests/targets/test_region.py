@@ -22,7 +22,7 @@ class Answer:
 
 
 def scores(target: targets.Target, outputs: object, rows: int = 2) -> Tensor:
-    return targets.score(targets.resolve(target, outputs), outputs, torch.arange(rows))
+    return targets.score(targets.bind(target, outputs), outputs, torch.arange(rows))
 
 
 def naive_mean(logits: Tensor, category: int, region: Tensor) -> float:
@@ -87,7 +87,7 @@ def test_k_categories_are_each_of_them_alone(logits):
 
 @pytest.mark.parametrize("category", [1, [0, 2], [[0, 2], [1, 0]]])
 def test_the_clean_region_is_kept_in_enlarged_batches(logits, category):
-    target = targets.resolve(targets.Region(category), logits)
+    target = targets.bind(targets.Region(category), logits)
     image_index = torch.tensor([1, 1, 0, 1])
     outputs = torch.randn(4, 3, 5, 4, dtype=torch.float64)
     found = targets.score(target, outputs, image_index).reshape(4, -1)
@@ -97,7 +97,7 @@ def test_the_clean_region_is_kept_in_enlarged_batches(logits, category):
         of_image = categories[image].reshape(-1).tolist()
         expected = [naive_mean(outputs[row], c, predicted[image] == c) for c in of_image]
         assert found[row].tolist() == pytest.approx(expected)
-    again = targets.resolve(target, logits.flip(1))  # settled once, settled for good
+    again = targets.bind(target, logits.flip(1))  # bound once, bound for good
     torch.testing.assert_close(targets.score(again, outputs, image_index).reshape(4, -1), found)
 
 
@@ -151,14 +151,14 @@ def test_map_is_that_of_the_mean_logit():
 )
 def test_masks_that_do_not_fit_are_refused(logits, mask, error, message):
     with pytest.raises(error, match=message) as caught:
-        targets.resolve(targets.Region(1, mask), logits)
+        targets.bind(targets.Region(1, mask), logits)
     assert isinstance(caught.value, camlib.CamlibError)
 
 
 def test_a_category_predicted_nowhere_is_an_error_that_names_the_image(logits):
     logits[1, 2] = -100
     with pytest.raises(camlib.CamlibValueError, match=r"category \[2\] is predicted nowhere in image 1"):
-        targets.resolve(targets.Region(2), logits)
+        targets.bind(targets.Region(2), logits)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_category_predicted_nowhere_is_an_error_that_names_the_image(logits):
 )
 def test_categories_that_do_not_fit_are_refused(logits, category, error, message):
     with pytest.raises(error, match=message):
-        targets.resolve(targets.Region(category), logits)
+        targets.bind(targets.Region(category), logits)
 
 
 @pytest.mark.parametrize(
@@ -186,23 +186,21 @@ def test_categories_that_do_not_fit_are_refused(logits, category, error, message
 )
 def test_outputs_that_are_not_dense_are_refused(outputs, message):
     with pytest.raises(camlib.CamlibTypeError, match=message):
-        targets.resolve(targets.Region(1), outputs)
+        targets.bind(targets.Region(1), outputs)
 
 
 def test_a_region_belongs_to_its_images(logits):
-    with pytest.raises(camlib.CamlibRuntimeError, match="Region depends on the clean outputs"):
-        targets.Region(1).scores(logits, torch.arange(2))
-    target = targets.resolve(targets.Region(1), logits)
-    with pytest.raises(camlib.CamlibValueError, match="settled on 2 images, and the outputs are of 1"):
-        targets.resolve(target, logits[:1])
-    with pytest.raises(camlib.CamlibValueError, match=r"settled on outputs of \(5, 4\), and these are of \(3, 4\)"):
+    target = targets.bind(targets.Region(1), logits)
+    with pytest.raises(camlib.CamlibValueError, match="bound to 2 images, and the outputs are of 1"):
+        targets.bind(target, logits[:1])
+    with pytest.raises(camlib.CamlibValueError, match=r"bound to outputs of \(5, 4\), and these are of \(3, 4\)"):
         targets.score(target, logits[:, :, 2:], torch.arange(2))
 
 
 def test_regions_are_mirrored_with_the_pictures(logits):
     for target in (targets.Region([1, 2]), targets.Region(0, torch.rand(5, 4) < 0.5)):
-        mirrored = targets.resolve(target, logits).mirrored(99)
+        mirrored = targets.bind(target, logits).mirrored(99)
         other_side = logits.flip(-1)
-        again = targets.resolve(mirrored, other_side)
+        again = targets.bind(mirrored, other_side)
         torch.testing.assert_close(targets.score(again, other_side, torch.arange(2)), scores(target, logits))
         assert mirrored.spatial

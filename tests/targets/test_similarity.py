@@ -16,7 +16,7 @@ from tests.networks import Network
 
 
 def scores(reference: object, outputs: object, rows: int) -> Tensor:
-    target = targets.resolve(targets.Similarity(reference), outputs)
+    target = targets.bind(targets.Similarity(reference), outputs)
     return targets.score(target, outputs, torch.arange(rows))
 
 
@@ -40,7 +40,7 @@ def test_score_is_the_cosine(seed, rows, several, width):
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 4, 3)])
 def test_enlarged_batches_are_followed(shape):
     reference, clean = torch.randn(shape), torch.randn(2, 3)
-    target = targets.resolve(targets.Similarity(reference), clean)
+    target = targets.bind(targets.Similarity(reference), clean)
     image_index, outputs = torch.tensor([1, 0, 1]), torch.randn(3, 3)
     found = targets.score(target, outputs, image_index).reshape(3, -1)
     for row, image in enumerate(image_index.tolist()):
@@ -83,7 +83,7 @@ def test_half_precision_is_computed_in_single():
 
 
 def test_a_perturbed_image_without_an_embedding_scores_zero_with_finite_gradients():
-    target = targets.resolve(targets.Similarity(torch.ones(3)), torch.ones(1, 3))
+    target = targets.bind(targets.Similarity(torch.ones(3)), torch.ones(1, 3))
     outputs = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
     found = targets.score(target, outputs, torch.tensor([0, 0]))
     assert found.tolist() == pytest.approx([0.0, 1 / math.sqrt(3)])
@@ -109,5 +109,5 @@ def test_a_perturbed_image_without_an_embedding_scores_zero_with_finite_gradient
 )
 def test_what_cannot_be_compared_is_refused(reference, outputs, error, message):
     with pytest.raises(error, match=message) as caught:
-        targets.resolve(targets.Similarity(reference), outputs)
+        targets.bind(targets.Similarity(reference), outputs)
     assert isinstance(caught.value, camlib.CamlibError)

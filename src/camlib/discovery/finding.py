@@ -18,27 +18,22 @@ normalisation whose patches still reach the score: the one in front of the last 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from camlib.discovery.graph import Graph, Record
+from camlib.discovery.graph import Graph, Tapped
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.inputs.batches import holds_pictures, picture_size
+from camlib.inputs import Inputs, Outputs
 from camlib.inputs.nested import tensors_in
-from camlib.inputs.outputs import is_detections, main_tensor
 from camlib.layers.layouts import Layout, Size, Tokens, layout_of, one_stride
-from camlib.passes.capture import tap
-from camlib.passes.model import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
-
-Forward = Callable[[nn.Module, Any], Any]
+from camlib.passes.hooks import Hook, hooked, tap
+from camlib.passes.isolation import undisturbed
+from camlib.passes.network import Forward, Network
 
 
 class LayerInfo(NamedTuple):
@@ -71,10 +66,10 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         >>> camlib.list_layers(model, torch.rand(1, 3, 64, 64))[-3]
         LayerInfo(name='layer4', type='Sequential', shape=(1, 512, 2, 2))
     """
-    model = unwrap(model)
+    network = Network.of(model, forward)
     listed: list[LayerInfo] = []
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def note(name: str) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             first = next(tensors_in(output), None)
             if first is not None:
@@ -82,10 +77,14 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
         return hook
 
-    inputs = _ready(model, inputs, forward)
-    with undisturbed(model), _hooks(model, note):
-        (forward or call_eagerly)(model, inputs)
+    ready = network.ready(inputs)
+    with undisturbed(network.module), hooked((module, note(name)) for name, module in _submodules(network)):
+        network.run(ready)
     return listed
+
+
+def _submodules(network: Network) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in network.module.named_modules() if name]
 
 
 def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> str:
@@ -113,7 +112,13 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
         >>> camlib.find_layer(torchvision.models.vgg11(), torch.rand(1, 3, 64, 64))
         'features.19'
     """
-    found = _find(model, inputs, forward)
+    network = Network.of(model, forward)
+    return find_layer_in(network, network.ready(inputs))
+
+
+def find_layer_in(network: Network, inputs: Inputs) -> str:
+    """Return :func:`find_layer` of a network and its parsed inputs."""
+    found = _find(network, inputs)
     return found.name(found.last)
 
 
@@ -137,7 +142,13 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         >>> camlib.find_stages(torchvision.models.resnet18(), torch.rand(1, 3, 64, 64))
         ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
     """
-    found = _find(model, inputs, forward)
+    network = Network.of(model, forward)
+    return find_stages_in(network, network.ready(inputs))
+
+
+def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
+    """Return :func:`find_stages` of a network and its parsed inputs."""
+    found = _find(network, inputs)
     return list(dict.fromkeys(map(found.name, found.stages())))
 
 
@@ -145,28 +156,28 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 class _Found:
     """What a discovery pass found."""
 
-    last: Record
+    last: Tapped
     """The map to explain."""
-    candidates: list[Record]
+    candidates: list[Tapped]
     """All feature maps whose positions reach the score, in their order."""
-    layouts: dict[Record, Layout]
-    records: list[Record]
+    layouts: dict[Tapped, Layout]
+    records: list[Tapped]
     graph: Graph
     size: Size | None
     """The spatial size of the inputs."""
 
-    def name(self, record: Record) -> str:
+    def name(self, record: Tapped) -> str:
         """The name of the outermost module that returns a map."""
         name = self.graph.outermost(record, self.records)
         assert name, "candidates have names"
         return name
 
-    def stages(self) -> list[Record]:
+    def stages(self) -> list[Tapped]:
         """Of each larger grid the last map that everything passes through; then the map to explain.
 
         A block's own output is preferred to the maps inside the next one.
         """
-        stages: dict[Size, Record] = {}
+        stages: dict[Size, Tapped] = {}
         last = self.layouts[self.last].grid
         for record in self.candidates:
             grid = self.layouts[record].grid
@@ -178,82 +189,53 @@ class _Found:
         return [*sorted(stages.values(), key=lambda record: record.order), self.last]
 
 
-def _find(model: nn.Module, inputs: Any, forward: Forward | None) -> _Found:
+def _find(network: Network, inputs: Inputs) -> _Found:
     """Run the first image with every module tapped, and read the graph."""
-    model = unwrap(model)
-    inputs = _ready(model, inputs, forward)
-    if isinstance(inputs, Tensor) or holds_pictures(inputs):
-        inputs = inputs[:1]
-    records: list[Record] = []
+    first = inputs.first()
+    records: list[Tapped] = []
 
-    def record(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    def record(name: str) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, (tuple, list)) and output else output
-            if module is model or not isinstance(first, Tensor) or not first.is_floating_point():
+            if not isinstance(first, Tensor) or not first.is_floating_point():
                 return None
-            point, handed_on = tap(output, name)
-            clone = handed_on if isinstance(handed_on, Tensor) else handed_on[0]
-            records.append(Record(len(records), name, module, point, clone.grad_fn))
-            return handed_on
+            point, passed_on = tap(output, name)
+            clone = passed_on if isinstance(passed_on, Tensor) else passed_on[0]
+            records.append(Tapped(len(records), name, module, point, clone.grad_fn))
+            return passed_on
 
         return hook
 
-    with undisturbed(model), _hooks(model, record):
-        score = _score((forward or call_eagerly)(model, inputs))
+    with undisturbed(network.module), hooked((module, record(name)) for name, module in _submodules(network)):
+        score = _score(Outputs(network.run(first)))
         if score.grad_fn is None:
             raise CamlibRuntimeError(
                 "no layer leads to the model's outputs: they are detached, not differentiable (an argmax, say), or "
                 f"made without submodules; {_seen(records)}"
             )
-        size = None if holds_pictures(inputs) else picture_size(inputs)  # detectors give pictures sizes of their own
-        return _choose(model, records, score, size)
+        size = None if first.is_list else first.size  # detectors give images sizes of their own
+        return _choose(network.module, records, score, size)
 
 
-def _score(outputs: Any) -> Tensor:
-    """What the layer must lead to: the tensor that the outputs are about, or the sum of the detections' scores."""
-    if is_detections(outputs):
-        scores = torch.cat([detected["scores"] for detected in outputs])
+def _score(outputs: Outputs) -> Tensor:
+    """What the layer must lead to: the main tensor of the outputs, or the sum of the detections' scores."""
+    if outputs.is_detections:
+        scores = torch.cat([detected["scores"] for detected in outputs.raw])
         if not scores.numel():
             raise CamlibRuntimeError(
-                "nothing was detected in the first picture, so that no score leads back to a layer; give layer=, a "
-                "picture that shows something, or the model a lower score threshold"
+                "nothing was detected in the first image, so no score leads back to a layer; give layer=, an image "
+                "with something to detect, or the model a lower score threshold"
             )
         return scores.sum()
-    tensor = main_tensor(outputs)
-    if tensor is None:
+    if outputs.main is None:
         raise CamlibTypeError(
-            f"the model returns a {type(outputs).__name__}; to find its layer, pass forward=lambda model, "
+            f"the model returns a {type(outputs.raw).__name__}; to find its layer, pass forward=lambda model, "
             "inputs: ... that picks the tensor to be explained, or give layer="
         )
-    return tensor
+    return outputs.main
 
 
-def _ready(model: nn.Module, inputs: Any, forward: Forward | None) -> Any:
-    if forward is None:
-        check_device(model, inputs)
-    return checked_inputs(model, inputs)
-
-
-@contextlib.contextmanager
-def _hooks(model: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
-    """Keep a hook on every submodule, for this thread's forward passes only."""
-    thread = threading.get_ident()
-
-    def mine(hook: Any) -> Any:
-        return lambda *args: hook(*args) if threading.get_ident() == thread else None
-
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if name:
-                handles.append(module.register_forward_hook(mine(make(name))))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _choose(model: nn.Module, records: list[Record], outputs: Tensor, size: Size | None) -> _Found:
+def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, size: Size | None) -> _Found:
     """Put the four questions of the module docstring to the records, the last one first."""
     layouts = _grids(model, records, size)
     graph = Graph(outputs, [record.node for record in layouts])
@@ -288,12 +270,12 @@ def _choose(model: nn.Module, records: list[Record], outputs: Tensor, size: Size
     return _Found(through, candidates, layouts, records, graph, size)
 
 
-def _grids(model: nn.Module, records: list[Record], size: Size | None) -> dict[Record, Layout]:
+def _grids(model: nn.Module, records: list[Tapped], size: Size | None) -> dict[Tapped, Layout]:
     """The layouts of the records that are grids of more than one cell, with the images for their first axis.
 
     The first map's is taken for the images'. Windows, crops and regions of interest are more or fewer.
     """
-    layouts: dict[Record, Layout] = {}
+    layouts: dict[Tapped, Layout] = {}
     for record in records:
         layout = layout_of(model, record.module, tuple(record.tensor.shape), size)
         if layout is not None and math.prod(layout.grid) > 1:
@@ -307,7 +289,7 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _connected(records: list[Record], outputs: Tensor, layouts: dict[Record, Layout]) -> set[Any]:
+def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
     """The nodes of the maps that a NaN sent back from the outputs reaches, beyond any prefix tokens."""
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
@@ -322,7 +304,7 @@ def _connected(records: list[Record], outputs: Tensor, layouts: dict[Record, Lay
     return reached
 
 
-def _seen(records: list[Record]) -> str:
+def _seen(records: list[Tapped]) -> str:
     shapes = [f"{record.name} {tuple(record.tensor.shape)}" for record in records[-5:]]
     return f"the last outputs seen: {', '.join(shapes) or 'none'}. Give layer="
 

@@ -29,7 +29,7 @@ _NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class Tapped:
     """A module's output in the discovery pass."""
 
     order: int
@@ -58,7 +58,7 @@ class Graph:
             if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
                 self._before_projection.update(inputs)
 
-    def is_map(self, record: Record, layout: Layout) -> bool:
+    def is_map(self, record: Tapped, layout: Layout) -> bool:
         """Whether a grid leads to the outputs, and whether tokens are the picture's patches.
 
         Object queries are tokens, too. They come from parameters, and meet the patches in attention alone.
@@ -94,12 +94,12 @@ class Graph:
                 return
             yield node
 
-    def _maker(self, record: Record, past: str) -> str:
+    def _maker(self, record: Tapped, past: str) -> str:
         """The name of the operation that made a record's values, past those that ``past`` matches."""
         *_, made = self._rearranged(record.node, past)
         return str(made.name())
 
-    def is_feature_map(self, record: Record, outputs: Tensor) -> bool:
+    def is_feature_map(self, record: Tapped, outputs: Tensor) -> bool:
         """Whether a map is neither pooled from another nor class scores that are only pooled or resized afterwards."""
         if re.search(_POOLING_OPS, self._maker(record, _LAYOUT_OPS)):
             return False
@@ -115,7 +115,7 @@ class Graph:
             return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
         return bool(re.search(_PARAMETRIC_OPS, made.name()))
 
-    def last_bottleneck(self, records: list[Record]) -> Record | None:
+    def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
         """The last record that everything passes through on its way to the outputs; see question 3."""
         for record in reversed(records):
             if self.all_pass(record) or (
@@ -124,7 +124,7 @@ class Graph:
                 return record
         return None
 
-    def all_pass(self, record: Record) -> bool:
+    def all_pass(self, record: Tapped) -> bool:
         """Whether nothing of the first map reaches the outputs but through this one."""
         node = record.node
         by = self._marked([self._first], lambda later, by: later is not node and self._uses(later, by))
@@ -163,11 +163,11 @@ class Graph:
         of_channels = name.startswith("Cat") and node in self._before_projection and node._saved_dim != 0
         return name.startswith(("Cat", "Stack", "IndexPut")) and not of_channels
 
-    def _is_lateral(self, record: Record) -> bool:
+    def _is_lateral(self, record: Tapped) -> bool:
         """Whether a map is a mere projection of an earlier one, as pyramids begin with."""
         return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
 
-    def outermost(self, record: Record, records: list[Record]) -> str | None:
+    def outermost(self, record: Tapped, records: list[Tapped]) -> str | None:
         """The name of the outermost module around the record's maker that returns the same values.
 
         None if there is none but modules that are called more than once, whose name would not tell which call is meant.

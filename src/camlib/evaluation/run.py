@@ -11,24 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.comparison import bound_to, find_once
+from camlib.comparison import bound_to, located
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_int
 from camlib.evaluation.record import Record, described, digest_of
 from camlib.evaluation.table import Evaluation, TableRow, or_none
 from camlib.explanation import Explanation
-from camlib.inputs.batches import holds_pictures, pick_images, picture_batch
+from camlib.inputs import Inputs
 from camlib.inputs.nested import tensors_in
-from camlib.layers.names import resolve_layers
-from camlib.methods import Method, PassMethod
-from camlib.methods.base import explain_together
+from camlib.methods import Method
+from camlib.methods.base import explain_together, shares_pass
 from camlib.methods.registry import METHODS
 from camlib.metrics.cases import Case
 from camlib.metrics.registry import Metric, metric_of
 from camlib.metrics.scorer import Scorer
 from camlib.passes.chunks import ChunkSize
-from camlib.passes.forward_pass import Reshape
-from camlib.passes.model import unwrap
-from camlib.smoothing import settled_by
+from camlib.passes.network import Network, Reshape, unwrap
+from camlib.smoothing import bound_target
 from camlib.targets.indices import integers
 
 BASELINES = ("random_cam", "center_gaussian")
@@ -88,7 +86,7 @@ def evaluate(
         max_passes: what a method may take to explain an image; one that needs more is stopped, and left out.
         forward: as for :class:`camlib.methods.Method`.
         reshape: as for :class:`camlib.methods.Method`.
-        chunk_size: as for :class:`camlib.methods.PerturbationMethod`, for the metrics' passes.
+        chunk_size: :attr:`camlib.passes.chunks.Chunks.size`, for the metrics' passes.
         progress: whether to show a progress bar over the images.
         path: a file to which each batch's figures are appended when it is done. Batches that it holds already are not
             done again: an evaluation that was stopped goes on.
@@ -118,16 +116,16 @@ def evaluate(
         chunk_size=chunk_size,
         max_passes=positive_int("max_passes", max_passes),
     )
-    explainers = _bound(methods, bench.model, layers, {"forward": forward, "reshape": reshape})
+    explainers = _bound(methods, Network(bench.model, forward, reshape), layers)
     record: Record | None = None
     lines: list[dict[str, Any]] = []
     total = max_images if masks is None else min(len(masks), max_images or len(masks))
     with tqdm(total=total, desc="evaluate", unit=" images", disable=not progress) as bar:
         for number, (start, inputs) in enumerate(_batches(loader, max_images)):
-            images = len(picture_batch(inputs))
+            images = Inputs(inputs).count
             masks_here = _masks_of(masks, start, inputs)
             if number == 0:
-                bench.find_layers(explainers, inputs)
+                explainers = bench.located(explainers, inputs)
                 record = None if path is None else Record(path, bench.asked(explainers))
             digest = digest_of([inputs, masks_here]) if record else ""
             line = record.batch(number, digest) if record else None
@@ -149,6 +147,10 @@ def evaluate(
                 f"{name} is of {len(of_images)} images, and the loader gave {seen}; give one for each"
             )
     return _evaluation(lines, {name: metric.better for name, (metric, _) in bench.columns.items()})
+
+
+NOT_OPTIONS = ("network", "layers", "_found")
+"""Attributes of a method that are not options of its own."""
 
 
 class _TooManyPassesError(CamlibRuntimeError):
@@ -185,7 +187,11 @@ class _Bench:
             "methods": [
                 [
                     *_row(one),
-                    {key: described(value) for key, value in vars(one).items() if key not in ("model", "layers")},
+                    {
+                        "forward": described(one.network.forward),
+                        "reshape": described(one.network.reshape),
+                        **{key: described(value) for key, value in vars(one).items() if key not in NOT_OPTIONS},
+                    },
                 ]
                 for one in explainers
             ],
@@ -196,17 +202,18 @@ class _Bench:
             "model": digest_of(self.model),
         }
 
-    def find_layers(self, explainers: Sequence[Method], inputs: Any) -> None:
-        """Let the explainers find the layers that they read.
+    def located(self, explainers: Sequence[Method], inputs: Any) -> list[Method]:
+        """Return the explainers with the layers that they read.
 
         Raises:
             CamlibValueError: two of them are the same method at the same layer.
         """
-        find_once(explainers, _first(inputs))
+        explainers = located(explainers, _first(inputs))
         rows = list(map(_row, explainers))
         twice = next((row for row in rows if rows.count(row) > 1), None)
         if twice:
             raise CamlibValueError(f"{twice} is among the methods twice; each is judged once")
+        return explainers
 
     def choose(self, explainers: Sequence[Method], inputs: Any, before: Mapping[str, Any] | None) -> None:
         """Keep the explainers that explain the first image in no more passes than they may take.
@@ -249,7 +256,7 @@ class _Bench:
         scorer: Scorer | None = None
         for explainer, passes in self._passes.items():
             row, explanation = _row(explainer), explanations.get(explainer)
-            values: dict[str, list[float | None]] = {name: [None] * len(picture_batch(inputs)) for name in self.columns}
+            values: dict[str, list[float | None]] = {name: [None] * Inputs(inputs).count for name in self.columns}
             if explanation is not None:
                 scorer = scorer or self._scorer(inputs, explanation, target)
                 case = Case(scorer, explainer, explanation, target, masks)
@@ -257,35 +264,35 @@ class _Bench:
             found.append({**row._asdict(), "passes": passes, "values": values})
         if start == 0:
             self._check_metrics(len(explanations), failures)
-        images = len(picture_batch(inputs))
+        images = Inputs(inputs).count
         return {"images": images, "rows": found, "left_out": self.left_out, "failures": failures}
 
     def _explained(self, inputs: Any, failures: list[str], start: int) -> tuple[dict[Method, Explanation], Any]:
         """Each explainer's explanation, and the target they share; those that need one pass share it."""
-        reshape = next(iter(self._passes)).reshape
+        network = next(iter(self._passes)).network
         sharing = [
             one
             for one in self._passes
-            if isinstance(one, PassMethod) and one.forward_passes == 1 and one.reshape is reshape
+            if shares_pass(one) and one.forward_passes == 1 and one.network.is_called_as(network)
         ]
         found: dict[Method, Explanation] = {}
         target = _target_of(self.target, start, inputs)
         if sharing:
             with contextlib.suppress(CamlibError):  # who failed is told when they are asked one by one
                 found = dict(zip(sharing, explain_together(sharing, inputs, target), strict=True))
-                target = settled_by(found[sharing[0]], target)
+                target = bound_target(found[sharing[0]], target)
         for explainer in self._passes:
             if explainer not in found:
                 try:
                     found[explainer] = explainer(inputs, target)
-                    target = settled_by(found[explainer], target)
+                    target = bound_target(found[explainer], target)
                 except CamlibError as error:
                     failures.append(f"images from {start}: {_row(explainer)}: {error}")
         return found, target
 
     def _scorer(self, inputs: Any, explanation: Explanation, target: Any) -> Scorer:
         scored = explanation.target if isinstance(explanation.target, Tensor) else target
-        forward = next(iter(self._passes)).forward
+        forward = next(iter(self._passes)).network.forward
         outputs = explanation.outputs if isinstance(explanation.outputs, Tensor) else None
         return Scorer(
             self.model,
@@ -335,7 +342,7 @@ def _columns(metrics: Any, with_masks: bool) -> Columns:
     return columns
 
 
-def _bound(methods: Any, model: nn.Module, layers: Any, options: dict[str, Any]) -> list[Method]:
+def _bound(methods: Any, network: Network, layers: Any) -> list[Method]:
     """Each method bound to the model, once for each layer that it is to read."""
     if isinstance(methods, str) and methods != "all":
         raise CamlibTypeError(f'methods must be "all" or a list of them, got {methods!r}')
@@ -345,16 +352,13 @@ def _bound(methods: Any, model: nn.Module, layers: Any, options: dict[str, Any])
     named = {getattr(method, "name", method) for method in given}
     found: list[Method] = []
     for method in (*given, *(name for name in BASELINES if name not in named)):
-        explainer = bound_to(method, model, None, options)
+        explainer = bound_to(method, network, None)
         each = layers if layers and explainer.layers is None and explainer.finds_one_layer else [None]
-        found += [
-            explainer if layer is None else bound_to(method, model, resolve_layers(model, layer), options)
-            for layer in each
-        ]
+        found += [explainer if layer is None else bound_to(method, network, [layer]) for layer in each]
     for explainer in found:
-        if explainer.forward is not options["forward"]:
+        if explainer.network.forward is not network.forward:
             raise CamlibValueError(
-                f"{explainer!r} calls the model by a forward of its own, and all are judged by the same outputs; give "
+                f"{explainer!r} calls the model by another forward, and all are evaluated on the same outputs; give "
                 "evaluate(..., forward=...), and the method by name"
             )
     return found
@@ -362,8 +366,8 @@ def _bound(methods: Any, model: nn.Module, layers: Any, options: dict[str, Any])
 
 def _first(inputs: Any) -> Any:
     """The first image of a batch."""
-    pictures = picture_batch(inputs)
-    return pick_images(inputs, torch.zeros(1, dtype=torch.long, device=pictures.device), len(pictures))
+    pictures = Inputs(inputs).images
+    return Inputs(inputs).pick(torch.zeros(1, dtype=torch.long, device=pictures.device), len(pictures)).raw
 
 
 def _batches(loader: Any, max_images: int | None) -> Iterator[tuple[int, Any]]:
@@ -371,11 +375,11 @@ def _batches(loader: Any, max_images: int | None) -> Iterator[tuple[int, Any]]:
     left = None if max_images is None else positive_int("max_images", max_images)
     start = 0
     for batch in loader.split(BATCH) if isinstance(loader, Tensor) else loader:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and not holds_pictures(batch) else batch
-        pictures = picture_batch(inputs)
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and not Inputs(batch).is_list else batch
+        pictures = Inputs(inputs).images
         count = len(pictures) if left is None else min(len(pictures), left - start)
         if count < len(pictures):
-            inputs = pick_images(inputs, torch.arange(count, device=pictures.device), len(pictures))
+            inputs = Inputs(inputs).pick(torch.arange(count, device=pictures.device), len(pictures)).raw
         yield start, inputs
         start += count
         if start == left:
@@ -401,7 +405,7 @@ def _target_of(target: Any, start: int, inputs: Any) -> Any:
     """The target of a batch."""
     if not isinstance(target, Tensor):
         return target
-    images = len(picture_batch(inputs))
+    images = Inputs(inputs).count
     if len(target) < start + images:
         raise CamlibValueError(
             f"target has classes of {len(target)} images, and there are more; give one for each image"
@@ -413,7 +417,7 @@ def _masks_of(masks: Any, start: int, inputs: Any) -> Tensor | None:
     """The masks of a batch."""
     if masks is None:
         return None
-    pictures = picture_batch(inputs)
+    pictures = Inputs(inputs).images
     found = torch.as_tensor(masks[start : start + len(pictures)])
     if tuple(found.shape) != (len(pictures), *pictures.shape[2:]):
         raise CamlibValueError(

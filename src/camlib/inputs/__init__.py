@@ -1,1 +1,5 @@
 """What a model takes and what it returns, parsed once."""
+
+from camlib.inputs.inputs import Inputs as Inputs
+from camlib.inputs.inputs import Size as Size
+from camlib.inputs.outputs import Outputs as Outputs

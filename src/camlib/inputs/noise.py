@@ -1,15 +1,14 @@
-"""Random numbers of one's own: never torch's global ones, and the same for every image of a batch."""
+"""Random numbers from a generator, never torch's global one, and the same for every image of a batch."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, positive_int, positive_number
-from camlib.inputs.batches import holds_pictures, map_values
+from camlib.inputs.inputs import Inputs
 
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:
@@ -37,28 +36,27 @@ def check_noise(samples: int, sigma: float) -> None:
     positive_number("sigma", sigma)
 
 
-def with_noise(inputs: Any, sigma: float, generator: torch.Generator) -> Any:
-    """Add Gaussian noise to the pictures among the inputs.
+def with_noise(inputs: Inputs, sigma: float, generator: torch.Generator) -> Inputs:
+    """Add Gaussian noise to the images among the inputs.
 
     Args:
-        inputs: what the model takes; a list of pictures (C, H, W), as detectors take them, too.
+        inputs: what the model takes.
         sigma: standard deviation as a share of each image's range of values.
-        generator: draws one noise for all images, so that a batch gives what its images give one by one.
-
-    Returns:
-        The inputs, with new tensors.
+        generator: draws one noise for all images, so that a batch gives the same as its images one by one.
 
     Raises:
-        CamlibTypeError: the inputs hold no pictures, or pictures of integers.
+        CamlibTypeError: the inputs hold no images, or images of integers.
     """
+    if not inputs.is_list:
+        return inputs.map_values(
+            lambda images: _noisy(images, sigma, normal((1, *images.shape[1:]), generator, images))
+        )
 
-    def draw(shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return normal((1, *shape), generator, like)
+    @functools.cache  # the images of a list come one by one; those of one shape share their noise
+    def drawn(shape: tuple[int, ...]) -> Tensor:
+        return normal((1, *shape), generator, inputs.tensors[0])
 
-    if holds_pictures(inputs):  # each comes alone, and those of one shape share what was drawn for the first
-        once = functools.cache(lambda shape: draw(shape, inputs[0]))
-        return map_values(lambda image: _noisy(image, sigma, once(image.shape[1:]).to(image)), inputs)
-    return map_values(lambda images: _noisy(images, sigma, draw(images.shape[1:], images)), inputs)
+    return inputs.map_values(lambda image: _noisy(image, sigma, drawn(image.shape[1:]).to(image)))
 
 
 def _noisy(images: Tensor, sigma: float, noise: Tensor) -> Tensor:

@@ -167,18 +167,11 @@ def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
             yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:], exact))
 
 
-def grid_layout(shape: Size, input_size: Size | None, layer: str, channels: ChannelAxis) -> Layout:
-    """Return the layout of a layer's output, as :func:`infer_layout`.
-
-    Raises:
-        CamlibValueError: the shape has no reading as a grid; ``reshape=`` is the way out.
-    """
-    layout = infer_layout(shape, input_size, channels)
-    if layout is None:
-        of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
-        grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
-        raise CamlibValueError(
-            f"layer {layer!r} returns shape {shape}, which is no grid over {of_size}; choose "
-            f"another layer, or pass reshape=, a function from that tensor to {grid}"
-        )
-    return layout
+def grid_error(shape: Size, input_size: Size | None, layer: str) -> CamlibValueError:
+    """Return the error for an output that has no reading as a grid; ``reshape=`` is the way out."""
+    of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
+    grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
+    return CamlibValueError(
+        f"layer {layer!r} returns shape {shape}, which is not a grid over {of_size}; choose another layer, or pass "
+        f"reshape=, a function from that tensor to {grid}"
+    )

@@ -8,6 +8,3 @@ from camlib.methods.base import ActivationMethod as ActivationMethod
 from camlib.methods.base import GradientMethod as GradientMethod
 from camlib.methods.base import LayerMethod as LayerMethod
 from camlib.methods.base import Method as Method
-from camlib.methods.base import PassMethod as PassMethod
-from camlib.methods.base import PictureMethod as PictureMethod
-from camlib.methods.perturbation import PerturbationMethod as PerturbationMethod

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibWarning
-from camlib.inputs.outputs import main_tensor
 from camlib.methods.arithmetic import divided, over_channels
-from camlib.methods.base import LayerMethod
-from camlib.methods.perturbation import PerturbationMethod
-from camlib.passes.forward_pass import ForwardPass, single_or_double
-from camlib.passes.precision import callers_precision
+from camlib.methods.base import Layer, LayerMethod
+from camlib.passes.chunks import Chunks, ChunkSize
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.numbers import single_or_double
+from camlib.passes.precision import restored
 from camlib.passes.tail import Tail, WholeNetwork
 
 
@@ -42,7 +42,7 @@ def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
     return over_channels(divided(score[:, None] - ablated, score[:, None].abs()), activations)
 
 
-class AblationCAM(PerturbationMethod, LayerMethod):
+class AblationCAM(LayerMethod):
     """Ablation-CAM: a channel counts as much as the score falls without it; no gradients.
 
     See :func:`camlib.functional.ablation_cam` for the equation; Desai and Ramaswamy 2020,
@@ -64,19 +64,32 @@ class AblationCAM(PerturbationMethod, LayerMethod):
     """
 
     name: ClassVar[str] = "ablation_cam"
+    needs_gradients: ClassVar[bool] = False
 
-    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
+    def __init__(
+        self,
+        model: Any,
+        layer: Layer = None,
+        *,
+        chunk_size: ChunkSize = "auto",
+        progress: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, layer, **options)
+        self.chunks = Chunks(chunk_size, progress)
+
+    def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.functional.ablation_cam`, for each class."""
-        activations, features = evidence.activations(layer), evidence.features(layer)
-        tail, score = self._tail(evidence, layer)
+        activations, features = forward_pass.activations(layer), forward_pass.features[layer]
+        tail, score = self._tail(forward_pass, layer)
         alive = activations.flatten(2).any(2)
         image, channel = alive.nonzero().unbind(1)
         if not len(image):
-            return evidence.repeated(torch.zeros_like(activations[:, 0]))
+            return forward_pass.repeated(torch.zeros_like(activations[:, 0]))
 
         def outputs(rows: slice) -> object:
             copies = features.index_select(0, image[rows])
-            grids = evidence.to_grid(layer, copies)
+            grids = forward_pass.to_grid(layer, copies)
             if grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr():
                 raise CamlibTypeError(
                     f"reshape copies the features of layer {layer!r}, so that no channel can be set to zero in them; "
@@ -85,45 +98,46 @@ class AblationCAM(PerturbationMethod, LayerMethod):
             grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
             return tail(copies, image[rows])
 
-        scores = self.scores_of(evidence, image, outputs)
+        scores = forward_pass.perturbed(self.name, self.chunks).of_outputs(image, outputs)
         table = score[:, None].expand(*alive.shape, *score.shape[1:]).clone()
         table[image, channel] = scores
         if table.dim() == 2:
             return ablation_cam(activations, score, table)
         of_classes = zip(score.unbind(1), table.unbind(2), strict=True)
-        return evidence.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
+        return forward_pass.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
 
-    def _tail(self, evidence: ForwardPass, layer: str) -> tuple[Tail, Tensor]:
+    def _tail(self, forward_pass: ForwardPass, layer: str) -> tuple[Tail, Tensor]:
         """The tail, and the scores it gives for the features as they are: of the layer alone, where that will do."""
-        made_of = self._run, evidence.model.get_submodule(layer), evidence.inputs, evidence.images
+        made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
         try:
             tail = Tail(*made_of)
-            scores = self._scores(tail, evidence, layer)
-            if _agree(scores, evidence):
+            scores = self._scores(tail, forward_pass, layer)
+            if _agree(scores, forward_pass):
                 return tail, scores
+            why = "on its own the tail gives other scores"
         except torch.OutOfMemoryError:
             raise
-        except Exception:
-            pass
+        except Exception as error:  # without rows, what else the tail reads of the trunk can fail in any way
+            why = f"on its own the tail fails: {error}"
         whole = WholeNetwork(*made_of)
-        scores = self._scores(whole, evidence, layer)
+        scores = self._scores(whole, forward_pass, layer)
         warnings.warn(
-            f"Behind layer {layer!r} the network needs more than that layer's output (it may lie beside a skip "
-            "connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
-            "takes one forward pass",
+            f"Behind layer {layer!r} the network needs more than that layer's output (the layer may be parallel to a "
+            "skip connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
+            f"takes one forward pass ({why})",
             CamlibWarning,
             stacklevel=6,
         )
         return whole, scores
 
-    def _scores(self, tail: Tail, evidence: ForwardPass, layer: str) -> Tensor:
-        with callers_precision():
-            outputs = tail(evidence.features(layer).clone(), evidence.image_index)
-            return single_or_double(targets.score(evidence.target, outputs, evidence.image_index))
+    def _scores(self, tail: Tail, forward_pass: ForwardPass, layer: str) -> Tensor:
+        with restored(forward_pass.precision):
+            outputs = tail(forward_pass.features[layer].clone(), forward_pass.image_index)
+            return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
 
 
-def _agree(scores: Tensor, evidence: ForwardPass) -> bool:
+def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
     """Whether scores are those of the pass, but for rounding in the precision that it was made in."""
-    expected, outputs = evidence.scores.detach(), main_tensor(evidence.outputs)
+    expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
     largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
     return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.batches import picture_batch
 from camlib.inputs.noise import normal, own_generator
 from camlib.methods.arithmetic import centered, over_channels
-from camlib.methods.base import ActivationMethod, PictureMethod
-from camlib.passes.forward_pass import ForwardPass, single_or_double
+from camlib.methods.base import ActivationMethod, Method, Reads
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.numbers import single_or_double
 
 
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,19 +74,20 @@ class RandomCAM(ActivationMethod):
         return random_cam(activations, own_generator(self.generator))
 
 
-class _OfPictures(PictureMethod):
-    """A map made of the input alone. The forward pass is made for the scores that the explanation shows."""
+class _OfInputs(Method):
+    """A map of the input alone. The forward pass is made for the scores that the explanation shows."""
 
+    reads: ClassVar[Reads] = "inputs"
     class_agnostic: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
 
     @abstractmethod
-    def of_pictures(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Return maps (N, ...) of images (N, C, ...)."""
 
-    def maps(self, evidence: ForwardPass) -> Tensor:
-        """Return :meth:`of_pictures`, repeated for each class."""
-        return evidence.repeated(self.of_pictures(single_or_double(picture_batch(evidence.inputs))))
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
+        """Return :meth:`maps`, repeated for each class."""
+        return {"": forward_pass.repeated(self.maps(single_or_double(forward_pass.inputs.images)))}
 
 
 def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
@@ -111,7 +112,7 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
     return bell
 
 
-class CenterGaussian(_OfPictures):
+class CenterGaussian(_OfInputs):
     """A bell in the middle of every picture: photographers put what matters there.
 
     See :func:`camlib.functional.center_gaussian` for the equation.
@@ -144,7 +145,7 @@ class CenterGaussian(_OfPictures):
             raise CamlibValueError(f"sigma must be positive and finite, a share of each side, got {sigma}")
         self.sigma: float = sigma
 
-    def of_pictures(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.functional.center_gaussian`, for each image."""
         return center_gaussian(tuple(images.shape[2:]), self.sigma).to(images).expand(len(images), *images.shape[2:])
 
@@ -186,7 +187,7 @@ def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> 
     return sum(parts, torch.zeros_like(images))
 
 
-class Sobel(_OfPictures):
+class Sobel(_OfInputs):
     """Edges: the picture's own, whatever the network is. A heatmap that looks like this explains the picture.
 
     See :func:`camlib.functional.sobel` for the equation.
@@ -202,6 +203,6 @@ class Sobel(_OfPictures):
 
     name: ClassVar[str] = "sobel"
 
-    def of_pictures(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.functional.sobel`."""
         return sobel(images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import LayerMethod
 from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.hooks import hooked
 
 
 def cam(activations: Tensor, weights: Tensor) -> Tensor:
@@ -59,21 +59,22 @@ class CAM(LayerMethod):
         """Return a context that notes the linear layers that are called."""
         return _noting_classifiers(self.model)
 
-    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
+    def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.functional.cam` for each class.
 
         Raises:
             CamlibTypeError: the target is not a class.
             CamlibRuntimeError: the logits are not linear in the mean of the layer's output.
         """
-        if not isinstance(evidence.target, targets.Classes):
+        if not isinstance(forward_pass.target, targets.BoundLogits):
             raise CamlibTypeError(
-                f"CAM explains classes, got target {evidence.target.resolved!r}; use camlib.GradCAM for other scores"
+                f"CAM explains classes, got target {forward_pass.target.explained!r}; use camlib.GradCAM for other "
+                "scores"
             )
-        activations = evidence.activations(layer)
-        logits = targets.class_outputs(evidence.outputs).detach()
+        activations = forward_pass.activations(layer)
+        logits = targets.class_outputs(forward_pass.outputs.raw).detach()
         means = activations.flatten(2).mean(2)
-        reading = [one for one in evidence.noted[self.name] if one.reads(means) and one.returns(logits)]
+        reading = [one for one in forward_pass.noted[self.name] if one.reads(means) and one.returns(logits)]
         if not reading:
             raise CamlibRuntimeError(
                 f"CAM needs logits = W mean(A) + b, but no linear classifier reads the mean of layer {layer!r}, shape "
@@ -82,9 +83,9 @@ class CAM(LayerMethod):
             )
         weights = reading[-1].weights.to(means.dtype)
         weights = torch.cat([-weights, weights]) if len(weights) == 1 else weights
-        classes: Tensor = evidence.target.resolved
+        classes = forward_pass.target.classes
         of_class = classes.unbind(1) if classes.dim() == 2 else (classes,)
-        return evidence.stacked([cam(activations, weights[one]) for one in of_class])
+        return forward_pass.stacked([cam(activations, weights[one]) for one in of_class])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +118,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
     """Note the calls, in this thread, of modules that map (N, C) to (N, classes) by a matrix."""
     noted: list[_Classifier] = []
-    thread = threading.get_ident()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != thread or not args or not isinstance(output, Tensor):
+        if not args or not isinstance(output, Tensor):
             return
         matrix, read = module.weight, args[0]
         if not isinstance(matrix, Tensor) or not isinstance(read, Tensor) or not read.is_floating_point():
@@ -130,13 +130,6 @@ def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
             if weights.shape == (returned.shape[1], cells.shape[1]):
                 noted.append(_Classifier(weights, cells, returned))
 
-    handles = [
-        module.register_forward_hook(note)
-        for module in model.modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) >= 2
-    ]
-    try:
+    linear = [module for module in model.modules() if getattr(getattr(module, "weight", None), "ndim", 0) >= 2]
+    with hooked((module, note) for module in linear):
         yield noted
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -100,8 +100,7 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
 class EigenCAM(ActivationMethod):
     """EigenCAM: where the dominant pattern of the features is, whatever the class.
 
-    See :func:`camlib.functional.eigen_cam` for the equation; Muhammad and Yeasin 2020,
-    https://arxiv.org/abs/2008.00299.
+    See :func:`camlib.functional.eigen_cam` for the equation; Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299.
 
     One forward pass, no gradient: the same map for every target.
 

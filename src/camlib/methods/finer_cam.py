@@ -47,19 +47,19 @@ class FinerCAM(GradientMethod):
         self.weight = weight
         self.nearest = nearest
 
-    def about(self, evidence: ForwardPass) -> ForwardPass:
-        """Return the evidence on the contrast.
+    def about(self, forward_pass: ForwardPass) -> ForwardPass:
+        """Return the pass about the contrast.
 
         Raises:
             CamlibTypeError: the target is not a class.
         """
-        if not isinstance(evidence.target, targets.Classes):
+        if not isinstance(forward_pass.target, targets.BoundLogits):
             raise CamlibTypeError(
-                f"Finer-CAM contrasts a class with others, got target {evidence.target.resolved!r}; use camlib.GradCAM "
-                "for other scores"
+                f"Finer-CAM contrasts a class with others, got target {forward_pass.target.explained!r}; use "
+                "camlib.GradCAM for other scores"
             )
-        contrast = targets.Contrast(evidence.target.resolved, weight=self.weight, nearest=self.nearest)
-        return evidence.about(contrast.fixed(evidence.outputs))
+        contrast = targets.Contrast(forward_pass.target.classes, weight=self.weight, nearest=self.nearest)
+        return forward_pass.about(contrast.bind(forward_pass.outputs.raw))
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return :func:`camlib.functional.grad_cam`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.explanation import Explanation
 from camlib.imaging import normalize, resize
-from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.pixels import as_leaf, gradient
-from camlib.passes.capture import Watch
-from camlib.passes.forward_pass import check_finite, single_or_double
-from camlib.passes.model import undisturbed
-from camlib.passes.precision import full_precision
+from camlib.methods.base import Layer, Method, Reads, one_pass
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.leaf import gradient
+from camlib.passes.numbers import check_finite, single_or_double
 
 TOLERANCE = 1e-5
 """The share of the sum of all absolute terms that the residual may be, in single and double precision.
@@ -92,24 +89,20 @@ def full_gradients(
         True
     """
     method = FullGrad(model, forward=forward)
-    inputs = method._prepare(inputs)
-    with undisturbed(method.model):
-        run = _Pass(method, inputs, target)
-        with full_precision(run.leaf.device):
-            terms: dict[str, list[Tensor]] = {}
-            sums = [
-                run.take_apart(scores, lambda name, term, on_grid: terms.setdefault(name, []).append(term))
-                for scores in run.of_classes()
-            ]
-            stacked = run.evidence.stacked
-            joined = {name: stacked(of_classes) for name, of_classes in terms.items()}
-            return FullGradients(
-                input_term=joined.pop(""),
-                bias_terms=dict(reversed(joined.items())),  # the backward pass has met them last to first
-                scores=run.evidence.scores.detach(),
-                residual=stacked([one.residual for one in sums]),
-                magnitude=stacked([one.magnitude for one in sums]),
-            )
+    with one_pass([method], inputs, target) as (forward_pass,):
+        terms: dict[str, list[Tensor]] = {}
+        sums = [
+            method.take_apart(forward_pass, scores, lambda name, term, on_grid: terms.setdefault(name, []).append(term))
+            for scores in _checked_scores(forward_pass)
+        ]
+        joined = {name: forward_pass.stacked(of_classes) for name, of_classes in terms.items()}
+        return FullGradients(
+            input_term=joined.pop(""),
+            bias_terms=dict(reversed(joined.items())),  # the backward pass meets them last to first
+            scores=forward_pass.scores.detach(),
+            residual=forward_pass.stacked([one.residual for one in sums]),
+            magnitude=forward_pass.stacked([one.magnitude for one in sums]),
+        )
 
 
 def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
@@ -119,9 +112,9 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
         \psi = \mathrm{upsample} \circ \mathrm{rescale} \circ \mathrm{abs}
 
     (equation 6). Each channel is rescaled to [0, 1] by itself, then resized bilinearly with half-pixel centres;
-    a constant channel tells of no place, and counts as 0. The authors' code, unlike their equation, rescales all
-    channels of a layer together, and aligns corners; grad-cam rescales each channel, as here. Both add an absolute
-    epsilon (1e-6, 1e-7) to what they divide by, which fades small gradients out.
+    a constant channel carries no spatial information, and counts as 0. The authors' code, unlike their equation,
+    rescales all channels of a layer together, and aligns corners; grad-cam rescales each channel, as here. Both add an
+    absolute epsilon (1e-6, 1e-7) to the divisor, which fades small gradients out.
 
     Args:
         input_term: (N, C, ...).
@@ -145,6 +138,20 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
 def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
     """The paper's psi, summed over the channels (first, since resizing is linear): (N, C, ...) -> (N, ...)."""
     return resize(normalize(term.abs(), "minmax", len(size)).sum(1), size)
+
+
+@dataclass(eq=False)
+class Sums:
+    """What the terms of (N,) scores sum to."""
+
+    residual: Tensor
+    """(N,), what they leave of the scores."""
+    magnitude: Tensor
+    """(N,), the sum of their absolute values."""
+
+
+Consume = Callable[[str, Tensor, bool], None]
+"""Takes a term: the module's name ("" for the input), the term, and whether its channels come before a grid."""
 
 
 class FullGrad(Method):
@@ -182,7 +189,7 @@ class FullGrad(Method):
     """
 
     name: ClassVar[str] = "full_grad"
-    layerless: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "input gradient"
 
     def __init__(
         self, model: nn.Module, layer: Layer = None, *, tolerance: float | None = None, **options: Any
@@ -194,25 +201,24 @@ class FullGrad(Method):
             raise CamlibValueError(f"tolerance must not be negative, got {tolerance}")
         self.tolerance = tolerance
 
-    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
-        inputs = self._prepare(inputs)
-        with undisturbed(self.model):
-            run = _Pass(self, inputs, target)
-            with full_precision(run.leaf.device):
-                maps = run.evidence.stacked([self._map(run, scores) for scores in run.of_classes()])
-                check_finite({"map": [maps]})
-                return run.evidence.explanation(self.name, maps, {})
+    def around(self) -> contextlib.AbstractContextManager[_Biases]:
+        """Return a context that notes where biases are added."""
+        return _Biases(self.model)
 
-    def _map(self, run: _Pass, scores: Tensor) -> Tensor:
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
+        """Return :func:`camlib.functional.full_grad` for each class."""
+        return {"": forward_pass.stacked([self._map(forward_pass, one) for one in _checked_scores(forward_pass)])}
+
+    def _map(self, forward_pass: ForwardPass, scores: Tensor) -> Tensor:
         """The map of one score for each image, once the terms are known to sum to it."""
-        size = tuple(run.leaf.shape[2:])
-        maps = torch.zeros_like(run.leaf[:, 0], dtype=torch.promote_types(run.leaf.dtype, torch.float32))
+        leaf = forward_pass.whole_leaf
+        maps = torch.zeros_like(leaf[:, 0], dtype=torch.promote_types(leaf.dtype, torch.float32))
 
         def add(name: str, term: Tensor, on_grid: bool) -> None:
-            if on_grid and term.dim() == run.leaf.dim():
-                maps.add_(_psi(term, size))
+            if on_grid and term.dim() == leaf.dim():
+                maps.add_(_psi(term, tuple(leaf.shape[2:])))
 
-        sums = run.take_apart(scores, add)
+        sums = self.take_apart(forward_pass, scores, add)
         tolerance = max(TOLERANCE, torch.finfo(scores.dtype).eps) if self.tolerance is None else self.tolerance
         far = sums.residual.abs() > tolerance * sums.magnitude
         if bool(far.any()):
@@ -227,37 +233,11 @@ class FullGrad(Method):
             )
         return maps
 
-
-@dataclass(eq=False)
-class _Sums:
-    """What the terms of (N,) scores sum to."""
-
-    residual: Tensor
-    magnitude: Tensor
-
-
-Consume = Callable[[str, Tensor, bool], None]
-"""Takes a term: the module's name ("" for the input), the term, and whether its channels come before a grid."""
-
-
-class _Pass:
-    """A forward pass of the whole network in the graph; each score's terms are read from it one after the other."""
-
-    def __init__(self, method: FullGrad, inputs: Any, target: Any) -> None:
-        self.leaf, inputs = as_leaf(inputs)
-        self._biases = _Biases(method.model)
-        with torch.enable_grad(), self._biases:
-            self.evidence = forward_pass(method, Watch({}), inputs, target)
-
-    def of_classes(self) -> Sequence[Tensor]:
-        """The scores (N,) of each class."""
-        check_finite({"score": [self.evidence.scores.detach()]})
-        return self.evidence.score_of_each_class
-
-    def take_apart(self, scores: Tensor, consume: Consume) -> _Sums:
-        """Hand each term of scores (N,) to ``consume``, biases from the last to the first and then the input's."""
+    def take_apart(self, forward_pass: ForwardPass, scores: Tensor, consume: Consume) -> Sums:
+        """Give each term of scores (N,) to ``consume``, biases from the last to the first and then the input's."""
         total = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-        sums = _Sums(total.clone(), torch.zeros_like(total))
+        sums = Sums(total.clone(), torch.zeros_like(total))
+        leaf = forward_pass.whole_leaf
 
         def receive(name: str, term: Tensor, on_grid: bool) -> None:
             if len(term) != len(total):  # crops or windows for rows: no image to attribute them to
@@ -268,14 +248,20 @@ class _Pass:
             sums.magnitude += term.flatten(1).abs().sum(1)
             consume(name, term, on_grid)
 
-        with self._biases.handing_to(receive):
-            found = gradient(scores, self.leaf)
-        receive("", found * self.leaf.detach(), True)
+        with forward_pass.noted[self.name].sent_to(receive):
+            found = gradient(scores, leaf)
+        receive("", found * leaf.detach(), True)
         return sums
 
 
+def _checked_scores(forward_pass: ForwardPass) -> Sequence[Tensor]:
+    """The finite scores (N,) of each class."""
+    check_finite({"score": [forward_pass.scores.detach()]})
+    return forward_pass.score_of_each_class
+
+
 class _Biases(TorchFunctionMode):
-    """Notices each bias that is added in a forward pass, and hands on its terms in every backward pass.
+    """Notes each bias that is added in a forward pass, and sends its terms on in every backward pass.
 
     Functions are watched, not modules: so it sees the batch norm inside a module that goes on with an activation, and
     convolutions whose weights are made on the fly.
@@ -310,15 +296,15 @@ class _Biases(TorchFunctionMode):
         return name if self._calls[name] == 1 else f"{name} ({self._calls[name]})"
 
     def _listen(self, output: Tensor, name: str, bias: Tensor, on_grid: bool) -> None:
-        def hand_on(gradient: Tensor) -> None:
+        def send(gradient: Tensor) -> None:
             if self._receive is not None:
                 self._receive(name, gradient.detach() * bias, on_grid)
 
-        output.register_hook(hand_on)  # what works on the output in place comes after it in the graph
+        output.register_hook(send)  # what works on the output in place comes after it in the graph
 
-    @contextmanager
-    def handing_to(self, receive: Consume) -> Iterator[None]:
-        """Hand the terms of backward passes to a function; it must not be kept, since the graph keeps this object."""
+    @contextlib.contextmanager
+    def sent_to(self, receive: Consume) -> Iterator[None]:
+        """Send the terms of backward passes to a function; it must not be kept, since the graph keeps this object."""
         self._receive = receive
         try:
             yield

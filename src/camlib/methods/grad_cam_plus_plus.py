@@ -11,7 +11,7 @@ from camlib.methods.base import GradientMethod
 
 
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
-    r"""Weight each channel by its positive gradients, each divided by how many positions share the evidence.
+    r"""Weight each channel by its positive gradients, each divided by how many positions share the forward_pass.
 
     .. math:: w_k = \sum_{ij} \frac{\operatorname{ReLU}(G_{kij})}{2 + G_{kij} \sum_{ab} A_{kab}}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError
 from camlib.explanation import Explanation
-from camlib.inputs.nested import tensors_in
-from camlib.methods.base import Method, forward_pass
+from camlib.methods.base import Method, Reads, one_pass
 from camlib.methods.grad_cam import GradCAM
-from camlib.methods.pixels import as_leaf, checkpointed, gradient, no_checkpoints
-from camlib.passes.capture import Watch
-from camlib.passes.forward_pass import ForwardPass, check_finite, single_or_double
-from camlib.passes.model import undisturbed
-from camlib.passes.precision import full_precision
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.leaf import checkpointed, gradient, no_checkpoints
+from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.precision import restored
 
 
 def guided_gradients(
@@ -64,13 +63,12 @@ def guided_gradients(
 
     Example:
         >>> import camlib, torch, torchvision
-        >>> model = torchvision.models.resnet18(num_classes=4)
-        >>> camlib.functional.guided_gradients(model, torch.rand(2, 3, 64, 64)).shape
+        >>> model, images = torchvision.models.resnet18(num_classes=4), torch.rand(2, 3, 64, 64)
+        >>> camlib.functional.guided_gradients(model, images).shape
         torch.Size([2, 3, 64, 64])
     """
-    method = GuidedBackprop(model, forward=forward)
-    evidence, gradients = _guided(method, method._prepare(inputs), target)
-    return evidence.stacked(gradients)
+    with one_pass([GuidedBackprop(model, forward=forward)], inputs, target) as (forward_pass,):
+        return forward_pass.stacked(_guided(forward_pass))
 
 
 def guided_backprop(gradients: Tensor) -> Tensor:
@@ -104,8 +102,8 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
 
     Example:
         >>> import camlib, torch
-        >>> gradients = torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]])
-        >>> camlib.functional.guided_grad_cam(gradients, torch.tensor([[[1.0, 0.5]]]))
+        >>> gradients, maps = torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]), torch.tensor([[[1.0, 0.5]]])
+        >>> camlib.functional.guided_grad_cam(gradients, maps)
         tensor([[[4., 1.]]])
     """
     return guided_backprop(gradients) * maps
@@ -135,22 +133,22 @@ class GuidedBackprop(Method):
     """
 
     name: ClassVar[str] = "guided_backprop"
-    layerless: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "input gradient"
 
-    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
-        evidence, gradients = _guided(self, self._prepare(inputs), target)
-        maps = evidence.stacked([guided_backprop(of_class) for of_class in gradients])
-        return evidence.explanation(self.name, maps, {})
-
-    def _run(self, inputs: Any) -> Any:
+    @contextlib.contextmanager
+    def around(self) -> Iterator[_Guidance]:
+        """Run the network with guided ReLUs."""
         with _Guidance() as guidance:
-            outputs = super()._run(inputs)
+            yield guidance
         if not guidance.met:
             raise CamlibRuntimeError(
                 f"{type(self.model).__name__} calls no ReLU, and without one guided backpropagation is the plain "
                 "gradient; use camlib.GradCAM. Scripted and compiled submodules do not show theirs"
             )
-        return outputs
+
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
+        """Return :func:`camlib.functional.guided_backprop` for each class."""
+        return {"": forward_pass.stacked([guided_backprop(one) for one in _guided(forward_pass)])}
 
 
 class GuidedGradCAM(GradCAM):
@@ -182,44 +180,44 @@ class GuidedGradCAM(GradCAM):
         """One cut at the layer, and one for the guided gradient."""
         return 2
 
-    def explanation(self, evidence: ForwardPass) -> Explanation:
+    def explanation(self, forward_pass: ForwardPass) -> Explanation:
         """Return the guided gradient, from a pass of its own, times the Grad-CAM map of the one given."""
-        cam = super().explanation(evidence)
-        method = GuidedBackprop(self.model, forward=self.forward)
-        _, gradients = _guided(method, evidence.inputs, evidence.target)
+        cam = super().explanation(forward_pass)
+        guided = GuidedBackprop(self.model, forward=self.network.forward)
+        with (
+            restored(forward_pass.precision),
+            one_pass([guided], forward_pass.inputs.raw, forward_pass.target) as (guided_pass,),
+        ):
+            gradients = _guided(guided_pass)
         resized = cam.heatmaps(normalize="none")
         of_classes = resized.unbind(1) if cam.has_class_axis else (resized,)
         products = [guided_grad_cam(*pair) for pair in zip(gradients, of_classes, strict=True)]
-        return dataclasses.replace(cam, maps=evidence.stacked(products), extent=None)
+        return dataclasses.replace(cam, maps=forward_pass.stacked(products), extent=None)
 
 
-def _guided(method: GuidedBackprop, inputs: Any, target: Any) -> tuple[ForwardPass, list[Tensor]]:
-    """One guided pass, and each class's guided gradient (N, C, ...)."""
-    with undisturbed(method.model):
-        leaf, inputs = as_leaf(inputs)
-        with torch.enable_grad():
-            evidence = forward_pass(method, Watch({}), inputs, target)
-        _check_guided(evidence, leaf)
-        with full_precision(leaf.device):
-            gradients = [single_or_double(gradient(one, leaf)) for one in evidence.score_of_each_class]
-            check_finite({"score": [evidence.scores.detach()], "guided gradient": gradients})
-            return evidence, gradients
+def _guided(forward_pass: ForwardPass) -> list[Tensor]:
+    """Each class's guided gradient (N, C, ...)."""
+    leaf = forward_pass.whole_leaf
+    _check_guided(forward_pass, leaf)
+    gradients = [single_or_double(gradient(one, leaf)) for one in forward_pass.score_of_each_class]
+    check_finite({"score": [forward_pass.scores.detach()], "guided gradient": gradients})
+    return gradients
 
 
-def _check_guided(evidence: ForwardPass, leaf: Tensor) -> None:
-    """Look for activations that the guidance has not seen, on the graph's paths from the images to the outputs.
+def _check_guided(forward_pass: ForwardPass, leaf: Tensor) -> None:
+    """Look for activations that the guidance has missed, on the graph's paths from the images to the outputs.
 
-    What the target makes of the outputs is its own affair; so are branches that do not start from the images, such as
-    a temperature's exponential.
+    What the target computes from the outputs is not checked, nor are branches that do not start from the images, such
+    as a temperature's exponential.
 
     Raises:
         CamlibRuntimeError: naming the first one met.
     """
-    score = evidence.scores.grad_fn
+    score = forward_pass.scores.grad_fn
     if score is None:
-        return  # the gradient tells what is wrong
+        return  # the gradient will say what is wrong
     used = _nodes_behind([score])
-    outputs = [tensor.grad_fn for tensor in tensors_in(evidence.outputs) if tensor.grad_fn in used]
+    outputs = [tensor.grad_fn for tensor in forward_pass.outputs.tensors if tensor.grad_fn in used]
     nodes = _nodes_behind(outputs or [score])
     users: dict[Any, list[Any]] = {}
     for node in nodes:
@@ -379,4 +377,4 @@ _NONLINEAR = frozenset({
     "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Erfc", "Erfinv", "CudnnRnn", "MiopenRnn",
     "MkldnnRnnLayer", "DifferentiableGraph", "CompiledFunction",
 })  # fmt: skip
-"""The nodes of autograd's graph that have no rule, by name; the last two are what is scripted, and what compiled."""
+"""The nodes of autograd's graph that have no rule, by name; the last two mark scripted and compiled code."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.explanation import Explanation
 from camlib.layers.layouts import infer_layout
-from camlib.methods.base import Layer, Method, forward_pass
-from camlib.methods.pixels import no_checkpoints
+from camlib.methods.base import Layer, Method, Reads
 from camlib.passes.attention import ExplicitAttention
-from camlib.passes.capture import Watch, tap
-from camlib.passes.forward_pass import ForwardPass, check_finite, reshaped, single_or_double
-from camlib.passes.model import undisturbed
-from camlib.passes.precision import full_precision
+from camlib.passes.forward_pass import ForwardPass, reshaped
+from camlib.passes.hooks import tap
+from camlib.passes.leaf import no_checkpoints
+from camlib.passes.numbers import check_finite, single_or_double
 
 
 def le_grad(gradients: Sequence[Tensor]) -> Tensor:
@@ -50,7 +49,7 @@ class LeGrad(Method):
     The paper gives each block a score of its own, what the head makes of the mean of that block's tokens, and
     differentiates that; here it is the network's own score, whatever its head, as for every other method.
 
-    It reads attention instead of a layer, wherever the model calls it: ``F.scaled_dot_product_attention``,
+    It reads attention instead of a layer, wherever the model computes it: ``F.scaled_dot_product_attention``,
     ``nn.MultiheadAttention``, or a softmax written out. For the call the first two are computed in their explicit
     form, whose outputs are those of the fused kernels up to rounding. Attention must be global: every image's
     patches for keys, the same in each block, after at most 16 class and register tokens, which the map leaves out.
@@ -80,7 +79,7 @@ class LeGrad(Method):
     """
 
     name: ClassVar[str] = "le_grad"
-    layerless: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "attention"
 
     def __init__(self, model: nn.Module, layer: Layer = None, *, blocks: int | None = None, **options: Any) -> None:
         super().__init__(model, layer, **options)
@@ -96,21 +95,19 @@ class LeGrad(Method):
             raise CamlibValueError(f"blocks must be at least 1, got {blocks}; leave it out for all")
         self.blocks = blocks
 
-    def __call__(self, inputs: Any, target: Any = None) -> Explanation:  # noqa: D102 - inherited
-        inputs = self._prepare(inputs)
-        with undisturbed(self.model):
-            attention = _Attention()
-            with attention:
-                evidence = forward_pass(self, Watch({}), inputs, target)
-            with full_precision(evidence.device), torch.enable_grad():
-                read = self._read(attention.seen, evidence)
-                maps = evidence.stacked(
-                    [self._map(_gradients(one, read), evidence) for one in evidence.score_of_each_class]
-                )
-                check_finite({"score": [evidence.scores.detach()], "map": [maps]})
-                return evidence.explanation(self.name, maps, {})
+    def around(self) -> contextlib.AbstractContextManager[_Attention]:
+        """Return a context that keeps the attention, in the graph that begins at the first."""
+        return _Attention()
 
-    def _read(self, seen: list[Tensor], evidence: ForwardPass) -> list[Tensor]:
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
+        """Return :func:`camlib.functional.le_grad` of the patches, for each class."""
+        check_finite({"score": [forward_pass.scores.detach()]})
+        with torch.enable_grad():
+            read = self._read(forward_pass.noted[self.name].seen, forward_pass)
+            of_classes = [_gradients(one, read) for one in forward_pass.score_of_each_class]
+            return {"": forward_pass.stacked([self._map(gradients, forward_pass) for gradients in of_classes])}
+
+    def _read(self, seen: list[Tensor], forward_pass: ForwardPass) -> list[Tensor]:
         """The attention of the blocks to read, all over the same patches of the images."""
         if not seen:
             raise CamlibRuntimeError(
@@ -126,24 +123,24 @@ class LeGrad(Method):
             )
         read = seen[-blocks:]
         for weights in read:
-            if weights.dim() != 4 or len(weights) != evidence.images or weights.shape[3] != read[0].shape[3]:
-                raise _not_global(weights, evidence)
+            if weights.dim() != 4 or len(weights) != forward_pass.count or weights.shape[3] != read[0].shape[3]:
+                raise _not_global(weights, forward_pass)
         return read
 
-    def _map(self, gradients: list[Tensor], evidence: ForwardPass) -> Tensor:
+    def _map(self, gradients: list[Tensor], forward_pass: ForwardPass) -> Tensor:
         """The relevance of the patches, on their grid."""
         relevance = le_grad(gradients)[..., None]
-        if self.reshape is not None:
-            grid = reshaped(self.reshape, relevance, "attention", evidence.size or (0, 0))
+        if self.network.reshape is not None:
+            grid = reshaped(self.network.reshape, relevance, "attention", forward_pass.size or (0, 0))
             if grid.shape[1] != 1:
                 raise CamlibTypeError(
                     f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "
-                    "it must keep the one channel and leave the tokens out that are no patches"
+                    "it must keep the one channel and leave out the tokens that are not patches"
                 )
             return grid.squeeze(1)
-        layout = infer_layout(tuple(relevance.shape), evidence.size, "last") if evidence.size else None
+        layout = infer_layout(tuple(relevance.shape), forward_pass.size, "last") if forward_pass.size else None
         if layout is None:
-            raise _not_global(gradients[0], evidence)
+            raise _not_global(gradients[0], forward_pass)
         return layout.to_grid(relevance).squeeze(1)
 
 
@@ -163,12 +160,12 @@ def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
     return gradients
 
 
-def _not_global(weights: Tensor, evidence: ForwardPass) -> CamlibRuntimeError:
-    size = " x ".join(map(str, evidence.size)) if evidence.size else "unknown size"
+def _not_global(weights: Tensor, forward_pass: ForwardPass) -> CamlibRuntimeError:
+    size = " x ".join(map(str, forward_pass.size)) if forward_pass.size else "unknown size"
     return CamlibRuntimeError(
         f"LeGrad needs global attention, (N, heads, queries, keys) with the same grid of patches for keys in every "
-        f"block, and met {tuple(weights.shape)} for {evidence.images} images of {size}; for windowed attention, as "
-        "Swin's, use camlib.GradCAM. Another layout of the tokens is told by reshape=, an image branch run by forward="
+        f"block, and met {tuple(weights.shape)} for {forward_pass.count} images of {size}; for windowed attention, as "
+        "Swin's, use camlib.GradCAM. Pass reshape= for another token layout, and forward= to run an image branch alone"
     )
 
 

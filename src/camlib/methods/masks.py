@@ -7,6 +7,7 @@ Those of a method are many and as large as the picture, so they are made a few a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor
 
 from camlib.imaging.normalization import normalized
 from camlib.imaging.resizing import interpolated
+from camlib.methods.arithmetic import divided
+from camlib.passes.perturbed import PerturbedPasses
+
+MASKS_AT_ONCE = 64
+"""Masks that are added at a time, of the many that a map is the mean of."""
 
 
 class Masks(Protocol):
@@ -135,3 +141,30 @@ class SlidingWindows:
             shape[axis + 1] = side
             masks = masks & ((beyond >= 0) & (beyond < width)).reshape(shape)
         return masks
+
+
+def scores_under(passes: PerturbedPasses, masks: Masks, under: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Return the scores (N, M) of each class under the same M masks for every image.
+
+    Args:
+        passes: of the images.
+        masks: M of them.
+        under: from images and masks (rows, 1, ...) to perturbed images.
+    """
+    number, count = passes.count, len(masks)
+    image = torch.arange(number, device=passes.device).repeat_interleave(count)
+    mask = torch.arange(count, device=passes.device).repeat(number)
+    scores = passes.of_images(image, lambda images, rows: under(images, masks[mask[rows]][:, None]))
+    scores = scores.reshape(number, count, *scores.shape[1:])
+    return list(scores.unbind(2)) if scores.dim() == 3 else [scores]
+
+
+def mean_under(masks: Masks, values: Tensor) -> Tensor:
+    """Return the mean (N, ...) at each pixel of values (N, M), weighted by the masks there."""
+    total = covered = torch.zeros((), dtype=values.dtype, device=values.device)
+    for start in range(0, len(masks), MASKS_AT_ONCE):
+        some = slice(start, start + MASKS_AT_ONCE)
+        weights = masks[some].to(values)
+        total = total + torch.tensordot(values[:, some], weights, 1)
+        covered = covered + weights.sum(0)
+    return divided(total, covered)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
-from camlib.inputs.batches import picture_batch
-from camlib.methods.masks import Masks, SlidingWindows
-from camlib.methods.perturbation import MaskMethod, mean_under
+from camlib.methods.base import Method, Reads
+from camlib.methods.masks import Masks, SlidingWindows, mean_under, scores_under
+from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
 
@@ -35,7 +35,7 @@ def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
     return mean_under(masks, score[:, None] - scores)
 
 
-class Occlusion(MaskMethod):
+class Occlusion(Method):
     """Occlusion: a window slides over the picture; a pixel counts as much as the score falls when it is covered.
 
     See :func:`camlib.functional.occlusion` for the equation; Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
@@ -53,7 +53,9 @@ class Occlusion(MaskMethod):
         stride: the same; by default half the window.
         baseline: what covered pixels become: a number, or a tensor that is broadcast to a picture (C, ...), such as
             the mean of each channel (C, 1, 1). Zero is grey where images are normalised.
-        **options: as for :class:`camlib.methods.PerturbationMethod`.
+        chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
+        progress: whether to show a progress bar.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibValueError: ``window`` or ``stride`` are no positive ints; on calling, if they do not fit the picture or
@@ -68,6 +70,8 @@ class Occlusion(MaskMethod):
     """
 
     name: ClassVar[str] = "occlusion"
+    reads: ClassVar[Reads] = "inputs"
+    needs_gradients: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -77,9 +81,12 @@ class Occlusion(MaskMethod):
         window: int | Sequence[int] | None = None,
         stride: int | Sequence[int] | None = None,
         baseline: float | Tensor = 0.0,
+        chunk_size: ChunkSize = "auto",
+        progress: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, layer, **options)
+        self.chunks = Chunks(chunk_size, progress)
         if isinstance(baseline, bool) or not isinstance(baseline, (int, float, Tensor)):
             raise CamlibTypeError(f"baseline must be a number or a tensor, got {type(baseline).__name__}: {baseline!r}")
         self.window = _checked_sides("window", window)
@@ -91,23 +98,22 @@ class Occlusion(MaskMethod):
         """That depends on how large the picture is."""
         return None
 
-    def maps(self, evidence: ForwardPass) -> Tensor:
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.functional.occlusion`, for each class."""
-        pictures = picture_batch(evidence.inputs)
-        windows = self._windows(tuple(pictures.shape[2:]), pictures.device)
-        baseline = torch.as_tensor(self.baseline).to(pictures)
+        images = forward_pass.inputs.images
+        windows = self._windows(tuple(images.shape[2:]), images.device)
+        baseline = torch.as_tensor(self.baseline).to(images)
         try:
-            baseline.expand(pictures.shape[1:])
+            baseline.expand(images.shape[1:])
         except RuntimeError as error:
             raise CamlibValueError(
-                f"baseline of shape {tuple(baseline.shape)} cannot be broadcast to pictures "
-                f"{tuple(pictures.shape[1:])}; give a number, or a tensor with one value for each channel, (C, 1, 1)"
+                f"baseline of shape {tuple(baseline.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
+                "give a number, or a tensor with one value for each channel, (C, 1, 1)"
             ) from error
-        of_classes = self.scores_under(
-            evidence, windows, lambda images, covered: torch.where(covered, baseline, images)
-        )
-        clean = [score.detach() for score in evidence.score_of_each_class]
-        return evidence.stacked([occlusion(windows, *both) for both in zip(clean, of_classes, strict=True)])
+        passes = forward_pass.perturbed(self.name, self.chunks)
+        of_classes = scores_under(passes, windows, lambda images, covered: torch.where(covered, baseline, images))
+        clean = [score.detach() for score in forward_pass.score_of_each_class]
+        return {"": forward_pass.stacked([occlusion(windows, *both) for both in zip(clean, of_classes, strict=True)])}
 
     def _windows(self, size: tuple[int, ...], device: torch.device) -> SlidingWindows:
         window = _of_each_side("window", self.window, size) or tuple(max(round(side / 7), 1) for side in size)

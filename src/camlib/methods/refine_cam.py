@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from camlib.discovery.finding import find_stages
+from camlib.discovery.finding import find_stages_in
 from camlib.errors import CamlibValueError
+from camlib.inputs import Inputs
 from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus
 
 
@@ -49,5 +50,6 @@ class RefineCAM(GradCAMPlusPlus):
             )
         super().__init__(model, layer, fuse=fuse, **options)
 
-    def _find(self, inputs: Any) -> list[str]:
-        return find_stages(self.model, inputs, forward=self.forward)[-2:]
+    def find_layers(self, inputs: Inputs) -> list[str]:
+        """Return the last two stages."""
+        return find_stages_in(self.network, inputs)[-2:]

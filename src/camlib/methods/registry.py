@@ -33,8 +33,17 @@ def create(name: str, model: nn.Module, layer: Any = None, **options: Any) -> Me
         >>> camlib.create("grad_cam", torchvision.models.resnet18(), layer="layer4")
         GradCAM(ResNet, layer='layer4')
     """
+    return method_named(name)(model, layer, **options)
+
+
+def method_named(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        CamlibValueError: no method has that name; close ones are suggested.
+    """
     if name not in METHODS:
         close = difflib.get_close_matches(str(name), METHODS, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise CamlibValueError(f"there is no method {name!r}; {hint}METHODS has {', '.join(sorted(METHODS))}")
-    return METHODS[name](model, layer, **options)
+    return METHODS[name]

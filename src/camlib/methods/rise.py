@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from camlib.errors import positive_int, positive_number
-from camlib.inputs.batches import picture_batch
 from camlib.inputs.noise import own_generator
-from camlib.methods.masks import Masks, RandomMasks
-from camlib.methods.perturbation import MaskMethod, mean_under
+from camlib.methods.base import Method, Reads
+from camlib.methods.masks import Masks, RandomMasks, mean_under, scores_under
+from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
 
@@ -41,7 +41,7 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
     return mean_under(masks, scores - scores.mean(1, keepdim=True))
 
 
-class RISE(MaskMethod):
+class RISE(Method):
     r"""RISE: random masks; a pixel counts as much as the score is higher where it can be seen. No gradients.
 
     See :func:`camlib.functional.rise` for the equation; Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. A mask
@@ -61,7 +61,9 @@ class RISE(MaskMethod):
         probability: of a cell to be seen.
         generator: for the masks; without one, every call draws the same.
         relu: whether to cut off what is below the mean score; the paper does not.
-        **options: as for :class:`camlib.methods.PerturbationMethod`.
+        chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
+        progress: whether to show a progress bar.
+        **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` not between 0 and 1.
@@ -74,6 +76,8 @@ class RISE(MaskMethod):
     """
 
     name: ClassVar[str] = "rise"
+    reads: ClassVar[Reads] = "inputs"
+    needs_gradients: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True
 
     def __init__(
@@ -86,9 +90,12 @@ class RISE(MaskMethod):
         probability: float = 0.5,
         generator: torch.Generator | None = None,
         relu: bool = False,
+        chunk_size: ChunkSize = "auto",
+        progress: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, layer, relu=relu, **options)
+        self.chunks = Chunks(chunk_size, progress)
         self.samples = positive_int("samples", samples)
         self.cells = positive_int("cells", cells)
         self.probability = positive_number("probability", probability, below=1)
@@ -99,16 +106,16 @@ class RISE(MaskMethod):
         """One of each image as it is, and one under each mask."""
         return 1 + self.samples
 
-    def maps(self, evidence: ForwardPass) -> Tensor:
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.functional.rise`, for each class."""
-        pictures = picture_batch(evidence.inputs)
+        images = forward_pass.inputs.images
         masks = RandomMasks(
-            tuple(pictures.shape[2:]),
+            tuple(images.shape[2:]),
             self.samples,
             self.cells,
             self.probability,
             own_generator(self.generator),
-            pictures,
+            images,
         )
-        of_classes = self.scores_under(evidence, masks, torch.mul)
-        return evidence.stacked([rise(masks, scores) for scores in of_classes])
+        of_classes = scores_under(forward_pass.perturbed(self.name, self.chunks), masks, torch.mul)
+        return {"": forward_pass.stacked([rise(masks, scores) for scores in of_classes])}

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from camlib.errors import positive_int
 from camlib.imaging.normalization import is_constant
-from camlib.inputs.batches import picture_batch
 from camlib.inputs.noise import check_noise, normal, own_generator
 from camlib.methods.arithmetic import over_channels
 from camlib.methods.base import Layer, LayerMethod
 from camlib.methods.masks import channel_masks
-from camlib.methods.perturbation import PerturbationMethod
+from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
 Variation = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +27,7 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
 
     Args:
         activations: (N, C, ...).
-        scores: (N, C), of the image through each channel's mask; minus infinity for those that are to weigh nothing.
+        scores: (N, C), of the image through each channel's mask; -inf for channels to ignore.
 
     Returns:
         (N, ...), signed where activations are.
@@ -41,7 +40,7 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
     return over_channels(scores.softmax(1), activations)
 
 
-class ScoreCAM(PerturbationMethod, LayerMethod):
+class ScoreCAM(LayerMethod):
     r"""Score-CAM: a channel counts as much as what the network sees through it; no gradients.
 
     The score of channel k is :math:`s_k = s(x \circ \operatorname{minmax}(\operatorname{up}(A_k)))`: A_k is upsampled
@@ -58,8 +57,8 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         layer: as for :class:`camlib.methods.Method`.
         channels: None for all. A number: only so many of each image's channels are looked at, those of the highest
             variance over positions, and the others weigh nothing: ``N + N channels`` passes, an approximation.
-        chunk_size: as for :class:`camlib.methods.PerturbationMethod`.
-        progress: as for :class:`camlib.methods.PerturbationMethod`.
+        chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
+        progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
@@ -73,9 +72,20 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
     """
 
     name: ClassVar[str] = "score_cam"
+    needs_gradients: ClassVar[bool] = False
 
-    def __init__(self, model: Any, layer: Layer = None, *, channels: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layer: Layer = None,
+        *,
+        channels: int | None = None,
+        chunk_size: ChunkSize = "auto",
+        progress: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(model, layer, **options)
+        self.chunks = Chunks(chunk_size, progress)
         self.channels = None if channels is None else positive_int("channels", channels)
         self.samples = 1
 
@@ -92,21 +102,21 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         """
         return lambda masks, sample: masks
 
-    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
+    def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.functional.score_cam`, for each class."""
-        activations = evidence.activations(layer)
+        activations = forward_pass.activations(layer)
         constant = is_constant(activations.flatten(2), 1)
         looked_at = self._looked_at(activations)
         shared = constant & looked_at  # one mask, of zeros: one row for all of an image's
         first = shared & (shared.cumsum(1) == 1)
         rows = (looked_at & ~shared | first).nonzero()
-        scores = self._scores(evidence, activations, rows)
+        scores = self._scores(forward_pass, activations, rows)
         table = scores.new_full((*constant.shape, *scores.shape[1:]), -torch.inf)
         table[rows[:, 0], rows[:, 1]] = scores
         of_first = table[torch.arange(len(table), device=table.device), first.int().argmax(1)]
         table = torch.where(shared.reshape(*shared.shape, *[1] * (table.dim() - 2)), of_first[:, None], table)
         of_classes = table.unbind(2) if table.dim() == 3 else (table,)
-        return evidence.stacked([score_cam(activations, one) for one in of_classes])
+        return forward_pass.stacked([score_cam(activations, one) for one in of_classes])
 
     def _looked_at(self, activations: Tensor) -> Tensor:
         """(N, C) bool: which channels are."""
@@ -116,18 +126,18 @@ class ScoreCAM(PerturbationMethod, LayerMethod):
         highest = variances.topk(self.channels, 1).indices
         return torch.zeros_like(variances, dtype=torch.bool).scatter_(1, highest, True)
 
-    def _scores(self, evidence: ForwardPass, activations: Tensor, rows: Tensor) -> Tensor:
+    def _scores(self, forward_pass: ForwardPass, activations: Tensor, rows: Tensor) -> Tensor:
         """The score (rows,) or (rows, K) of each pair (image, channel), averaged over the samples of its mask."""
         image, channel = (each.repeat_interleave(self.samples) for each in rows.unbind(1))
         sample = torch.arange(self.samples, device=rows.device).repeat(len(rows))
-        size = tuple(picture_batch(evidence.inputs).shape[2:])
+        size = tuple(forward_pass.inputs.images.shape[2:])
         varied = self.variation(activations.new_empty(size))
 
-        def through(pictures: Tensor, chunk: slice) -> Tensor:
-            masks = channel_masks(activations[image[chunk], channel[chunk]], size, evidence.extent)
-            return pictures * varied(masks, sample[chunk])[:, None].to(pictures.dtype)
+        def through(images: Tensor, chunk: slice) -> Tensor:
+            masks = channel_masks(activations[image[chunk], channel[chunk]], size, forward_pass.extent)
+            return images * varied(masks, sample[chunk])[:, None].to(images.dtype)
 
-        scores = self.scores_of_pictures(evidence, image, through)
+        scores = forward_pass.perturbed(self.name, self.chunks).of_images(image, through)
         return scores.reshape(-1, self.samples, *scores.shape[1:]).mean(1)
 
 

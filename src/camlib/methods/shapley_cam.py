@@ -59,8 +59,8 @@ class ShapleyCAM(LayerMethod):
         """Return a context in which attention can be differentiated twice."""
         return ExplicitAttention()
 
-    def layer_maps(self, evidence: ForwardPass, layer: str) -> Tensor:
+    def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.functional.shapley_cam` for each class."""
-        activations = evidence.activations(layer)
-        pairs = evidence.second_order(layer)
-        return evidence.stacked([shapley_cam(activations, gradient, product) for gradient, product in pairs])
+        activations = forward_pass.activations(layer)
+        pairs = forward_pass.second_order(layer)
+        return forward_pass.stacked([shapley_cam(activations, gradient, product) for gradient, product in pairs])

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from camlib.inputs.noise import check_noise, own_generator, with_noise
 from camlib.methods.arithmetic import divided, over_channels, per_channel
-from camlib.methods.base import PassMethod, forward_pass
-from camlib.passes.capture import Cut
+from camlib.methods.base import Method
 from camlib.passes.forward_pass import ForwardPass
 
 
@@ -69,7 +68,7 @@ class _Derivatives:
         return over_channels(weights, activations)
 
 
-class SmoothGradCAMPlusPlus(PassMethod):
+class SmoothGradCAMPlusPlus(Method):
     """Smooth Grad-CAM++: Grad-CAM++ whose derivatives do not hang on single pixels.
 
     See :func:`camlib.functional.smooth_grad_cam_plus_plus` for the equation; Omeiza et al. 2019,
@@ -116,20 +115,19 @@ class SmoothGradCAMPlusPlus(PassMethod):
         """One of the images as they are, and one of each noisy copy."""
         return 1 + self.samples
 
-    def maps_of_layers(self, evidence: ForwardPass) -> dict[str, Tensor]:
+    def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.functional.smooth_grad_cam_plus_plus` of every layer, for each class."""
         generator = own_generator(self.generator)
-        layers = self.layers or {}
+        layers = forward_pass.layers
         derivatives: dict[tuple[str, int], _Derivatives] = {}
         for _ in range(self.samples):
-            noisy = with_noise(evidence.inputs, self.sigma, generator)
-            copy = forward_pass(self, Cut(layers), noisy, evidence.target)
+            noisy = forward_pass.again(with_noise(forward_pass.inputs, self.sigma, generator))
             for name in layers:
-                for k, gradient in enumerate(copy.gradients(name)):
+                for k, gradient in enumerate(noisy.gradients(name)):
                     derivatives.setdefault((name, k), _Derivatives()).add(gradient)
         return {
-            name: evidence.stacked(
-                [found.maps(evidence.activations(name)) for (of, _), found in derivatives.items() if of == name]
+            name: forward_pass.stacked(
+                [found.maps(forward_pass.activations(name)) for (of, _), found in derivatives.items() if of == name]
             )
             for name in layers
         }

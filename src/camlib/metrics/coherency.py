@@ -10,14 +10,14 @@ from torch import Tensor
 
 from camlib.errors import CamlibValueError
 from camlib.explanation import Explanation
-from camlib.inputs.batches import floating, picture_batch, with_pictures
+from camlib.inputs import Inputs
 from camlib.metrics.confidence import judge_average_drop
 from camlib.metrics.road import SHARES, judge_road_combined
 from camlib.metrics.robustness import explained, method_of
 from camlib.metrics.scorer import Scorer, Trial
 from camlib.metrics.shape import complexity
 from camlib.metrics.similarity import pearson
-from camlib.smoothing import Explainer, settled_by
+from camlib.smoothing import Explainer, bound_target
 
 
 def coherency(explainer: Explainer, inputs: Any, target: Any = None) -> Tensor:
@@ -63,9 +63,10 @@ def coherency_of(explainer: Explainer, explanation: Explanation, inputs: Any, ta
         target: what was asked about, settled or as it was given.
     """
     heatmaps = explanation.heatmaps()
-    pictures = floating(picture_batch(inputs))
-    shown = with_pictures(inputs, pictures * heatmaps[:, None].to(pictures))
-    again = explained(explainer, shown, settled_by(explanation, target))
+    given = Inputs(inputs)
+    pictures = given.floats
+    shown = given.with_images(pictures * heatmaps[:, None].to(pictures)).raw
+    again = explained(explainer, shown, bound_target(explanation, target))
     return (1 + pearson(heatmaps, again.heatmaps())) / 2
 
 
@@ -209,5 +210,5 @@ def _trial(explainer: Explainer, explanation: Explanation, inputs: Any, target: 
     """The heatmaps before a scorer of the explainer's own model, which need not run again on the images as they are."""
     method = method_of(explainer)
     scored = explanation.target if isinstance(explanation.target, Tensor) else target  # whatever of it was explained
-    known = {} if "forward" in options else {"forward": method.forward, "outputs": explanation.outputs}
+    known = {} if "forward" in options else {"forward": method.network.forward, "outputs": explanation.outputs}
     return Trial(Scorer(method.model, inputs, scored, **known | options), explanation.heatmaps())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.passes.forward_pass import single_or_double
+from camlib.passes.numbers import single_or_double
 
 Baseline = float | Tensor | Literal["zero", "blur"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_number
-from camlib.passes.forward_pass import single_or_double
+from camlib.passes.numbers import single_or_double
 from camlib.targets.base import image_list
 
 ITERATIONS = 400

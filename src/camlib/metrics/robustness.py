@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int, positive_number
 from camlib.explanation import Explanation
-from camlib.inputs.batches import floating, picture_batch, with_pictures
+from camlib.inputs import Inputs
 from camlib.inputs.noise import own_generator
 from camlib.methods.base import Method
-from camlib.smoothing import Explainer, Smoothing, settled_by
+from camlib.smoothing import Explainer, Smoothing, bound_target
 
 
 def max_sensitivity(
@@ -229,13 +229,14 @@ def _changes(
     radius, own = positive_number("radius", radius), own_generator(generator)
     positive_int("samples", samples)
     explanation = explained(explainer, inputs, target)
-    settled, heatmaps = settled_by(explanation, target), explanation.heatmaps()
-    pictures = floating(picture_batch(inputs))
+    settled, heatmaps = bound_target(explanation, target), explanation.heatmaps()
+    given = Inputs(inputs)
+    pictures = given.floats
     of_heatmaps, of_images = [], []
     for _ in range(samples):
         drawn = torch.rand(pictures.shape[1:], generator=own, device=own.device, dtype=torch.float64)
         step = radius * (2 * drawn - 1)
-        changed = explained(explainer, with_pictures(inputs, pictures + step.to(pictures)), settled)
+        changed = explained(explainer, given.with_images(pictures + step.to(pictures)).raw, settled)
         of_heatmaps.append(_norms(changed.heatmaps() - heatmaps))
         of_images.append(step.norm().to(heatmaps))
     return _Changes(torch.stack(of_heatmaps), _norms(heatmaps), torch.stack(of_images))

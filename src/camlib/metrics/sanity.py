@@ -23,7 +23,7 @@ from camlib.methods.base import Method
 from camlib.metrics.randomization import Order, Randomization
 from camlib.metrics.robustness import explained, method_of
 from camlib.metrics.similarity import SIMILARITIES
-from camlib.smoothing import Explainer, Smoothing, settled_by
+from camlib.smoothing import Explainer, Smoothing, bound_target
 
 FEWEST_STAGES = 4
 """A network of fewer parts is taken apart further."""
@@ -297,7 +297,7 @@ def _similarities(
     model = method_of(explainer).model
     names = _checked_stages(model, stages)
     explanation = explained(explainer, inputs, target)
-    settled, heatmaps = settled_by(explanation, target), explanation.heatmaps()
+    settled, heatmaps = bound_target(explanation, target), explanation.heatmaps()
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.inference_mode(False), torch.no_grad():
         random = _randomized(model, generator)
@@ -376,13 +376,11 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _on_a_copy(explainer: Explainer) -> Explainer:
     """The same explainer, on a copy of its model."""
+    if isinstance(explainer, Method):
+        return explainer.on(_copied(explainer.model))
     other = copy.copy(explainer)
     if isinstance(other, Smoothing):
         other.method = _on_a_copy(other.method)
-    elif isinstance(other, Method):
-        other.model = _copied(other.model)
-        if other.layers is not None:
-            other.layers = {name: other.model.get_submodule(name) for name in other.layers}
     return other
 
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibValueError
 from camlib.imaging.normalization import as_maps
-from camlib.inputs.batches import floating, picture_batch
-from camlib.inputs.nested import tensors_in
-from camlib.inputs.outputs import row_count
-from camlib.passes.chunks import ChunkSize, checked_chunk_size
-from camlib.passes.forward_pass import check_finite, single_or_double
-from camlib.passes.model import call_eagerly, check_device, checked_inputs, undisturbed, unwrap
-from camlib.passes.perturbed import Trials
+from camlib.inputs import Outputs
+from camlib.passes.chunks import Chunks, ChunkSize
+from camlib.passes.isolation import undisturbed
+from camlib.passes.network import Network
+from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.perturbed import PerturbedPasses
 
 
 class Scorer:
@@ -37,7 +36,7 @@ class Scorer:
         score: from classes to the target that is scored, such as :class:`camlib.targets.Classes` for logits; by default
             :class:`camlib.targets.Confidence`, the probability.
         forward: as for :class:`camlib.methods.Method`.
-        chunk_size: as for :class:`camlib.methods.PerturbationMethod`.
+        chunk_size: :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         outputs: what the model returned for the inputs, where that is known.
 
@@ -66,24 +65,24 @@ class Scorer:
         progress: bool = False,
         outputs: Any = None,
     ) -> None:
-        self.model = unwrap(model)
-        if forward is None:
-            check_device(self.model, inputs)
-        self.inputs = checked_inputs(self.model, inputs)
-        self.pictures = floating(picture_batch(self.inputs))
+        network = Network.of(model, forward)
+        self.model = network.module
+        ready = network.ready(inputs)
+        self.inputs = ready.raw
+        """What the model takes."""
+        self.pictures = ready.floats
         """(N, C, ...), as the model gets them."""
-        self._forward = forward or call_eagerly
         named = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         with undisturbed(self.model):
-            known = self._run(self.inputs) if outputs is None else outputs
-            if (rows := row_count(known)) not in (None, len(self.pictures)):
+            known = Outputs(network.run(ready) if outputs is None else outputs)
+            if (rows := known.rows) not in (None, len(self.pictures)):
                 raise CamlibValueError(
                     f"the outputs are of {rows} images, and the inputs of {len(self.pictures)}; a metric needs a row "
                     "of outputs for each image"
                 )
-            settled = targets.resolve(target if named else score(target), known)
-            index = torch.arange(len(self.pictures), device=next(tensors_in(known), self.pictures).device)
-            clean = single_or_double(targets.score(settled, known, index))
+            settled = targets.bind(target if named else score(target), known.raw)
+            index = torch.arange(len(self.pictures), device=known.device if known.tensors else self.pictures.device)
+            clean = single_or_double(targets.score(settled, known.raw, index))
         if clean.dim() != 1:
             raise CamlibValueError(
                 f"a metric judges one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
@@ -92,14 +91,13 @@ class Scorer:
         check_finite({"score": [clean]})
         self.clean = clean
         """(N,), the scores of the images as they are."""
-        self._trials = Trials(
-            run=self._run,
-            inputs=self.inputs,
-            images=len(self.pictures),
+        self._trials = PerturbedPasses(
+            network=network,
+            inputs=ready,
+            count=len(self.pictures),
             target=settled,
             device=clean.device,
-            chunk_size=checked_chunk_size(chunk_size),
-            progress=progress,
+            chunks=Chunks(chunk_size, progress),
             what="score",
         )
 
@@ -122,10 +120,7 @@ class Scorer:
                 of a row must not depend on the chunk.
         """
         with undisturbed(self.model):
-            return self._trials.of_pictures(image_index.to(self._trials.device), change)
-
-    def _run(self, inputs: Any) -> Any:
-        return self._forward(self.model, inputs)
+            return self._trials.of_images(image_index.to(self._trials.device), change)
 
 
 class Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,52 +16,57 @@ from camlib.passes.memory import Peak, budget
 ChunkSize = int | Literal["auto"]
 
 
-def checked_chunk_size(size: object) -> ChunkSize:
-    """Return a chunk size, checked.
+@dataclass(frozen=True)
+class Chunks:
+    """How many rows run at a time, and whether a progress bar shows them.
 
     Raises:
-        CamlibValueError: neither "auto" nor a positive int.
+        CamlibTypeError, CamlibValueError: ``size`` is neither "auto" nor a positive int.
     """
-    return "auto" if size == "auto" else positive_int('chunk_size, where it is not "auto",', size)
+
+    size: ChunkSize = "auto"
+    """A number, or "auto": the memory of the first row is measured, and as many rows follow as fit into 96 MiB (on
+    a GPU, 2 GiB or half of its free memory); the number is halved if memory runs out all the same."""
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size != "auto":
+            positive_int('chunk_size, where it is not "auto",', self.size)
 
 
 def in_chunks(
     work: Callable[[slice], Tensor],
     rows: int,
-    size: ChunkSize,
+    chunks: Chunks,
     device: torch.device,
-    *,
-    progress: bool = False,
     what: str = "rows",
 ) -> Tensor:
     """Join what ``work`` returns for consecutive chunks of rows.
 
-    With ``size="auto"`` the first chunk is a single row, whose memory is measured; the following are as large as
-    :func:`camlib.passes.memory.budget` allows by it. If memory runs out all the same, a chunk is tried again at half
-    its size,
-    and so are all that follow; those that are done stay.
+    If memory runs out with ``size="auto"``, a chunk is tried again at half its size, as are all that follow; those that
+    are done are kept.
 
     Args:
         work: from a slice of rows to a tensor (rows of it, ...). It may be called again for a chunk that failed.
         rows: how many there are, at least one.
-        size: of each chunk but the last.
+        chunks: how many rows at a time; only the last chunk may be smaller.
         device: where the work is done.
-        progress: whether to show a progress bar.
-        what: its title.
+        what: the title of the progress bar.
 
     Raises:
         torch.OutOfMemoryError: a single row is too large, or a chunk of the size that was asked for.
 
     Example:
         >>> import torch
-        >>> in_chunks(lambda chunk: torch.arange(10)[chunk] ** 2, 10, 4, torch.device("cpu"))
+        >>> in_chunks(lambda chunk: torch.arange(10)[chunk] ** 2, 10, Chunks(4), torch.device("cpu"))
         tensor([ 0,  1,  4,  9, 16, 25, 36, 49, 64, 81])
     """
     from tqdm import tqdm
 
+    size = chunks.size
     done: list[Tensor] = []
     start, at_once = 0, 1 if size == "auto" else size
-    with tqdm(total=rows, desc=what, unit=" rows", disable=not progress) as bar:
+    with tqdm(total=rows, desc=what, unit=" rows", disable=not chunks.progress) as bar:
         while start < rows:
             chunk = slice(start, min(start + at_once, rows))
             measured = Peak() if size == "auto" and not done else None

@@ -1,11 +1,10 @@
-"""What one forward pass gave: its outputs and scores, and at each layer activations and gradients on a grid."""
+"""One forward pass as methods read it: outputs and scores, and at each layer activations and gradients on a grid."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,141 +13,258 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.inputs.batches import holds_pictures
-from camlib.inputs.nested import map_tensors, tensors_in
-from camlib.layers.layouts import Layout, Tokens, channel_axis, grid_layout
-from camlib.passes.capture import Cut, Watch
+from camlib.inputs import Inputs, Outputs
+from camlib.layers.layouts import Layout, Tokens, grid_error, layout_of
+from camlib.passes.chunks import Chunks
+from camlib.passes.hooks import Cut, Watch, hooked
+from camlib.passes.network import Network, Reshape
+from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.padding import Padding
+from camlib.passes.perturbed import PerturbedPasses
+from camlib.passes.precision import Precision, restored
 
-Reshape = Callable[[Tensor], Tensor]
 
+class NoScore(targets.BoundTarget):
+    """No score: what class-agnostic methods show of a network whose outputs hold no classes."""
 
-class Features(targets.Target):
-    """No score: what methods that explain no class show of a network whose outputs hold no classes."""
-
-    @property
-    def resolved(self) -> str:
-        """The name that the explanation shows."""
-        return "features"
+    explained = "features"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return NaN for each row."""
         return torch.full((len(image_index),), torch.nan, device=image_index.device)
 
 
-@dataclass(eq=False)
 class ForwardPass:
-    """One forward pass of N images, as methods read it: each thing is computed once, when first asked for."""
+    """One forward pass of N images: each thing is computed once, when it is first needed.
 
-    model: nn.Module
-    """The model that ran."""
-    inputs: Any
-    """What it was given."""
-    outputs: Any
-    """What it returned."""
-    target: targets.Target
-    """What is explained, resolved."""
-    images: int
-    """N, the rows of the outputs."""
-    watch: Watch
-    """The layers of that pass; a :class:`camlib.capture.Cut` where there are gradients."""
-    size: tuple[int, ...] | None
-    """The input's spatial size, (L,), (H, W) or (T, H, W); None if it held none."""
-    extent: tuple[float, ...] | None = None
-    """The size that the layers saw, in the input's pixels, where that is more: a detector pads its pictures."""
-    reshape: Reshape | None = None
-    """The user's own layout."""
-    noted: Mapping[str, Any] = field(default_factory=dict)
-    """By name, what a method has noted :meth:`camlib.methods.PassMethod.around` the pass."""
+    Args:
+        network: what ran.
+        inputs: what it was given.
+        outputs: what it returned.
+        target: what is explained, bound to the outputs.
+        scores: the target's scores, (N,) or (N, K), in the graph.
+        watch: the layers of the pass; a :class:`camlib.passes.capture.Cut` where there are gradients.
+        features: by layer, what it returned, in its own layout and precision.
+        extent: the size that the layers saw, in the input's pixels, where that is more: a detector pads its images.
+        noted: by method name, what it noted in :meth:`camlib.methods.Method.around` the pass.
+        leaf: the images (N, C, ...) that the input's gradient is taken with respect to, where there is one.
+    """
 
-    def __post_init__(self) -> None:
-        self._grids: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        network: Network,
+        inputs: Inputs,
+        outputs: Outputs,
+        target: targets.BoundTarget,
+        scores: Tensor,
+        watch: Watch,
+        features: Mapping[str, Tensor],
+        extent: tuple[float, ...] | None,
+        noted: Mapping[str, Any],
+        leaf: Tensor | None,
+    ) -> None:
+        self.network = network
+        self.inputs = inputs
+        self.outputs = outputs
+        self.target = target
+        self.scores = scores
+        self.watch = watch
+        self.features = features
+        self.extent = extent
+        self.noted = noted
+        self.leaf = leaf
+        self.layers: Sequence[str] = tuple(features)
+        """The layers that the method at work reads."""
+        self.count = len(scores)
+        """N, the number of images."""
+        self.device = outputs.device
+        self.size = inputs.size
+        """The input's spatial size, (L,), (H, W) or (T, H, W); None if it held none."""
+        self.precision = Precision.current(self.device)
+        self._layouts: dict[str, Layout] = {}
+        self._activations: dict[str, Tensor] = {}
+        self._derivatives: dict[str, Any] = {}  # of the scores: another target has others
 
-    def about(self, target: targets.Target) -> ForwardPass:
-        """Return the same pass with another target; activations are shared, gradients are its own."""
+    def reading(self, layers: Iterable[str]) -> ForwardPass:
+        """Return the same pass for a method that reads some of its layers."""
         other = copy.copy(self)
-        other.target = target
-        for cached in ("_by_layer", "_second_order", "scores"):
-            other.__dict__.pop(cached, None)
+        other.layers = tuple(layers)
         return other
 
-    @cached_property
-    def _activations(self) -> dict[str, Tensor]:
-        return dict(zip(self.watch.names, self.watch.activations(), strict=True))
+    def about(self, target: targets.BoundTarget) -> ForwardPass:
+        """Return the same pass with another target; activations are shared, scores and gradients are its own."""
+        other = copy.copy(self)
+        other.target = target
+        with torch.enable_grad(), restored(self.precision):
+            other.scores = targets.score(target, self.outputs.raw, self.image_index)
+        other._derivatives = {}
+        return other
 
-    def activations(self, layer: str) -> Tensor:
-        """Return a layer's activations (N, C, ...), in single precision at least."""
-        if layer not in self._grids:
-            features = single_or_double(self.features(layer))
-            self._grids[layer] = self.to_grid(layer, features)
-            check_finite({f"activation at layer {layer!r}": [features]})
-        return self._grids[layer]
+    def again(self, inputs: Inputs) -> ForwardPass:
+        """Run the network once more, on changed inputs, cut at the same layers, in the precision of this pass.
 
-    def features(self, layer: str) -> Tensor:
-        """Return what a layer returned, in its own layout and precision."""
-        return self._activations[layer]
+        The target stays bound to the outputs of this one.
+        """
+        modules = {name: self.network.module.get_submodule(name) for name in self.layers}
+        with restored(self.precision):
+            return run(self.network, inputs, modules, modules, self.target)
 
     @property
     def image_index(self) -> Tensor:
         """(N,), the number of each image."""
-        return torch.arange(self.images, device=self.device)
-
-    @cached_property
-    def scores(self) -> Tensor:
-        """The target's scores, (N,) or (N, K), in the graph."""
-        with torch.enable_grad():
-            return targets.score(self.target, self.outputs, self.image_index)
+        return torch.arange(self.count, device=self.device)
 
     @property
     def score_of_each_class(self) -> tuple[Tensor, ...]:
-        """The scores (N,) of each of the K classes, in the graph; one where there is no axis for classes."""
+        """The scores (N,) of each of the K classes, in the graph; one where there is no class axis."""
         with torch.enable_grad():
             return self.scores.unbind(1) if self.scores.dim() == 2 else (self.scores,)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the outputs lie."""
-        return next(tensors_in(self.outputs), torch.empty(0)).device
-
     def stacked(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the classes' maps (N, ...) as one tensor: with an axis for the classes where the scores have one."""
+        """Return the classes' maps (N, ...) as one tensor, with a class axis where the scores have one."""
         return torch.stack(list(maps), 1) if self.scores.dim() == 2 else maps[0]
 
     def repeated(self, maps: Tensor) -> Tensor:
-        """Return maps (N, ...) that are the same for every class, with an axis for the classes where there is one."""
+        """Return maps (N, ...) that are the same for every class, with a class axis where the scores have one."""
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
 
-    def gradients(self, layer: str) -> list[Tensor]:
+    def activations(self, layer: str) -> Tensor:
+        """Return a layer's activations (N, C, ...), in single precision at least."""
+        if layer not in self._activations:
+            features = single_or_double(self.features[layer])
+            self._activations[layer] = self.to_grid(layer, features)
+            check_finite({f"activation at layer {layer!r}": [features]})
+        return self._activations[layer]
+
+    def gradients(self, layer: str) -> Sequence[Tensor]:
         """Return the gradient of each class's scores, as grids like the activations.
 
-        One tail gradient serves all layers (K of it for K classes); it is taken when first asked for.
+        One tail gradient serves all layers (K of them for K classes); it is computed when it is first needed. So are
+        the layers' activations: all are checked together, so that the device is waited for once.
         """
-        return self._by_layer[layer]
-
-    @cached_property
-    def _by_layer(self) -> dict[str, list[Tensor]]:
-        found = self._cut.gradients(self.scores, retain_graph=True)
-        of_classes = [gradient.unbind(1) if self.scores.dim() == 2 else (gradient,) for gradient in found]  # views
-        grids = {
-            name: [self._gradient_grid(name, gradient) for gradient in gradients]
-            for name, gradients in zip(self._cut.cut, of_classes, strict=True)
-        }
-        checked = {f"gradient at layer {name!r}": gradients for name, gradients in grids.items()}
-        check_finite({**checked, "score": [self.scores.detach()]})
-        return grids
+        if "first" not in self._derivatives:
+            activations, gradients, cut = [], [], self.cut
+            for name, gradient in zip(cut.cut, cut.gradients(self.scores, retain_graph=True), strict=True):
+                features, grid = self._grids(name, self.features[name], gradient)
+                activations.append(features)
+                gradients.append(grid)
+            activations, gradients = list(map(single_or_double, activations)), list(map(single_or_double, gradients))
+            at, score = f"at layer {' or '.join(map(repr, cut.cut))}", self.scores.detach()
+            check_finite({f"activation {at}": activations, f"gradient {at}": gradients, "score": [score]})
+            self._activations.update(zip(cut.cut, activations, strict=True))
+            found = self._derivatives["first"] = {}
+            for name, gradient in zip(cut.cut, gradients, strict=True):
+                found[name] = gradient.unbind(1) if score.dim() == 2 else (gradient,)
+        of_classes: Sequence[Tensor] = self._derivatives["first"][layer]
+        return of_classes
 
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
         """Return (G, H A) for each class: the gradient, and the Hessian's product with the activations, as grids."""
-        pairs = [
-            (self._gradient_grid(layer, gradient), self.to_grid(layer, single_or_double(product)))
-            for gradient, product in self._second_order[layer]
-        ]
-        check_finite({f"second derivative at layer {layer!r}": [tensor for pair in pairs for tensor in pair]})
+        if "second" not in self._derivatives:
+            cut = self.cut
+            of_classes = [cut.second_order(one) for one in self.score_of_each_class]
+            self._derivatives["second"] = {
+                name: [
+                    tuple(map(single_or_double, self._grids(name, self.features[name], *pair)[1:])) for pair in pairs
+                ]
+                for name, pairs in zip(cut.cut, zip(*of_classes, strict=True), strict=True)
+            }
+            for name, grids in self._derivatives["second"].items():
+                check_finite({f"second derivative at layer {name!r}": [one for pair in grids for one in pair]})
+        pairs: list[tuple[Tensor, Tensor]] = self._derivatives["second"][layer]
         return pairs
 
-    @cached_property
-    def _second_order(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        found = [self._cut.second_order(one) for one in self.score_of_each_class]
-        return {name: list(pairs) for name, pairs in zip(self._cut.cut, zip(*found, strict=True), strict=True)}
+    def _grids(self, layer: str, features: Tensor, gradient: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """A layer's features, their gradient (N, [K,] ...) and other derivatives as grids.
+
+        Raises:
+            CamlibRuntimeError: the score reads the class token alone.
+        """
+        tensors = features, gradient, *others
+        if self.network.reshape is not None:
+            return tuple(self.to_grid(layer, tensor) for tensor in tensors)
+        layout = self.layout(layer)
+        grids = tuple(map(layout.to_grid, tensors))
+        if isinstance(layout, Tokens) and layout.prefix:
+            several = gradient.dim() > features.dim()
+            pairs = zip(grids[1].unbind(1), gradient.unbind(1), strict=True) if several else [(grids[1], gradient)]
+            if any(not patches.any() and tokens.any() for patches, tokens in pairs):
+                raise CamlibRuntimeError(
+                    f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is "
+                    "zero; choose a layer ahead of the last attention, such as the last block's first norm, or leave "
+                    "layer out"
+                )
+        return grids
+
+    def layout(self, layer: str) -> Layout:
+        """Return where a layer has its channels and its grid.
+
+        Raises:
+            CamlibValueError: its output has no reading as a grid.
+        """
+        if layer not in self._layouts:
+            shape = tuple(self.features[layer].shape)
+            size = None if self.inputs.is_list else self.size  # detectors resize their images
+            model = self.network.module
+            layout = layout_of(model, model.get_submodule(layer), shape, size)
+            if layout is None:
+                raise grid_error(shape, size, layer)
+            self._layouts[layer] = layout
+        return self._layouts[layer]
+
+    def to_grid(self, layer: str, features: Tensor) -> Tensor:
+        """Turn a layer's features (N, ...) into (N, C, ...); for a method's own features of K classes (N, K, ...)."""
+        reshape = self.network.reshape
+        if reshape is None:
+            grid: Tensor = self.layout(layer).to_grid(features)
+            return grid
+        size = self.size or (0, 0)
+        if features.dim() == self.features[layer].dim():
+            return reshaped(reshape, features, layer, size)
+        grid = reshaped(reshape, features.flatten(0, 1), layer, size)
+        return grid.reshape(*features.shape[:2], *grid.shape[1:])
+
+    @property
+    def cut(self) -> Cut:
+        """The layers, cut for gradients.
+
+        Raises:
+            CamlibRuntimeError: the method has not declared that it needs gradients.
+        """
+        if not isinstance(self.watch, Cut):
+            raise CamlibRuntimeError(
+                "the pass has no gradients, because the method declares needs_gradients = False; make it True"
+            )
+        return self.watch
+
+    @property
+    def whole_leaf(self) -> Tensor:
+        """The images (N, C, ...) of a pass that is in the graph from the input on.
+
+        Raises:
+            CamlibRuntimeError: the method has not declared that it reads the input's gradient.
+        """
+        if self.leaf is None:
+            raise CamlibRuntimeError('the input has no gradient in this pass; declare reads = "input gradient"')
+        return self.leaf
+
+    def perturbed(self, what: str, chunks: Chunks) -> PerturbedPasses:
+        """Return further passes of this one's images, perturbed, in the same precision and about the same target.
+
+        Args:
+            what: the title of the progress bar.
+            chunks: how many rows run at a time.
+        """
+        return PerturbedPasses(
+            network=self.network,
+            inputs=self.inputs,
+            count=self.count,
+            target=self.target,
+            device=self.device,
+            precision=self.precision,
+            chunks=chunks,
+            what=what,
+        )
 
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
@@ -157,8 +273,8 @@ class ForwardPass:
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
-            outputs=map_tensors(Tensor.detach, self.outputs) if any(True for _ in tensors_in(self.outputs)) else None,
-            target=self.target.resolved,
+            outputs=self.outputs.detached(),
+            target=self.target.explained,
             method=method,
             layer=" + ".join(layers),
             input_size=self.size,
@@ -167,40 +283,63 @@ class ForwardPass:
             class_agnostic=class_agnostic,
         )
 
-    @property
-    def _cut(self) -> Cut:
-        if not isinstance(self.watch, Cut):
+
+def run(
+    network: Network,
+    inputs: Inputs,
+    layers: Mapping[str, nn.Module],
+    differentiated: Collection[str],
+    target: Any,
+    *,
+    agnostic: bool = False,
+    around: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
+    leaf: Tensor | None = None,
+) -> ForwardPass:
+    """Run a network once, its layers watched or cut, and bind the target to its outputs.
+
+    Args:
+        network: what runs.
+        inputs: what it takes.
+        layers: the layers by name.
+        differentiated: those of them that are cut for gradients.
+        target: what is explained, as for :class:`camlib.methods.Method`.
+        agnostic: whether outputs without classes will do where no target is given.
+        around: contexts for the run alone, by method name; what they return is :attr:`ForwardPass.noted`.
+        leaf: :attr:`ForwardPass.leaf`.
+
+    Raises:
+        CamlibTypeError, CamlibValueError: the target does not fit the outputs.
+        CamlibRuntimeError: a layer is not reached, or its batch is not the images (windows or crops are its rows).
+    """
+    padding = Padding()
+    padding_hooks = padding.hooks(network.module, inputs.size)
+    watch = Cut(layers, watched=layers.keys() - differentiated) if differentiated else Watch(layers)
+    noted = {}
+    with contextlib.ExitStack() as stack:
+        for name, context in (around or {}).items():
+            noted[name] = stack.enter_context(context)
+        with hooked([*watch.hooks(), *padding_hooks]):
+            raw = network.run(inputs)
+    features = watch.activations()
+    outputs = Outputs(raw)
+    images = outputs.rows
+    if images is None:
+        images = len(next(iter(features.values()))) if features else inputs.count
+    for name, tensor in features.items():
+        if len(tensor) != images:
             raise CamlibRuntimeError(
-                "gradients of a pass that was only watched: the method declares needs_gradients = False; make it True"
+                f"layer {name!r} returns shape {tuple(tensor.shape)}, a batch of {len(tensor)}, for {images} rows of "
+                "outputs; choose a layer whose first axis is the images"
             )
-        return self.watch
-
-    def _gradient_grid(self, layer: str, gradient: Tensor) -> Tensor:
-        grid = self.to_grid(layer, single_or_double(gradient))
-        if self._reads_prefix(layer) and not grid.any() and gradient.any():
-            raise CamlibRuntimeError(
-                f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is zero; "
-                "choose a layer ahead of the last attention, such as the last block's first norm, or leave layer out"
-            )
-        return grid
-
-    def _reads_prefix(self, layer: str) -> bool:
-        layout = None if self.reshape else self.layout(layer)
-        return isinstance(layout, Tokens) and layout.prefix > 0
-
-    def to_grid(self, layer: str, features: Tensor) -> Tensor:
-        """Turn a layer's features (N, ...) into (N, C, ...)."""
-        if self.reshape is not None:
-            return reshaped(self.reshape, features, layer, self.size or (0, 0))
-        return self.layout(layer).to_grid(features)
-
-    def layout(self, layer: str) -> Layout:
-        """Return where a layer has its channels and its grid."""
-        features = self.features(layer)
-        size = None if holds_pictures(self.inputs) else self.size  # detectors resize their pictures
-        could_be_either = features.dim() == 2 + len(size or (0, 0))
-        channels = channel_axis(self.model, self.model.get_submodule(layer)) if could_be_either else None
-        return grid_layout(tuple(features.shape), size, layer, channels)
+    try:
+        bound = targets.bind(target, raw)
+    except CamlibTypeError:
+        if target is not None or not agnostic:
+            raise
+        bound = NoScore()
+    with torch.enable_grad():
+        scores = targets.score(bound, raw, torch.arange(images, device=outputs.device))
+    return ForwardPass(network, inputs, outputs, bound, scores, watch, features, padding.extent, noted, leaf)
 
 
 def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:
@@ -217,27 +356,3 @@ def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ..
             f"tensor ({features.shape[0]}, C, {', '.join('thw'[-len(size) :])})"
         )
     return grid
-
-
-def single_or_double(tensor: Tensor) -> Tensor:
-    """Return the tensor in double precision if it is that, or else in single."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def check_finite(tensors: Mapping[str, Sequence[Tensor]]) -> None:
-    """Raise if anything is not finite.
-
-    A sum shows it in one pass without a copy, and one look at the device tells of all sums; what is finite and sums
-    to more than its type can hold is looked at again.
-
-    Raises:
-        CamlibRuntimeError: naming what is not finite.
-    """
-    flat = [(what, tensor) for what, group in tensors.items() for tensor in group]
-    sums_finite = torch.stack([tensor.sum().isfinite() for _, tensor in flat]).tolist()
-    for (what, tensor), fine in zip(flat, sums_finite, strict=True):
-        if not fine and not bool(tensor.isfinite().all()):
-            raise CamlibRuntimeError(
-                f"the {what} is not finite (NaN or infinity); look for overflow in half "
-                "precision, non-finite inputs or weights"
-            )

@@ -1,62 +1,45 @@
-"""How much of what a detector's layers see is its picture, and how much is padding."""
+"""How much of what a detector's layers see is its image, and how much is padding."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from camlib.errors import CamlibValueError
-from camlib.inputs.batches import picture_size
+from camlib.inputs import Size
+from camlib.passes.hooks import Hook
 
 
 class Padding:
-    """The padding that a detector adds, noted in a forward pass.
+    """The padding that a detector adds in a forward pass, noted by :meth:`hooks`.
 
-    torchvision's detectors take a list of pictures, or a batch, resize them, and pad them at the right and at the
-    bottom into one batch: their ``transform`` returns an ``ImageList`` that knows both sizes.
-
-    Args:
-        model: any model; those without such a transform pad nothing.
-        inputs: its inputs.
+    torchvision's detectors take a list of images, or a batch, resize them, and pad them at the right and at the bottom
+    into one batch: their ``transform`` returns an ``ImageList`` that knows both sizes.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self._size = picture_size(inputs)
-        # asked of the class: a module that lacks an attribute takes its time to say so
-        self._transforms = [module for module in model.modules() if hasattr(type(module), "batch_images")]
-        self.extent: tuple[float, ...] | None = None
-        """(H, W) that the layers saw, in the inputs' pixels; None where it is the inputs' own size."""
+    extent: tuple[float, ...] | None = None
+    """(H, W) that the layers saw, in the inputs' pixels; None where it is the inputs' own size."""
 
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Listen to the transforms of this thread's forward pass.
+    def hooks(self, model: nn.Module, size: Size | None) -> list[tuple[nn.Module, Hook]]:
+        """Return the model's transforms with the hooks that note their padding.
 
-        Raises:
-            CamlibValueError: from the forward pass, if it resizes the pictures to different sizes.
+        Args:
+            model: any model; one without such a transform pads nothing.
+            size: of its inputs.
         """
-        thread = threading.get_ident()
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() != thread or self._size is None:
-                return
             batch = output[0] if isinstance(output, tuple) else output
-            resized = {tuple(size) for size in batch.image_sizes}
+            resized = {tuple(image_size) for image_size in batch.image_sizes}
             if len(resized) > 1:
                 raise CamlibValueError(
-                    f"the model resizes the pictures to different sizes, {sorted(resized)}; explain them one by one"
+                    f"the model resizes the images to different sizes, {sorted(resized)}; explain them one by one"
                 )
             inside, padded = resized.pop(), tuple(batch.tensors.shape[2:])
-            if padded != inside:
-                sides = zip(self._size, padded, inside, strict=True)
+            if size is not None and padded != inside:
+                sides = zip(size, padded, inside, strict=True)
                 self.extent = tuple(side * whole / own for side, whole, own in sides)
 
-        handles = [module.register_forward_hook(note) for module in self._transforms]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        # hasattr on the class, because nn.Module.__getattr__ is slow for attributes that are missing
+        return [(module, note) for module in model.modules() if hasattr(type(module), "batch_images")]

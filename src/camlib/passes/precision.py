@@ -1,40 +1,40 @@
-"""Autocast: off where maps are computed, and back on for the network's further passes."""
+"""Autocast: off where maps are computed, and as the caller set it where the network runs."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-_precision = threading.local()  # .outer: the autocast that full_precision has switched off
+
+@dataclass(frozen=True)
+class Precision:
+    """The autocast that is in force for a kind of device, to be restored for further passes of the network."""
+
+    kind: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @staticmethod
+    def current(device: torch.device) -> Precision | None:
+        """Return the autocast in force now; None for a kind of device that has none."""
+        kind = device.type
+        if not torch.amp.is_autocast_available(kind):
+            return None
+        return Precision(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
 
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast off: maps are computed in float32 even where the network runs in half precision.
-
-    The network's further passes run in the precision of the first: see :func:`callers_precision`.
-    """
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind):
-        yield
-        return
-    outer = getattr(_precision, "outer", None)
-    _precision.outer = outer or (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-    try:
-        with torch.autocast(kind, enabled=False):
-            yield
-    finally:
-        _precision.outer = outer
-
-
-def callers_precision() -> contextlib.AbstractContextManager[Any]:
-    """Return to the autocast that was on where :func:`full_precision` was entered, in this thread."""
-    outer = getattr(_precision, "outer", None)
-    if outer is None:
+def restored(precision: Precision | None) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which that autocast is in force again."""
+    if precision is None:
         return contextlib.nullcontext()
-    kind, dtype, enabled = outer
-    return torch.autocast(kind, dtype=dtype, enabled=enabled)
+    return torch.autocast(precision.kind, dtype=precision.dtype, enabled=precision.enabled)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context without autocast: maps are computed in float32 even where the network runs in half precision."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

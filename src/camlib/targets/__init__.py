@@ -1,8 +1,8 @@
 """What is explained: the score, one for each row of the outputs, whose gradient or change a method measures."""
 
-from camlib.targets.base import Score, Target, score
+from camlib.targets.base import BoundTarget, Score, Target, score
 from camlib.targets.box import Box
-from camlib.targets.classes import Classes, Confidence, Contrast, Probability, ReST, resolve
+from camlib.targets.classes import BoundLogits, Classes, Confidence, Contrast, Probability, ReST, bind
 from camlib.targets.indices import TopK, class_outputs, two_class_logits
 from camlib.targets.labels import BinaryLogit, MultiLabel, Output
 from camlib.targets.region import Region
@@ -10,6 +10,8 @@ from camlib.targets.similarity import Similarity
 
 __all__ = [
     "BinaryLogit",
+    "BoundLogits",
+    "BoundTarget",
     "Box",
     "Classes",
     "Confidence",
@@ -23,8 +25,8 @@ __all__ = [
     "Similarity",
     "Target",
     "TopK",
+    "bind",
     "class_outputs",
-    "resolve",
     "score",
     "two_class_logits",
 ]

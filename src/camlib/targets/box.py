@@ -1,17 +1,16 @@
-"""Scores of detections: the one that stays with a box, wherever it stands in the list."""
+"""Scores of detections: the one that overlaps with a box, at any place in the list."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.outputs import is_detections
-from camlib.targets.base import Target, check_same_images, settled
+from camlib.inputs import Outputs
+from camlib.targets.base import BoundTarget, Target
 from camlib.targets.indices import image_indices, integers
 
 Detection = Mapping[str, Tensor]
@@ -21,8 +20,8 @@ class Box(Target):
     """The score of the detection d that overlaps best with a box b: score of argmax over d of IoU(d, b).
 
     Outputs are a list with, for each image, a mapping of boxes (M, 4) as (x1, y1, x2, y2), scores (M,) and labels
-    (M,), as torchvision's detectors return them. The detection is found by its overlap, so that it may stand anywhere
-    in the list. Of the perturbed images that some methods run, one where no detection overlaps enough scores 0: the
+    (M,), as torchvision's detectors return them. The detection is found by its overlap, so its place in the list
+    does not matter. Of the perturbed images that some methods run, one where no detection overlaps enough scores 0: the
     object has vanished.
 
     Args:
@@ -39,7 +38,7 @@ class Box(Target):
         >>> import camlib, torch
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
         >>> found = [{"boxes": boxes, "scores": torch.tensor([0.9, 0.6]), "labels": torch.tensor([1, 7])}]
-        >>> target = camlib.targets.resolve(camlib.targets.Box([21, 20, 40, 40]), found)
+        >>> target = camlib.targets.bind(camlib.targets.Box([21, 20, 40, 40]), found)
         >>> camlib.targets.score(target, found, torch.tensor([0]))
         tensor([0.6000])
     """
@@ -54,18 +53,10 @@ class Box(Target):
         self._boxes = None if boxes is None else _checked_boxes(boxes)
         self._labels = None if labels is None else integers(labels, "label")
         self._iou = iou
-        self._followed: tuple[Tensor, Tensor | None] | None = None  # (N, K, 4) boxes and (N, K) labels, if any
-        self._several = self._boxes is not None and self._boxes.dim() == 3
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with box and label of each image settled, found among the detections.
-
-        A target that is settled already keeps its boxes: the object may have vanished since.
-        """
+    def bind(self, outputs: Any) -> BoundBox:
+        """Return the score of the box and label of each image, found among the detections."""
         detections = _detections(outputs)
-        if self._followed is not None:
-            check_same_images(self, self._followed[0], len(detections))
-            return self
         boxes, labels = self._best(detections) if self._boxes is None else self._given(detections)
         for image, detection in enumerate(detections):
             overlaps, _ = _match(detection, boxes[image], None if labels is None else labels[image])
@@ -77,27 +68,7 @@ class Box(Target):
                         f"an IoU of {self._iou} or more: the best has {overlap:.3f}; give a box that the model "
                         "finds, or a lower iou="
                     )
-        fixed = copy.copy(self)
-        fixed._followed = boxes, labels
-        return fixed
-
-    def mirrored(self, width: int) -> Self:
-        """Return the target with its settled boxes mirrored: x becomes width - x."""
-        boxes, labels = settled(self._followed, self)
-        left, top, right, bottom = boxes.unbind(-1)
-        mirrored = copy.copy(self)
-        mirrored._followed = torch.stack([width - right, top, width - left, bottom], -1), labels
-        return mirrored
-
-    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the scores of the matching detections, (rows,) or (rows, K); 0 where there is none."""
-        boxes, labels = settled(self._followed, self)
-        rows = []
-        for detection, image in zip(_detections(outputs), image_index.tolist(), strict=True):
-            overlaps, scores = _match(detection, boxes[image], None if labels is None else labels[image])
-            rows.append(torch.where(overlaps >= self._iou, scores, 0))
-        scores = torch.stack(rows)
-        return scores if self._several else scores.squeeze(1)
+        return BoundBox(boxes, labels, self._iou, several=self._boxes is not None and self._boxes.dim() == 3)
 
     def _best(self, detections: list[Detection]) -> tuple[Tensor, Tensor | None]:
         """Box (N, 1, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
@@ -141,6 +112,43 @@ class Box(Target):
         return boxes, labels.reshape(images, -1).expand(boxes.shape[:2])
 
 
+class BoundBox(BoundTarget):
+    """The scores of the detections that overlap best with the boxes of each image.
+
+    Args:
+        boxes: (N, K, 4).
+        labels: (N, K), which the detections must have; None for any.
+        iou: the least overlap of a detection that counts.
+        several: whether scores have an axis for K.
+    """
+
+    spatial = True
+    explained = "Box"
+
+    def __init__(self, boxes: Tensor, labels: Tensor | None, iou: float, *, several: bool) -> None:
+        self.boxes = boxes
+        self.labels = labels
+        self.images = len(boxes)
+        self._iou = iou
+        self._several = several
+
+    def mirrored(self, width: int) -> BoundBox:
+        """Return the target with its boxes mirrored: x becomes width - x."""
+        left, top, right, bottom = self.boxes.unbind(-1)
+        mirrored = torch.stack([width - right, top, width - left, bottom], -1)
+        return BoundBox(mirrored, self.labels, self._iou, several=self._several)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the scores of the matching detections, (rows,) or (rows, K); 0 where there is none."""
+        rows = []
+        for detection, image in zip(_detections(outputs), image_index.tolist(), strict=True):
+            labels = None if self.labels is None else self.labels[image]
+            overlaps, scores = _match(detection, self.boxes[image], labels)
+            rows.append(torch.where(overlaps >= self._iou, scores, 0))
+        scores = torch.stack(rows)
+        return scores if self._several else scores.squeeze(1)
+
+
 def _match(detection: Detection, boxes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return for each of (K, 4) boxes the best detection's IoU and score, both (K,); both 0 where there is none."""
     overlaps = _iou(boxes, detection["boxes"].detach())
@@ -164,7 +172,7 @@ def _iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _detections(outputs: Any) -> list[Detection]:
-    if not is_detections(outputs):
+    if not Outputs(outputs).is_detections:
         raise CamlibTypeError(
             f"Box needs a list with a mapping of 'boxes' and 'scores' for each image; the model returns a "
             f"{type(outputs).__name__}. Put a detector in eval mode, or pass forward= to make such a list"

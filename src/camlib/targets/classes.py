@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from abc import abstractmethod
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning
-from camlib.targets.base import Score, Target, image_list, settle, settled
+from camlib.targets.base import BoundTarget, Score, Target, image_list
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
 
 SATURATED = 0.99
 """Above this probability its gradient is less than a hundredth of the logit's."""
+
+
+Table = Callable[[Tensor], Tensor]
+"""The scores of all classes, (rows, C) or for a binary network (rows, 2), from outputs (rows, C or 1)."""
+
+
+class BoundClasses(BoundTarget):
+    """A score of the classes of each image.
+
+    Args:
+        classes: (N,) or (N, K) indices.
+        table: the scores of all classes.
+    """
+
+    def __init__(self, classes: Tensor, table: Table) -> None:
+        self.explained = self.classes = classes
+        self.images = len(classes)
+        self._table = table
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the scores of the classes, (rows,) or (rows, K)."""
+        classes, table = self.classes[image_index], self._table(class_outputs(outputs))
+        return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)
+
+
+class BoundLogits(BoundClasses):
+    """The logits of the classes of each image.
+
+    Args:
+        classes: (N,) or (N, K) indices.
+    """
+
+    def __init__(self, classes: Tensor) -> None:
+        super().__init__(classes, two_class_logits)
 
 
 class _OfClasses(Target):
@@ -30,29 +64,22 @@ class _OfClasses(Target):
     def __init__(self, classes: Any = None) -> None:
         self._classes = classes
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with the classes of each image settled.
+    def bind(self, outputs: Any) -> BoundTarget:
+        """Return the score of the classes of each image.
 
         Raises:
             CamlibTypeError: bools, floats, or outputs that are not (N, C), (N, 1) or (N,).
             CamlibValueError: indices out of range, or not one for each image.
         """
-        fixed = copy.copy(self)
-        fixed._classes = class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
-        return fixed
+        return BoundClasses(self._indices(outputs), self._table)
 
-    @property
-    def resolved(self) -> Tensor:
-        """The class indices, (N,) or (N, K)."""
-        return settled(self._classes if isinstance(self._classes, Tensor) else None, self)
+    def _indices(self, outputs: Any) -> Tensor:
+        return class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
 
-    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the scores of the classes, (rows,) or (rows, K)."""
-        return _pick(self._table(class_outputs(outputs)), self.resolved[image_index])
-
+    @staticmethod
     @abstractmethod
-    def _table(self, outputs: Tensor) -> Tensor:
-        """Return the scores of all classes, (rows, C) or for a binary network (rows, 2), from (rows, C or 1)."""
+    def _table(outputs: Tensor) -> Tensor:
+        """The scores of all classes: see :data:`Table`."""
 
 
 class Classes(_OfClasses):
@@ -72,14 +99,19 @@ class Classes(_OfClasses):
         tensor([3, 1])
     """
 
-    def _table(self, outputs: Tensor) -> Tensor:
+    def bind(self, outputs: Any) -> BoundLogits:
+        """Return the logits of the classes of each image; raises as :class:`Target`."""
+        return BoundLogits(self._indices(outputs))
+
+    @staticmethod
+    def _table(outputs: Tensor) -> Tensor:
         return two_class_logits(outputs)
 
 
 class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
 
-    The number by which :mod:`camlib.metrics` judge. To explain it take :class:`Probability`, which is the same and
+    The score that :mod:`camlib.metrics` use. To explain it take :class:`Probability`, which is the same and
     warns where the gradient is useless.
 
     Args:
@@ -88,12 +120,13 @@ class Confidence(_OfClasses):
     Example:
         >>> import camlib, torch
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 99.0]])
-        >>> target = camlib.targets.resolve(camlib.targets.Confidence(1), logits)
+        >>> target = camlib.targets.bind(camlib.targets.Confidence(1), logits)
         >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
         tensor([0.5000, 1.0000])
     """
 
-    def _table(self, outputs: Tensor) -> Tensor:
+    @staticmethod
+    def _table(outputs: Tensor) -> Tensor:
         return class_log_probabilities(outputs).exp()
 
 
@@ -116,11 +149,11 @@ class Probability(Confidence):
         True
     """
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with the classes of each image settled; warn where it is saturated."""
-        fixed = super().fixed(outputs)
+    def bind(self, outputs: Any) -> BoundTarget:
+        """Return the probability of the classes of each image; warn where it is saturated."""
+        bound = super().bind(outputs)
         columns = class_outputs(outputs).detach()
-        probability = fixed.scores(columns, torch.arange(len(columns), device=columns.device))
+        probability = bound.scores(columns, torch.arange(len(columns), device=columns.device))
         if bool((probability > SATURATED).any()):
             most = float(probability.max())
             warnings.warn(
@@ -130,7 +163,7 @@ class Probability(Confidence):
                 CamlibWarning,
                 stacklevel=4,
             )
-        return fixed
+        return bound
 
 
 class ReST(_OfClasses):
@@ -146,17 +179,38 @@ class ReST(_OfClasses):
     Example:
         >>> import camlib, torch
         >>> logits = torch.tensor([[2.0, 1.0]])
-        >>> target = camlib.targets.resolve(camlib.targets.ReST(0), logits)
+        >>> target = camlib.targets.bind(camlib.targets.ReST(0), logits)
         >>> bool(camlib.targets.score(target, logits, torch.tensor([0])) == 2 + logits.softmax(1)[0, 0].log())
         True
     """
 
-    def _table(self, outputs: Tensor) -> Tensor:
+    @staticmethod
+    def _table(outputs: Tensor) -> Tensor:
         return two_class_logits(outputs) + class_log_probabilities(outputs)
 
 
+class BoundContrast(BoundClasses):
+    """The logits of the classes of each image, less a share of the mean logit of their rivals.
+
+    Args:
+        classes: (N,) or (N, K) indices.
+        rivals: (N, R) or (N, K, R) indices.
+        weight: of the rivals' mean.
+    """
+
+    def __init__(self, classes: Tensor, rivals: Tensor, weight: float) -> None:
+        super().__init__(classes, two_class_logits)
+        self._rivals = rivals
+        self._weight = weight
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the contrasts, (rows,) or (rows, K)."""
+        others = _pick(class_outputs(outputs), self._rivals[image_index]).mean(-1)
+        return super().scores(outputs, image_index) - self._weight * others
+
+
 class Contrast(_OfClasses):
-    """A class against others: y_c - weight * mean over d of y_d, for what tells it from them.
+    """A class against others: y_c - weight * mean over d of y_d, for what distinguishes it from them.
 
     Finer-CAM (Zhang et al., 2025, https://arxiv.org/abs/2501.11309) is Grad-CAM of this score with weight 0.6 and the
     three nearest classes: those whose logits differ least from y_c, in absolute value, on the clean outputs.
@@ -176,7 +230,7 @@ class Contrast(_OfClasses):
     Example:
         >>> import camlib, torch
         >>> logits = torch.tensor([[5.0, 1.0, 4.0, 3.0]])
-        >>> target = camlib.targets.resolve(camlib.targets.Contrast(0, nearest=2, weight=0.6), logits)
+        >>> target = camlib.targets.bind(camlib.targets.Contrast(0, nearest=2, weight=0.6), logits)
         >>> camlib.targets.score(target, logits, torch.tensor([0]))  # 5 - 0.6 (4 + 3) / 2
         tensor([2.9000])
     """
@@ -194,27 +248,19 @@ class Contrast(_OfClasses):
         self._against = against
         self._weight = weight
         self._nearest = nearest
-        self._rivals: Tensor | None = None  # (N, R) or (N, K, R), like the classes and one more axis
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with the classes of each image, and those they are contrasted with, settled."""
-        fixed = super().fixed(outputs)
-        logits = class_outputs(outputs).detach()
+    def bind(self, outputs: Any) -> BoundContrast:
+        """Return the contrast of the classes of each image with their rivals."""
+        classes, logits = self._indices(outputs), class_outputs(outputs).detach()
         if logits.shape[1] == 1:
             raise CamlibValueError(
                 "Contrast needs the logits of two classes or more, and the outputs have a single one, whose classes "
                 "are each other's negative; explain the class itself"
             )
-        if fixed._rivals is None:
-            fixed._rivals = self._choose_rivals(logits, fixed._classes)
-        return fixed
+        return BoundContrast(classes, self._choose_rivals(logits, classes), self._weight)
 
-    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the contrasts, (rows,) or (rows, K)."""
-        rivals = settled(self._rivals, self)[image_index]
-        return super().scores(outputs, image_index) - self._weight * _pick(class_outputs(outputs), rivals).mean(-1)
-
-    def _table(self, outputs: Tensor) -> Tensor:
+    @staticmethod
+    def _table(outputs: Tensor) -> Tensor:
         return outputs
 
     def _choose_rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
@@ -235,23 +281,23 @@ class Contrast(_OfClasses):
         return rivals
 
 
-def resolve(target: Any, outputs: Any) -> Target:
-    """Turn what the user gave into a target that the outputs of clean images have settled.
+def bind(target: Any, outputs: Any) -> BoundTarget:
+    """Bind what the user gave to the outputs of the images as they are.
 
     Args:
         target: ``None`` for the predicted class of each image; an int; one int per image; (N, K) class indices;
-            :class:`TopK`; a callable of the outputs; a :class:`Target`.
+            :class:`TopK`; a callable of the outputs; a :class:`Target`, bound already or not.
         outputs: the model's outputs for the N images.
 
     Raises:
         CamlibTypeError: bools, floats, or class indices for outputs that are not (N, C), (N, 1) or (N,).
-        CamlibValueError: indices out of range, or not one for each image; what the target says of itself.
+        CamlibValueError: indices out of range, or not one for each image; other errors of the target itself.
     """
     if isinstance(target, type):
         raise CamlibTypeError(f"target is the class {target.__name__} itself; give an instance")
-    if callable(target) and not isinstance(target, Target):
-        return Score(target)
-    return settle(target if isinstance(target, Target) else Classes(target), outputs)
+    if isinstance(target, Target):
+        return target.bind(outputs)
+    return Score(target) if callable(target) else Classes(target).bind(outputs)
 
 
 def _pick(table: Tensor, classes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.outputs import is_detections, main_tensor
+from camlib.inputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ def check_range(indices: Tensor, count: int | None, what: str = "target") -> Non
 def class_outputs(outputs: Any) -> Tensor:
     """Return outputs that have classes as (N, C); (N,) becomes (N, 1).
 
-    Of a mapping or dataclass, "logits" or "out" is taken (:func:`camlib.inputs.outputs.main_tensor`).
+    Of a mapping or dataclass, "logits" or "out" is taken (:attr:`camlib.inputs.Outputs.main`).
 
     Raises:
         CamlibTypeError: outputs of another kind, with the mend.
     """
-    logits = main_tensor(outputs, ("logits", "out"))
+    logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(("logits", "out"))
     if logits is None:
         keys = f" with keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
-        kind = "camlib.targets.Box(...) for a detection" if is_detections(outputs) else "a callable target"
+        kind = "camlib.targets.Box(...) for a detection" if Outputs(outputs).is_detections else "a callable target"
         raise CamlibTypeError(
             f"the model returns a {type(outputs).__name__}{keys}, which has no class scores; pass "
             f"forward=lambda model, inputs: ... to pick the tensor of logits, or {kind}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.targets.base import Target, image_list, settled
+from camlib.targets.base import BoundTarget, Target, image_list
 from camlib.targets.indices import check_range, class_outputs, integers
 
 
-class Output(Target):
+class Output(BoundTarget):
     """One output y_i as it is, by its column i: a regression's prediction, a label of a multi-label network.
 
     Unlike a class index, column 0 of a network with a single output means that output, not its negative.
@@ -33,11 +32,7 @@ class Output(Target):
         if column.dim():
             raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; give a callable target for several")
         self._index = int(column)
-
-    @property
-    def resolved(self) -> str:
-        """The column's name."""
-        return f"output {self._index}"
+        self.explained = f"output {self._index}"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the column, (rows,)."""
@@ -46,7 +41,7 @@ class Output(Target):
         return columns[:, self._index]
 
 
-class BinaryLogit(Target):
+class BinaryLogit(BoundTarget):
     """The single logit y of a binary network, for the positive class; -y for the negative one.
 
     Args:
@@ -67,11 +62,7 @@ class BinaryLogit(Target):
         if not isinstance(positive, bool):
             raise CamlibTypeError(f"positive must be a bool, got {type(positive).__name__}: {positive!r}")
         self._positive = positive
-
-    @property
-    def resolved(self) -> str:
-        """The logit's name."""
-        return "positive logit" if self._positive else "negative logit"
+        self.explained = "positive logit" if positive else "negative logit"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return plus or minus the logit, (rows,)."""
@@ -100,17 +91,16 @@ class MultiLabel(Target):
     Example:
         >>> import camlib, torch
         >>> logits = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
-        >>> target = camlib.targets.resolve(camlib.targets.MultiLabel([[0, 2], [1]]), logits)
+        >>> target = camlib.targets.bind(camlib.targets.MultiLabel([[0, 2], [1]]), logits)
         >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
         tensor([ 5., 16.])
     """
 
     def __init__(self, labels: Any) -> None:
         self._labels = labels
-        self._chosen: Tensor | None = None  # (N, C) bool
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with its labels checked against the outputs."""
+    def bind(self, outputs: Any) -> BoundLabels:
+        """Return the sum of the labels' logits, once the labels are checked against the outputs."""
         columns = class_outputs(outputs)
         rows, count = columns.shape
         if isinstance(self._labels, (list, tuple)):
@@ -122,14 +112,25 @@ class MultiLabel(Target):
                 f"no label is given for {image_list(~chosen.any(1))} of {rows}, so there is nothing to explain; leave "
                 "it out"
             )
-        fixed = copy.copy(self)
-        fixed._chosen = chosen.to(columns.device)
-        return fixed
+        return BoundLabels(chosen.to(columns.device))
+
+
+class BoundLabels(BoundTarget):
+    """The sum of the logits of each image's labels.
+
+    Args:
+        chosen: (N, C) bool.
+    """
+
+    explained = "MultiLabel"
+
+    def __init__(self, chosen: Tensor) -> None:
+        self._chosen = chosen
+        self.images = len(chosen)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the sums of the chosen columns, (rows,)."""
-        chosen = settled(self._chosen, self)[image_index]
-        return class_outputs(outputs).masked_fill(~chosen, 0).sum(1)
+        return class_outputs(outputs).masked_fill(~self._chosen[image_index], 0).sum(1)
 
 
 def _columns_of_lists(labels: Any, rows: int, count: int) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.outputs import main_tensor
-from camlib.targets.base import Target, check_same_images, image_list, settled
+from camlib.inputs import Outputs
+from camlib.targets.base import BoundTarget, Target, image_list
 from camlib.targets.indices import image_indices, integers, two_class_logits
 
 
@@ -45,47 +44,14 @@ class Region(Target):
     def __init__(self, category: Any, mask: Any = None) -> None:
         self._category = integers(category, "category")
         self._mask = mask
-        self._region: Tensor | None = None  # (N, K, H, W) bool
-        self._channels: Tensor | None = None  # (N, K)
 
-    @property
-    def resolved(self) -> str:
-        """The region's name; with the category, if all images share it."""
-        return "region" if self._category.dim() else f"region of category {int(self._category)}"
-
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target with the region of each image settled."""
+    def bind(self, outputs: Any) -> BoundRegion:
+        """Return the mean logit over the region of each image."""
         logits = _dense_logits(outputs).detach()
         channels = image_indices(self._category, len(logits), logits.shape[1], "category").to(logits.device)
-        fixed = copy.copy(self)
-        fixed._channels = channels.reshape(len(logits), -1)
-        if self._region is None:
-            fixed._region = self._regions(logits, fixed._channels)
-        else:
-            check_same_images(self, self._region, len(logits))
-        return fixed
-
-    def mirrored(self, width: int) -> Self:
-        """Return the target with its settled region mirrored."""
-        mirrored = copy.copy(self)
-        mirrored._region = settled(self._region, self).flip(-1)
-        return mirrored
-
-    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the mean logits, (rows,) or (rows, K); float32 for outputs in half precision."""
-        region = settled(self._region, self)[image_index]
-        channels = settled(self._channels, self)[image_index]
-        logits = _dense_logits(outputs)
-        if logits.shape[2:] != region.shape[2:]:
-            raise CamlibValueError(
-                f"the region was settled on outputs of {tuple(region.shape[2:])}, and these are of "
-                f"{tuple(logits.shape[2:])}; give inputs of one size"
-            )
-        of_category = logits[torch.arange(len(logits), device=logits.device)[:, None], channels]
-        dtype = torch.promote_types(logits.dtype, torch.float32)  # float16 cannot hold the sum over a picture
-        sums = of_category.masked_fill(~region, 0).flatten(2).sum(2, dtype=dtype)
-        means = sums / region.flatten(2).sum(2)
-        return means if self._category.dim() == 2 else means.squeeze(1)
+        channels = channels.reshape(len(logits), -1)
+        name = "region" if self._category.dim() else f"region of category {int(self._category)}"
+        return BoundRegion(self._regions(logits, channels), channels, name, several=self._category.dim() == 2)
 
     def _regions(self, logits: Tensor, channels: Tensor) -> Tensor:
         if self._mask is None:
@@ -116,9 +82,47 @@ class Region(Target):
         return mask.to(logits.device).expand(rows, *size)[:, None]
 
 
+class BoundRegion(BoundTarget):
+    """The mean logit over the region of each image.
+
+    Args:
+        region: (N, K, H, W) bool.
+        channels: (N, K), the category of each.
+        name: what the explanation shows.
+        several: whether scores have an axis for K.
+    """
+
+    spatial = True
+
+    def __init__(self, region: Tensor, channels: Tensor, name: str, *, several: bool) -> None:
+        self.region = region
+        self.images = len(region)
+        self._channels = channels
+        self.explained = self._name = name
+        self._several = several
+
+    def mirrored(self, width: int) -> BoundRegion:
+        """Return the target with its region mirrored."""
+        return BoundRegion(self.region.flip(-1), self._channels, self._name, several=self._several)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the mean logits, (rows,) or (rows, K); float32 for outputs in half precision."""
+        region, channels, logits = self.region[image_index], self._channels[image_index], _dense_logits(outputs)
+        if logits.shape[2:] != region.shape[2:]:
+            raise CamlibValueError(
+                f"the region is bound to outputs of {tuple(region.shape[2:])}, and these are of "
+                f"{tuple(logits.shape[2:])}; give inputs of one size"
+            )
+        of_category = logits[torch.arange(len(logits), device=logits.device)[:, None], channels]
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # float16 cannot hold the sum over a picture
+        sums = of_category.masked_fill(~region, 0).flatten(2).sum(2, dtype=dtype)
+        means = sums / region.flatten(2).sum(2)
+        return means if self._several else means.squeeze(1)
+
+
 def _dense_logits(outputs: Any) -> Tensor:
     """Return logits (rows, C, ...) with at least one axis behind C, and at least two channels."""
-    logits = main_tensor(outputs, ("logits", "out"))
+    logits = Outputs(outputs).named(("logits", "out"))
     if logits is None or logits.dim() < 3 or not logits.is_floating_point():
         kind = type(outputs).__name__ if logits is None else f"{logits.dtype} of shape {tuple(logits.shape)}"
         raise CamlibTypeError(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.outputs import main_tensor
-from camlib.targets.base import Target, image_list
+from camlib.inputs import Outputs
+from camlib.targets.base import BoundTarget, Target, image_list
 
 
 class Similarity(Target):
     r"""The cosine similarity of the model's outputs f to a reference r: :math:`f \cdot r / (|f| |r|)`.
 
     Outputs are embeddings (rows, D), or (rows, D, 1, 1); of a mapping or a dataclass the tensor it is about
-    (``camlib.inputs.outputs.main_tensor``). Of the perturbed images that some methods run, one whose embedding is zero,
+    (:attr:`camlib.inputs.Outputs.main`). Of the perturbed images that some methods run, one whose embedding is zero,
     and so without a direction, scores 0.
 
     Args:
@@ -49,8 +49,8 @@ class Similarity(Target):
             raise CamlibValueError(f"reference has shape {tuple(vectors.shape)}; give (D,), (N, D) or (N, K, D)")
         self._reference = vectors
 
-    def fixed(self, outputs: Any) -> Self:
-        """Return the target itself, checked against the outputs."""
+    def bind(self, outputs: Any) -> BoundSimilarity:
+        """Return the similarity, once the reference is checked against the outputs."""
         found = _embeddings(outputs).detach()
         given = self._reference
         if given.shape[-1] != found.shape[1] or (given.dim() > 1 and len(given) != len(found)):
@@ -63,7 +63,22 @@ class Similarity(Target):
             raise CamlibValueError(f"the embedding is zero, and so without a direction, in {image_list(~found.any(1))}")
         if not bool(given.any(-1).all()):
             raise CamlibValueError("a reference is zero: it has no direction")
-        return self
+        return BoundSimilarity(given, len(found))
+
+
+class BoundSimilarity(BoundTarget):
+    """The similarity of each image's embedding to its references.
+
+    Args:
+        reference: (D,), (N, D) or (N, K, D).
+        images: N.
+    """
+
+    explained = "Similarity"
+
+    def __init__(self, reference: Tensor, images: int) -> None:
+        self._reference = reference
+        self.images = images
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the similarities, (rows,) or (rows, K), in [-1, 1]; float32 for outputs in half precision."""
@@ -82,7 +97,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _embeddings(outputs: Any) -> Tensor:
-    embeddings = main_tensor(outputs)
+    embeddings = Outputs(outputs).main
     if embeddings is not None and embeddings.dim() > 2 and set(embeddings.shape[2:]) == {1}:
         embeddings = embeddings.flatten(1)
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():

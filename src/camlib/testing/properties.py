@@ -24,11 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camlib.discovery.finding import find_layer, list_layers
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
+from camlib.inputs import Inputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import layout_of
 from camlib.methods import Method
 from camlib.methods.registry import METHODS, create
-from camlib.targets import Target, TopK
+from camlib.targets import BoundTarget, Score, Target, TopK
 from camlib.targets.indices import class_outputs
 from camlib.testing.asserts import (
     expect,
@@ -133,7 +134,7 @@ def _expect_resolution(explanation: Explanation, explainer: Method, on: Subject)
         expect(not finer, f"maps have shape {shape}, finer than the input of {size}")
         return
     shapes = {info.name: info.shape for info in list_layers(explainer.model, images)}
-    layers = (explainer.layers or {}).items()
+    layers = explainer.layers_for(Inputs(images)).items()
     layouts = [layout_of(explainer.model, module, shapes[name], size) for name, module in layers if name in shapes]
     finest = max((layout.grid for layout in layouts if layout is not None), key=math.prod, default=size)
     seen = f"maps have shape {shape}, at the resolution neither of the finest layer, {finest}, nor of the input, {size}"
@@ -173,10 +174,10 @@ def layerless_refuses_a_layer(on: Subject) -> None:
 
 @_of(lambda kind: kind.finds_one_layer and not kind.layerless)
 def finds_the_layer(on: Subject) -> None:
-    """Without a layer it reads, and remembers, the one that find_layer finds."""
+    """Without a layer it reads the one that find_layer finds."""
     explainer, found = on.bind(), find_layer(on.model(), on.inputs())
-    explainer(on.inputs())
-    expect(list(explainer.layers or {}) == [found], f"it reads {list(explainer.layers or {})}, not [{found!r}]")
+    read = list(explainer(on.inputs()).layers)
+    expect(read == [found], f"it reads {read}, not [{found!r}]")
 
 
 @_every
@@ -285,16 +286,16 @@ def targets_are_callables_or_refused(on: Subject) -> None:
 
 
 @_every
-def targets_are_settled_once(on: Subject) -> None:
-    """A target of the user's own is settled once, on the outputs for the images as they are."""
+def targets_are_bound_once(on: Subject) -> None:
+    """A custom target is bound once, to the outputs for the images as they are."""
     target = _SecondClass()
     try:
         on.explain(target)
     except CamlibTypeError:  # a method of classes alone
         return
-    times = len(target.settled_on)
-    expect(times == 1, f"the target's fixed(outputs) was called {times} times for one explanation; call it once")
-    expect_close(target.settled_on[0], on.logits, "the target was settled on other outputs than those of the images")
+    times = len(target.bound_to)
+    expect(times == 1, f"the target's bind(outputs) was called {times} times for one explanation; call it once")
+    expect_close(target.bound_to[0], on.logits, "the target was bound to other outputs than those of the images")
 
 
 @_every
@@ -528,21 +529,18 @@ def _raises_afterwards(model: nn.Module, inputs: Tensor) -> Any:
 
 
 class _SecondClass(Target):
-    """A target object of the user's own, that notes what it and its settled copies are settled on."""
+    """A custom target that notes what it is bound to."""
 
     def __init__(self) -> None:
-        self.settled_on: list[Tensor] = []
+        self.bound_to: list[Tensor] = []
 
-    def fixed(self, outputs: Any) -> Target:
-        self.settled_on.append(class_outputs(outputs).detach())
-        return copy.copy(self)
-
-    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        return _second_class(outputs)
+    def bind(self, outputs: Any) -> BoundTarget:
+        self.bound_to.append(class_outputs(outputs).detach())
+        return Score(_second_class)
 
 
 def _second_class(outputs: Any) -> Tensor:
-    """A target of the user's own."""
+    """A custom target."""
     return class_outputs(outputs)[:, 1]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
+from camlib.inputs import Inputs
 from camlib.methods import Method
 from camlib.targets.indices import class_outputs
 
@@ -110,9 +111,7 @@ class Subject:
 
     def layer_names(self) -> list[str] | None:
         """The layers that the method reads where none is given; None if it reads none."""
-        explainer = self.bind()
-        explainer(self.inputs())
-        return list(explainer.layers or {}) or None
+        return list(self.bind().layers_for(Inputs(self.inputs()))) or None
 
     def model_in_some_state(self) -> nn.Module:
         """Return a copy of the network, training, but partly in eval mode and frozen, with gradients and a hook."""

@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.inputs.batches import picture_batch, with_pictures
+from camlib.errors import CamlibRuntimeError
+from camlib.inputs import Inputs
 
 
-def as_leaf(inputs: Any) -> tuple[Tensor, Any]:
+def as_leaf(inputs: Inputs) -> tuple[Tensor, Inputs]:
     """Return the images, and the same inputs with the images in the graph of that leaf.
 
-    The model is handed clones: it may work on its input in place. Videos that it takes with the frames first,
-    (N, T, 3, H, W), it gets so; the leaf has the channels first all the same, and so has every gradient.
+    The model gets clones, since it may work on its input in place. Videos with their frames first, (N, T, 3, H, W), it
+    gets in that layout; the leaf and every gradient have the channels first all the same.
 
     Args:
-        inputs: what the model takes: images (N, C, ...), or a container that holds them, or a list of pictures.
+        inputs: what the model takes.
 
     Returns:
         The leaf (N, C, ...), and the inputs.
 
     Raises:
-        CamlibTypeError: there are none, or they are not floating-point numbers.
+        CamlibTypeError: there are no images, or they are not floating-point numbers.
     """
     with torch.enable_grad():
-        leaf = _leaf(picture_batch(inputs))
-        return leaf, with_pictures(inputs, leaf.clone())
-
-
-def _leaf(images: Tensor) -> Tensor:
-    if not images.is_floating_point():
-        raise CamlibTypeError(
-            f"the images are {images.dtype}, which has no gradient; convert them as the model would, to floats, "
-            "before the call"
-        )
-    return images.detach().requires_grad_()
+        leaf = inputs.floats.detach().requires_grad_()
+        return leaf, inputs.with_images(leaf.clone())
 
 
 def gradient(scores: Tensor, leaf: Tensor) -> Tensor:

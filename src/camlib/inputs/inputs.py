@@ -1,0 +1,176 @@
+"""What a model takes, parsed once: its tensors, the images among them, and the same inputs with other images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.inputs.nested import map_tensors, tensors_in
+
+Size = tuple[int, ...]
+"""(L,), (H, W) or (T, H, W): samples, pixels or voxels of the input."""
+
+
+class Inputs:
+    """What a model takes: a tensor, a list of images, or a container that holds a batch of images.
+
+    The images are the first tensor (N, C, H, W), or the list of images (C, H, W) that detectors take; failing that,
+    the first floating-point (N, C, T, H, W), or (N, T, 3, H, W), the layout of Hugging Face's videos; failing that, the
+    first floating-point (N, C, L).
+
+    Args:
+        raw: what the model takes.
+
+    Example:
+        >>> import torch
+        >>> Inputs(torch.rand(2, 3, 32, 48)).size, Inputs([torch.rand(3, 32, 48)]).size
+        ((32, 48), (32, 48))
+        >>> Inputs({"pixel_values": torch.rand(2, 3, 8, 32, 48), "flag": True}).size, Inputs("text").size
+        ((8, 32, 48), None)
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        """What the model takes."""
+        self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
+        """Every tensor in it, in order."""
+        self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
+        """Whether it is a list of images (C, H, W), each of its own size, as torchvision's detectors take it."""
+
+    @cached_property
+    def size(self) -> Size | None:
+        """(H, W) of the images; (L,) of signals, (T, H, W) of videos and volumes; None where there are none.
+
+        Raises:
+            CamlibValueError: a list of images of different sizes.
+        """
+        if self.is_list:
+            sizes = {tuple(image.shape[1:]) for image in self.raw}
+            if len(sizes) > 1:
+                raise CamlibValueError(
+                    f"the images have different sizes, {sorted(sizes)}, but the maps of one call share one grid; "
+                    "explain images of different sizes in separate calls"
+                )
+            return sizes.pop()
+        if self._batch is None:
+            return None
+        shape = self._batch.shape
+        return (shape[1], *shape[3:]) if self._frames_first else tuple(shape[2:])
+
+    @cached_property
+    def _batch(self) -> Tensor | None:
+        """The tensor that holds the images, in the model's own layout; None for a list, or where there is none."""
+        for axes in () if self.is_list else (4, 5, 3):
+            for tensor in self.tensors:
+                if tensor.dim() == axes and (axes == 4 or tensor.is_floating_point()):
+                    return tensor
+        return None
+
+    @property
+    def _frames_first(self) -> bool:
+        return self._batch is not None and self._batch.dim() == 5 and self._batch.shape[2] == 3 != self._batch.shape[1]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The images as a batch, channels first: (N, C, H, W), (N, C, L) or (N, C, T, H, W).
+
+        A list is stacked; videos with their frames first are a view.
+
+        Raises:
+            CamlibTypeError: there are none.
+        """
+        if self.is_list and self.size is not None:
+            return torch.stack(self.raw)
+        if self._batch is None:
+            raise CamlibTypeError(
+                f"the inputs, a {type(self.raw).__name__}, hold neither images (N, C, H, W) nor signals (N, C, L) nor "
+                "volumes (N, C, T, H, W)"
+            )
+        return self._batch.movedim(1, 2) if self._frames_first else self._batch
+
+    @property
+    def floats(self) -> Tensor:
+        """The :attr:`images`, which must be floating-point numbers.
+
+        Raises:
+            CamlibTypeError: they are not.
+        """
+        return _floating(self.images)
+
+    @property
+    def count(self) -> int:
+        """N, the number of images.
+
+        Raises:
+            CamlibTypeError: there are none.
+        """
+        return len(self.raw) if self.is_list else len(self.images)
+
+    def first(self) -> Inputs:
+        """Return the inputs with the first image only; a container that is no list of images stays whole."""
+        return Inputs(self.raw[:1]) if self.is_list or isinstance(self.raw, Tensor) else self
+
+    def pick(self, index: Tensor, images: int) -> Inputs:
+        """Return the inputs of some images, each as often as ``index`` names it.
+
+        Args:
+            index: (rows,) of image numbers.
+            images: how many images there are; tensors of another length are kept as they are.
+        """
+        if self.is_list:
+            return Inputs([self.raw[image] for image in index.tolist()])
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, index) if tensor.dim() and len(tensor) == images else tensor
+
+        return self.map(pick)
+
+    def with_images(self, images: Tensor) -> Inputs:
+        """Return the inputs with other images in place of :attr:`images`.
+
+        Args:
+            images: (N, C, ...), channels first.
+        """
+        if self.is_list:
+            return Inputs([images[image] for image in range(len(images))])  # views that may be changed in place
+        moved = images.movedim(1, 2) if self._frames_first else images
+        return self.map(lambda tensor: moved if tensor is self._batch else tensor)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the inputs with a function applied to every tensor."""
+        return Inputs(map_tensors(function, self.raw))
+
+    def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the inputs with a function applied to every tensor that has as many axes as the images, masks too.
+
+        Args:
+            function: of tensors (N, C, ...); it keeps the shape. Each image of a list is a batch of one.
+
+        Raises:
+            CamlibTypeError: there are no images.
+        """
+        if self.is_list:
+            return Inputs([function(image[None])[0] for image in self.raw])
+        axes = self.images.dim()
+        return self.map(lambda tensor: function(tensor) if tensor.dim() == axes else tensor)
+
+    def map_values(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the inputs with a function applied as by :meth:`map_images`, except to masks of bools.
+
+        Raises:
+            CamlibTypeError: there are no images, or they hold integers, which cannot change by a little.
+        """
+        return self.map_images(lambda image: image if image.dtype == torch.bool else function(_floating(image)))
+
+
+def _floating(images: Tensor) -> Tensor:
+    if not images.is_floating_point():
+        raise CamlibTypeError(
+            f"the images are {images.dtype}; convert them as the model would, to floating point, before the call"
+        )
+    return images

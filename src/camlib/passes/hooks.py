@@ -1,0 +1,296 @@
+"""Hooks on layers: they see one thread's forward pass, keep what a layer returns, and cut the graph there.
+
+To :class:`Cut` is to pay for the gradient of the tail alone: everything below the first layer runs as plain inference.
+The hook on it detaches the output, makes it a leaf and turns autograd on, so that only the tail is recorded.
+To :class:`Watch` is to look at activations only; no autograd is needed, and quantised networks can be watched too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+
+CLASSES_AT_ONCE = 16
+"""Gradients of at most this many classes are computed at a time: what a batched backward pass holds on the way."""
+HALF_SCALE = 2.0**12
+"""Gradients in float16 are computed this much larger, since those of large maps fall below its smallest number."""
+Hook = Callable[[nn.Module, Any, Any], Any]
+"""``hook(module, args, output)``; what it returns, unless None, replaces the output."""
+
+
+@contextlib.contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Keep forward hooks on modules inside the block.
+
+    A hook acts only in the thread that registered it, so that a plain forward pass in another thread stays as it is.
+    The grad mode, which a hook may change, is restored.
+
+    Args:
+        hooks: pairs of a module and its hook.
+
+    Example:
+        >>> import torch
+        >>> with hooked([(layer := nn.Linear(2, 3), lambda module, args, output: 0 * output)]):
+        ...     layer(torch.ones(1, 2)).detach()
+        tensor([[0., 0., 0.]])
+    """
+    thread, grad_mode = threading.get_ident(), torch.is_grad_enabled()
+
+    def of_this_thread(hook: Hook) -> Hook:
+        return lambda module, args, output: hook(module, args, output) if threading.get_ident() == thread else None
+
+    handles = []
+    try:
+        for module, hook in hooks:
+            handles.append(module.register_forward_hook(of_this_thread(hook)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch.set_grad_enabled(grad_mode)
+
+
+def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
+    """Cut the graph at a module's output, or join it where an earlier layer has been cut already.
+
+    Args:
+        output: what the module returned: a floating tensor, or a tuple or list that begins with one.
+        layer: the module's name, for errors.
+
+    Returns:
+        The tensor to differentiate with respect to, and what to pass to the rest of the network: a clone,
+        because the next layer may work in place.
+    """
+    tensor = first_tensor(output, layer)
+    if not tensor.is_floating_point():
+        raise CamlibTypeError(
+            f"layer {layer!r} returns a {tensor.dtype} tensor, which has no gradient; explain the floating-point model "
+            "that it was made from, or use a method that needs activations alone, such as camlib.EigenCAM"
+        )
+    if torch.is_inference_mode_enabled():
+        raise CamlibRuntimeError(
+            f"layer {layer!r} ran in torch.inference_mode(), where autograd is off for good; use torch.no_grad()"
+        )
+    point = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+    torch.set_grad_enabled(True)
+    return point, with_first(output, point.clone())
+
+
+def first_tensor(output: Any, layer: str) -> Tensor:
+    """The tensor that a module returned, alone or first of a sequence."""
+    tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(tensor, Tensor):
+        raise CamlibTypeError(
+            f"layer {layer!r} returns a {type(tensor).__name__}; a layer must return a tensor, or a tuple that "
+            "begins with one. camlib.list_layers(model, inputs) shows what each layer returns"
+        )
+    return tensor
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """What a module returned, with another (first) tensor."""
+    if isinstance(output, Tensor):
+        return tensor
+    rest = (tensor, *output[1:])
+    if isinstance(output, list):
+        return list(rest)
+    return type(output)(*rest) if hasattr(output, "_fields") else rest
+
+
+@dataclass
+class _Point:
+    """Where one layer was cut."""
+
+    tensor: Tensor
+    version: int
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; inference tensors do not count, and what we keep is ours alone."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Watch:
+    """The layers of one forward pass, looked at: filled by their hooks, read afterwards.
+
+    Args:
+        modules: the layers by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = dict(modules)
+        self._points: dict[str, _Point] = {}
+
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
+        """Return the layers with the hooks that fill this, for :func:`camlib.passes.hooks.hooked`."""
+        return [(module, self._hook(name)) for name, module in self._modules.items()]
+
+    def _hook(self, name: str) -> Hook:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if name in self._points:
+                raise CamlibRuntimeError(
+                    f"layer {name!r} ({type(module).__name__}) is called more than once in a forward pass, so it has "
+                    "no single feature map; choose a layer that is called once, such as the block around it"
+                )
+            point, passed_on = self._take(output, name)
+            self._points[name] = _Point(point, _version(point))
+            return passed_on
+
+        return hook
+
+    def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
+        """The tensor to keep of what a module returned, and what to pass on: a clone, against work in place."""
+        tensor = first_tensor(output, name)
+        return tensor.detach(), with_first(output, tensor.clone())
+
+    def activations(self) -> dict[str, Tensor]:
+        """Return each layer's output by name, detached, in the order the layers were given; dequantised if need be.
+
+        Raises:
+            CamlibRuntimeError: a layer was not reached, or something changed its output in place.
+        """
+        tensors = {}
+        for name, module in self._modules.items():
+            if name not in self._points:
+                raise CamlibRuntimeError(f"layer {name!r} was not reached: {_why_not_reached(module)}")
+            point = self._points[name]
+            if _version(point.tensor) != point.version:
+                raise CamlibRuntimeError(
+                    f"the output of layer {name!r} was changed in place after the layer had returned it; "
+                    "choose the layer before or after it"
+                )
+            tensors[name] = point.tensor.dequantize() if point.tensor.is_quantized else point.tensor.detach()
+        return tensors
+
+
+class Cut(Watch):
+    """The layers of one forward pass, which is cut at them for the gradients of its tail.
+
+    Args:
+        modules: the layers by name.
+        watched: those of them that are only looked at, and not cut.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], watched: Collection[str] = ()) -> None:
+        super().__init__(modules)
+        self.cut = [name for name in modules if name not in watched]
+        """The layers that are cut, in the order they were given."""
+
+    def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
+        return tap(output, name) if name in self.cut else super()._take(output, name)
+
+    def gradients(self, scores: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
+        """Differentiate the scores with respect to the output of each layer that is cut.
+
+        Args:
+            scores: (N,), or (N, K) for K scores of each image; a single number, their sum, will do.
+            retain_graph: keep the graph for another call.
+
+        Returns:
+            Per layer a tensor like its activations, with a class axis after the first for scores (N, K).
+
+        Raises:
+            CamlibRuntimeError: the scores do not depend on one of the layers.
+        """
+        self.activations()  # every layer was reached
+        if not isinstance(scores, Tensor) or scores.dim() > 2:
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise CamlibValueError(f"scores must be (N,), (N, K) or a single number, got {shape}; pick a class first")
+        points = [self._points[name].tensor for name in self.cut]
+        if not scores.requires_grad:
+            raise _does_not_lead(self.cut[0])
+        half = any(point.dtype == torch.float16 for point in points)
+        found = _tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
+        if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
+            found = _tail_gradients(scores, points, 1.0, retain_graph)  # too large for that
+        for name, gradient in zip(self.cut, found, strict=True):
+            if gradient is None:
+                raise _does_not_lead(name)
+        return list(found)
+
+    def second_order(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Differentiate the scores twice: the gradient G, and the Hessian's product H A with the activations.
+
+        Args:
+            scores: (N,), each of its own image.
+
+        Returns:
+            Per layer (G, H A), each a tensor like its activations; H A is zero where the tail is piecewise linear.
+        """
+        self.activations()  # every layer was reached
+        if not scores.requires_grad:
+            raise _does_not_lead(self.cut[0])
+        points = {name: self._points[name].tensor for name in self.cut}
+        with torch.enable_grad():
+            found = torch.autograd.grad(scores.sum(), list(points.values()), create_graph=True, allow_unused=True)
+        pairs = []
+        for (name, point), gradient in zip(points.items(), found, strict=True):
+            if gradient is None:
+                raise _does_not_lead(name)
+            product = None
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(gradient, point, point.detach(), retain_graph=True, allow_unused=True)
+            pairs.append((gradient.detach(), torch.zeros_like(point) if product is None else product))
+        return pairs
+
+
+def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_graph: bool) -> Sequence[Any]:
+    """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; where that is not 1, in float32."""
+    if scores.dim() < 2:
+        start = torch.full_like(scores, scale)
+        found: Sequence[Any] = torch.autograd.grad(scores, points, start, retain_graph=retain_graph, allow_unused=True)
+    else:
+        found = _gradients_per_class(scores, points, scale)
+    return found if scale == 1 else [one if one is None else one.float() / scale for one in found]
+
+
+def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> list[Any]:
+    """K gradients from one graph, in chunks of classes: each a batched backward pass."""
+    rows, classes = scores.shape
+    one_hot = scale * torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
+    chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
+    joined = [
+        parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)
+    ]
+    return [gradient if gradient is None else gradient.transpose(0, 1) for gradient in joined]
+
+
+def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[Any]:
+    """Vector-Jacobian products with each of ``cotangents`` (K, N, K): one batched pass where autograd can."""
+    try:
+        return torch.autograd.grad(
+            scores, points, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    except RuntimeError:  # an operation of the tail has no batching rule: one backward pass for each class
+        each = [
+            torch.autograd.grad(scores, points, cotangent, retain_graph=True, allow_unused=True)
+            for cotangent in cotangents
+        ]
+        return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _does_not_lead(name: str) -> CamlibRuntimeError:
+    return CamlibRuntimeError(
+        f"the output of layer {name!r} does not lead to the score: it lies on a branch that the score does not "
+        "use, behind the score, or the model detaches it or runs the rest under no_grad; choose another layer "
+        "or target"
+    )
+
+
+def _why_not_reached(module: nn.Module) -> str:
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return f"a {type(module).__name__} only holds modules and is never called; choose one of its items"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a ScriptModule, whose inner modules call no hooks; explain the model before scripting"
+    return (
+        "the forward pass does not call it (a head that is used in training only, a module that is read "
+        "instead of called, or one inside a compiled submodule); choose another layer"
+    )
