@@ -312,9 +312,7 @@ class GradientMethod(LayerMethod):
 
     def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :meth:`maps` for each class."""
-        gradients = forward_pass.gradients(layer)
-        activations = forward_pass.activations(layer)
-        return forward_pass.stacked([self.maps(activations, one) for one in gradients])
+        return forward_pass.of_each_class(layer, self.maps)
 
 
 def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None) -> list[Explanation]:

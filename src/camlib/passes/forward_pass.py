@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,11 @@ class ForwardPass:
     def repeated(self, maps: Tensor) -> Tensor:
         """Return maps (N, ...) that are the same for every class, with a class axis where the scores have one."""
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
+
+    def of_each_class(self, layer: str, maps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the maps that a function of a layer's activations and gradients makes, :meth:`stacked`."""
+        gradients = self.gradients(layer)
+        return self.stacked([maps(self.activations(layer), gradient) for gradient in gradients])
 
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single precision at least."""
