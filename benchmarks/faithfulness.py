@@ -61,7 +61,7 @@ def phantoms(images: int) -> tuple[nn.Module, Tensor, Tensor, str]:
     test = from_phantoms(1120, round(recipe["size"] * MARGIN), recipe["seed"]).test
     sick = test.take(test.labels.nonzero().flatten()[:images].tolist())
     assert sick.masks is not None
-    masks = camlib.imaging.resize(sick.masks.float(), (recipe["size"], recipe["size"])) >= 0.5
+    masks = camlib.resize(sick.masks.float(), (recipe["size"], recipe["size"])) >= 0.5
     (layer,) = explained_layer(RUN) or ["layer4"]
     return model, prepare(sick.pixels, recipe["size"]), masks, layer
 
@@ -83,7 +83,7 @@ def crops() -> tuple[nn.Module, Tensor, Tensor, list[int]]:
             window = (..., slice(top, bottom), slice(left, right))
             size = (photographs.SIDE, photographs.SIDE)
             crop = nn.functional.interpolate(whole[window], size, mode="bilinear", antialias=True)
-            mask = camlib.imaging.resize(inside[window], size) >= 0.5
+            mask = camlib.resize(inside[window], size) >= 0.5
             if generator.random() < 0.5:
                 crop, mask = crop.flip(-1), mask.flip(-1)
             inputs.append(crop)

@@ -55,7 +55,7 @@ def camlib_one(model: nn.Module, images: Tensor, layer: str) -> Call:
 def camlib_ten(model: nn.Module, images: Tensor, layer: str) -> Call:
     """camlib, ten classes for each image."""
     cam = camlib.GradCAM(model, layer)
-    return lambda: cam(images, camlib.targets.TopK(10))
+    return lambda: cam(images, camlib.TopK(10))
 
 
 def torchcam(model: nn.Module, images: Tensor, layer: str) -> Call:

@@ -47,7 +47,7 @@ def judged(model: nn.Module, inputs: Tensor, masks: Tensor, target: Any, layer: 
     }
 
 
-def _over_random(evaluation: camlib.Evaluation, row: Any, random: Any, metric: str) -> dict[str, Any]:
+def _over_random(evaluation: camlib.evaluation.Evaluation, row: Any, random: Any, metric: str) -> dict[str, Any]:
     mean, interval = evaluation.difference(row, random, metric)
     return {"over random": mean, "interval": interval}
 

@@ -124,10 +124,7 @@ def measured(subjects: dict[str, Any], name: str, rounds: int) -> tuple[dict[str
 
 def apart(one: Tensor, other: Tensor) -> float:
     """The largest difference of two maps, each divided by its largest value and brought to the larger one's size."""
-    one, other = (
-        camlib.imaging.normalize(camlib.imaging.resize(maps.float(), tuple(other.shape)), "minmax")
-        for maps in (one, other)
-    )
+    one, other = (camlib.normalize(camlib.resize(maps.float(), tuple(other.shape)), "minmax") for maps in (one, other))
     return float((one - other).abs().max())
 
 

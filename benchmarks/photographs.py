@@ -94,7 +94,7 @@ def energy_inside(heatmap: Tensor, box: tuple[int, int, int, int]) -> float:
     return float(heatmap[y0:y1, x0:x1].sum() / heatmap.sum())
 
 
-def explained() -> tuple[list[Any], camlib.Comparison]:
+def explained() -> tuple[list[Any], camlib.comparison.Comparison]:
     """The pictures, and what every method says of them."""
     model = network()
     pictures, inputs = zip(*(read(photograph) for photograph in PHOTOGRAPHS), strict=True)
@@ -103,7 +103,7 @@ def explained() -> tuple[list[Any], camlib.Comparison]:
     return list(pictures), camlib.compare(model, torch.stack(inputs), methods, categories)
 
 
-def shares_inside(pictures: list[Any], comparison: camlib.Comparison) -> dict[str, list[float | None]]:
+def shares_inside(pictures: list[Any], comparison: camlib.comparison.Comparison) -> dict[str, list[float | None]]:
     """Each method's energy inside each picture's box; None for a map without positive evidence."""
     return {
         name: [

@@ -71,7 +71,7 @@ def bare(model: nn.Module, images: Tensor) -> Call:
 
 def camlib_call(method: str, model: nn.Module, images: Tensor, layer: str, classes: int) -> Call:
     """Camlib's."""
-    target: Any = 0 if classes == 1 else camlib.targets.TopK(classes)
+    target: Any = 0 if classes == 1 else camlib.TopK(classes)
     if method == COMPARE:
         return lambda: camlib.compare(model, images, DEFAULT_METHODS, target, layer=layer)
     options: dict[str, dict[str, Any]] = {

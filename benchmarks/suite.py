@@ -289,7 +289,7 @@ def growth(bench: Bench, plan: Plan, device: torch.device) -> None:
 
 
 def overlays(bench: Bench, plan: Plan) -> None:
-    """Images per second of camlib.imaging.overlay, and of OpenCV alone, which colours and blends the same."""
+    """Images per second of camlib.overlay, and of OpenCV alone, which colours and blends the same."""
     picture = np.random.default_rng(0).integers(0, 256, (plan.side, plan.side, 3), np.uint8)
     heatmap = np.random.default_rng(1).random((plan.side, plan.side), np.float32)
 
@@ -297,7 +297,7 @@ def overlays(bench: Bench, plan: Plan) -> None:
         colours = cv2.applyColorMap((255 * heatmap).astype(np.uint8), cv2.COLORMAP_JET)
         return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 
-    calls: dict[str, Call] = {"camlib.imaging.overlay": lambda: camlib.imaging.overlay(picture, heatmap), "cv2": opencv}
+    calls: dict[str, Call] = {"camlib.overlay": lambda: camlib.overlay(picture, heatmap), "cv2": opencv}
     bench.results["overlays per second"] = {
         name: 1 / statistics.median(found) for name, found in seconds(calls, 50 * plan.rounds).items()
     }

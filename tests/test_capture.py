@@ -185,7 +185,7 @@ def test_no_float64_is_made_on_the_way(images: Tensor) -> None:
 
     model = Network().eval()
     with Watch():
-        explanation = camlib.GradCAM(model, ["features.0", "norm"])(images, camlib.targets.TopK(2))
+        explanation = camlib.GradCAM(model, ["features.0", "norm"])(images, camlib.TopK(2))
         camlib.GradCAM(model)(images)
         explanation.heatmaps((16, 16))
         explanation.heatmaps((16, 16), normalize="percentile")
@@ -231,7 +231,7 @@ def test_layer_that_does_not_lead_to_the_score_is_an_error_that_names_it(images:
         with pytest.raises(RuntimeError, match="'side' does not lead to the score"):
             camlib.GradCAM(model, layer)(images)
     with pytest.raises(RuntimeError, match="'side' does not lead to the score"):
-        camlib.GradCAM(model, "side")(images, camlib.targets.TopK(2))
+        camlib.GradCAM(model, "side")(images, camlib.TopK(2))
 
 
 def test_layer_that_returns_no_feature_map_is_an_error_that_names_it(images: Tensor) -> None:
@@ -435,7 +435,7 @@ def test_tuple_outputs_keep_their_rest(images: Tensor) -> None:
 def test_no_warning_in_ordinary_use(images: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        camlib.GradCAM(Network())(images, camlib.targets.TopK(2))
+        camlib.GradCAM(Network())(images, camlib.TopK(2))
 
 
 @pytest.mark.parametrize("side", [64, 512])

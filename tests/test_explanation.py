@@ -212,7 +212,7 @@ def test_overlays_are_the_heatmaps_over_the_images() -> None:
     for n in range(2):
         assert np.abs(overlays[n] - jet_over(images[n], stretched(maps[n].numpy(), (20, 30)))).max() <= 3
     heatmaps = explain(maps).heatmaps((20, 30))
-    assert np.array_equal(overlays, camlib.imaging.overlay(images, heatmaps, "jet"))
+    assert np.array_equal(overlays, camlib.overlay(images, heatmaps, "jet"))
 
 
 def test_overlays_of_several_classes() -> None:
@@ -222,7 +222,7 @@ def test_overlays_of_several_classes() -> None:
     assert overlays.shape == (2, 3, *SIZE, 3)
     for n in range(2):
         for k in range(3):
-            expected = camlib.imaging.overlay(images[n], explanation.heatmaps()[n, k], "viridis", 0.3)
+            expected = camlib.overlay(images[n], explanation.heatmaps()[n, k], "viridis", 0.3)
             assert np.array_equal(overlays[n, k], expected)
 
 
@@ -406,7 +406,7 @@ def test_target_by_name_stays_a_name() -> None:
 # Joining
 
 
-@pytest.mark.parametrize("target", [None, 2, camlib.targets.TopK(2), lambda out: out[:, 1] - out[:, 0]])
+@pytest.mark.parametrize("target", [None, 2, camlib.TopK(2), lambda out: out[:, 1] - out[:, 0]])
 @pytest.mark.parametrize("layer", ["3", ["1", "3"]])
 def test_joined_calls_equal_one_call(target: Any, layer: Any) -> None:
     cam = camlib.GradCAM(strided_cnn().double(), layer, relu=False)
@@ -482,7 +482,7 @@ def test_what_is_saved_is_what_is_loaded(
 
 
 def test_a_calls_result_survives_a_file(tmp_path: Path) -> None:
-    explanation = camlib.GradCAM(strided_cnn(), ["1", "3"])(torch.rand(3, 3, *SIZE), camlib.targets.TopK(2))
+    explanation = camlib.GradCAM(strided_cnn(), ["1", "3"])(torch.rand(3, 3, *SIZE), camlib.TopK(2))
     explanation.save(tmp_path / "a")  # the name is taken as it is
     loaded = Explanation.load(tmp_path / "a")
     assert_same(loaded, explanation)
@@ -718,7 +718,7 @@ def test_notebooks_show_the_heatmaps_in_a_row(shape: tuple[int, ...], shown: int
     assert strip.shape == (12, shown * (16 + 2), 3)
     heatmaps = explanation.heatmaps().flatten(0, -3)
     for n in range(shown):
-        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.imaging.colorize(heatmaps[n]))
+        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.colorize(heatmaps[n]))
 
 
 def test_notebooks_show_maps_of_inputs_without_a_picture() -> None:
@@ -846,8 +846,8 @@ def test_padding_is_cut_off_before_normalising() -> None:
     maps[:, 3], maps[..., 4] = 100, -100
     for size in (None, (12, 16), (24, 32), (6, 8), (3, 4)):
         height, width = size or SIZE
-        whole = camlib.imaging.resize(maps, (height * 4 // 3, width * 5 // 4))
-        assert torch.equal(padded(maps).heatmaps(size), camlib.imaging.normalize(whole[:, :height, :width]))
+        whole = camlib.resize(maps, (height * 4 // 3, width * 5 // 4))
+        assert torch.equal(padded(maps).heatmaps(size), camlib.normalize(whole[:, :height, :width]))
 
 
 def test_what_the_maps_show_stays_in_its_place() -> None:
@@ -864,7 +864,7 @@ def test_what_the_maps_show_stays_in_its_place() -> None:
 def test_padding_is_rounded_to_whole_pixels() -> None:
     maps = torch.rand(1, 4, 5)
     heatmaps = explain(maps, extent=(13.4, 16.0)).heatmaps()
-    assert torch.equal(heatmaps, camlib.imaging.normalize(camlib.imaging.resize(maps, (13, 16))[:, :12]))
+    assert torch.equal(heatmaps, camlib.normalize(camlib.resize(maps, (13, 16))[:, :12]))
     assert torch.equal(explain(maps, extent=(12.0, 16.0)).heatmaps(), explain(maps).heatmaps())
 
 
@@ -900,7 +900,7 @@ def test_pictures_of_padded_maps(shape: tuple[int, ...]) -> None:
     heatmaps = explanation.heatmaps((24, 32))
     flat = zip(overlays.reshape(-1, 24, 32, 3), heatmaps.flatten(0, -3), strict=True)
     for row, (overlay, heatmap) in enumerate(flat):
-        assert np.array_equal(overlay, camlib.imaging.overlay(images[row * 2 // heatmaps[..., 0, 0].numel()], heatmap))
+        assert np.array_equal(overlay, camlib.overlay(images[row * 2 // heatmaps[..., 0, 0].numel()], heatmap))
     assert np.array_equal(drawn(explanation.plot(images).axes[2]), overlays.reshape(-1, 24, 32, 3)[0])
     strip = cv2.imdecode(np.frombuffer(explanation._repr_png_(), np.uint8), cv2.IMREAD_COLOR)
     assert strip.shape[0] == SIZE[0]
@@ -951,7 +951,7 @@ class Loudest(camlib.methods.ActivationMethod):
 
 
 @pytest.mark.parametrize("kind", [Loudest, camlib.EigenCAM, camlib.CenterGaussian])
-@pytest.mark.parametrize("target", [None, 1, camlib.targets.TopK(2), lambda out: out[:, 1] - out[:, 0]])
+@pytest.mark.parametrize("target", [None, 1, camlib.TopK(2), lambda out: out[:, 1] - out[:, 0]])
 def test_class_agnostic_maps_are_labelled_with_no_class(kind: type[camlib.methods.Method], target: Any) -> None:
     explanation = kind(strided_cnn())(torch.rand(2, 3, *SIZE), target)
     assert explanation.class_agnostic
@@ -1023,7 +1023,7 @@ def test_overlays_of_clips_are_those_of_their_frames(rows: tuple[int, ...]) -> N
     heatmaps = explanation.heatmaps((9, 20, 30))
     for index in np.ndindex(rows):
         for frame in range(9):
-            expected = camlib.imaging.overlay(videos[index[0], frame], heatmaps[index][frame], "viridis", 0.3)
+            expected = camlib.overlay(videos[index[0], frame], heatmaps[index][frame], "viridis", 0.3)
             assert np.array_equal(overlays[index][frame], expected)
 
 
@@ -1240,7 +1240,7 @@ def test_notebooks_show_the_middle_frames_of_clips(rows: tuple[int, ...], shown:
     strip = decoded(explanation)
     assert strip.shape == (12, shown * (16 + 2), 3)
     for n, heatmap in enumerate(explanation.heatmaps().flatten(0, -4)[:shown]):
-        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.imaging.colorize(heatmap[3]))
+        assert np.array_equal(strip[:, 18 * n : 18 * n + 16], camlib.colorize(heatmap[3]))
 
 
 @pytest.mark.parametrize(("rows", "shown"), [((1,), 1), ((2, 3), 6), ((20,), 8)])
@@ -1249,7 +1249,7 @@ def test_notebooks_show_a_band_for_each_signal(rows: tuple[int, ...], shown: int
     strip = decoded(explanation)
     assert strip.shape == (shown * (16 + 2), 40, 3)
     for n, heatmap in enumerate(explanation.heatmaps().flatten(0, -2)[:shown]):
-        assert np.array_equal(strip[18 * n : 18 * n + 16], camlib.imaging.colorize(heatmap.expand(16, -1)))
+        assert np.array_equal(strip[18 * n : 18 * n + 16], camlib.colorize(heatmap.expand(16, -1)))
 
 
 def test_notebooks_show_maps_of_unknown_inputs_of_every_rank() -> None:

@@ -123,7 +123,7 @@ def test_one_call_is_one_forward_pass_however_many_classes() -> None:
     cam = camlib.GradCAM(model)
     cam(images)
     assert model.passes == 2, "the first call makes one more, to find the layer"
-    for target in (None, 1, [0, 2], camlib.targets.TopK(3), [[0, 1], [1, 2]], lambda out: out.sum(1)):
+    for target in (None, 1, [0, 2], camlib.TopK(3), [[0, 1], [1, 2]], lambda out: out.sum(1)):
         before = model.passes
         cam(images, target)
         assert model.passes == before + 1
@@ -174,7 +174,7 @@ def test_tail_without_batching_rules_still_explains_many_classes() -> None:
 
     custom = nn.Sequential(nn.Conv2d(3, 4, 3), Custom(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     images = torch.rand(2, 3, 6, 6)
-    maps = camlib.GradCAM(custom, "0")(images, camlib.targets.TopK(3))
+    maps = camlib.GradCAM(custom, "0")(images, camlib.TopK(3))
     for k in range(3):
         alone = camlib.GradCAM(custom, "0")(images, maps.target[:, k])
         torch.testing.assert_close(alone.maps, maps.maps[:, k])
@@ -183,7 +183,7 @@ def test_tail_without_batching_rules_still_explains_many_classes() -> None:
 def test_more_classes_than_fit_in_one_batch_of_gradients() -> None:
     model = small_cnn(classes=40)
     images = torch.rand(2, 3, 6, 6)
-    explanation = camlib.GradCAM(model, "2")(images, camlib.targets.TopK(40))
+    explanation = camlib.GradCAM(model, "2")(images, camlib.TopK(40))
     alone = camlib.GradCAM(model, "2")(images, explanation.target[:, 33])
     torch.testing.assert_close(explanation.maps[:, 33], alone.maps)
 

@@ -25,7 +25,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 CONTRACT = {
     "GradCAM", "Explanation", "find_layer", "list_layers", "create", "METHODS", "capture", "functional", "imaging",
-    "methods", "metrics", "targets", "testing", "CamlibError",
+    "methods", "metrics", "targets", "testing", "CamlibError", "TopK", "normalize", "resize", "colorize", "overlay",
+    "CamlibValueError", "CamlibTypeError", "CamlibRuntimeError", "compare",
 }  # fmt: skip
 
 
@@ -59,12 +60,16 @@ def public(module: ModuleType) -> set[str]:
     return {name for name in getattr(module, "__all__", dir(module)) if not name.startswith("_")}
 
 
+VERBS = {"normalize", "resize", "colorize", "overlay", "read_image", "TopK"}
+"""Names of modules that users type so often that they are at the top, too."""
+
+
 def test_the_face_is_small_and_every_name_has_one_home():
     top = public(camlib)
-    assert len(top) <= 64, "camlib shows classes and verbs that users type; everything else has a module"
+    assert len(top) <= 62, "camlib shows classes and verbs that users type; everything else has a module"
     for name in top:
         if isinstance(getattr(camlib, name), ModuleType):
-            repeated = public(getattr(camlib, name)) & top
+            repeated = public(getattr(camlib, name)) & (top - VERBS)
             assert not repeated, f"camlib.{name} repeats names of camlib: {repeated}"
     assert public(camlib.functional) >= {"grad_cam", "score_cam", "full_gradients"}
     assert {"Method", "LayerMethod", "GradientMethod", "ActivationMethod"} <= public(camlib.methods)

@@ -73,7 +73,7 @@ def test_explanations_of_a_detector_know_the_extent_and_cut_the_padding_off(dete
     assert explanation.maps.shape == (1, 2, 3)  # of (64, 96), of which (64, 80) are the picture
     assert explanation.extent == pytest.approx((40, 50 * 96 / 80))
     assert explanation.heatmaps().shape == (1, 40, 50)
-    whole = camlib.imaging.resize(explanation.maps, (40, 60))[..., :50]
+    whole = camlib.resize(explanation.maps, (40, 60))[..., :50]
     torch.testing.assert_close(explanation.heatmaps(normalize="none"), whole)
     assert not explanation.degenerate.any()
 

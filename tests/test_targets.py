@@ -47,7 +47,7 @@ def test_classes_per_image(images: Tensor) -> None:
 
 def test_topk_is_the_highest_outputs_first(images: Tensor) -> None:
     model = small_cnn(7).eval()
-    explanation = camlib.GradCAM(model, "2")(images, camlib.targets.TopK(3))
+    explanation = camlib.GradCAM(model, "2")(images, camlib.TopK(3))
     top = model(images).detach().topk(3)
     assert torch.equal(explanation.target, top.indices)
     torch.testing.assert_close(explanation.scores, top.values)
@@ -193,7 +193,7 @@ def test_output_is_one_column() -> None:
         ([[0, 1]], ValueError, r"shape \(1, 2\) for 2 images"),
         ("cat", TypeError, "'cat' is not understood"),
         ([[0], [1, 2]], TypeError, "not understood"),
-        (camlib.targets.TopK(9), ValueError, r"TopK\(9\) asks for more classes than the outputs' 3"),
+        (camlib.TopK(9), ValueError, r"TopK\(9\) asks for more classes than the outputs' 3"),
         (targets.Output, TypeError, "the class Output itself"),
         (lambda outputs: outputs.sum(), ValueError, r"returned shape \(\) for 2 rows"),
         (lambda outputs: outputs[:1, 0], ValueError, r"returned shape \(1,\) for 2 rows"),
@@ -212,13 +212,13 @@ def test_what_cannot_be_a_target_is_refused(
 @pytest.mark.parametrize("k", [0, -2])
 def test_topk_needs_a_positive_number(k: int) -> None:
     with pytest.raises(ValueError, match="k >= 1"):
-        camlib.targets.TopK(k)
+        camlib.TopK(k)
 
 
 @pytest.mark.parametrize("k", [1.0, True, "2"])
 def test_topk_needs_an_integer(k: object) -> None:
     with pytest.raises(TypeError, match="needs an int"):
-        camlib.targets.TopK(k)
+        camlib.TopK(k)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), ()])

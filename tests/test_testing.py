@@ -105,7 +105,7 @@ class SaysAgnostic(Sound):
 
 class IgnoresTheClass(Sound):
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
-        return super().__call__(inputs, [[0] * 2] * len(inputs) if isinstance(target, camlib.targets.TopK) else 0)
+        return super().__call__(inputs, [[0] * 2] * len(inputs) if isinstance(target, camlib.TopK) else 0)
 
 
 class AgnosticOfClassesOnly(SoundActivation):

@@ -109,9 +109,7 @@ def model_in_some_state() -> Noisy:
 CALLS: dict[str, Callable[[Noisy, Tensor], Any]] = {
     "layer given": lambda model, x: camlib.GradCAM(model, "norm")(x),
     "layer found": lambda model, x: camlib.GradCAM(model)(x),
-    "several layers and classes": lambda model, x: camlib.GradCAM(model, ["features", "norm"])(
-        x, camlib.targets.TopK(2)
-    ),
+    "several layers and classes": lambda model, x: camlib.GradCAM(model, ["features", "norm"])(x, camlib.TopK(2)),
     "find_layer": lambda model, x: camlib.find_layer(model, x),
     "list_layers": lambda model, x: camlib.list_layers(model, x),
 }
@@ -187,7 +185,7 @@ def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch)
     before = like_it()
     gc.disable()
     try:
-        explanation = cam(torch.rand(2, 3, 8, 8), camlib.targets.TopK(2))
+        explanation = cam(torch.rand(2, 3, 8, 8), camlib.TopK(2))
         assert len(seen) == 2
         assert [reference() for reference in seen] == [None, None], "the activation outlives the call"
         assert like_it() == before, "something like it outlives the call"

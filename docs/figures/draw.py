@@ -49,7 +49,7 @@ def icon(path: Path, cells: int, gap: float) -> None:
     row, column = np.mgrid[:cells, :cells] / (cells - 1)
     heat = np.exp(-((column - 0.62) ** 2 + (row - 0.4) ** 2) / 0.13)
     heat = 0.12 + 0.82 * (heat - heat.min()) / (heat.max() - heat.min())
-    colors, side = camlib.imaging.colorize(heat, "inferno"), 64 / cells
+    colors, side = camlib.colorize(heat, "inferno"), 64 / cells
     lines = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64" role="img" aria-label="a grid of heat">']
     for i, j in np.ndindex(cells, cells):
         place = f'x="{j * side + gap / 2:.1f}" y="{i * side + gap / 2:.1f}"'
@@ -127,7 +127,7 @@ def cells() -> Figure:
     read = gradient[0].abs().sum(0)
     figure, axes = _panels(4)
     _show(axes[0], pictures[1], "picture")
-    _heat(axes[1], camlib.imaging.normalize(explanation.maps)[0], "the map: 7 x 7 numbers")
+    _heat(axes[1], camlib.normalize(explanation.maps)[0], "the map: 7 x 7 numbers")
     drawn = _heat(axes[2], explanation.heatmaps()[0], "the same, enlarged")
     _heat(axes[3], (read / read.quantile(0.995)).clamp(max=1), "what the middle cell reads")
     axes[3].add_patch(plt.Rectangle((96, 96), 32, 32, fill=False, color="white", linewidth=1.5))
@@ -156,7 +156,7 @@ def colormaps() -> Figure:
     values = np.linspace(0, 1, 256)
     places = {"jet": (0.15, 8, -8), "turbo": (0.12, -34, 8), "viridis": (0.3, -40, 6), "inferno": (0.3, 8, -10)}
     for name, (x, right, up) in places.items():
-        colors = camlib.imaging.colorize(values[None], name)[0] / 255
+        colors = camlib.colorize(values[None], name)[0] / 255
         lightness = rgb2lab(colors[None])[0, :, 0]
         axis.scatter(values, lightness, c=colors, s=14, linewidths=0)
         at = int(x * 255)

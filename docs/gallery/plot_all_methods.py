@@ -72,12 +72,12 @@ methods = [camlib.create(name, model, **small.get(name, {})) for name in names]
 comparison = camlib.compare(model, images, methods)
 classes = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 
-camlib.Comparison({name: found[0] for name, found in comparison.items()}).plot(pictures[:1], classes)
+camlib.comparison.Comparison({name: found[0] for name, found in comparison.items()}).plot(pictures[:1], classes)
 
 # %%
 # And the espresso:
 
-camlib.Comparison({name: found[1] for name, found in comparison.items()}).plot(pictures[1:], classes)
+camlib.comparison.Comparison({name: found[1] for name, found in comparison.items()}).plot(pictures[1:], classes)
 
 # %%
 # Most of these maps are nearly the same. Behind the last features this network has pooling and one linear layer, and

@@ -107,7 +107,7 @@ explanation = cam(test_pictures[sick] * 2 - 1, target=1)
 
 def draw(axis, picture, heatmap, mask):
     """Draw an overlay and the outline of the truth."""
-    axis.imshow(camlib.imaging.overlay(picture, heatmap))
+    axis.imshow(camlib.overlay(picture, heatmap))
     if mask.any():
         axis.contour(mask.numpy(), [0.5], colors="white", linewidths=1.2)
     axis.set_axis_off()

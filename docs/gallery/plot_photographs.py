@@ -120,7 +120,7 @@ for axis, title in ((left, "draw_contours"), (right, "draw_boxes")):
 # A class axis costs no further forward pass: ``TopK(5)`` explains five classes of each picture, each map on a scale of
 # its own. Those of the rocket:
 
-top = camlib.GradCAM(model)(images, camlib.targets.TopK(5))
+top = camlib.GradCAM(model)(images, camlib.TopK(5))
 chances = top.outputs.softmax(1)
 figure, axes = plt.subplots(1, 6, figsize=(8, 1.9), layout="constrained")
 axes[0].imshow(pictures[2])

@@ -1,6 +1,6 @@
-"""The public names of camlib: what explains, verbs, their results, and errors. This file imports and does nothing else.
+"""The public names of camlib: explainers, verbs and errors. This file imports and does nothing else.
 
-Each name has one home: pure functions are in ``functional``, pictures in ``imaging``, base classes in ``methods``.
+Pure functions are in ``functional``, base classes in ``methods``, targets in ``targets``, metrics in ``metrics``.
 """
 
 from camlib import functional as functional
@@ -10,11 +10,8 @@ from camlib import metrics as metrics
 from camlib import reporting as reporting
 from camlib import targets as targets
 from camlib import testing as testing
-from camlib.comparison import Comparison as Comparison
 from camlib.comparison import compare as compare
-from camlib.concepts import Concepts as Concepts
 from camlib.concepts import deep_feature_factorization as deep_feature_factorization
-from camlib.discovery.finding import LayerInfo as LayerInfo
 from camlib.discovery.finding import find_layer as find_layer
 from camlib.discovery.finding import find_stages as find_stages
 from camlib.discovery.finding import list_layers as list_layers
@@ -23,17 +20,19 @@ from camlib.errors import CamlibRuntimeError as CamlibRuntimeError
 from camlib.errors import CamlibTypeError as CamlibTypeError
 from camlib.errors import CamlibValueError as CamlibValueError
 from camlib.errors import CamlibWarning as CamlibWarning
-from camlib.evaluation import Evaluation as Evaluation
 from camlib.evaluation import evaluate as evaluate
 from camlib.explanation import Explanation as Explanation
+from camlib.imaging import colorize as colorize
+from camlib.imaging import normalize as normalize
+from camlib.imaging import overlay as overlay
+from camlib.imaging import read_image as read_image
+from camlib.imaging import resize as resize
 from camlib.methods.catalogue import *  # noqa: F403
 from camlib.methods.registry import METHODS as METHODS
 from camlib.methods.registry import create as create
-from camlib.passes.capture import Captured as Captured
-from camlib.passes.capture import CapturedLayers as CapturedLayers
 from camlib.passes.capture import capture as capture
-from camlib.reporting.page import Report as Report
 from camlib.reporting.page import report as report
 from camlib.smoothing import MultiScale as MultiScale
 from camlib.smoothing import NoiseAveraging as NoiseAveraging
 from camlib.smoothing import TestTimeAugmentation as TestTimeAugmentation
+from camlib.targets import TopK as TopK

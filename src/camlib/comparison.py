@@ -189,7 +189,7 @@ def plot_comparison(
     colormap: Any,
     alpha: float | str,
 ) -> Figure:
-    """Draw a block of lines for each image and class; see :meth:`camlib.Comparison.plot`."""
+    """Draw a block of lines for each image and class; see :meth:`camlib.comparison.Comparison.plot`."""
     from camlib.plotting.figures import Figure
 
     first = next(iter(comparison.values()))

@@ -223,7 +223,7 @@ def _improve(factor: Tensor, product: Tensor, gram: Tensor) -> None:
 
 
 def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | None) -> Figure:
-    """Draw each picture and its concepts; see :meth:`camlib.Concepts.plot`."""
+    """Draw each picture and its concepts; see :meth:`camlib.concepts.Concepts.plot`."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.patches import Patch

@@ -354,7 +354,7 @@ def test_wrong_arguments_are_told(model, images, masks):
         ({"masks": masks[:, :4]}, ValueError, "of the inputs' size"),
         ({"loader": []}, ValueError, "no images"),
         ({"target": [[0, 1]] * 5}, ValueError, "one heatmap of each image"),
-        ({"target": camlib.targets.TopK(2)}, ValueError, "one heatmap of each image"),
+        ({"target": camlib.TopK(2)}, ValueError, "one heatmap of each image"),
         ({"target": [0, 1]}, ValueError, "classes of 2 images"),
         ({"target": [0] * 9}, ValueError, "target is of 9 images, and the loader gave 5"),
         ({"max_images": "3", "masks": masks}, ValueError, "max_images"),

@@ -37,10 +37,10 @@ def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
 
 
 def test_high_is_red_and_low_is_blue() -> None:
-    colors = camlib.imaging.colorize(np.array([[0.0, 1.0]]), "jet")
+    colors = camlib.colorize(np.array([[0.0, 1.0]]), "jet")
     assert colors.dtype == np.uint8
     assert colors.tolist() == [[[0, 0, 128], [128, 0, 0]]]
-    assert camlib.imaging.colorize(np.array([[0.9, 0.1]]), "jet").argmax(-1).tolist() == [[0, 2]]
+    assert camlib.colorize(np.array([[0.9, 0.1]]), "jet").argmax(-1).tolist() == [[0, 2]]
 
 
 DEFAULTS = """
@@ -87,34 +87,30 @@ def test_default_colormap_is_written_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["jet", "turbo", "viridis", "inferno", "hot", "bone", "magma"])
 def test_opencv_names_are_opencvs_colours_exactly(name: str) -> None:
-    assert np.array_equal(camlib.imaging.colorize(RAMP, name), opencv(name))
+    assert np.array_equal(camlib.colorize(RAMP, name), opencv(name))
 
 
 @pytest.mark.parametrize(("name", "levels"), [("jet", 33), ("viridis", 1), ("inferno", 1), ("turbo", 2)])
 def test_matplotlib_agrees_where_both_know_the_name(name: str, levels: int) -> None:
     """But for jet, whose bends lie a few levels apart; the other order of channels would be off by 255."""
-    assert (
-        difference(camlib.imaging.colorize(RAMP, name), matplotlib.colormaps[name](RAMP, bytes=True)[..., :3]) <= levels
-    )
+    assert difference(camlib.colorize(RAMP, name), matplotlib.colormaps[name](RAMP, bytes=True)[..., :3]) <= levels
 
 
 @pytest.mark.parametrize("name", ["coolwarm", "RdBu_r", "Reds", "jet_r", "bwr", "gist_heat"])
 def test_names_only_matplotlib_knows(name: str) -> None:
-    assert difference(camlib.imaging.colorize(RAMP, name), matplotlib.colormaps[name](RAMP, bytes=True)[..., :3]) <= 1
+    assert difference(camlib.colorize(RAMP, name), matplotlib.colormaps[name](RAMP, bytes=True)[..., :3]) <= 1
 
 
 def test_case_of_names_does_not_matter() -> None:
-    assert np.array_equal(camlib.imaging.colorize(RAMP, "JET"), camlib.imaging.colorize(RAMP, "jet"))
-    assert np.array_equal(camlib.imaging.colorize(RAMP, "rdbu_R"), camlib.imaging.colorize(RAMP, "RdBu_r"))
+    assert np.array_equal(camlib.colorize(RAMP, "JET"), camlib.colorize(RAMP, "jet"))
+    assert np.array_equal(camlib.colorize(RAMP, "rdbu_R"), camlib.colorize(RAMP, "RdBu_r"))
 
 
 def test_colormap_objects() -> None:
     bands = ListedColormap([(1, 0, 0), (0, 1, 0), (0, 0, 1)])
-    assert camlib.imaging.colorize(np.array([[0.1, 0.5, 0.9]]), bands).tolist() == [
-        [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
-    ]
+    assert camlib.colorize(np.array([[0.1, 0.5, 0.9]]), bands).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
     ramp = LinearSegmentedColormap.from_list("from_black", ["black", "white"])
-    assert difference(camlib.imaging.colorize(RAMP, ramp), np.repeat(np.arange(256)[None, :, None], 3, -1)) <= 1
+    assert difference(camlib.colorize(RAMP, ramp), np.repeat(np.arange(256)[None, :, None], 3, -1)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -123,62 +119,62 @@ def test_colormap_objects() -> None:
 )
 def test_unknown_name_suggests_close_ones(name: str, suggestion: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=f"colormap '{name}'; did you mean .*{suggestion}"):
-        camlib.imaging.colorize(RAMP, name)
+        camlib.colorize(RAMP, name)
 
 
 def test_name_close_to_nothing_is_an_error_all_the_same() -> None:
     with pytest.raises(camlib.CamlibValueError, match="colormap 'qqqqqq'; .*viridis"):
-        camlib.imaging.colorize(RAMP, "qqqqqq")
+        camlib.colorize(RAMP, "qqqqqq")
 
 
 @pytest.mark.parametrize("colormap", [None, 2, cv2.COLORMAP_JET, ["jet"]])
 def test_what_is_no_colormap_is_an_error(colormap: object) -> None:
     with pytest.raises(camlib.CamlibTypeError, match=f"Colormap, got {type(colormap).__name__}"):
-        camlib.imaging.colorize(RAMP, colormap)
+        camlib.colorize(RAMP, colormap)
 
 
 def test_colours_cannot_be_spoilt_for_the_next_caller() -> None:
-    camlib.imaging.colorize(RAMP, "jet")[:] = 0
-    assert np.array_equal(camlib.imaging.colorize(RAMP, "jet"), opencv("jet"))
+    camlib.colorize(RAMP, "jet")[:] = 0
+    assert np.array_equal(camlib.colorize(RAMP, "jet"), opencv("jet"))
 
 
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
 def test_batches_and_kinds(kind: type) -> None:
     heatmaps = np.random.default_rng(0).random((3, 4, 5))
-    colors = camlib.imaging.colorize(kind(heatmaps), "jet")
+    colors = camlib.colorize(kind(heatmaps), "jet")
     assert isinstance(colors, np.ndarray)
     assert colors.shape == (3, 4, 5, 3)
     expected = opencv("jet")[0][np.rint(heatmaps * 255).astype(int)]
     assert np.array_equal(colors, expected)
-    assert np.array_equal(camlib.imaging.colorize(kind(heatmaps[1]), "jet"), expected[1])
+    assert np.array_equal(camlib.colorize(kind(heatmaps[1]), "jet"), expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.int64])
 def test_heatmaps_of_every_type(dtype: torch.dtype) -> None:
-    assert camlib.imaging.colorize(torch.tensor([[0, 1]]).to(dtype), "jet").tolist() == [[[0, 0, 128], [128, 0, 0]]]
+    assert camlib.colorize(torch.tensor([[0, 1]]).to(dtype), "jet").tolist() == [[[0, 0, 128], [128, 0, 0]]]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.001, "1"), (-0.001, "-0.001"), (255.0, "255")])
 def test_heatmap_out_of_range_is_an_error_that_says_the_range(value: float, shown: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"must lie in \[0, 1\], got .*" + shown):
-        camlib.imaging.colorize(np.array([[0.5, value]]))
+        camlib.colorize(np.array([[0.5, value]]))
 
 
 def test_signed_map_given_to_colorize_points_to_the_signed_functions() -> None:
     with pytest.raises(camlib.CamlibValueError, match="the signed functions"):
-        camlib.imaging.colorize(np.array([[-1.0, 1.0]]))
+        camlib.colorize(np.array([[-1.0, 1.0]]))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 4), (4,), (0, 3), (1, 1, 2, 3, 4)])
 def test_heatmap_of_another_shape_is_an_error(shape: tuple[int, ...]) -> None:
-    for function in (camlib.imaging.colorize, imaging.colorize_signed):
+    for function in (camlib.colorize, imaging.colorize_signed):
         with pytest.raises(camlib.CamlibValueError, match="got " + str(shape).replace("(", r"\(").replace(")", r"\)")):
             function(np.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_heatmap_that_is_not_finite_is_an_error(bad: float) -> None:
-    for function in (camlib.imaging.colorize, imaging.colorize_signed):
+    for function in (camlib.colorize, imaging.colorize_signed):
         with pytest.raises(camlib.CamlibValueError, match="heatmap hold NaN or infinity"):
             function(np.array([[0.5, bad]]))
 

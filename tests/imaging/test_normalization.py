@@ -65,7 +65,7 @@ def test_each_map_is_normalised_on_its_own(method: str, shape: tuple[int, ...]) 
     maps = np.random.default_rng(1).normal(size=shape) * 10.0 ** np.arange(shape[0])[:, None].reshape(
         -1, *[1] * (len(shape) - 1)
     )
-    result = camlib.imaging.normalize(torch.from_numpy(maps), method)
+    result = camlib.normalize(torch.from_numpy(maps), method)
     assert result.shape == shape
     for index in np.ndindex(shape[:-2]):
         single = maps[index]
@@ -77,7 +77,7 @@ def test_each_map_is_normalised_on_its_own(method: str, shape: tuple[int, ...]) 
 @pytest.mark.parametrize(("dims", "grid"), [(1, (30,)), (1, (1,)), (3, (4, 5, 6)), (3, (1, 1, 7)), (3, (3, 1, 1))])
 def test_signals_and_volumes_are_normalised_as_a_whole(method: str, dims: int, grid: tuple[int, ...]) -> None:
     maps = np.random.default_rng(2).normal(size=(2, 3, *grid)) * np.array([1e-6, 1, 1e6]).reshape(3, *[1] * dims)
-    result = camlib.imaging.normalize(torch.from_numpy(maps), method, dims)
+    result = camlib.normalize(torch.from_numpy(maps), method, dims)
     assert result.shape == maps.shape
     for index in np.ndindex(2, 3):
         constant = maps[index].size == 1 and method != "none"
@@ -87,8 +87,8 @@ def test_signals_and_volumes_are_normalised_as_a_whole(method: str, dims: int, g
 
 def test_frames_of_a_video_share_a_range() -> None:
     maps = torch.tensor([[[[0.0, 1.0]], [[2.0, 4.0]]]])
-    assert camlib.imaging.normalize(maps, dims=3).flatten().tolist() == [0, 0.25, 0.5, 1]
-    assert camlib.imaging.normalize(maps).flatten().tolist() == [0, 1, 0, 1]
+    assert camlib.normalize(maps, dims=3).flatten().tolist() == [0, 0.25, 0.5, 1]
+    assert camlib.normalize(maps).flatten().tolist() == [0, 1, 0, 1]
 
 
 @settings(max_examples=150, deadline=None)
@@ -96,7 +96,7 @@ def test_frames_of_a_video_share_a_range() -> None:
 def test_equals_double_precision(values: NDArray[np.float32], method: str) -> None:
     ratio = relative_range(values)
     assume(abs(ratio - 16) > 1)  # the verdict itself is subject to rounding there
-    result = camlib.imaging.normalize(values, method)
+    result = camlib.normalize(values, method)
     if ratio < 16 and method != "none":
         assert not result.any()
         return
@@ -113,7 +113,7 @@ def test_equals_double_precision(values: NDArray[np.float32], method: str) -> No
 @given(values=arrays(3), method=st.sampled_from(METHODS))
 def test_result_is_finite_in_range_and_in_order(values: NDArray[np.float32], method: str) -> None:
     before = values.copy()
-    result = camlib.imaging.normalize(torch.from_numpy(values), method).numpy()
+    result = camlib.normalize(torch.from_numpy(values), method).numpy()
     assert np.array_equal(values, before)
     assert np.isfinite(result).all()
     if method != "none":
@@ -128,7 +128,7 @@ def test_result_is_finite_in_range_and_in_order(values: NDArray[np.float32], met
 @given(values=arrays())
 def test_minmax_reaches_both_ends_unless_constant(values: NDArray[np.float32]) -> None:
     assume(relative_range(values) > 17)
-    result = camlib.imaging.normalize(values)
+    result = camlib.normalize(values)
     assert (result.min(), result.max()) == (0, 1)
     assert result.flatten()[values.argmax()] == 1
     assert result.flatten()[values.argmin()] == 0
@@ -138,40 +138,40 @@ def test_minmax_reaches_both_ends_unless_constant(values: NDArray[np.float32]) -
 @pytest.mark.parametrize("method", ["minmax", "max", "percentile", "signed"])
 def test_scale_of_the_map_does_not_matter(scale: float, method: str) -> None:
     shape = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    torch.testing.assert_close(camlib.imaging.normalize(shape * scale, method), shape, rtol=0, atol=0.02)
+    torch.testing.assert_close(camlib.normalize(shape * scale, method), shape, rtol=0, atol=0.02)
 
 
 def test_range_wider_than_the_largest_float_does_not_overflow() -> None:
     maps = torch.tensor([[-3.4e38, 0.0, 3.4e38]])
-    assert camlib.imaging.normalize(maps).tolist() == [[0.0, 0.5, 1.0]]
-    assert camlib.imaging.normalize(maps, "signed").tolist() == [[-1.0, 0.0, 1.0]]
+    assert camlib.normalize(maps).tolist() == [[0.0, 0.5, 1.0]]
+    assert camlib.normalize(maps, "signed").tolist() == [[-1.0, 0.0, 1.0]]
     hot = torch.tensor([[-3e38] + [-2.9e38, 2.9e38] * 200 + [3.4e38]])
-    assert sorted(set(camlib.imaging.normalize(hot, "percentile").flatten().tolist())) == [0.0, 1.0]
+    assert sorted(set(camlib.normalize(hot, "percentile").flatten().tolist())) == [0.0, 1.0]
 
 
 def test_percentile_tames_a_hot_pixel() -> None:
     maps = torch.linspace(0, 1, 1000).reshape(20, 50)
     maps[3, 7] = 1000
-    assert camlib.imaging.normalize(maps).median() < 0.001
-    assert abs(camlib.imaging.normalize(maps, "percentile").median() - 0.5) < 0.01
+    assert camlib.normalize(maps).median() < 0.001
+    assert abs(camlib.normalize(maps, "percentile").median() - 0.5) < 0.01
 
 
 def test_percentile_does_not_stretch_the_noise_below_a_hot_pixel() -> None:
     noisy = torch.ones(40, 40)
     noisy[::2] += 2.0**-23
     noisy[5, 6] = 2
-    result = camlib.imaging.normalize(noisy, "percentile")
+    result = camlib.normalize(noisy, "percentile")
     assert result[5, 6] == 1
     assert result.sum() < 1.001
 
 
 def test_max_leaves_nothing_of_negative_maps() -> None:
-    assert camlib.imaging.normalize(torch.tensor([[-2.0, -1.0]]), "max").tolist() == [[0.0, 0.0]]
-    assert camlib.imaging.normalize(torch.tensor([[-2.0, 0.5, 1.0]]), "max").tolist() == [[0.0, 0.5, 1.0]]
+    assert camlib.normalize(torch.tensor([[-2.0, -1.0]]), "max").tolist() == [[0.0, 0.0]]
+    assert camlib.normalize(torch.tensor([[-2.0, 0.5, 1.0]]), "max").tolist() == [[0.0, 0.5, 1.0]]
 
 
 def test_zero_stays_zero_when_signed() -> None:
-    assert camlib.imaging.normalize(torch.tensor([[-4.0, 0.0, 1.0]]), "signed").tolist() == [[-1.0, 0.0, 0.25]]
+    assert camlib.normalize(torch.tensor([[-4.0, 0.0, 1.0]]), "signed").tolist() == [[-1.0, 0.0, 0.25]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -206,7 +206,7 @@ def test_constant_signals_pictures_and_volumes() -> None:
 @pytest.mark.parametrize("dims", [0, 4, -1, True, 2.0, None, "2"])
 def test_maps_have_one_two_or_three_dimensions(dims: Any) -> None:
     for function in (
-        lambda: camlib.imaging.normalize(torch.rand(2, 2), dims=dims),
+        lambda: camlib.normalize(torch.rand(2, 2), dims=dims),
         lambda: imaging.is_constant(torch.rand(2, 2), dims),
     ):
         with pytest.raises(camlib.CamlibValueError, match=r"1 \(signals\), 2 \(pictures\) or 3") as error:
@@ -217,23 +217,23 @@ def test_maps_have_one_two_or_three_dimensions(dims: Any) -> None:
 @pytest.mark.parametrize(("dims", "wanted"), [(1, r"\(..., l\)"), (3, r"\(..., t, h, w\)")])
 def test_errors_name_the_axes_that_are_missing(dims: int, wanted: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=rf"maps must have shape {wanted} without empty axes"):
-        camlib.imaging.normalize(torch.ones([2] * (dims - 1)), dims=dims)
+        camlib.normalize(torch.ones([2] * (dims - 1)), dims=dims)
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e-45, 1e-38, 3.4e38, -3.4e38])
 def test_constant_maps_become_zeros(value: float) -> None:
     maps = torch.stack([torch.full((3, 4), value), torch.rand(3, 4)])
     for method in METHODS[:-1]:
-        result = camlib.imaging.normalize(maps, method)
+        result = camlib.normalize(maps, method)
         assert not result[0].any()
         assert result[1].any()
-    assert torch.equal(camlib.imaging.normalize(maps, "none"), maps)
+    assert torch.equal(camlib.normalize(maps, "none"), maps)
 
 
 def test_rounding_noise_is_not_stretched_into_a_picture() -> None:
     maps = torch.full((8, 8), 1 / 3)
     maps[::2] += 2.0**-24
-    assert not camlib.imaging.normalize(maps).any()
+    assert not camlib.normalize(maps).any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -241,17 +241,17 @@ def test_rounding_noise_is_not_stretched_into_a_picture() -> None:
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
 def test_what_is_not_finite_is_an_error(bad: float, method: str, kind: Any) -> None:
     with pytest.raises(camlib.CamlibValueError, match="maps hold NaN or infinity"):
-        camlib.imaging.normalize(kind([[[1.0, 2.0]], [[bad, 2.0]]]), method)
+        camlib.normalize(kind([[[1.0, 2.0]], [[bad, 2.0]]]), method)
 
 
 @settings(max_examples=40, deadline=None)
 @given(values=hnp.arrays(np.float32, (2, 3, 4), elements=floats(infinities=True)), method=st.sampled_from(METHODS))
 def test_finite_or_an_error(values: NDArray[np.float32], method: str) -> None:
     if np.isfinite(values).all():
-        assert np.isfinite(camlib.imaging.normalize(values, method)).all()
+        assert np.isfinite(camlib.normalize(values, method)).all()
     else:
         with pytest.raises(camlib.CamlibValueError, match="NaN or infinity"):
-            camlib.imaging.normalize(values, method)
+            camlib.normalize(values, method)
 
 
 TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int16, torch.uint8, torch.bool]
@@ -260,14 +260,14 @@ TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int6
 @pytest.mark.parametrize("dtype", TORCH, ids=str)
 def test_tensors_of_every_type(dtype: torch.dtype) -> None:
     maps = torch.tensor([[0, 1], [1, 1]]).to(dtype)
-    result = camlib.imaging.normalize(maps)
+    result = camlib.normalize(maps)
     assert result.tolist() == [[0, 1], [1, 1]]
     assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f8", ">i2", "g", "i8", "u2", "u1", "?"])
 def test_arrays_of_every_type(dtype: str) -> None:
-    result = camlib.imaging.normalize(np.array([[0, 1], [1, 1]], dtype))
+    result = camlib.normalize(np.array([[0, 1], [1, 1]], dtype))
     assert isinstance(result, np.ndarray)
     assert result.tolist() == [[0, 1], [1, 1]]
     assert result.dtype == (np.float64 if dtype in ("f8", ">f8", "g") else np.float32)
@@ -278,14 +278,14 @@ def test_arrays_of_every_layout() -> None:
     frozen = maps.copy()
     frozen.flags.writeable = False
     for view in (maps[::-1, ::-1], np.asfortranarray(maps), np.broadcast_to(maps[0], (2, 3)), frozen):
-        np.testing.assert_allclose(camlib.imaging.normalize(view), naive(view, "minmax"), atol=1e-15)
+        np.testing.assert_allclose(camlib.normalize(view), naive(view, "minmax"), atol=1e-15)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_callers_array_is_neither_changed_nor_shared(method: str) -> None:
     maps = np.array([[1.0, 2.0], [4.0, -3.0]])
     before = maps.copy()
-    camlib.imaging.normalize(maps, method)[:] = 7
+    camlib.normalize(maps, method)[:] = 7
     assert np.array_equal(maps, before)
 
 
@@ -307,11 +307,11 @@ def test_the_callers_array_is_neither_changed_nor_shared(method: str) -> None:
 )
 def test_what_is_no_map_is_an_error(maps: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        camlib.imaging.normalize(maps)
+        camlib.normalize(maps)
 
 
 @pytest.mark.parametrize("method", ["min-max", "MINMAX", "", None, 3])
 def test_unknown_method_names_those_that_are_known(method: object) -> None:
     with pytest.raises(camlib.CamlibValueError, match="minmax, max, percentile, signed, none") as error:
-        camlib.imaging.normalize(torch.rand(2, 2), method)
+        camlib.normalize(torch.rand(2, 2), method)
     assert repr(method) in str(error.value)

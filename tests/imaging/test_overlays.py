@@ -46,11 +46,11 @@ def test_pure_red_stays_red() -> None:
     red = np.zeros((3, 4, 3), np.uint8)
     red[..., 0] = 255
     for image in (red, torch.from_numpy(red).permute(2, 0, 1), Image.fromarray(red)):
-        assert np.array_equal(camlib.imaging.overlay(image, np.zeros((3, 4)), alpha=0), red)
+        assert np.array_equal(camlib.overlay(image, np.zeros((3, 4)), alpha=0), red)
 
 
 def test_hot_is_red_and_cold_is_blue() -> None:
-    result = camlib.imaging.overlay(np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 0.0]]), "jet", alpha=1)
+    result = camlib.overlay(np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 0.0]]), "jet", alpha=1)
     assert result.tolist() == [[[128, 0, 0], [0, 0, 128]]]
 
 
@@ -58,14 +58,14 @@ def test_hot_is_red_and_cold_is_blue() -> None:
 @given(size=sizes, alpha=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_blend_is_exact_to_rounding(size: tuple[int, int], alpha: float, seed: int) -> None:
     image, heatmap = picture(*size, seed), heat(*size, seed)
-    assert_blended(camlib.imaging.overlay(image, heatmap, "jet", alpha), image, jet(heatmap), alpha)
+    assert_blended(camlib.overlay(image, heatmap, "jet", alpha), image, jet(heatmap), alpha)
 
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes, small=sizes, seed=st.integers(0, 1000))
 def test_any_heatmap_on_any_picture(size: tuple[int, int], small: tuple[int, int], seed: int) -> None:
     image, heatmap = picture(*size, seed), heat(*small, seed)
-    result = camlib.imaging.overlay(image, heatmap.astype(np.float32), "jet", alpha=1)
+    result = camlib.overlay(image, heatmap.astype(np.float32), "jet", alpha=1)
     assert result.shape == image.shape
     if size[0] >= small[0] and size[1] >= small[1]:
         resized = cv2.resize(heatmap, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
@@ -75,7 +75,7 @@ def test_any_heatmap_on_any_picture(size: tuple[int, int], small: tuple[int, int
 
 def test_rounding_while_resizing_does_not_take_a_heatmap_out_of_its_range() -> None:
     heatmap = np.array([[1, 1, 1, 0]], np.float32)  # float32 interpolation to 17 x 3 makes 1.0000001 of the ones
-    assert camlib.imaging.overlay(picture(17, 3), heatmap, "jet", alpha=1)[8, 0].tolist() == [128, 0, 0]
+    assert camlib.overlay(picture(17, 3), heatmap, "jet", alpha=1)[8, 0].tolist() == [128, 0, 0]
     assert imaging.overlay_signed(picture(17, 3), -heatmap).shape == (17, 3, 3)
     assert imaging.draw_boxes(picture(17, 3), heatmap).shape == (17, 3, 3)
 
@@ -83,7 +83,7 @@ def test_rounding_while_resizing_does_not_take_a_heatmap_out_of_its_range() -> N
 def test_opacity_that_follows_the_heat() -> None:
     image, heatmap = picture(), heat()
     heatmap[0, 0], heatmap[5, 7] = 0, 1
-    result = camlib.imaging.overlay(image, heatmap, "jet", alpha="heat")
+    result = camlib.overlay(image, heatmap, "jet", alpha="heat")
     assert_blended(result, image, jet(heatmap), heatmap[..., None])
     assert np.array_equal(result[0, 0], image[0, 0])
     assert result[5, 7].tolist() == [128, 0, 0]
@@ -110,20 +110,20 @@ def test_signed_overlay_blends_the_signed_colours() -> None:
 def test_another_colormap() -> None:
     image, heatmap = picture(), heat()
     colors = cv2.applyColorMap(np.rint(heatmap * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    assert_blended(camlib.imaging.overlay(image, heatmap, "viridis", 0.3), image, colors, 0.3)
+    assert_blended(camlib.overlay(image, heatmap, "viridis", 0.3), image, colors, 0.3)
     with pytest.raises(camlib.CamlibValueError, match="did you mean 'viridis'"):
-        camlib.imaging.overlay(image, heatmap, "virids")
+        camlib.overlay(image, heatmap, "virids")
 
 
 def test_defaults_are_jet_at_half_opacity() -> None:
     image, heatmap = picture(), heat()
-    assert_blended(camlib.imaging.overlay(image, heatmap), image, jet(heatmap), 0.5)
+    assert_blended(camlib.overlay(image, heatmap), image, jet(heatmap), 0.5)
 
 
 def shown(image: Any) -> NDArray[np.uint8]:
     """The picture as the overlay sees it: no heat at all."""
     rgb = imaging.as_rgb(image)
-    assert np.array_equal(camlib.imaging.overlay(image, np.zeros(rgb.shape[:2]), alpha=0), rgb)
+    assert np.array_equal(camlib.overlay(image, np.zeros(rgb.shape[:2]), alpha=0), rgb)
     return rgb
 
 
@@ -183,30 +183,30 @@ def test_half_precision_pictures_are_close() -> None:
 
 def test_batches_are_their_pictures_one_by_one() -> None:
     images, heatmaps = np.stack([picture(seed=i) for i in range(3)]), np.stack([heat(3, 4, i) for i in range(3)])
-    each = np.stack([camlib.imaging.overlay(images[i], heatmaps[i]) for i in range(3)])
+    each = np.stack([camlib.overlay(images[i], heatmaps[i]) for i in range(3)])
     chw = torch.from_numpy(images).permute(0, 3, 1, 2)
     for batch in (images, images / 255, chw, chw / 255, list(images), tuple(chw), [Image.fromarray(i) for i in images]):
         for kind in (heatmaps, torch.from_numpy(heatmaps)):
-            assert np.array_equal(camlib.imaging.overlay(batch, kind), each)
-    assert camlib.imaging.overlay(images[:1], heatmaps[:1]).shape == (1, 6, 8, 3)
-    assert camlib.imaging.overlay([images[0]], heatmaps[:1]).shape == (1, 6, 8, 3)
+            assert np.array_equal(camlib.overlay(batch, kind), each)
+    assert camlib.overlay(images[:1], heatmaps[:1]).shape == (1, 6, 8, 3)
+    assert camlib.overlay([images[0]], heatmaps[:1]).shape == (1, 6, 8, 3)
 
 
 def test_lists_of_pictures_may_differ_in_kind() -> None:
     mixed = [picture(), torch.from_numpy(picture()).permute(2, 0, 1), Image.fromarray(picture()), picture() / 255]
-    result = camlib.imaging.overlay(mixed, np.stack([heat()] * 4))
+    result = camlib.overlay(mixed, np.stack([heat()] * 4))
     assert all(np.array_equal(one, result[0]) for one in result)
 
 
 def test_pictures_and_heatmaps_are_left_as_they_were() -> None:
     image, heatmap = picture(), heat()
     before = image.copy(), heatmap.copy()
-    camlib.imaging.overlay(image, heatmap)[:] = 0
-    camlib.imaging.overlay(image, heatmap, alpha=0)[:] = 0
+    camlib.overlay(image, heatmap)[:] = 0
+    camlib.overlay(image, heatmap, alpha=0)[:] = 0
     assert np.array_equal(image, before[0])
     assert np.array_equal(heatmap, before[1])
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    camlib.imaging.overlay(tensor, heatmap, alpha=0)[:] = 0
+    camlib.overlay(tensor, heatmap, alpha=0)[:] = 0
     assert np.array_equal(tensor.permute(1, 2, 0).numpy(), before[0])
 
 
@@ -233,7 +233,7 @@ def test_pictures_and_heatmaps_are_left_as_they_were() -> None:
 )
 def test_what_is_no_picture_is_an_error(image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        camlib.imaging.overlay(image, np.stack([heat()] * 2) if isinstance(image, list) else heat())
+        camlib.overlay(image, np.stack([heat()] * 2) if isinstance(image, list) else heat())
 
 
 @pytest.mark.parametrize(
@@ -246,34 +246,34 @@ def test_one_heatmap_for_each_picture(pictures: int | None, heatmaps: int | None
     with pytest.raises(
         camlib.CamlibValueError, match="heatmaps, .* got " + str(heatmap.shape)[:-1].replace("(", r"\(")
     ):
-        camlib.imaging.overlay(image, heatmap)
+        camlib.overlay(image, heatmap)
 
 
 def test_pictures_of_a_batch_have_one_size() -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"\(5, 8, 3\), \(6, 8, 3\).*one by one"):
-        camlib.imaging.overlay([picture(), picture(5)], np.stack([heat()] * 2))
+        camlib.overlay([picture(), picture(5)], np.stack([heat()] * 2))
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, 255, float("nan"), float("inf")])
 def test_alpha_out_of_range(alpha: float) -> None:
     with pytest.raises(camlib.CamlibValueError, match=f"alpha must lie in .* got {alpha}"):
-        camlib.imaging.overlay(picture(), heat(), alpha=alpha)
+        camlib.overlay(picture(), heat(), alpha=alpha)
 
 
 @pytest.mark.parametrize("alpha", [True, None, "hot", "0.5", [0.5]])
 def test_alpha_of_another_kind(alpha: Any) -> None:
     with pytest.raises(camlib.CamlibTypeError, match="alpha must be a number") as error:
-        camlib.imaging.overlay(picture(), heat(), alpha=alpha)
+        camlib.overlay(picture(), heat(), alpha=alpha)
     assert repr(alpha) in str(error.value)
 
 
 def test_heatmap_out_of_range() -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"\[0, 1\], got \[-1, .*normalize"):
-        camlib.imaging.overlay(picture(), np.array([[-1.0, 0.5]]))
+        camlib.overlay(picture(), np.array([[-1.0, 0.5]]))
     with pytest.raises(camlib.CamlibValueError, match="NaN"):
-        camlib.imaging.overlay(picture(), np.array([[np.nan, 0.5]]))
+        camlib.overlay(picture(), np.array([[np.nan, 0.5]]))
     with pytest.raises(camlib.CamlibTypeError, match="got list"):
-        camlib.imaging.overlay(picture(), [[0.5]])
+        camlib.overlay(picture(), [[0.5]])
 
 
 def test_a_single_picture_is_a_list_of_one() -> None:

@@ -128,7 +128,7 @@ def test_monochrome1_is_the_negative_and_windows_are_monotone(tmp_path_factory, 
 def test_colours_are_kept_and_gray_is_their_luma(tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (6, 5, 3))
     dataset(stored, bits=8).save_as(tmp_path / "colour", enforce_file_format=True)
-    assert np.array_equal(camlib.imaging.read_image(tmp_path / "colour"), stored)
+    assert np.array_equal(camlib.read_image(tmp_path / "colour"), stored)
     luma = stored @ [0.299, 0.587, 0.114]
     assert np.abs(camlib.imaging.read_gray(tmp_path / "colour") - luma).max() <= 1
 
@@ -146,7 +146,7 @@ def test_dicom_is_told_by_its_content_not_its_name(tmp_path):
 def test_files_that_pydicom_ships_are_read(name):
     path = get_testdata_file(name, download=False)
     assert path
-    picture = camlib.imaging.read_image(path)
+    picture = camlib.read_image(path)
     there = pydicom.dcmread(path)
     assert picture.shape == (there.Rows, there.Columns, 3)
     assert picture.std() > 5
@@ -191,7 +191,7 @@ def undecodable():
 def test_what_cannot_be_shown_is_refused_without_a_word_of_the_header(tmp_path, make, complaint):
     make().save_as(tmp_path / "odd.dcm", enforce_file_format=True)
     with pytest.raises(camlib.CamlibError, match=complaint) as caught:
-        camlib.imaging.read_image(tmp_path / "odd.dcm")
+        camlib.read_image(tmp_path / "odd.dcm")
     said = "".join(traceback.format_exception(caught.value))
     assert "odd.dcm" in said
     assert "Sentinel" not in said
@@ -210,7 +210,7 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     dataset().save_as(tmp_path / "picture.dcm", enforce_file_format=True)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(camlib.CamlibRuntimeError, match="install the extra dicom"):
-        camlib.imaging.read_image(tmp_path / "picture.dcm")
+        camlib.read_image(tmp_path / "picture.dcm")
 
 
 def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
@@ -219,7 +219,7 @@ def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
     from tests.networks import small_cnn
 
     picture = shown(tmp_path, dataset())
-    squeezed = camlib.imaging.resize(torch.from_numpy(picture)[None].float() / 255, (16, 16))
+    squeezed = camlib.resize(torch.from_numpy(picture)[None].float() / 255, (16, 16))
     explanation = camlib.GradCAM(small_cnn(), "3")(squeezed.expand(3, -1, -1)[None], 1)
     assert explanation.overlays([picture])[0].shape == (*RAMP.shape, 3)
 
@@ -229,7 +229,7 @@ def test_pictures_of_every_mode_are_read(tmp_path, mode):
     ending = "tiff" if mode == "CMYK" else "png"
     image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10) * 4).convert("RGB").convert(mode)
     image.save(tmp_path / f"picture.{ending}")
-    assert np.array_equal(camlib.imaging.read_image(tmp_path / f"picture.{ending}"), np.asarray(image.convert("RGB")))
+    assert np.array_equal(camlib.read_image(tmp_path / f"picture.{ending}"), np.asarray(image.convert("RGB")))
     assert np.array_equal(camlib.imaging.read_gray(tmp_path / f"picture.{ending}"), np.asarray(image.convert("L")))
 
 
@@ -238,7 +238,7 @@ def test_sixteen_bits_are_stretched(tmp_path):
     Image.fromarray(values).save(tmp_path / "deep.png")
     expected = (values.astype(float) - 1000) / 50000 * 255
     assert np.abs(camlib.imaging.read_gray(tmp_path / "deep.png") - expected).max() <= 0.5 + 1e-6
-    assert camlib.imaging.read_image(tmp_path / "deep.png").shape == (6, 10, 3)
+    assert camlib.read_image(tmp_path / "deep.png").shape == (6, 10, 3)
 
 
 def test_constant_picture_of_sixteen_bits_is_black(tmp_path):
@@ -258,7 +258,7 @@ def test_pictures_are_turned_upright(tmp_path):
 def test_no_picture_is_refused_by_name(tmp_path, content):
     (tmp_path / "odd.png").write_bytes(content)
     with pytest.raises(camlib.CamlibValueError, match=r"odd\.png is no picture that can be read"):
-        camlib.imaging.read_image(tmp_path / "odd.png")
+        camlib.read_image(tmp_path / "odd.png")
 
 
 def test_truncated_picture_is_refused(tmp_path):
@@ -270,4 +270,4 @@ def test_truncated_picture_is_refused(tmp_path):
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(camlib.CamlibValueError, match="cannot be opened: No such file"):
-        camlib.imaging.read_image(tmp_path / "nothing.png")
+        camlib.read_image(tmp_path / "nothing.png")

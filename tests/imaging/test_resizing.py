@@ -41,8 +41,8 @@ def naive(values: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
 @given(old=sizes, new=sizes, seed=st.integers(0, 1000))
 def test_any_size_to_any_size(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=old)
-    np.testing.assert_allclose(camlib.imaging.resize(values, new), naive(values, new), rtol=0, atol=1e-11)
-    single = camlib.imaging.resize(torch.from_numpy(values).float(), new)
+    np.testing.assert_allclose(camlib.resize(values, new), naive(values, new), rtol=0, atol=1e-11)
+    single = camlib.resize(torch.from_numpy(values).float(), new)
     np.testing.assert_allclose(single.numpy(), naive(values, new), rtol=0, atol=1e-4)
 
 
@@ -52,23 +52,23 @@ def test_upsampling_equals_opencv(old: tuple[int, int], more: tuple[int, int], s
     values = np.random.default_rng(seed).random(old, np.float32)
     height, width = old[0] + more[0], old[1] + more[1]
     expected = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(camlib.imaging.resize(values, (height, width)), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(camlib.resize(values, (height, width)), expected, rtol=0, atol=2e-5)
 
 
 def test_cells_cover_the_pixels_they_came_from() -> None:
     """With corners aligned instead, the step would not lie in the middle of each half."""
-    assert camlib.imaging.resize(np.array([[0.0, 1.0]]), (1, 4)).tolist() == [[0.0, 0.25, 0.75, 1.0]]
-    assert camlib.imaging.resize(np.array([[0.0], [1.0]]), (4, 1)).tolist() == [[0.0], [0.25], [0.75], [1.0]]
+    assert camlib.resize(np.array([[0.0, 1.0]]), (1, 4)).tolist() == [[0.0, 0.25, 0.75, 1.0]]
+    assert camlib.resize(np.array([[0.0], [1.0]]), (4, 1)).tolist() == [[0.0], [0.25], [0.75], [1.0]]
 
 
 def test_size_is_height_then_width() -> None:
-    assert camlib.imaging.resize(torch.rand(2, 3), (5, 7)).shape == (5, 7)
+    assert camlib.resize(torch.rand(2, 3), (5, 7)).shape == (5, 7)
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 3)])
 def test_every_map_of_a_batch_alone(batch: tuple[int, ...]) -> None:
     maps = torch.rand(*batch, 3, 5, dtype=torch.float64)
-    result = camlib.imaging.resize(maps, (7, 4))
+    result = camlib.resize(maps, (7, 4))
     assert result.shape == (*batch, 7, 4)
     for index in np.ndindex(batch):
         np.testing.assert_allclose(result[index].numpy(), naive(maps[index].numpy(), (7, 4)), atol=1e-13)
@@ -78,7 +78,7 @@ def test_every_map_of_a_batch_alone(batch: tuple[int, ...]) -> None:
 @given(old=sizes, new=sizes, seed=st.integers(0, 1000))
 def test_values_stay_between_lowest_and_highest(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2, old).astype(np.float32)
-    result = camlib.imaging.resize(np.stack([values, 1 - values]), new)
+    result = camlib.resize(np.stack([values, 1 - values]), new)
     for one, other in zip((values, 1 - values), result, strict=True):
         assert one.min() <= other.min()
         assert other.max() <= one.max()
@@ -86,18 +86,18 @@ def test_values_stay_between_lowest_and_highest(old: tuple[int, int], new: tuple
 
 def test_same_size_changes_nothing() -> None:
     maps = torch.rand(2, 3, 4)
-    assert torch.equal(camlib.imaging.resize(maps, (3, 4)), maps)
+    assert torch.equal(camlib.resize(maps, (3, 4)), maps)
 
 
 def test_kind_and_precision_are_kept() -> None:
     values = np.arange(6).reshape(2, 3)
     for given_dtype, dtype in [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("i4", "f4"), ("u1", "f4")]:
-        result = camlib.imaging.resize(values.astype(given_dtype), (4, 6))
+        result = camlib.resize(values.astype(given_dtype), (4, 6))
         assert isinstance(result, np.ndarray)
         assert result.dtype == dtype
         np.testing.assert_allclose(result, naive(values, (4, 6)), atol=1e-6)
     for kind in (torch.float16, torch.bfloat16, torch.int64, torch.float32):
-        tensor = camlib.imaging.resize(torch.from_numpy(values).to(kind), (4, 6))
+        tensor = camlib.resize(torch.from_numpy(values).to(kind), (4, 6))
         assert tensor.dtype == torch.float32
         np.testing.assert_allclose(tensor.numpy(), naive(values, (4, 6)), atol=1e-6)
 
@@ -105,8 +105,8 @@ def test_kind_and_precision_are_kept() -> None:
 def test_maps_given_are_left_as_they_were() -> None:
     maps = np.random.default_rng(0).random((3, 4))
     before = maps.copy()
-    camlib.imaging.resize(maps, (3, 4))[:] = 9
-    camlib.imaging.resize(maps, (6, 8))[:] = 9
+    camlib.resize(maps, (3, 4))[:] = 9
+    camlib.resize(maps, (6, 8))[:] = 9
     assert np.array_equal(maps, before)
 
 
@@ -116,7 +116,7 @@ def test_maps_given_are_left_as_they_were() -> None:
 )
 def test_sizes_that_are_none(size: object) -> None:
     with pytest.raises(camlib.CamlibValueError, match="two positive integers") as error:
-        camlib.imaging.resize(torch.rand(2, 2), size)
+        camlib.resize(torch.rand(2, 2), size)
     assert repr(size) in str(error.value)
 
 
@@ -133,7 +133,7 @@ def naive_3d(values: NDArray[Any], size: tuple[int, int, int]) -> NDArray[np.flo
 @given(old=sides, new=sides, seed=st.integers(0, 1000))
 def test_signals_of_any_length_to_any_length(old: int, new: int, seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=(2, 3, old))
-    result = camlib.imaging.resize(values, (new,))
+    result = camlib.resize(values, (new,))
     assert result.shape == (2, 3, new)
     for index in np.ndindex(2, 3):
         np.testing.assert_allclose(result[index], naive(values[index][None], (1, new))[0], rtol=0, atol=1e-11)
@@ -147,7 +147,7 @@ volumes = st.tuples(short, short, short)
 @given(old=volumes, new=volumes, seed=st.integers(0, 1000))
 def test_volumes_of_any_size_to_any_size(old: tuple[int, int, int], new: tuple[int, int, int], seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=(2, *old))
-    result = camlib.imaging.resize(torch.from_numpy(values), new)
+    result = camlib.resize(torch.from_numpy(values), new)
     assert result.shape == (2, *new)
     for one, given_map in zip(result, values, strict=True):
         np.testing.assert_allclose(one.numpy(), naive_3d(given_map, new), rtol=0, atol=1e-11)
@@ -155,8 +155,8 @@ def test_volumes_of_any_size_to_any_size(old: tuple[int, int, int], new: tuple[i
 
 def test_time_is_stretched_apart_from_space() -> None:
     maps = torch.tensor([[[0.0]], [[1.0]]])
-    assert camlib.imaging.resize(maps, (4, 1, 1)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
-    assert torch.equal(camlib.imaging.resize(maps, (2, 3, 5)), maps.expand(2, 3, 5))
+    assert camlib.resize(maps, (4, 1, 1)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert torch.equal(camlib.resize(maps, (2, 3, 5)), maps.expand(2, 3, 5))
 
 
 @settings(max_examples=40, deadline=None)
@@ -165,7 +165,7 @@ def test_volumes_stay_between_lowest_and_highest(
     old: tuple[int, int, int], new: tuple[int, int, int], seed: int
 ) -> None:
     values = np.random.default_rng(seed).integers(0, 2, old).astype(np.float32)
-    result = camlib.imaging.resize(np.stack([values, 1 - values]), new)
+    result = camlib.resize(np.stack([values, 1 - values]), new)
     for one, other in zip((values, 1 - values), result, strict=True):
         assert one.min() <= other.min()
         assert other.max() <= one.max()
@@ -176,20 +176,20 @@ def test_volumes_stay_between_lowest_and_highest(
 )
 def test_maps_have_as_many_axes_as_the_size(shape: tuple[int, ...], size: tuple[int, ...], wanted: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=rf"maps must have shape {wanted}.*got \({str(shape)[1:-1]}\)"):
-        camlib.imaging.resize(torch.rand(shape), size)
+        camlib.resize(torch.rand(shape), size)
 
 
 @pytest.mark.parametrize("size", [[5, 6], torch.Size([5, 6]), (5, 6)])
 def test_sizes_in_every_spelling(size: Any) -> None:
-    assert camlib.imaging.resize(torch.rand(2, 2), size).shape == (5, 6)
+    assert camlib.resize(torch.rand(2, 2), size).shape == (5, 6)
 
 
 def test_what_is_no_map_is_an_error() -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"got \(3,\)"):
-        camlib.imaging.resize(torch.rand(3), (2, 2))
+        camlib.resize(torch.rand(3), (2, 2))
     with pytest.raises(camlib.CamlibValueError, match="NaN or infinity"):
-        camlib.imaging.resize(np.array([[0.0, np.inf]]), (2, 2))
+        camlib.resize(np.array([[0.0, np.inf]]), (2, 2))
     with pytest.raises(camlib.CamlibTypeError, match="got list"):
-        camlib.imaging.resize([[0.0]], (2, 2))
+        camlib.resize([[0.0]], (2, 2))
     with pytest.raises(camlib.CamlibTypeError, match="dtype complex128"):
-        camlib.imaging.resize(np.ones((2, 2), complex), (2, 2))
+        camlib.resize(np.ones((2, 2), complex), (2, 2))

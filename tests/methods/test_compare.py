@@ -85,7 +85,7 @@ def alone(name: str, model: nn.Module, images: Any, target: Any = None, layer: A
 # What it gives -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.targets.TopK(2)])
+@pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.TopK(2)])
 def test_every_method_gives_what_it_gives_alone(model, images, target):
     names = [name for name in camlib.METHODS if name != "le_grad"]
     few = {name: cheap(name)(model, None if camlib.METHODS[name].layerless else "stage2") for name in OPTIONS}

@@ -58,9 +58,9 @@ def test_hires_cam_sums_to_the_logit_without_the_bias_on_pooled_linear_heads(dra
 def test_cam_is_positions_times_grad_cam_on_a_resnet() -> None:
     model = oracles.randomize(oracles.resnet18().model)
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
-    maps = camlib.CAM(model)(images, camlib.targets.TopK(5)).maps
+    maps = camlib.CAM(model)(images, camlib.TopK(5)).maps
     assert (maps > 0).any()
-    torch.testing.assert_close(3 * 2 * camlib.GradCAM(model, "layer4")(images, camlib.targets.TopK(5)).maps, maps)
+    torch.testing.assert_close(3 * 2 * camlib.GradCAM(model, "layer4")(images, camlib.TopK(5)).maps, maps)
 
 
 def test_cam_explains_both_classes_of_a_single_logit() -> None:
@@ -310,7 +310,7 @@ def test_no_cell_of_a_small_grid_is_rare_for_fem(deviations: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(drawn=cnns(activations=RELUS))
 def test_shapley_cam_is_grad_cam_on_piecewise_linear_tails(drawn: Drawn) -> None:
-    for target in (0, camlib.targets.TopK(2)):
+    for target in (0, camlib.TopK(2)):
         torch.testing.assert_close(
             signed("shapley_cam", drawn, target), signed("grad_cam", drawn, target), rtol=1e-12, atol=1e-14
         )
@@ -326,8 +326,8 @@ def test_shapley_cam_of_a_homogeneous_score_is_a_multiple_of_grad_cam(power: int
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Power(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    expected = (3 - power) / 2 * camlib.GradCAM(model, "0", relu=False)(images, camlib.targets.TopK(3)).maps
-    torch.testing.assert_close(camlib.ShapleyCAM(model, "0", relu=False)(images, camlib.targets.TopK(3)).maps, expected)
+    expected = (3 - power) / 2 * camlib.GradCAM(model, "0", relu=False)(images, camlib.TopK(3)).maps
+    torch.testing.assert_close(camlib.ShapleyCAM(model, "0", relu=False)(images, camlib.TopK(3)).maps, expected)
 
 
 def rest(c: int, outputs: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def explain(name: str, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def minmaxed(maps: Tensor) -> Tensor:
-    normalized = camlib.imaging.normalize(maps)
+    normalized = camlib.normalize(maps)
     assert (normalized.flatten(1).amax(1) == 1).all(), "a law that zero maps obey says nothing"
     return normalized
 
@@ -247,7 +247,7 @@ def test_scales_leave_the_minmaxed_map_or_change_it_for_a_stated_reason(
     before = minmaxed(explain(name, model, images))
     maps = explain(name, SCALES[law](model, factor), images)
     if (name, law) in BROKEN_LAWS:
-        assert (camlib.imaging.normalize(maps) - before).abs().max() > 1e-3, BROKEN_LAWS[name, law]
+        assert (camlib.normalize(maps) - before).abs().max() > 1e-3, BROKEN_LAWS[name, law]
     else:
         torch.testing.assert_close(minmaxed(maps), before, rtol=0, atol=1e-5, msg=broken(name, law))
 
@@ -304,7 +304,7 @@ def test_score_cam_of_small_logits_is_the_channels_mean_and_of_large_ones_the_be
     small = explain("score_cam", scaled_logits(model, 1e-9), images)
     torch.testing.assert_close(small, a.mean(1), rtol=0, atol=1e-7)
     large = explain("score_cam", scaled_logits(model, 1e9), images)
-    masks = camlib.imaging.normalize(camlib.imaging.resize(a, (16, 20)))
+    masks = camlib.normalize(camlib.resize(a, (16, 20)))
     with torch.no_grad():
         scores = torch.stack([model(images * masks[:, k, None])[:, 1] for k in range(a.shape[1])], 1)
     torch.testing.assert_close(large, a[torch.arange(3), scores.argmax(1)], rtol=0, atol=1e-7)

@@ -202,7 +202,7 @@ def test_maps_are_the_papers_equation_on_random_networks(name: str, data: st.Dat
 def test_many_classes_are_each_the_papers_equation(name: str, data: st.DataObject) -> None:
     oracle = ORACLES[name]
     case = draw_case(oracle, data)
-    explanation = oracle.explainer(name, case, relu=False)(case.images, camlib.targets.TopK(2))
+    explanation = oracle.explainer(name, case, relu=False)(case.images, camlib.TopK(2))
     with torch.no_grad():
         assert torch.equal(explanation.target, case.split.model(case.images).topk(2).indices)
     for k in range(2):
@@ -508,7 +508,7 @@ def test_sobel_is_the_magnitude_of_scipys_filters(shape: tuple[int, ...]) -> Non
 def test_sobel_is_the_oracles_of_the_input() -> None:
     images = torch.randn(2, 3, 8, 9, dtype=torch.float64)
     model = networks.small_cnn().double()
-    explanation = camlib.Sobel(model)(images, camlib.targets.TopK(2))
+    explanation = camlib.Sobel(model)(images, camlib.TopK(2))
     expected, scale = equations.sobel(images)
     for k in range(2):
         oracles.assert_close(explanation.maps[:, k], expected, scale, TOLERANCE)

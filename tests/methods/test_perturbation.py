@@ -205,7 +205,7 @@ def test_maps_are_the_papers_equation_on_random_networks(name: str, drawn: Drawn
 @given(drawn=cnns(), chunk=st.sampled_from([1, 2, 5, "auto"]))
 def test_many_classes_are_each_the_papers_equation(name: str, drawn: Drawn, chunk: int | str) -> None:
     explainer = explain(name, drawn.model, str(drawn.cut), relu=False, chunk_size=chunk)
-    explanation = explainer(drawn.images, camlib.targets.TopK(2))
+    explanation = explainer(drawn.images, camlib.TopK(2))
     with torch.no_grad():
         assert torch.equal(explanation.target, drawn.model(drawn.images).topk(2).indices)
     for k in range(2):

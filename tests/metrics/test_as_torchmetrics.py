@@ -68,7 +68,7 @@ def test_box_accuracy_takes_the_threshold_that_is_best_for_the_whole_data_set():
     heatmaps = torch.rand(6, 12, 12, generator=generator)
     heatmaps[:3, 2:7, 3:9] += 2
     heatmaps[3:, 4:10, 1:6] += 0.6
-    heatmaps = camlib.imaging.normalize(heatmaps)
+    heatmaps = camlib.normalize(heatmaps)
     boxes = torch.tensor([[3, 2, 9, 7]] * 3 + [[1, 4, 6, 10]] * 3)
     for cls, function in (
         (as_torchmetrics.MaxBoxAcc, metrics.max_box_acc),
@@ -98,7 +98,7 @@ def _in_a_process(rank, address, heatmaps, boxes, found):
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
-    heatmaps = camlib.imaging.normalize(torch.rand(5, 8, 8))
+    heatmaps = camlib.normalize(torch.rand(5, 8, 8))
     boxes = torch.tensor([[1, 1, 6, 6]] * 5)
     found = torch.zeros(2, 2, dtype=torch.float64).share_memory_()
     address = (tmp_path / "meet").as_uri()

@@ -348,7 +348,7 @@ def test_a_batch_gives_what_its_images_give(function: Callable[..., Tensor]) -> 
 def test_heatmaps_are_those_of_pictures_in_the_unit_range(function: Callable[..., Tensor]) -> None:
     boxes = one(0, 0, 2, 2)
     for wrong in (-torch.rand(1, 4, 4), 2 + torch.rand(1, 4, 4)):
-        with pytest.raises(CamlibValueError, match=r"must be in \[0, 1\]: camlib.imaging.normalize"):
+        with pytest.raises(CamlibValueError, match=r"must be in \[0, 1\]: camlib.normalize"):
             function(wrong, boxes)
     for shape in [(1, 4), (1, 4, 4, 4)]:
         with pytest.raises(CamlibValueError, match=r"heatmaps have shape \(1, 4.*; boxes are of pictures \(N, H, W\)"):

@@ -426,5 +426,5 @@ def test_shares_of_a_sum_and_thresholds_need_heatmaps_in_their_range() -> None:
     with pytest.raises(CamlibValueError, match=r"reach down to -0.25; .*clamp\(min=0\)"):
         energy_pointing_game(heatmaps, torch.ones(2, 4, 4))
     for wrong in (heatmaps, 5 * heatmaps.abs()):
-        with pytest.raises(CamlibValueError, match=r"must be in \[0, 1\]: camlib.imaging.normalize"):
+        with pytest.raises(CamlibValueError, match=r"must be in \[0, 1\]: camlib.normalize"):
             iou(wrong, torch.ones(2, 4, 4))

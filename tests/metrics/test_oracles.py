@@ -773,7 +773,7 @@ def blobs(count: int, height: int, width: int) -> Tensor:
         for _ in range(3):
             row, column, spread = height * torch.rand(()), width * torch.rand(()), 1 + 2 * torch.rand(())
             maps[n] += torch.rand(()) * torch.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * spread**2))
-    return camlib.imaging.normalize(maps)
+    return camlib.normalize(maps)
 
 
 def random_boxes(height: int, width: int, count: int) -> Tensor:
@@ -812,7 +812,7 @@ def test_box_accuracy_2_takes_any_component_and_averages_over_ious(seed: int, th
     torch.manual_seed(seed)
     heatmaps, boxes = blobs(5, 14, 12), [random_boxes(14, 12, count) for count in (1, 2, 1, 3, 1)]
     if noisy:
-        heatmaps = camlib.imaging.normalize(heatmaps + 0.3 * torch.rand_like(heatmaps))
+        heatmaps = camlib.normalize(heatmaps + 0.3 * torch.rand_like(heatmaps))
     ious, best = (0.3, 0.5, 0.7), []
     for iou in ious:
         table = np.array(
@@ -1097,7 +1097,7 @@ def test_a_random_pair_is_of_uniform_maps_of_the_layers_resolution() -> None:
     model, images = cnn(), torch.randn(1, 3, 18, 17).double()
     explainer = camlib.GradCAM(model, "2", relu=False)
     found = metrics.randomization(explainer, images, 1).random_pair
-    pairs = [[camlib.imaging.normalize(torch.rand(18, 17).double()).numpy() for _ in range(2)] for _ in range(200)]
+    pairs = [[camlib.normalize(torch.rand(18, 17).double()).numpy() for _ in range(2)] for _ in range(200)]
     for name, similarity in equations.SIMILARITIES.items():
         values = [similarity(*pair) for pair in pairs]
         assert abs(found[name] - np.mean(values)) < 5 * np.std(values), name

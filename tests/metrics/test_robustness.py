@@ -237,7 +237,7 @@ def test_pictures_of_integers_cannot_change_by_a_little(metric: Callable[..., Te
 @each
 def test_several_classes_of_each_image_are_refused(metric: Callable[..., Tensor]) -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"names 2 classes of each; judge one at a time: target\[:, k\]"):
-        metric(camlib.GradCAM(small_cnn().double()), images(), camlib.targets.TopK(2))
+        metric(camlib.GradCAM(small_cnn().double()), images(), camlib.TopK(2))
 
 
 @each

@@ -278,7 +278,7 @@ def test_random_pairs_are_of_the_explanations_own_resolution() -> None:
     coarse = randomization(camlib.GradCAM(model, "3"), x, similarities=names, stages=["7"]).random_pair
     for found, cells in [(fine, 32), (coarse, 2)]:
         maps = torch.rand(2, 200, cells, cells, dtype=torch.float64, generator=seeded(9))
-        pairs = [camlib.imaging.normalize(camlib.imaging.resize(one, (32, 32))) for one in maps]
+        pairs = [camlib.normalize(camlib.resize(one, (32, 32))) for one in maps]
         assert list(found) == names
         for name in names:
             pair = SIMILARITIES[name](*pairs)
@@ -492,7 +492,7 @@ class Uncopied(nn.Sequential):
         ({"stages": ["7"]}, ValueError, "has no layer '7'"),
         ({"stages": ["1"]}, ValueError, "stage '1', a ReLU, has no parameters to randomise"),
         ({"generator": 7}, TypeError, "generator must be a torch.Generator"),
-        ({"target": camlib.targets.TopK(2)}, ValueError, "names 2 classes of each; judge one at a time"),
+        ({"target": camlib.TopK(2)}, ValueError, "names 2 classes of each; judge one at a time"),
     ],
 )
 def test_errors_name_what_was_given_and_wanted(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -325,7 +325,7 @@ PAIR = torch.zeros(2, 3, 6, 7)
         ((small_cnn(), PAIR, True), camlib.CamlibTypeError, "torch.bool"),
         ((small_cnn(), PAIR, targets.Probability), camlib.CamlibTypeError, "not understood"),
         (
-            (small_cnn(), PAIR, camlib.targets.TopK(2)),
+            (small_cnn(), PAIR, camlib.TopK(2)),
             camlib.CamlibValueError,
             r"2 classes of each; .*heatmaps\[:, k\]",
         ),
@@ -380,7 +380,7 @@ def test_heatmaps_may_be_arrays_and_of_integers() -> None:
         (torch.zeros(3, 6, 7, dtype=torch.cfloat), camlib.CamlibTypeError, "heatmaps must be real"),
         (torch.full((3, 6, 7), torch.nan), camlib.CamlibValueError, "heatmaps hold NaN"),
         (torch.zeros(2, 6, 7), camlib.CamlibValueError, r"shape \(2, 6, 7\); they must be \(3, 6, 7\)"),
-        (torch.zeros(3, 2, 2), camlib.CamlibValueError, r"camlib.imaging.resize\(maps, size\)"),
+        (torch.zeros(3, 2, 2), camlib.CamlibValueError, r"camlib.resize\(maps, size\)"),
         (torch.zeros(6, 7), camlib.CamlibValueError, r"they must be \(3, 6, 7\)"),
         (torch.zeros(3, 4, 6, 7), camlib.CamlibValueError, r"one class at a time: heatmaps\[:, k\] with"),
     ],
@@ -396,7 +396,7 @@ def test_heatmaps_are_masks_only_within_0_and_1(wrong: float) -> None:
     heatmaps = torch.rand(3, 6, 7)
     heatmaps[1, 2, 3] = wrong
     trial = Trial(Scorer(small_cnn().double(), images()), heatmaps)
-    with pytest.raises(camlib.CamlibValueError, match=r"they must be in \[0, 1\]: camlib.imaging.normalize"):
+    with pytest.raises(camlib.CamlibValueError, match=r"they must be in \[0, 1\]: camlib.normalize"):
         _ = trial.masked
     edges = torch.tensor([[0.0, 1.0]])
     assert in_unit_range(edges) is edges

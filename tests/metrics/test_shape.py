@@ -137,5 +137,5 @@ def test_what_is_no_heatmap_is_refused(metric: Metric) -> None:
 
 @pytest.mark.parametrize("low", [-0.1, 0.2])
 def test_complexity_is_for_heatmaps_in_the_unit_range(low: float) -> None:
-    with pytest.raises(camlib.errors.CamlibValueError, match=r"must be in \[0, 1\]: camlib.imaging.normalize"):
+    with pytest.raises(camlib.errors.CamlibValueError, match=r"must be in \[0, 1\]: camlib.normalize"):
         complexity(low + torch.linspace(0, 1, 6).reshape(1, 2, 3))

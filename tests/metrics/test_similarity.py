@@ -29,7 +29,7 @@ def pictures(*shape: int, seed: int = 0) -> Tensor:
     """In [0, 1], with long stretches of zeros, as ReLU'd maps have."""
     maps = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     coarse = torch.nn.functional.avg_pool2d(maps[:, None], 3, stride=1, padding=1)[:, 0]
-    return camlib.imaging.normalize(coarse.relu())
+    return camlib.normalize(coarse.relu())
 
 
 def row(*values: float) -> Tensor:
@@ -275,7 +275,7 @@ def test_what_is_no_heatmap_is_not_compared(similarity: Callable[[Any, Any], Ten
         (
             ssim,
             (2, 40),
-            r"\(2, 40\); ssim compares pictures \(N, H, W\) of at least 3 x 3 pixels: camlib.imaging.resize",
+            r"\(2, 40\); ssim compares pictures \(N, H, W\) of at least 3 x 3 pixels: camlib.resize",
         ),
         (ssim, (2, 9, 2), "at least 3 x 3"),
         (hog, (2, 2, 9, 9), r"\(2, 2, 9, 9\); hog compares pictures \(N, H, W\) of at least 6 x 6 pixels"),
@@ -293,5 +293,5 @@ def test_ssim_is_for_heatmaps_in_the_unit_range() -> None:
     heatmaps = torch.rand(2, 16, 16)
     for wrong in (heatmaps - 0.5, 3 * heatmaps):
         for pair in ((heatmaps, wrong), (wrong, heatmaps)):
-            with pytest.raises(camlib.errors.CamlibValueError, match=r"must be in \[0, 1\]: camlib.imaging.normalize"):
+            with pytest.raises(camlib.errors.CamlibValueError, match=r"must be in \[0, 1\]: camlib.normalize"):
                 ssim(*pair)

@@ -184,7 +184,7 @@ def test_other_explanations_are_refused(explanation, images):
     with pytest.raises(camlib.CamlibTypeError, match="a report takes an Explanation"):
         camlib.report({}, images)
     torch.manual_seed(0)
-    several = camlib.GradCAM(small_cnn(), "3")(images, camlib.targets.TopK(2))
+    several = camlib.GradCAM(small_cnn(), "3")(images, camlib.TopK(2))
     with pytest.raises(camlib.CamlibValueError, match="several classes of each image"):
         camlib.report(several, images)
     frames = dataclasses.replace(explanation, maps=torch.rand(3, 2, 4, 5), input_size=(2, 16, 20))

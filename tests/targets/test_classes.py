@@ -16,7 +16,7 @@ from camlib import targets
 from tests.networks import Network
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.5, -1.5], [0.5, -2.0, 0.0, 2.0]], dtype=torch.float64)
-SPELLINGS = [None, 2, [3, 1], np.array([3, 1]), [[0, 1], [3, 2]], camlib.targets.TopK(3)]
+SPELLINGS = [None, 2, [3, 1], np.array([3, 1]), [[0, 1], [3, 2]], camlib.TopK(3)]
 
 
 def scores(target: targets.Target, outputs: Tensor = LOGITS) -> Tensor:
@@ -70,7 +70,7 @@ def test_resolved_are_the_classes(make, _formula, classes):
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 6), st.integers(1, 8), st.floats(-2, 2))
 def test_contrast_is_its_formula_on_any_logits(seed, rows, classes, nearest, weight):
     logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = scores(targets.Contrast(camlib.targets.TopK(2), weight=weight, nearest=nearest), logits)
+    found = scores(targets.Contrast(camlib.TopK(2), weight=weight, nearest=nearest), logits)
     top = logits.topk(2).indices.tolist()
     expected = [[naive_contrast(y, c, weight, nearest) for c in of] for y, of in zip(logits.tolist(), top, strict=True)]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
@@ -137,7 +137,7 @@ def test_contrast_never_takes_a_class_from_itself_even_among_masked_ones():
         (lambda: targets.Contrast(0, nearest=0), LOGITS, "nearest must be at least 1, got 0"),
         (lambda: targets.Probability(4), LOGITS, "class index 4"),
         (lambda: targets.ReST([1, 2, 3]), LOGITS, r"shape \(3,\) for 2 images"),
-        (lambda: targets.Classes(camlib.targets.TopK(5)), LOGITS, r"TopK\(5\) asks for more classes"),
+        (lambda: targets.Classes(camlib.TopK(5)), LOGITS, r"TopK\(5\) asks for more classes"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(target, outputs, message):

@@ -85,7 +85,7 @@ def test_detections_have_boxes_and_scores():
 def test_classes_of_mappings_and_dataclasses_are_their_logits(wrap):
     images, model = torch.rand(2, 3, 8, 8), Network().eval()
     wrapped = camlib.GradCAM(model, "norm", forward=lambda m, x: wrap(m(x)))
-    for target in (None, 1, [2, 0], [[0, 1], [1, 2]], camlib.targets.TopK(2)):
+    for target in (None, 1, [2, 0], [[0, 1], [1, 2]], camlib.TopK(2)):
         expected = camlib.GradCAM(model, "norm")(images, target)
         explanation = wrapped(images, target)
         assert torch.equal(explanation.target, expected.target)

@@ -165,7 +165,7 @@ def test_a_category_predicted_nowhere_is_an_error_that_names_the_image(logits):
     ("category", "error", "message"),
     [
         (None, TypeError, "category None is not understood; give an int, one int per image, or"),
-        (camlib.targets.TopK(2), TypeError, "category TopK.* is not understood"),
+        (camlib.TopK(2), TypeError, "category TopK.* is not understood"),
         (True, TypeError, r"category holds torch\.bool"),
         (3, ValueError, "category has class index 3, but the outputs have classes 0 to 2"),
         ([1, 2, 0], ValueError, r"category has shape \(3,\) for 2 images"),

@@ -102,7 +102,7 @@ def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torc
     def faithfulness(layer: str) -> float:
         few = sick.take(range(min(FEW, len(sick))))
         inputs = prepare(few.pixels.to(device), size)
-        maps = camlib.imaging.resize(heatmaps(model, few, size, layer, device), (size, size)).to(device)
+        maps = camlib.resize(heatmaps(model, few, size, layer, device), (size, size)).to(device)
         rise = insertion(model, inputs, maps, target=1, steps=STEPS) - deletion(
             model, inputs, maps, target=1, steps=STEPS
         )

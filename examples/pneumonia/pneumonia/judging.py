@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def judge(options: argparse.Namespace) -> camlib.Evaluation:
+def judge(options: argparse.Namespace) -> camlib.evaluation.Evaluation:
     """Judge the methods on test images, print the table, and write it with its figure into the run's folder."""
     start = time.monotonic()
     if options.images < 1:
@@ -140,4 +140,4 @@ def explained_layer(run: Path) -> list[str] | None:
 
 def _masks(pictures: Pictures, size: int) -> Tensor | None:
     """The masks at the network's resolution."""
-    return None if pictures.masks is None else camlib.imaging.resize(pictures.masks.float(), (size, size)) >= 0.5
+    return None if pictures.masks is None else camlib.resize(pictures.masks.float(), (size, size)) >= 0.5

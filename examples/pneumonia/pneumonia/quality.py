@@ -211,7 +211,7 @@ def faithfulness(scorer: Scorer, explanation: camlib.Explanation, patients: Sequ
     heatmaps = explanation.heatmaps()
     contenders = {
         "grad_cam": heatmaps,
-        "random": camlib.imaging.resize(noise, tuple(heatmaps.shape[1:])),
+        "random": camlib.resize(noise, tuple(heatmaps.shape[1:])),
         "center_gaussian": camlib.functional.center_gaussian(tuple(heatmaps.shape[1:]))
         .to(heatmaps)
         .expand_as(heatmaps),

@@ -210,7 +210,7 @@ class Evaluation:
 
 
 def plot_evaluation(evaluation: Evaluation) -> Figure:
-    """Draw a line for each row, the best mean rank first; see :meth:`camlib.Evaluation.plot`."""
+    """Draw a line for each row, the best mean rank first; see :meth:`camlib.evaluation.Evaluation.plot`."""
     from camlib.plotting.figures import Figure
 
     rows, metrics = evaluation.ranked(), evaluation.metrics

@@ -112,7 +112,7 @@ class Explanation:
         Args:
             size: (H, W) of the heatmaps; by default the input's. Interpolation is bilinear with half-pixel centres;
                 linear for signals (L,), trilinear for volumes and videos (T, H, W).
-            normalize: a method of :func:`camlib.imaging.normalize`. "signed" and "none" keep negative values: with
+            normalize: a method of :func:`camlib.normalize`. "signed" and "none" keep negative values: with
                 "signed" only constant maps become zeros, with "none" no map does.
 
         Returns:
@@ -138,11 +138,11 @@ class Explanation:
         """Overlay the heatmaps on the images, at the images' resolution.
 
         Args:
-            images: a list or a batch of pictures as for :func:`camlib.imaging.overlay`. They must show exactly what
+            images: a list or a batch of pictures as for :func:`camlib.overlay`. They must show exactly what
                 the network saw; if its input was cropped or padded, restore the heatmap with a geometry first. Volumes
                 and videos are arrays (N, T, H, W, 3) or gray (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W),
                 or lists of clips or of lists of frames. Of a volume with several channels give one.
-            colormap: as for :func:`camlib.imaging.colorize`.
+            colormap: as for :func:`camlib.colorize`.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
         Returns:

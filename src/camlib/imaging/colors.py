@@ -52,7 +52,7 @@ def colorize_signed(heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP) -> ND
 
     Args:
         heatmap: (H, W) or (N, H, W) in [-1, 1], as ``normalize(maps, "signed")`` gives it.
-        colormap: as for :func:`camlib.imaging.colorize`; one whose middle is neutral, such as coolwarm, RdBu_r or bwr.
+        colormap: as for :func:`camlib.colorize`; one whose middle is neutral, such as coolwarm, RdBu_r or bwr.
 
     Returns:
         (H, W, 3) or (N, H, W, 3), RGB.

@@ -22,7 +22,7 @@ def overlay(image: Any, heatmap: Any, colormap: Any = DEFAULT_COLORMAP, alpha: f
         image: a picture or a batch of them, as :func:`camlib.imaging.as_rgb` takes them: PIL, uint8, floating
             point in [0, 1]; arrays channels-last, tensors channels-first.
         heatmap: (h, w), or (N, h, w) for a batch, in [0, 1]; resized bilinearly to the picture's size.
-        colormap: as for :func:`camlib.imaging.colorize`.
+        colormap: as for :func:`camlib.colorize`.
         alpha: opacity of the heatmap in [0, 1]; or "heat", where it is the heatmap itself: what does not matter
             stays as it was.
 
@@ -44,7 +44,7 @@ def overlay(image: Any, heatmap: Any, colormap: Any = DEFAULT_COLORMAP, alpha: f
 def overlay_signed(
     image: Any, heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP, alpha: float | str = 0.5
 ) -> NDArray[np.uint8]:
-    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`camlib.imaging.overlay` and :func:`colorize_signed`.
+    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`camlib.overlay` and :func:`colorize_signed`.
 
     With ``alpha="heat"`` the opacity is the heatmap's magnitude.
     """

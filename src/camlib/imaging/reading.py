@@ -45,7 +45,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("L", (5, 4), 200).save(f"{folder}/picture.png")
-        ...     camlib.imaging.read_image(f"{folder}/picture.png").shape
+        ...     camlib.read_image(f"{folder}/picture.png").shape
         (4, 5, 3)
     """
     import numpy as np

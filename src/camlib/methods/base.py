@@ -134,7 +134,7 @@ class Method(ABC):
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.
             target: None for the predicted class of each image; a class index, or one for each image; (N, K)
-                indices or :class:`camlib.targets.TopK` for K maps from the one forward pass; a callable from the
+                indices or :class:`camlib.TopK` for K maps from the one forward pass; a callable from the
                 outputs to (N,) or (N, K) scores; a :class:`camlib.targets.Target`.
 
         Returns:

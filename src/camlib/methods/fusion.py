@@ -24,7 +24,7 @@ def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax", dims: int = 2)
     Args:
         maps: for each layer (..., h, w), with grids of their own.
         how: a key of :data:`FUSIONS`.
-        scale: the method of :func:`camlib.imaging.normalize` that makes layers comparable; "signed" for signed maps.
+        scale: the method of :func:`camlib.normalize` that makes layers comparable; "signed" for signed maps.
         dims: how many of the last axes are the grid: 1 for signals (..., l), 3 for volumes and videos (..., t, h, w).
 
     Returns:

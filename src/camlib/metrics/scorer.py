@@ -179,8 +179,7 @@ def checked_heatmaps(heatmaps: Any, images: int | None = None, size: tuple[int, 
         mend = (
             "judge one class at a time: heatmaps[:, k] with target[:, k]"
             if of_classes
-            else "explanation.heatmaps() has the input's resolution, and "
-            "camlib.imaging.resize(maps, size) gives any other"
+            else "explanation.heatmaps() has the input's resolution, and camlib.resize(maps, size) gives any other"
         )
         raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; they must be {shape}: {mend}")
     return maps
@@ -196,6 +195,6 @@ def in_unit_range(heatmaps: Tensor) -> Tensor:
     if low < 0 or high > 1:
         raise CamlibValueError(
             f"heatmaps are in [{float(low):.3g}, {float(high):.3g}]; they must be in [0, 1]: "
-            "camlib.imaging.normalize(heatmaps) brings them there"
+            "camlib.normalize(heatmaps) brings them there"
         )
     return heatmaps

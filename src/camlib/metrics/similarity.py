@@ -182,7 +182,7 @@ def _pictures(heatmaps: Tensor, least: int, name: str) -> Tensor:
     if heatmaps.dim() != 3 or min(heatmaps.shape[1:]) < least:
         raise CamlibValueError(
             f"heatmaps have shape {tuple(heatmaps.shape)}; {name} compares pictures (N, H, W) of at least {least} x "
-            f"{least} pixels: camlib.imaging.resize(maps, size) makes them larger, and spearman compares any"
+            f"{least} pixels: camlib.resize(maps, size) makes them larger, and spearman compares any"
         )
     return heatmaps
 

@@ -58,7 +58,7 @@ class _OfClasses(Target):
 
     Args:
         classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
-            each image; or :class:`camlib.targets.TopK`. Checked against the outputs.
+            each image; or :class:`camlib.TopK`. Checked against the outputs.
     """
 
     def __init__(self, classes: Any = None) -> None:
@@ -90,7 +90,7 @@ class Classes(_OfClasses):
 
     Args:
         classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
-            each image; or :class:`camlib.targets.TopK`. Checked against the outputs.
+            each image; or :class:`camlib.TopK`. Checked against the outputs.
 
     Example:
         >>> import camlib, torch, torchvision

@@ -24,7 +24,7 @@ class TopK:
     Example:
         >>> import camlib, torch, torchvision
         >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=10).eval())
-        >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.TopK(3)).maps.shape
+        >>> cam(torch.rand(2, 3, 64, 64), camlib.TopK(3)).maps.shape
         torch.Size([2, 3, 2, 2])
     """
 
@@ -83,11 +83,7 @@ def integers(given: Any, what: str = "target") -> Tensor:
         indices = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         ints = "an int, one int per image, or (N, K) ints"
-        known = (
-            f"{ints}, None, camlib.targets.TopK(k), a callable, or a camlib.targets.Target"
-            if what == "target"
-            else ints
-        )
+        known = f"{ints}, None, camlib.TopK(k), a callable, or a camlib.targets.Target" if what == "target" else ints
         raise CamlibTypeError(f"{what} {given!r} is not understood; give {known}") from error
     if _holds_bool(given) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         kind = torch.bool if _holds_bool(given) else indices.dtype
