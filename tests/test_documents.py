@@ -7,7 +7,6 @@ import doctest
 import importlib
 import pkgutil
 import re
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch import nn
 
 import camlib
 from benchmarks import tables
-from camlib.testing import check_method
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -126,14 +124,6 @@ def test_readme_code_runs(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "where.npz").exists()
     assert names["maps"].shape == (2, 16, 16)
-
-
-def test_the_method_that_contributors_are_shown_passes_its_checks():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (block,) = re.findall(r"^ +def squared_cam.*?(?=\n\n +Other bases)", text, re.DOTALL | re.MULTILINE)
-    names = {"camlib": camlib}
-    exec(compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"), names)
-    check_method(names["SquaredCAM"])
 
 
 def test_links_inside_the_project_lead_somewhere():

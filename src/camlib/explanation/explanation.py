@@ -60,7 +60,7 @@ class Explanation:
     target: Tensor | str
     """Class indices, (N,) or (N, K), or the name of another target."""
     method: str
-    """The method's name for display, with that of a smoothing behind it: "grad_cam, noise averaging"."""
+    """The method's name for display, with that of a smoothing behind it, as in "grad_cam, noise averaging"."""
     layer: str
     """The layer's name for display; several names are joined by ``" + "``."""
     input_size: tuple[int, ...] | None
@@ -68,10 +68,10 @@ class Explanation:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution."""
     extent: Extent = None
-    """(H, W) in input pixels that the maps cover, if they cover more than the input: a detector pads its pictures at
-    the right and at the bottom."""
+    """(H, W) in input pixels that the maps cover, if they cover more than the input, as where a detector pads its
+    pictures at the right and at the bottom."""
     class_agnostic: bool = False
-    """Whether the method ignores the target: its maps explain no particular class, whatever ``target`` holds."""
+    """True if the method ignores the target; then the maps explain no particular class, whatever ``target`` holds."""
 
     def __post_init__(self) -> None:
         if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
