@@ -61,9 +61,9 @@ class TestTimeAugmentation(Smoothing):
     .. math:: \frac{1}{2 F} \sum_f \left( M(f x) + \overleftarrow{M(f \overleftarrow{x})} \right)
 
     f runs over the F factors, and an arrow exchanges left and right; without mirroring it is
-    :math:`\frac{1}{F} \sum_f M(f x)`. Targets that speak of places, :class:`camlib.targets.Region` and
-    :class:`camlib.targets.Box`, are mirrored with the images. What places a callable speaks of is not known: for such
-    a score write a :class:`camlib.targets.Target` with ``mirrored``.
+    :math:`\frac{1}{F} \sum_f M(f x)`. Targets that depend on places, :class:`camlib.targets.Region` and
+    :class:`camlib.targets.Box`, are mirrored with the images. Whether a callable depends on places is not known: for
+    such a score write a :class:`camlib.targets.BoundTarget` with ``mirrored``.
 
     Two calls of the method for each factor (one without mirroring), and one more for the clean images if 1 is not
     among the factors.
@@ -186,7 +186,7 @@ class MultiScale(Smoothing):
 
     Raises:
         CamlibValueError: scales below 1, or keep not in (0, 1].
-        CamlibTypeError: on calling, inputs other than images (N, C, H, W); a target that speaks of places; windows to
+        CamlibTypeError: on calling, inputs other than images (N, C, H, W); a target that depends on places; windows to
             be kept by scores where the method explains none.
 
     Example:
@@ -250,8 +250,8 @@ def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Ex
     return dataclasses.replace(clean, maps=maps / count, layers=means, method=f"{clean.method}, {what}")
 
 
-def bound_target(explanation: Explanation, target: Any) -> Any:
-    """Return the target bound to the outputs that were explained, so that other explanations have the same.
+def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget | None:
+    """Return the target bound to the outputs of an explanation, so that other explanations use the same one.
 
     None where the outputs hold no classes and no target was given.
     """

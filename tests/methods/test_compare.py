@@ -167,7 +167,7 @@ def test_a_layer_given_is_not_that_of_an_explainer_which_has_none_yet(model, ima
     assert cam(images).layer == "stage2"
 
 
-def test_the_predicted_class_is_settled_once_for_all():
+def test_the_predicted_class_is_bound_once_for_all():
     class Fickle(Network):
         """Every other forward pass turns the logits round."""
 

@@ -310,6 +310,13 @@ def test_another_class_is_drawn_by_the_same_step_for_every_image(seed: int, clas
     assert torch.equal(found, SIMILARITIES["ssim"](one.heatmaps(), other.heatmaps()))
 
 
+def test_a_bound_class_is_explained_as_the_class_is() -> None:
+    model, x = small_cnn(4).double(), images(3)
+    cam = grad_cam(model)
+    bound = camlib.targets.bind([0, 1, 3], model(x))
+    assert torch.equal(random_logit(cam, x, bound), random_logit(cam, x, [0, 1, 3]))
+
+
 def test_every_other_class_is_drawn_some_time() -> None:
     cam, x = camlib.EigenCAM(small_cnn(4).double(), "3"), images(1)
     classes = set()

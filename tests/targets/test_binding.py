@@ -1,4 +1,4 @@
-"""A target is bound once, to the clean outputs, however many copies of the images are explained."""
+"""A target is bound once in each explanation, to the outputs of the clean images, and binding leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.networks import Network
 class Best(targets.Target):
     """A custom target: the best class of the clean outputs. It counts how often it is bound."""
 
-    times = 0
+    calls = 0
 
     def bind(self, outputs: Tensor) -> targets.BoundTarget:
-        type(self).times += 1
-        return Taken(outputs.argmax(1))
+        type(self).calls += 1
+        return Picked(outputs.detach().argmax(1))
 
 
 @dataclass(frozen=True)
-class Taken(targets.BoundTarget):
+class Picked(targets.BoundTarget):
     classes: Tensor
 
     @property
@@ -51,54 +51,93 @@ def explainers(model: torch.nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", explainers(Network()))
-def test_a_custom_target_is_bound_once_for_each_explanation(name: str) -> None:
+def test_custom_target_is_bound_once_for_each_explanation(name: str) -> None:
     model, images = Network(5).eval(), torch.rand(4, 3, 8, 8)
-    target, Best.times = Best(), 0
+    target, Best.calls = Best(), 0
     explainer = explainers(model)[name]
     explanation = explainer(images, target)
-    # A smoothing binds it for its clean images, then once for all copies.
-    assert Best.times <= 2 if name in ("noise", "augmented", "compare") else Best.times == 1
+    # A smoothing binds it for the explanation of its clean images, then once for all copies.
+    assert Best.calls <= 2 if name in ("noise", "augmented", "compare") else Best.calls == 1
     torch.testing.assert_close(explanation.scores, model(images).amax(1).detach())
     with_classes = explainer(images, model(images).argmax(1))
     torch.testing.assert_close(explanation.maps, with_classes.maps)
 
 
-def test_a_bound_target_is_refused_for_another_number_of_images() -> None:
-    outputs = torch.rand(3, 4)
-    bound = targets.bind(Best(), outputs)
-    assert targets.bind(bound, torch.rand(3, 4)) is bound
-    with pytest.raises(ValueError, match="bound to 3 images, and the outputs are of 2"):
+DETECTION = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "scores": torch.ones(1)}
+LOGITS = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 5.0, 1.0, 2.0], [4.0, 0.0, 1.0, 2.0]])
+CASES = [
+    (targets.Classes(), LOGITS),
+    (targets.Confidence(1), LOGITS),
+    (targets.Contrast(), LOGITS),
+    (targets.MultiLabel([[0], [1], [2, 3]]), LOGITS),
+    (targets.Similarity(torch.ones(4)), LOGITS),
+    (targets.Region(1, torch.ones(3, 3, dtype=torch.bool)), LOGITS[:, :, None, None].expand(3, 4, 3, 3)),
+    (targets.Box(), [DETECTION] * 3),
+    (Best(), LOGITS),
+]
+
+
+@pytest.mark.parametrize(("target", "outputs"), CASES)
+def test_binding_changes_neither_the_target_nor_what_is_bound(target: targets.Target, outputs: Any) -> None:
+    before = dict(vars(target))
+    bound = targets.bind(target, outputs)
+    assert vars(target) == before
+    assert targets.bind(bound, outputs) is bound
+    for attribute in vars(bound):
+        with pytest.raises(AttributeError, match="cannot assign"):
+            setattr(bound, attribute, None)
+
+
+@pytest.mark.parametrize(("target", "outputs"), [*CASES, (None, LOGITS), (1, LOGITS)])
+def test_a_bound_target_is_refused_for_another_number_of_images(target: Any, outputs: Any) -> None:
+    bound = targets.bind(target, outputs)
+    with pytest.raises(camlib.CamlibValueError, match="bound to 3 images, and the outputs are of 2"):
         targets.bind(bound, outputs[:2])
 
 
-def test_one_target_serves_batches_of_any_size_in_several_threads() -> None:
-    model, target = Network(5).eval(), targets.Region(1)
-    dense = [torch.rand(n, 2, 6, 6) for n in (1, 3, 2)]
-    with ThreadPoolExecutor(3) as pool:
-        bound = list(pool.map(lambda outputs: targets.bind(target, outputs), 8 * dense))
-    for one, outputs in zip(bound, 8 * dense, strict=True):
-        assert torch.equal(one.region[:, 0], outputs.argmax(1) == 1)
-    cam = camlib.GradCAM(model)
-    for images in (torch.rand(2, 3, 8, 8), torch.rand(4, 3, 8, 8)):
-        torch.testing.assert_close(cam(images, Best()).scores, model(images).amax(1).detach())
+@pytest.mark.parametrize("target", [lambda outputs: outputs[:, 0], targets.Output(1), targets.BinaryLogit()])
+def test_scores_that_do_not_depend_on_the_images_fit_any_number_of_them(target: Any) -> None:
+    bound = targets.bind(target, LOGITS)
+    assert bound.images is None
+    assert targets.bind(bound, LOGITS[:2]) is bound
 
 
-def test_nothing_is_set_on_a_target() -> None:
-    for target, outputs in (
-        (targets.Contrast(0), torch.rand(2, 4)),
-        (targets.MultiLabel([[0], [1]]), torch.rand(2, 4)),
-        (targets.Region(1), torch.rand(2, 2, 5, 5)),
-        (targets.Similarity(torch.rand(4)), torch.rand(2, 4)),
-        (targets.Box(), [{"boxes": torch.tensor([[0.0, 0, 4, 4]]), "scores": torch.rand(1)}] * 2),
-    ):
-        before = dict(vars(target))
-        bound = targets.bind(target, outputs)
-        assert vars(target) == before
-        assert bound is not target
-        assert not hasattr(target, "scores")
+@pytest.mark.parametrize(("target", "outputs"), CASES)
+def test_only_what_is_bound_can_score(target: Any, outputs: Any) -> None:
+    with pytest.raises(camlib.CamlibTypeError, match=r"is not bound to outputs; score camlib\.targets\.bind"):
+        targets.score(target, outputs, torch.arange(3))
 
 
-def test_targets_that_depend_on_places_must_say_how_they_are_mirrored() -> None:
+def test_bind_must_return_a_bound_target() -> None:
+    class Forgetful(targets.Target):
+        def bind(self, outputs: Tensor) -> Any:
+            outputs.argmax(1)
+
+    with pytest.raises(camlib.CamlibTypeError, match=r"Forgetful\.bind returned a NoneType; it must return"):
+        targets.bind(Forgetful(), torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("make", [targets.Classes, targets.ReST, targets.Contrast, Best])
+def test_one_target_serves_batches_of_different_sizes(make: Any) -> None:
+    cam, images, target = camlib.GradCAM(Network(5).eval()), torch.rand(5, 3, 8, 8), make()
+    before = dict(vars(target))
+    for batch in (images[:2], images[2:], images[:1]):
+        torch.testing.assert_close(cam(batch, target).maps, cam(batch, make()).maps)
+    assert vars(target) == before
+
+
+def test_one_target_serves_several_threads_at_once() -> None:
+    cam, images, target = camlib.GradCAM(Network(5).eval()), torch.rand(12, 3, 8, 8), targets.Contrast()
+    batches = [images[:1], images[1:4], images[4:6], images[6:]] * 4
+    expected = [cam(batch, targets.Contrast()) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda batch: cam(batch, target), batches))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.target, other.target)
+        torch.testing.assert_close(one.maps, other.maps)
+
+
+def test_spatial_targets_must_define_how_they_are_mirrored() -> None:
     class Corner(targets.BoundTarget):
         spatial = True
 
@@ -106,5 +145,5 @@ def test_targets_that_depend_on_places_must_say_how_they_are_mirrored() -> None:
             return outputs[:, 0]
 
     cam = camlib.TestTimeAugmentation(camlib.GradCAM(Network().eval()))
-    with pytest.raises(TypeError, match="does not say how they are mirrored"):
+    with pytest.raises(TypeError, match="Corner is spatial but does not define how it is mirrored"):
         cam(torch.rand(2, 3, 8, 8), Corner())

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
-from camlib.targets.box import _iou
 
 CAT, DOG = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 30.0]
 
@@ -27,12 +26,12 @@ def found(*detections: tuple[list[float], float, int]) -> dict[str, Tensor]:
 OUTPUTS = [found((CAT, 0.9, 1), (DOG, 0.6, 2)), found((DOG, 0.8, 2), (CAT, 0.7, 1))]
 
 
-def scores(target: targets.Target, outputs: Any = OUTPUTS, image_index: Any = None) -> Any:
+def scores(target: targets.BoundTarget, outputs: Any = OUTPUTS, image_index: Any = None) -> Any:
     index = torch.arange(len(outputs)) if image_index is None else torch.tensor(image_index)
     return [round(score, 6) for score in targets.score(target, outputs, index).flatten().tolist()]
 
 
-def resolved(*args: Any, outputs: Any = OUTPUTS, **options: Any) -> targets.Target:
+def bound(*args: Any, outputs: Any = OUTPUTS, **options: Any) -> targets.BoundTarget:
     return targets.bind(targets.Box(*args, **options), outputs)
 
 
@@ -46,18 +45,18 @@ def resolved(*args: Any, outputs: Any = OUTPUTS, **options: Any) -> targets.Targ
     ],
 )
 def test_score_is_that_of_the_box_that_overlaps_best(boxes, expected):
-    assert scores(resolved(boxes)) == expected
+    assert scores(bound(boxes)) == expected
 
 
 def test_k_boxes_of_each_image_are_each_of_them_alone():
-    target = resolved([[CAT, DOG], [DOG, CAT]])
+    target = bound([[CAT, DOG], [DOG, CAT]])
     together = targets.score(target, OUTPUTS, torch.arange(2))
     torch.testing.assert_close(together, torch.tensor([[0.9, 0.6], [0.8, 0.7]]))
-    torch.testing.assert_close(targets.score(resolved([[CAT], [DOG]]), OUTPUTS, torch.arange(2)), together[:, :1])
+    torch.testing.assert_close(targets.score(bound([[CAT], [DOG]]), OUTPUTS, torch.arange(2)), together[:, :1])
 
 
 def test_without_a_box_it_is_the_best_detection_and_stays_with_it():
-    target = resolved()
+    target = bound()
     assert scores(target) == [0.9, 0.8]
     later = [found((DOG, 0.95, 2), (CAT, 0.3, 1)), found((CAT, 0.99, 1), (DOG, 0.2, 2))]
     assert scores(target, later) == [0.3, 0.2]
@@ -65,12 +64,12 @@ def test_without_a_box_it_is_the_best_detection_and_stays_with_it():
 
 def test_without_a_box_the_label_is_kept_too():
     later = [found((CAT, 0.8, 5), (CAT, 0.1, 1)), found((DOG, 0.9, 2))]
-    assert scores(resolved(), later) == [0.1, 0.9]
+    assert scores(bound(), later) == [0.1, 0.9]
 
 
 def test_a_label_alone_is_its_best_detection():
-    assert scores(resolved(labels=2)) == [0.6, 0.8]
-    assert scores(resolved(labels=[2, 1])) == [0.6, 0.7]
+    assert scores(bound(labels=2)) == [0.6, 0.8]
+    assert scores(bound(labels=[2, 1])) == [0.6, 0.7]
 
 
 @given(st.permutations(range(5)))
@@ -78,22 +77,22 @@ def test_order_does_not_matter(order):
     boxes = [CAT, DOG, [2.0, 0.0, 12.0, 10.0], [50.0, 50.0, 60.0, 60.0], CAT]
     detections = list(zip(boxes, [0.5, 0.4, 0.9, 0.8, 0.7], [1, 2, 1, 3, 4], strict=True))
     outputs = [found(*(detections[place] for place in order))]
-    assert scores(resolved(CAT, outputs=outputs), outputs) == [0.7]  # of two in one place, the higher score
-    assert scores(resolved(CAT, 1, outputs=outputs), outputs) == [0.5]
-    assert scores(resolved(outputs=outputs), outputs) == [0.9]
-    assert scores(resolved([[CAT, DOG, [3, 0, 13, 10]]], outputs=outputs), outputs) == [0.7, 0.4, 0.9]
+    assert scores(bound(CAT, outputs=outputs), outputs) == [0.7]  # of two in one place, the higher score
+    assert scores(bound(CAT, 1, outputs=outputs), outputs) == [0.5]
+    assert scores(bound(outputs=outputs), outputs) == [0.9]
+    assert scores(bound([[CAT, DOG, [3, 0, 13, 10]]], outputs=outputs), outputs) == [0.7, 0.4, 0.9]
 
 
 def test_labels_choose_among_overlapping_detections():
     outputs = [found((CAT, 0.9, 1), ([1.0, 0, 11, 10], 0.4, 2))]
-    assert scores(resolved(CAT, outputs=outputs), outputs) == [0.9]
-    assert scores(resolved(CAT, 2, outputs=outputs), outputs) == [0.4]
-    both = resolved([[CAT, CAT]], [[2, 1]], outputs=outputs)
+    assert scores(bound(CAT, outputs=outputs), outputs) == [0.9]
+    assert scores(bound(CAT, 2, outputs=outputs), outputs) == [0.4]
+    both = bound([[CAT, CAT]], [[2, 1]], outputs=outputs)
     assert scores(both, outputs) == [0.4, 0.9]
 
 
 def test_enlarged_batches_are_followed_and_what_has_vanished_scores_zero():
-    target = resolved([CAT, DOG])
+    target = bound([CAT, DOG])
     later = [
         found((CAT, 0.1, 1), (DOG, 0.2, 2)),
         found((CAT, 0.3, 1), (DOG, 0.4, 2)),
@@ -105,12 +104,13 @@ def test_enlarged_batches_are_followed_and_what_has_vanished_scores_zero():
     assert scores(target, later, [1, 0, 1, 0, 0, 0]) == [0.2, 0.3, 0.0, 0.0, 0.0, 0.7]
 
 
-def test_a_bound_target_stays_bound():
-    target = resolved([CAT, DOG])
+def test_a_bound_target_keeps_its_boxes():
+    target = bound([CAT, DOG])
+    assert target.explained == "Box"
     vanished = [found((DOG, 0.5, 2)), found((DOG, 0.5, 2))]
     again = targets.bind(target, vanished)
     assert scores(again, vanished) == [0.0, 0.5]
-    with pytest.raises(camlib.CamlibValueError, match="BoundBox is bound to 2 images, and the outputs are of 1"):
+    with pytest.raises(camlib.CamlibValueError, match="bound to 2 images, and the outputs are of 1"):
         targets.bind(target, vanished[:1])
 
 
@@ -127,44 +127,55 @@ def test_gradients_flow_to_the_matching_score_alone():
 
 def test_detections_without_labels():
     bare = [{key: value for key, value in OUTPUTS[0].items() if key != "labels"}]
-    assert scores(resolved(outputs=bare), bare) == [0.9]
+    assert scores(bound(outputs=bare), bare) == [0.9]
     with pytest.raises(camlib.CamlibTypeError, match="the detections have only boxes, scores"):
-        resolved(CAT, 1, outputs=bare)
+        bound(CAT, 1, outputs=bare)
 
 
-def test_iou_is_intersection_over_union():
-    one = torch.tensor([[0.0, 0, 4, 4]])
-    other = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 6], [4, 0, 8, 4], [1, 1, 3, 3], [9, 9, 9, 9], [5, 5, 6, 6]])
-    assert _iou(one, other)[0].tolist() == pytest.approx([1.0, 4 / 28, 0.0, 4 / 16, 0.0, 0.0])
+@pytest.mark.parametrize(
+    ("box", "iou"),
+    [
+        ([0.0, 0, 4, 4], 1.0),
+        ([2.0, 2, 6, 6], 4 / 28),
+        ([4.0, 0, 8, 4], 0.0),
+        ([1.0, 1, 3, 3], 4 / 16),
+        ([9.0, 9, 9, 9], 0.0),
+        ([5.0, 5, 6, 6], 0.0),
+    ],
+)
+def test_iou_is_intersection_over_union(box, iou):
+    target = bound(outputs=[found(([0.0, 0, 4, 4], 0.9, 1))])
+    overlaps, _ = target.match(found((box, 0.5, 1)), 0)
+    assert overlaps.tolist() == pytest.approx([iou])
 
 
 def test_boxes_without_an_area_are_never_the_best():
     outputs = [found(([5.0, 5, 5, 9], 0.9, 1), (CAT, 0.5, 1))]
-    assert scores(resolved(outputs=outputs), outputs) == [0.5]
-    assert scores(resolved(labels=1, outputs=outputs), outputs) == [0.5]
+    assert scores(bound(outputs=outputs), outputs) == [0.5]
+    assert scores(bound(labels=1, outputs=outputs), outputs) == [0.5]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: resolved([100, 100, 110, 110]),
+            lambda: bound([100, 100, 110, 110]),
             r"none of the 2 detections of image 0 overlaps box \[100, 100, 110, 110\] with an IoU of 0\.5 .*0\.000",
         ),
-        (lambda: resolved([CAT, [0, 0, 10, 25]]), r"of image 1 overlaps .*the best has 0\.400"),
-        (lambda: resolved([1, 0, 11, 10], iou=0.9), r"image 0 .*the best has 0\.818"),
-        (lambda: resolved(CAT, [1, 2]), r"of image 1 with label \[2\] overlaps box.*the best has 0\.000"),
-        (lambda: resolved(outputs=[OUTPUTS[0], found()]), "image 1 has no detection with an area, of 0"),
-        (lambda: resolved(labels=[1, 7]), "image 1 has no detection with an area and label 7, of 2"),
-        (lambda: resolved([CAT, DOG, CAT]), r"boxes have shape \(3, 4\) for 2 images"),
-        (lambda: resolved([1, 2, 3]), r"boxes have shape \(3,\); give \(4,\), \(N, 4\)"),
-        (lambda: resolved([20, 20, 5, 5]), r"box \[20, 20, 5, 5\] has no area.*\(x, y, width, height\)"),
-        (lambda: resolved(labels=[[1, 2], [1, 2]]), "several labels of each image need a box for each"),
-        (lambda: resolved([CAT, DOG], [[1, 2], [1, 2]]), r"labels have shape \(2, 2\) for boxes \(2, 1, 4\)"),
-        (lambda: resolved(CAT, [1, 2, 3]), r"label has shape \(3,\) for 2 images"),
-        (lambda: resolved(CAT, -1), "label has class index -1, but class indices are not negative"),
-        (lambda: resolved(CAT, iou=0), r"iou must be in \(0, 1\], got 0"),
-        (lambda: resolved(CAT, iou=1.5), r"iou must be in \(0, 1\], got 1\.5"),
+        (lambda: bound([CAT, [0, 0, 10, 25]]), r"of image 1 overlaps .*the best has 0\.400"),
+        (lambda: bound([1, 0, 11, 10], iou=0.9), r"image 0 .*the best has 0\.818"),
+        (lambda: bound(CAT, [1, 2]), r"of image 1 with label \[2\] overlaps box.*the best has 0\.000"),
+        (lambda: bound(outputs=[OUTPUTS[0], found()]), "image 1 has no detection with an area, of 0"),
+        (lambda: bound(labels=[1, 7]), "image 1 has no detection with an area and label 7, of 2"),
+        (lambda: bound([CAT, DOG, CAT]), r"boxes have shape \(3, 4\) for 2 images"),
+        (lambda: bound([1, 2, 3]), r"boxes have shape \(3,\); give \(4,\), \(N, 4\)"),
+        (lambda: bound([20, 20, 5, 5]), r"box \[20, 20, 5, 5\] has no area.*\(x, y, width, height\)"),
+        (lambda: bound(labels=[[1, 2], [1, 2]]), "several labels of each image need a box for each"),
+        (lambda: bound([CAT, DOG], [[1, 2], [1, 2]]), r"labels have shape \(2, 2\) for boxes \(2, 4\)"),
+        (lambda: bound(CAT, [1, 2, 3]), r"label has shape \(3,\) for 2 images"),
+        (lambda: bound(CAT, -1), "label has class index -1, but class indices are not negative"),
+        (lambda: bound(CAT, iou=0), r"iou must be in \(0, 1\], got 0"),
+        (lambda: bound(CAT, iou=1.5), r"iou must be in \(0, 1\], got 1\.5"),
     ],
 )
 def test_boxes_that_match_nothing_or_do_not_fit_are_refused(make, message):
@@ -175,12 +186,12 @@ def test_boxes_that_match_nothing_or_do_not_fit_are_refused(make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resolved(CAT, outputs=torch.zeros(2, 3)), "needs a list with a mapping.*returns a Tensor"),
-        (lambda: resolved(CAT, outputs={"loss": torch.tensor(1.0)}), "returns a dict.*eval mode"),
-        (lambda: resolved("cat"), "boxes 'cat' are not understood"),
-        (lambda: resolved([True, False, True, True]), r"boxes hold torch\.bool"),
-        (lambda: resolved(CAT, 1.0), r"label holds torch\.float32"),
-        (lambda: resolved(CAT, iou="half"), "iou must be a number, got str"),
+        (lambda: bound(CAT, outputs=torch.zeros(2, 3)), "needs a list with a mapping.*returns a Tensor"),
+        (lambda: bound(CAT, outputs={"loss": torch.tensor(1.0)}), "returns a dict.*eval mode"),
+        (lambda: bound("cat"), "boxes 'cat' are not understood"),
+        (lambda: bound([True, False, True, True]), r"boxes hold torch\.bool"),
+        (lambda: bound(CAT, 1.0), r"label holds torch\.float32"),
+        (lambda: bound(CAT, iou="half"), "iou must be a number, got str"),
     ],
 )
 def test_what_is_no_box_is_refused(make, message):
@@ -188,12 +199,8 @@ def test_what_is_no_box_is_refused(make, message):
         make()
 
 
-def test_a_bound_box_is_named_after_its_target():
-    assert resolved([CAT, DOG]).explained == "Box"
-
-
 def test_boxes_are_mirrored_with_the_pictures():
-    mirrored = resolved([CAT, DOG]).mirrored(50)
+    mirrored = bound([CAT, DOG]).mirrored(50)
     cat, dog = [40.0, 0.0, 50.0, 10.0], [10.0, 20.0, 30.0, 30.0]
     outputs = [found((CAT, 0.9, 1), (cat, 0.3, 1)), found((DOG, 0.8, 2), (dog, 0.4, 2))]
     assert scores(targets.bind(mirrored, outputs), outputs) == [0.3, 0.4]

@@ -97,7 +97,7 @@ def test_the_clean_region_is_kept_in_enlarged_batches(logits, category):
         of_image = categories[image].reshape(-1).tolist()
         expected = [naive_mean(outputs[row], c, predicted[image] == c) for c in of_image]
         assert found[row].tolist() == pytest.approx(expected)
-    again = targets.bind(target, logits.flip(1))  # bound once, bound for good
+    again = targets.bind(target, logits.flip(1))
     torch.testing.assert_close(targets.score(again, outputs, image_index).reshape(4, -1), found)
 
 

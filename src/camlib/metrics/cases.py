@@ -22,7 +22,7 @@ class Case(Trial):
         scorer: of the images; one for all methods.
         explainer: who explained.
         explanation: of those images.
-        target: what was explained, settled: the explainer is asked about it again on changed images.
+        target: what was explained, bound to the outputs: the explainer explains it again on changed images.
         masks: (N, H, W), where the truth lies.
 
     Example:

@@ -60,7 +60,7 @@ def coherency_of(explainer: Explainer, explanation: Explanation, inputs: Any, ta
         explainer: who explained.
         explanation: of the images as they are, with one map of each.
         inputs: those images.
-        target: what was asked about, settled or as it was given.
+        target: what was explained, bound or as it was given.
     """
     heatmaps = explanation.heatmaps()
     given = Inputs(inputs)

@@ -34,8 +34,8 @@ def max_sensitivity(
 
     the same :math:`d_k` for every image. Definition 3.1 of Yeh et al. 2019, https://arxiv.org/abs/1901.09392, whose
     maximum over all d is estimated by samples, and by norms as captum does. Lower is better: 0 for a heatmap that no
-    such noise changes. Where the heatmap of the image itself is all zeros, its norm counts as 1. The class is settled
-    on the images as they are, and asked about on the noisy ones.
+    such noise changes. Where the heatmap of the image itself is all zeros, its norm counts as 1. The target is bound
+    to the outputs of the clean images, and is the same for the noisy ones.
 
     ``1 + samples`` explanations.
 
@@ -229,14 +229,14 @@ def _changes(
     radius, own = positive_number("radius", radius), own_generator(generator)
     positive_int("samples", samples)
     explanation = explained(explainer, inputs, target)
-    settled, heatmaps = bound_target(explanation, target), explanation.heatmaps()
+    bound, heatmaps = bound_target(explanation, target), explanation.heatmaps()
     given = Inputs(inputs)
     pictures = given.floats
     of_heatmaps, of_images = [], []
     for _ in range(samples):
         drawn = torch.rand(pictures.shape[1:], generator=own, device=own.device, dtype=torch.float64)
         step = radius * (2 * drawn - 1)
-        changed = explained(explainer, given.with_images(pictures + step.to(pictures)).raw, settled)
+        changed = explained(explainer, given.with_images(pictures + step.to(pictures)).raw, bound)
         of_heatmaps.append(_norms(changed.heatmaps() - heatmaps))
         of_images.append(step.norm().to(heatmaps))
     return _Changes(torch.stack(of_heatmaps), _norms(heatmaps), torch.stack(of_images))

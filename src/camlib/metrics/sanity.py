@@ -226,7 +226,9 @@ def random_logit(
     """
     measure = _measures([similarity])[similarity]
     own = own_generator(generator)
-    if callable(target) or (isinstance(target, targets.Target) and type(target) is not targets.Classes):
+    if callable(target) or (
+        isinstance(target, targets.Target) and not isinstance(target, (targets.Classes, targets.BoundLogits))
+    ):
         name = getattr(target, "__name__", type(target).__name__)
         raise CamlibTypeError(
             f"random_logit explains the logit of another class, and the target {name} is no class; give None, an int "
@@ -297,14 +299,14 @@ def _similarities(
     model = method_of(explainer).model
     names = _checked_stages(model, stages)
     explanation = explained(explainer, inputs, target)
-    settled, heatmaps = bound_target(explanation, target), explanation.heatmaps()
+    bound, heatmaps = bound_target(explanation, target), explanation.heatmaps()
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.inference_mode(False), torch.no_grad():
         random = _randomized(model, generator)
         other = _on_a_copy(explainer)  # made after a call, which has found the layer if none was given
         for stage in names:
             _take(method_of(other).model, random, stage)
-            changed = explained(other, inputs, settled).heatmaps()
+            changed = explained(other, inputs, bound).heatmaps()
             for name, measure in measures.items():
                 found[name].append(measure(heatmaps, changed))
             if order == "independent":

@@ -80,9 +80,9 @@ class Scorer:
                     f"the outputs are of {rows} images, and the inputs of {len(self.pictures)}; a metric needs a row "
                     "of outputs for each image"
                 )
-            settled = targets.bind(target if named else score(target), known.raw)
+            bound = targets.bind(target if named else score(target), known.raw)
             index = torch.arange(len(self.pictures), device=known.device if known.tensors else self.pictures.device)
-            clean = single_or_double(targets.score(settled, known.raw, index))
+            clean = single_or_double(targets.score(bound, known.raw, index))
         if clean.dim() != 1:
             raise CamlibValueError(
                 f"a metric judges one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
@@ -95,7 +95,7 @@ class Scorer:
             network=network,
             inputs=ready,
             count=len(self.pictures),
-            target=settled,
+            target=bound,
             device=clean.device,
             chunks=Chunks(chunk_size, progress),
             what="score",

@@ -1,9 +1,10 @@
-"""What every target is: a score of outputs, bound once to the clean ones."""
+"""What a target is, and the step that binds it to the outputs of the clean images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -13,30 +14,37 @@ from camlib.inputs import Outputs
 
 
 class Target(ABC):
-    """What is explained. It scores nothing until it is bound to the outputs of the images as they are.
+    """What to explain, before the outputs are known.
 
-    Binding fixes everything that the target takes from those outputs: predicted classes, a region, a box. What
-    perturbed images are scored by then no longer depends on the perturbation. A target is never changed: it can be
-    bound to other outputs, and in several threads at once.
+    Each call binds the target to the outputs of the clean images, once. What depends on these outputs (the predicted
+    classes, a region, a box) is chosen then, so that it is the same for perturbed images. Binding does not change the
+    target: one object can be used in any number of calls and threads.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> class LeastLikely(camlib.targets.Target):
+        ...     def bind(self, outputs):
+        ...         return camlib.targets.bind(outputs.argmin(1), outputs)
+        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+        >>> cam(torch.rand(2, 3, 64, 64), LeastLikely()).maps.shape
+        torch.Size([2, 2, 2])
     """
-
-    spatial: ClassVar[bool] = False
-    """Whether the score depends on places in the image, so that it must move with them."""
 
     @abstractmethod
     def bind(self, outputs: Any) -> BoundTarget:
-        """Return the target bound to the model's outputs for N images.
+        """Return the target for the images that the model returned these outputs for.
 
-        Raises:
-            CamlibTypeError, CamlibValueError: the target does not fit the outputs.
+        Args:
+            outputs: what the model returned for the N clean images.
         """
 
 
 class BoundTarget(Target):
-    """A score that knows which image each row of the outputs comes from.
+    """A score, of outputs and of the image that each row of them belongs to.
 
-    Perturbation methods run an image many times, so the outputs have more rows than there were images. A target that
-    takes nothing from the outputs is a subclass of this; it needs no binding.
+    Perturbation methods run each image many times, so that the outputs have more rows than there are images. A bound
+    target is a target, too: binding it again only checks the number of images. A custom score that does not depend on
+    the clean outputs is a subclass of this class.
 
     Example:
         >>> import camlib, torch
@@ -48,15 +56,8 @@ class BoundTarget(Target):
         tensor([3.])
     """
 
-    explained: Tensor | str
-    """What :attr:`camlib.Explanation.target` shows: class indices (N,) or (N, K), or a name; the class's by default."""
-    images: int | None = None
-    """N, the number of images that it is bound to; None if it fits any number."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "explained" not in vars(cls):
-            cls.explained = cls.__name__
+    spatial: ClassVar[bool] = False
+    """Whether the score depends on places in the picture, so that it must be mirrored with it."""
 
     @abstractmethod
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
@@ -64,39 +65,51 @@ class BoundTarget(Target):
 
         Args:
             outputs: what the model returned.
-            image_index: (rows,) the image that each row comes from.
+            image_index: (rows,) the image that each row came from.
 
         Returns:
             (rows,), or (rows, K) for K maps of each image.
         """
 
+    @property
+    def explained(self) -> Tensor | str:
+        """What :attr:`camlib.Explanation.target` shows: class indices (N,) or (N, K), or a name."""
+        return type(self).__name__
+
+    @property
+    def images(self) -> int | None:
+        """The number N of images that the target is bound to; None if it is the same for any images."""
+        return None
+
     def bind(self, outputs: Any) -> Self:
-        """Return the target itself, which is bound.
+        """Return the target itself.
 
         Raises:
             CamlibValueError: it is bound to another number of images.
         """
-        if self.images is not None and (rows := Outputs(outputs).rows) != self.images:
+        rows = Outputs(outputs).rows
+        if self.images is not None and rows != self.images:
             raise CamlibValueError(
-                f"{type(self).__name__} is bound to {self.images} images, and the outputs are of {rows}; give the "
-                "target itself instead of the bound one"
+                f"the target is bound to {self.images} images, and the outputs are of {rows}; bind it to these "
+                "outputs, or pass a target that is not bound"
             )
         return self
 
     def mirrored(self, width: int) -> Self:
-        """Return the target for the same images, ``width`` pixels wide, mirrored left to right.
+        """Return the target for the same pictures, ``width`` pixels wide, mirrored left to right.
 
         Raises:
-            CamlibTypeError: it is :attr:`spatial`, and does not say how it moves.
+            CamlibTypeError: it is :attr:`spatial`, and does not define how it is mirrored.
         """
         if self.spatial:
             raise CamlibTypeError(
-                f"{type(self).__name__} depends on places but does not say how they are mirrored; give it a "
-                "mirrored(width) method, or explain without mirroring"
+                f"{type(self).__name__} is spatial but does not define how it is mirrored; give it a mirrored(width) "
+                "method, or explain without mirroring"
             )
         return self
 
 
+@dataclass(frozen=True, eq=False)
 class Score(BoundTarget):
     """Any function of the outputs that returns one number for each row: what a callable target becomes.
 
@@ -111,27 +124,35 @@ class Score(BoundTarget):
         'margin'
     """
 
-    def __init__(self, function: Callable[[Any], Tensor]) -> None:
-        self._function = function
-        self.explained = getattr(function, "__name__", type(function).__name__)
+    function: Callable[[Any], Tensor]
+
+    @property
+    def explained(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the function's value."""
-        return self._function(outputs)
+        return self.function(outputs)
 
 
 def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:
-    """Return the target's scores, checked: a floating-point tensor (rows,) or (rows, K).
+    """Return the target's scores, checked: a floating tensor (rows,) or (rows, K).
 
     Args:
         target: what :func:`bind` returned.
         outputs: what the model returned.
-        image_index: (rows,) the image that each row comes from.
+        image_index: (rows,) the image that each row came from.
 
     Raises:
-        CamlibTypeError: the target returned something else.
+        CamlibTypeError: the target is not bound, or it returned something else.
         CamlibValueError: not one score for each row.
     """
+    if not isinstance(target, BoundTarget):
+        raise CamlibTypeError(
+            f"{target!r} is not bound to outputs; score camlib.targets.bind(target, outputs), with the outputs of the "
+            "clean images"
+        )
     scores = target.scores(outputs, image_index)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         what = f"a {scores.dtype} tensor" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.targets.base import BoundTarget, Target
-from camlib.targets.indices import image_indices, integers
+from camlib.targets.indices import as_tensor, image_indices, integers
 
 Detection = Mapping[str, Tensor]
 
@@ -43,8 +44,6 @@ class Box(Target):
         tensor([0.6000])
     """
 
-    spatial = True
-
     def __init__(self, boxes: Any = None, labels: Any = None, iou: float = 0.5) -> None:
         if isinstance(iou, bool) or not isinstance(iou, (int, float)):
             raise CamlibTypeError(f"iou must be a number, got {type(iou).__name__}: {iou!r}")
@@ -55,12 +54,13 @@ class Box(Target):
         self._iou = iou
 
     def bind(self, outputs: Any) -> BoundBox:
-        """Return the score of the box and label of each image, found among the detections."""
+        """Return the score of the detections that match the boxes, given or found among these detections."""
         detections = _detections(outputs)
         boxes, labels = self._best(detections) if self._boxes is None else self._given(detections)
+        bound = BoundBox(boxes, labels, self._iou)
         for image, detection in enumerate(detections):
-            overlaps, _ = _match(detection, boxes[image], None if labels is None else labels[image])
-            for box, overlap in zip(boxes[image].tolist(), overlaps.tolist(), strict=True):
+            overlaps, _ = bound.match(detection, image)
+            for box, overlap in zip(boxes[image].reshape(-1, 4).tolist(), overlaps.tolist(), strict=True):
                 if overlap < self._iou:
                     raise CamlibValueError(
                         f"none of the {len(detection['boxes'])} detections of image {image} "
@@ -68,17 +68,17 @@ class Box(Target):
                         f"an IoU of {self._iou} or more: the best has {overlap:.3f}; give a box that the model "
                         "finds, or a lower iou="
                     )
-        return BoundBox(boxes, labels, self._iou, several=self._boxes is not None and self._boxes.dim() == 3)
+        return bound
 
     def _best(self, detections: list[Detection]) -> tuple[Tensor, Tensor | None]:
-        """Box (N, 1, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
+        """Box (N, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
         wanted = None if self._labels is None else image_indices(self._labels, len(detections), None, "label")
         if wanted is not None and wanted.dim() == 2:
             raise CamlibValueError("several labels of each image need a box for each: give boxes= (N, K, 4)")
-        boxes, labels = [], []
+        best = []
         for image, detection in enumerate(detections):
-            scores = detection["scores"].detach()
-            eligible = (detection["boxes"][:, 2:] > detection["boxes"][:, :2]).all(1)
+            boxes, scores = detection["boxes"], detection["scores"].detach()
+            eligible = (boxes[:, 2:] > boxes[:, :2]).all(1)
             if wanted is not None:
                 eligible = eligible & (_labels_of(detection) == wanted[image].to(scores.device))
             if not bool(eligible.any()):
@@ -87,88 +87,80 @@ class Box(Target):
                     f"image {image} has no detection with an area{which}, of {len(scores)}; leave it out, or lower the "
                     "model's score threshold"
                 )
-            best = scores.masked_fill(~eligible, -torch.inf).argmax()
-            boxes.append(detection["boxes"][best].detach())
-            labels.append(detection["labels"][best] if "labels" in detection else None)
-        known = [label for label in labels if label is not None]
-        return torch.stack(boxes)[:, None], torch.stack(known)[:, None] if len(known) == len(boxes) else None
+            best.append((detection, scores.masked_fill(~eligible, -torch.inf).argmax()))
+        boxes = torch.stack([detection["boxes"][place].detach() for detection, place in best])
+        if not all("labels" in detection for detection in detections):
+            return boxes, None
+        return boxes, torch.stack([detection["labels"][place] for detection, place in best])[:, None]
 
     def _given(self, detections: list[Detection]) -> tuple[Tensor, Tensor | None]:
-        """The boxes given as (N, K, 4), and their labels as (N, K)."""
+        """The boxes, (N, 4) or (N, K, 4), and their labels (N, K)."""
         assert self._boxes is not None
         images, device = len(detections), detections[0]["boxes"].device
         boxes = self._boxes.to(device)
         boxes = boxes.expand(images, 4) if boxes.dim() == 1 else boxes
         if len(boxes) != images:
             raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)} for {images} images; give {images} of them")
-        boxes = boxes.reshape(images, -1, 4)
         if self._labels is None:
             return boxes, None
         labels = image_indices(self._labels, images, None, "label").to(device)
-        if labels.dim() == 2 and labels.shape != boxes.shape[:2]:
+        each = boxes.reshape(images, -1, 4).shape[:2]
+        if labels.dim() == 2 and labels.shape != each:
             raise CamlibValueError(
                 f"labels have shape {tuple(labels.shape)} for boxes {tuple(boxes.shape)}; give a label for each box"
             )
-        return boxes, labels.reshape(images, -1).expand(boxes.shape[:2])
+        return boxes, labels.reshape(images, -1).expand(each)
 
 
+@dataclass(frozen=True, eq=False)
 class BoundBox(BoundTarget):
     """The scores of the detections that overlap best with the boxes of each image.
 
     Args:
-        boxes: (N, K, 4).
-        labels: (N, K), which the detections must have; None for any.
+        boxes: (N, 4) or (N, K, 4).
+        labels: (N, K), which the detections must have, where K is 1 for boxes (N, 4); None for any.
         iou: the least overlap of a detection that counts.
-        several: whether scores have an axis for K.
     """
 
+    boxes: Tensor
+    labels: Tensor | None
+    iou: float
+
     spatial = True
-    explained = "Box"
+    explained = Box.__name__
 
-    def __init__(self, boxes: Tensor, labels: Tensor | None, iou: float, *, several: bool) -> None:
-        self.boxes = boxes
-        self.labels = labels
-        self.images = len(boxes)
-        self._iou = iou
-        self._several = several
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.boxes)
 
-    def mirrored(self, width: int) -> BoundBox:
+    def mirrored(self, width: int) -> Self:
         """Return the target with its boxes mirrored: x becomes width - x."""
         left, top, right, bottom = self.boxes.unbind(-1)
-        mirrored = torch.stack([width - right, top, width - left, bottom], -1)
-        return BoundBox(mirrored, self.labels, self._iou, several=self._several)
+        return replace(self, boxes=torch.stack([width - right, top, width - left, bottom], -1))
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the matching detections, (rows,) or (rows, K); 0 where there is none."""
         rows = []
         for detection, image in zip(_detections(outputs), image_index.tolist(), strict=True):
-            labels = None if self.labels is None else self.labels[image]
-            overlaps, scores = _match(detection, self.boxes[image], labels)
-            rows.append(torch.where(overlaps >= self._iou, scores, 0))
-        scores = torch.stack(rows)
-        return scores if self._several else scores.squeeze(1)
+            overlaps, scores = self.match(detection, image)
+            rows.append(torch.where(overlaps >= self.iou, scores, 0))
+        return torch.stack(rows).reshape(len(rows), *self.boxes.shape[1:-1])
 
+    def match(self, detection: Detection, image: int) -> tuple[Tensor, Tensor]:
+        """Return the IoU and the score, (K,) each, of the best detection for each box of an image; 0 without one."""
+        from torchvision.ops import box_iou
 
-def _match(detection: Detection, boxes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return for each of (K, 4) boxes the best detection's IoU and score, both (K,); both 0 where there is none."""
-    overlaps = _iou(boxes, detection["boxes"].detach())
-    if labels is not None:
-        overlaps = overlaps.masked_fill(labels[:, None] != _labels_of(detection), 0)
-    # one more detection, with neither overlap nor score, stands for none
-    overlaps = torch.cat([overlaps, overlaps.new_zeros(len(boxes), 1)], 1)
-    scores = torch.cat([detection["scores"], detection["scores"].new_zeros(1)])
-    most = overlaps.amax(1)
-    # of several that lie alike, as one box with two labels, the one with the highest score, in whatever order
-    best = scores.detach().expand_as(overlaps).masked_fill(overlaps < most[:, None], -torch.inf).argmax(1)
-    return most, scores[best]
-
-
-def _iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union, (K, M), of boxes (K, 4) and (M, 4) as (x1, y1, x2, y2)."""
-    one, other = one.double()[:, None], other.double()
-    sides = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
-    shared = sides.clamp(min=0).prod(-1)
-    return shared / ((one[..., 2:] - one[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - shared)
+        overlaps = box_iou(self.boxes[image].reshape(-1, 4).double(), detection["boxes"].detach().double())
+        if self.labels is not None:
+            overlaps = overlaps.masked_fill(self.labels[image][:, None] != _labels_of(detection), 0)
+        # one more detection, with neither overlap nor score, stands for none
+        overlaps = torch.cat([overlaps, overlaps.new_zeros(len(overlaps), 1)], 1)
+        scores = torch.cat([detection["scores"], detection["scores"].new_zeros(1)])
+        most = overlaps.amax(1)
+        # among equal overlaps, such as one box with two labels, the highest score counts, in any order
+        best = scores.detach().expand_as(overlaps).masked_fill(overlaps < most[:, None], -torch.inf).argmax(1)
+        return most, scores[best]
 
 
 def _detections(outputs: Any) -> list[Detection]:
@@ -187,10 +179,7 @@ def _labels_of(detection: Detection) -> Tensor:
 
 
 def _checked_boxes(given: Any) -> Tensor:
-    try:
-        boxes = torch.as_tensor(given).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CamlibTypeError(f"boxes {given!r} are not understood; give numbers (x1, y1, x2, y2)") from error
+    boxes = as_tensor(given, f"boxes {given!r} are not understood; give numbers (x1, y1, x2, y2)").detach()
     if boxes.dim() not in (1, 2, 3) or boxes.shape[-1] != 4 or not boxes.numel():
         raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)}; give (4,), (N, 4) or (N, K, 4)")
     if boxes.dtype == torch.bool or boxes.is_complex():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ Table = Callable[[Tensor], Tensor]
 """The scores of all classes, (rows, C) or for a binary network (rows, 2), from outputs (rows, C or 1)."""
 
 
+@dataclass(frozen=True, eq=False)
 class BoundClasses(BoundTarget):
     """A score of the classes of each image.
 
@@ -31,15 +32,22 @@ class BoundClasses(BoundTarget):
         table: the scores of all classes.
     """
 
-    def __init__(self, classes: Tensor, table: Table) -> None:
-        self.explained = self.classes = classes
-        self.images = len(classes)
-        self._table = table
+    classes: Tensor
+    table: Table
+
+    @property
+    def explained(self) -> Tensor:
+        """The class indices."""
+        return self.classes
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.classes)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
-        classes, table = self.classes[image_index], self._table(class_outputs(outputs))
-        return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)
+        return _pick(self.table(class_outputs(outputs)), self.classes[image_index])
 
 
 class BoundLogits(BoundClasses):
@@ -77,9 +85,9 @@ class _OfClasses(Target):
         return class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
 
     @staticmethod
-    @abstractmethod
     def _table(outputs: Tensor) -> Tensor:
         """The scores of all classes: see :data:`Table`."""
+        return two_class_logits(outputs)
 
 
 class Classes(_OfClasses):
@@ -102,10 +110,6 @@ class Classes(_OfClasses):
     def bind(self, outputs: Any) -> BoundLogits:
         """Return the logits of the classes of each image; raises as :class:`Target`."""
         return BoundLogits(self._indices(outputs))
-
-    @staticmethod
-    def _table(outputs: Tensor) -> Tensor:
-        return two_class_logits(outputs)
 
 
 class Confidence(_OfClasses):
@@ -189,24 +193,24 @@ class ReST(_OfClasses):
         return two_class_logits(outputs) + class_log_probabilities(outputs)
 
 
+@dataclass(frozen=True, eq=False)
 class BoundContrast(BoundClasses):
     """The logits of the classes of each image, less a share of the mean logit of their rivals.
 
     Args:
         classes: (N,) or (N, K) indices.
+        table: the logits of all classes.
         rivals: (N, R) or (N, K, R) indices.
         weight: of the rivals' mean.
     """
 
-    def __init__(self, classes: Tensor, rivals: Tensor, weight: float) -> None:
-        super().__init__(classes, two_class_logits)
-        self._rivals = rivals
-        self._weight = weight
+    rivals: Tensor
+    weight: float
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the contrasts, (rows,) or (rows, K)."""
-        others = _pick(class_outputs(outputs), self._rivals[image_index]).mean(-1)
-        return super().scores(outputs, image_index) - self._weight * others
+        others = _pick(self.table(class_outputs(outputs)), self.rivals[image_index]).mean(-1)
+        return super().scores(outputs, image_index) - self.weight * others
 
 
 class Contrast(_OfClasses):
@@ -257,13 +261,9 @@ class Contrast(_OfClasses):
                 "Contrast needs the logits of two classes or more, and the outputs have a single one, whose classes "
                 "are each other's negative; explain the class itself"
             )
-        return BoundContrast(classes, self._choose_rivals(logits, classes), self._weight)
+        return BoundContrast(classes, self._table, self._rivals(logits, classes), self._weight)
 
-    @staticmethod
-    def _table(outputs: Tensor) -> Tensor:
-        return outputs
-
-    def _choose_rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
+    def _rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
         if self._against is None:
             apart = (_pick(logits, classes)[..., None] - (logits if classes.dim() == 1 else logits[:, None])).abs()
             itself = torch.zeros_like(apart, dtype=torch.bool).scatter_(-1, classes[..., None], True)
@@ -282,22 +282,39 @@ class Contrast(_OfClasses):
 
 
 def bind(target: Any, outputs: Any) -> BoundTarget:
-    """Bind what the user gave to the outputs of the images as they are.
+    """Bind what the user gave as a target to the outputs of the clean images.
 
     Args:
         target: ``None`` for the predicted class of each image; an int; one int per image; (N, K) class indices;
-            :class:`TopK`; a callable of the outputs; a :class:`Target`, bound already or not.
+            :class:`TopK`; a callable of the outputs; a :class:`Target`, bound or not.
         outputs: the model's outputs for the N images.
 
     Raises:
-        CamlibTypeError: bools, floats, or class indices for outputs that are not (N, C), (N, 1) or (N,).
-        CamlibValueError: indices out of range, or not one for each image; other errors of the target itself.
+        CamlibTypeError: bools, floats, or class indices for outputs that are not (N, C), (N, 1) or (N,); a ``bind``
+            that returns something else.
+        CamlibValueError: indices out of range, or not one for each image; a target that is bound to another number of
+            images; what the target itself refuses.
+
+    Example:
+        >>> import camlib, torch
+        >>> clean = torch.tensor([[1.0, 5.0, 2.0]])
+        >>> target = camlib.targets.bind(None, clean)
+        >>> target.explained
+        tensor([1])
+        >>> camlib.targets.score(target, torch.tensor([[1.0, 4.0, 9.0]]), torch.tensor([0]))  # still of class 1
+        tensor([4.])
     """
     if isinstance(target, type):
         raise CamlibTypeError(f"target is the class {target.__name__} itself; give an instance")
-    if isinstance(target, Target):
-        return target.bind(outputs)
-    return Score(target) if callable(target) else Classes(target).bind(outputs)
+    if not isinstance(target, Target):
+        target = Score(target) if callable(target) else Classes(target)
+    bound = target.bind(outputs)
+    if not isinstance(bound, BoundTarget):
+        raise CamlibTypeError(
+            f"{type(target).__name__}.bind returned a {type(bound).__name__}; it must return a "
+            "camlib.targets.BoundTarget"
+        )
+    return bound
 
 
 def _pick(table: Tensor, classes: Tensor) -> Tensor:

@@ -79,12 +79,10 @@ def image_indices(given: Any, rows: int, count: int | None = None, what: str = "
 
 def integers(given: Any, what: str = "target") -> Tensor:
     """Return a tensor of int64 from ints, sequences, arrays or tensors of them; bools and floats are errors."""
-    try:
-        indices = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        ints = "an int, one int per image, or (N, K) ints"
-        known = f"{ints}, None, camlib.TopK(k), a callable, or a camlib.targets.Target" if what == "target" else ints
-        raise CamlibTypeError(f"{what} {given!r} is not understood; give {known}") from error
+    wanted = "an int, one int per image, or (N, K) ints"
+    if what == "target":
+        wanted += ", None, camlib.TopK(k), a callable, or a camlib.targets.Target"
+    indices = as_tensor(given, f"{what} {given!r} is not understood; give {wanted}")
     if _holds_bool(given) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         kind = torch.bool if _holds_bool(given) else indices.dtype
         raise CamlibTypeError(
@@ -92,6 +90,14 @@ def integers(given: Any, what: str = "target") -> Tensor:
             "weights over the outputs, pass a callable)"
         )
     return indices.long()
+
+
+def as_tensor(given: Any, error: str) -> Tensor:
+    """Return numbers, sequences and arrays as a tensor; raise CamlibTypeError with a message for anything else."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise CamlibTypeError(error) from cause
 
 
 def check_range(indices: Tensor, count: int | None, what: str = "target") -> None:
@@ -129,6 +135,11 @@ def class_outputs(outputs: Any) -> Tensor:
             f"it, {region}or a callable target that returns one score for each image"
         )
     return logits
+
+
+def described(tensor: Tensor | None, outputs: Any) -> str:
+    """Name what a model returned, for an error: the tensor that was found in the outputs, or their type."""
+    return type(outputs).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def two_class_logits(outputs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.targets.base import BoundTarget, Target, image_list
-from camlib.targets.indices import check_range, class_outputs, integers
+from camlib.targets.indices import as_tensor, check_range, class_outputs, integers
 
 
 class Output(BoundTarget):
@@ -32,7 +33,11 @@ class Output(BoundTarget):
         if column.dim():
             raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; give a callable target for several")
         self._index = int(column)
-        self.explained = f"output {self._index}"
+
+    @property
+    def explained(self) -> str:
+        """The column's name."""
+        return f"output {self._index}"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the column, (rows,)."""
@@ -62,7 +67,11 @@ class BinaryLogit(BoundTarget):
         if not isinstance(positive, bool):
             raise CamlibTypeError(f"positive must be a bool, got {type(positive).__name__}: {positive!r}")
         self._positive = positive
-        self.explained = "positive logit" if positive else "negative logit"
+
+    @property
+    def explained(self) -> str:
+        """The logit's name."""
+        return "positive logit" if self._positive else "negative logit"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return plus or minus the logit, (rows,)."""
@@ -102,19 +111,17 @@ class MultiLabel(Target):
     def bind(self, outputs: Any) -> BoundLabels:
         """Return the sum of the labels' logits, once the labels are checked against the outputs."""
         columns = class_outputs(outputs)
-        rows, count = columns.shape
-        if isinstance(self._labels, (list, tuple)):
-            chosen = _columns_of_lists(self._labels, rows, count)
-        else:
-            chosen = _columns_of_mask(self._labels, rows, count)
+        read = _columns_of_lists if isinstance(self._labels, (list, tuple)) else _columns_of_mask
+        chosen = read(self._labels, *columns.shape)
         if not bool(chosen.any(1).all()):
             raise CamlibValueError(
-                f"no label is given for {image_list(~chosen.any(1))} of {rows}, so there is nothing to explain; leave "
-                "it out"
+                f"no label is given for {image_list(~chosen.any(1))} of {len(chosen)}, so there is nothing to explain; "
+                "leave it out"
             )
         return BoundLabels(chosen.to(columns.device))
 
 
+@dataclass(frozen=True, eq=False)
 class BoundLabels(BoundTarget):
     """The sum of the logits of each image's labels.
 
@@ -122,15 +129,18 @@ class BoundLabels(BoundTarget):
         chosen: (N, C) bool.
     """
 
-    explained = "MultiLabel"
+    chosen: Tensor
 
-    def __init__(self, chosen: Tensor) -> None:
-        self._chosen = chosen
-        self.images = len(chosen)
+    explained = MultiLabel.__name__
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.chosen)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the sums of the chosen columns, (rows,)."""
-        return class_outputs(outputs).masked_fill(~self._chosen[image_index], 0).sum(1)
+        return class_outputs(outputs).masked_fill(~self.chosen[image_index], 0).sum(1)
 
 
 def _columns_of_lists(labels: Any, rows: int, count: int) -> Tensor:
@@ -152,12 +162,10 @@ def _is_empty(of_image: Any) -> bool:
 
 
 def _columns_of_mask(labels: Any, rows: int, count: int) -> Tensor:
-    try:
-        mask = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CamlibTypeError(
-            f"labels {labels!r} are not understood; give an (N, C) tensor of bools, or a list of indices for each image"
-        ) from error
+    mask = as_tensor(
+        labels,
+        f"labels {labels!r} are not understood; give an (N, C) tensor of bools, or a list of indices for each image",
+    )
     if mask.shape != (rows, count):
         raise CamlibValueError(
             f"labels have shape {tuple(mask.shape)}, and the outputs ({rows}, {count}); give one bool for each output "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.targets.base import BoundTarget, Target, image_list
-from camlib.targets.indices import image_indices, integers, two_class_logits
+from camlib.targets.indices import described, image_indices, integers, two_class_logits
 
 
 class Region(Target):
@@ -39,34 +40,28 @@ class Region(Target):
         'region of category 1'
     """
 
-    spatial = True
-
     def __init__(self, category: Any, mask: Any = None) -> None:
         self._category = integers(category, "category")
         self._mask = mask
 
     def bind(self, outputs: Any) -> BoundRegion:
-        """Return the mean logit over the region of each image."""
+        """Return the mean logit over the mask, or over where these outputs predict the category."""
         logits = _dense_logits(outputs).detach()
         channels = image_indices(self._category, len(logits), logits.shape[1], "category").to(logits.device)
-        channels = channels.reshape(len(logits), -1)
-        name = "region" if self._category.dim() else f"region of category {int(self._category)}"
-        return BoundRegion(self._regions(logits, channels), channels, name, several=self._category.dim() == 2)
-
-    def _regions(self, logits: Tensor, channels: Tensor) -> Tensor:
-        if self._mask is None:
-            region = logits.argmax(1, keepdim=True) == channels.view(*channels.shape, *[1] * (logits.dim() - 2))
-        else:
-            region = self._given_mask(logits).expand(-1, channels.shape[1], *logits.shape[2:])
-        empty = ~region.flatten(2).any(2)
+        size, predicted = logits.shape[2:], self._mask is None
+        where = logits.argmax(1) if predicted else self._given_mask(logits)
+        where = (where if channels.dim() == 1 else where[:, None]).expand(*channels.shape, *size)
+        region = where == channels.view(*channels.shape, *[1] * len(size)) if predicted else where
+        empty = ~region.flatten(channels.dim()).any(-1)
         if bool(empty.any()):
             category = channels[empty].unique().tolist()
-            why = f"category {category} is predicted nowhere" if self._mask is None else "the mask is empty"
+            why = f"category {category} is predicted nowhere" if predicted else "the mask is empty"
             raise CamlibValueError(
                 f"{why} in {image_list(empty)}, so there is no region; choose a category that the model predicts "
                 "there, or give a mask= that is not empty"
             )
-        return region
+        name = "region" if self._category.dim() else f"region of category {int(self._category)}"
+        return BoundRegion(region, channels, name)
 
     def _given_mask(self, logits: Tensor) -> Tensor:
         mask = torch.as_tensor(self._mask)
@@ -79,54 +74,61 @@ class Region(Target):
                 f"{(rows, *size)}: resize it, say by torch.nn.functional.interpolate(mask[None, None].float(), "
                 f"{tuple(size)})[0, 0] > 0.5"
             )
-        return mask.to(logits.device).expand(rows, *size)[:, None]
+        return mask.to(logits.device).expand(rows, *size)
 
 
+@dataclass(frozen=True, eq=False)
 class BoundRegion(BoundTarget):
     """The mean logit over the region of each image.
 
     Args:
-        region: (N, K, H, W) bool.
-        channels: (N, K), the category of each.
+        region: (N, H, W) or (N, K, H, W) bool.
+        channels: (N,) or (N, K), the channel of each region's category.
         name: what the explanation shows.
-        several: whether scores have an axis for K.
     """
+
+    region: Tensor
+    channels: Tensor
+    name: str
 
     spatial = True
 
-    def __init__(self, region: Tensor, channels: Tensor, name: str, *, several: bool) -> None:
-        self.region = region
-        self.images = len(region)
-        self._channels = channels
-        self.explained = self._name = name
-        self._several = several
+    @property
+    def explained(self) -> str:
+        """The region's name; with the category, if all images share it."""
+        return self.name
 
-    def mirrored(self, width: int) -> BoundRegion:
-        """Return the target with its region mirrored."""
-        return BoundRegion(self.region.flip(-1), self._channels, self._name, several=self._several)
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.channels)
+
+    def mirrored(self, width: int) -> Self:
+        """Return the target with its regions mirrored."""
+        return replace(self, region=self.region.flip(-1))
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the mean logits, (rows,) or (rows, K); float32 for outputs in half precision."""
-        region, channels, logits = self.region[image_index], self._channels[image_index], _dense_logits(outputs)
-        if logits.shape[2:] != region.shape[2:]:
+        region, channels = self.region[image_index], self.channels[image_index]
+        logits, axes = _dense_logits(outputs), channels.dim()
+        if logits.shape[2:] != region.shape[axes:]:
             raise CamlibValueError(
-                f"the region is bound to outputs of {tuple(region.shape[2:])}, and these are of "
+                f"the region is bound to outputs of {tuple(region.shape[axes:])}, and these are of "
                 f"{tuple(logits.shape[2:])}; give inputs of one size"
             )
-        of_category = logits[torch.arange(len(logits), device=logits.device)[:, None], channels]
+        rows = torch.arange(len(logits), device=logits.device)
+        of_category = logits[rows if axes == 1 else rows[:, None], channels]
         dtype = torch.promote_types(logits.dtype, torch.float32)  # float16 cannot hold the sum over a picture
-        sums = of_category.masked_fill(~region, 0).flatten(2).sum(2, dtype=dtype)
-        means = sums / region.flatten(2).sum(2)
-        return means if self._several else means.squeeze(1)
+        sums = of_category.masked_fill(~region, 0).flatten(axes).sum(axes, dtype=dtype)
+        return sums / region.flatten(axes).sum(axes)
 
 
 def _dense_logits(outputs: Any) -> Tensor:
     """Return logits (rows, C, ...) with at least one axis behind C, and at least two channels."""
     logits = Outputs(outputs).named(("logits", "out"))
     if logits is None or logits.dim() < 3 or not logits.is_floating_point():
-        kind = type(outputs).__name__ if logits is None else f"{logits.dtype} of shape {tuple(logits.shape)}"
         raise CamlibTypeError(
             f"Region needs logits (rows, C, H, W), or a mapping with them as 'out' or 'logits'; the model returns "
-            f"{kind}. Pass forward= to pick them"
+            f"{described(logits, outputs)}. Pass forward= to pick them"
         )
     return two_class_logits(logits)

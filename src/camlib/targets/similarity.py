@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.targets.base import BoundTarget, Target, image_list
+from camlib.targets.indices import as_tensor, described
 
 
 class Similarity(Target):
@@ -39,10 +41,7 @@ class Similarity(Target):
     """
 
     def __init__(self, reference: Any) -> None:
-        try:
-            vectors = torch.as_tensor(reference).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CamlibTypeError(f"reference is a {type(reference).__name__}; give a tensor (D,)") from error
+        vectors = as_tensor(reference, f"reference is a {type(reference).__name__}; give a tensor (D,)").detach()
         if not vectors.is_floating_point():
             raise CamlibTypeError(f"reference holds {vectors.dtype} values; give a floating-point tensor")
         if vectors.dim() not in (1, 2, 3) or not vectors.numel():
@@ -63,29 +62,31 @@ class Similarity(Target):
             raise CamlibValueError(f"the embedding is zero, and so without a direction, in {image_list(~found.any(1))}")
         if not bool(given.any(-1).all()):
             raise CamlibValueError("a reference is zero: it has no direction")
-        return BoundSimilarity(given, len(found))
+        return BoundSimilarity(given.expand(len(found), -1) if given.dim() == 1 else given)
 
 
+@dataclass(frozen=True, eq=False)
 class BoundSimilarity(BoundTarget):
     """The similarity of each image's embedding to its references.
 
     Args:
-        reference: (D,), (N, D) or (N, K, D).
-        images: N.
+        references: (N, D) or (N, K, D).
     """
 
-    explained = "Similarity"
+    references: Tensor
 
-    def __init__(self, reference: Tensor, images: int) -> None:
-        self._reference = reference
-        self.images = images
+    explained = Similarity.__name__
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.references)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the similarities, (rows,) or (rows, K), in [-1, 1]; float32 for outputs in half precision."""
         embeddings = _embeddings(outputs)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        references = self._reference.to(embeddings)
-        references = references.expand(len(image_index), -1) if references.dim() == 1 else references[image_index]
+        references = self.references.to(embeddings)[image_index]
         directions = _unit(embeddings)
         return (_unit(references) * (directions if references.dim() == 2 else directions[:, None])).sum(-1)
 
@@ -101,10 +102,8 @@ def _embeddings(outputs: Any) -> Tensor:
     if embeddings is not None and embeddings.dim() > 2 and set(embeddings.shape[2:]) == {1}:
         embeddings = embeddings.flatten(1)
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
-        kind = (
-            type(outputs).__name__ if embeddings is None else f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-        )
         raise CamlibTypeError(
-            f"Similarity needs embeddings (rows, D); the model returns {kind}. Pass forward= to pick or pool them"
+            f"Similarity needs embeddings (rows, D); the model returns {described(embeddings, outputs)}. Pass forward= "
+            "to pick or pool them"
         )
     return embeddings
