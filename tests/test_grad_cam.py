@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 import camlib
+from camlib.passes import forward_pass
 from tests import oracles
 from tests.networks import Drawn, Network, cnns, small_cnn
 
@@ -214,3 +216,36 @@ def test_pictures_in_place_of_tensors_are_refused_with_the_mend(method):
     for picture, name in ((torch.zeros(1, 3, 16, 16).numpy(), "numpy.ndarray"), (Image.new("RGB", (16, 16)), "PIL")):
         with pytest.raises(camlib.CamlibTypeError, match=rf"Sequential cannot take {name}.*\(N, C, H, W\).*transforms"):
             method(model)(picture)
+
+
+def test_the_layout_of_a_layer_is_inferred_once_for_any_number_of_classes(monkeypatch) -> None:
+    asked = []
+    infer = forward_pass.layout_of
+    monkeypatch.setattr(forward_pass, "layout_of", lambda *given: asked.append(given) or infer(*given))
+    model = torchvision.models.resnet18(num_classes=40).eval()
+    cam = camlib.GradCAM(model, ["layer3", "layer4"])
+    for classes in (1, 40):
+        asked.clear()
+        assert cam(torch.rand(2, 3, 64, 64), camlib.TopK(classes)).maps.shape == (2, classes, 4, 4)
+        assert len(asked) == 2
+
+
+def test_the_layer_found_belongs_to_the_size_of_the_input() -> None:
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    small, large = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 96, 96)
+    cam = camlib.GradCAM(model)
+    for images, layer in ((small, "layer3"), (large, "layer4"), (small, "layer3")):
+        seen, fresh = cam(images, 1), camlib.GradCAM(model)(images, 1)
+        assert seen.layer == fresh.layer == layer
+        assert torch.equal(seen.maps, fresh.maps)
+
+
+@pytest.mark.parametrize("method", [method for method in camlib.METHODS.values() if method.layerless])
+def test_options_that_a_method_would_not_use_are_refused(method) -> None:
+    model = torchvision.models.resnet18(num_classes=4)
+    for options in ({"layer": "layer4"}, {"fuse": "max"}, {"reshape": lambda features: features}):
+        if method is camlib.LeGrad and "reshape" in options:
+            continue  # it lays the tokens out
+        expected = f"{method.__name__} reads no layer; leave {next(iter(options))}="
+        with pytest.raises(camlib.CamlibValueError, match=expected):
+            method(model, **options)

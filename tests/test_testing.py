@@ -119,8 +119,8 @@ class DropsTheLayer(SoundBaseline):
 
 
 class FindsAnotherLayer(Sound):
-    def _find(self, inputs: Any) -> str:
-        return "stem"
+    def find_layers(self, inputs: Any) -> list[str]:
+        return ["stem"]
 
 
 class LeavesAHook(Sound):
@@ -177,8 +177,8 @@ class Transposed(Sound):
 
 
 class Negative(Sound):
-    def _cut_off(self, maps: Tensor, layer: str) -> Tensor:
-        return maps
+    def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
+        return changed(super().__call__(inputs, target), torch.neg)
 
 
 class Blank(Sound):

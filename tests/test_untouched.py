@@ -171,11 +171,11 @@ def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch)
     model, seen = Network().eval(), []
 
     def watched(output: Any, layer: str) -> tuple[Tensor, Any]:
-        point, handed_on = tap(output, layer)
-        seen.extend([weakref.ref(point), weakref.ref(handed_on)])
-        return point, handed_on
+        point, passed_on = tap(output, layer)
+        seen.extend([weakref.ref(point), weakref.ref(passed_on)])
+        return point, passed_on
 
-    monkeypatch.setattr(sys.modules["camlib.passes.capture"], "tap", watched)
+    monkeypatch.setattr(sys.modules["camlib.passes.hooks"], "tap", watched)
 
     def like_it() -> int:
         return sum(tensor.shape == (2, 6, 8, 8) for tensor in tensors_alive())
