@@ -11,7 +11,6 @@ Run it with ``python -m benchmarks.coverage`` (four minutes on one core; no peer
 from __future__ import annotations
 
 import gc
-import json
 import warnings
 from typing import Any
 
@@ -20,9 +19,8 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import tables
-from benchmarks.measure import forwards
-from benchmarks.provenance import provenance
+from benchmarks.measure import passes
+from benchmarks.results import provenance, save
 
 SIDE = 96
 MODELS: dict[str, dict[str, Any]] = {
@@ -80,10 +78,10 @@ def explained(method: str, model: nn.Module, image: Tensor, layer: str, stages: 
     explanations: list[camlib.Explanation] = []
     try:
         cam = camlib.create(method, model, read, **OPTIONS.get(method, {}))
-        passes = forwards(model, lambda: explanations.append(cam(image, 7)))
+        count = passes(model, lambda: explanations.append(cam(image, 7)))
     except camlib.CamlibError as error:
         return {"refused": str(error)}
-    return {"layer": explanations[0].layer, "grid": list(explanations[0].maps.shape[1:]), "passes": passes}
+    return {"layer": explanations[0].layer, "grid": list(explanations[0].maps.shape[1:]), "passes": count}
 
 
 def covered(name: str) -> dict[str, Any]:
@@ -105,8 +103,7 @@ def main() -> None:
         refused = [method for method, cell in results["models"][name]["methods"].items() if "refused" in cell]
         print(f"{name}: {results['models'][name]['layer']}; refused: {', '.join(refused) or 'none'}", flush=True)
         gc.collect()
-    (tables.RESULTS / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")
-    tables.write("coverage")
+    save("coverage", results)
 
 
 if __name__ == "__main__":

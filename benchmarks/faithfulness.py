@@ -11,7 +11,6 @@ Run it with ``benchmarks/run faithfulness``; it trains the network if ``runs/pha
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import photographs, tables
-from benchmarks.provenance import provenance
+from benchmarks import photographs
+from benchmarks.results import provenance, save
 from camlib.evaluation import Evaluation, TableRow
 from camlib.metrics import METRICS
 
@@ -127,10 +126,7 @@ def main() -> None:
         "options": OPTIONS,
         "found": found,
     }
-    (tables.RESULTS / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
-    tables.write("faithfulness")
-    for line in tables.faithfulness(results)["faithfulness.csv"]:
-        print(" | ".join(line))
+    save("faithfulness", results)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ the mask or box on both; and by deletion, which most papers report. Run it with 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import faithfulness, photographs, tables
-from benchmarks.provenance import provenance
+from benchmarks import faithfulness, photographs
+from benchmarks.results import provenance, save
 
 METRICS: dict[str, dict[str, Any]] = {"insertion": {"steps": 14}, "deletion": {"steps": 14}, "energy_pointing_game": {}}
 RANDOM = "random_cam"
@@ -65,10 +64,7 @@ def main() -> None:
         "metrics": METRICS,
         "found": found,
     }
-    (tables.RESULTS / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
-    tables.write("methods")
-    for line in tables.methods(results)["methods.csv"]:
-        print(" | ".join(line))
+    save("methods", results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +34,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import tables
-from benchmarks.provenance import provenance
+from benchmarks.results import provenance, save
 from camlib import metrics
 from camlib.metrics import similarity
 from camlib.metrics.imputation import impute
@@ -313,10 +311,7 @@ def main() -> None:
     rows.append({"metric": "impute", "peer": "grad-cam", "on": "a fifth known", "difference": imputation(images)})
     rows.sort(key=lambda row: (row["peer"], row["metric"]))
     results = provenance(*PACKAGES) | {"rows": rows}
-    (tables.RESULTS / "metric_parity.json").write_text(json.dumps(results, indent=2) + "\n")
-    tables.write("metric_parity")
-    for line in tables.metric_parity(results)["metric_parity.csv"]:
-        print("".join(f"{cell:26}" for cell in line[:3]) + f"{line[3]:>20}  {line[4]}")
+    save("metric_parity", results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Run it with ``benchmarks/run parity``; it writes ``benchmarks/results/parity.jso
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import tables
-from benchmarks.provenance import provenance
+from benchmarks.results import provenance, save
 
 CLASS = 3
 LAYERS = {"resnet18": "layer4", "mobilenet_v3_small": "features", "densenet121": "features"}
@@ -178,10 +176,7 @@ def main() -> None:
     results = provenance(*packages) | {
         "models": {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()}
     }
-    (tables.RESULTS / "parity.json").write_text(json.dumps(results, indent=2) + "\n")
-    tables.write("parity")
-    for line in tables.parity(results)["parity.csv"]:
-        print(f"{line[0]:20}{line[1]:24}" + "".join(f"{cell:>20}" for cell in line[2:-1]) + "  " + line[-1])
+    save("parity", results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Run it with ``benchmarks/run photographs``; it writes ``photographs.json`` and `
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -25,8 +24,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 import camlib
-from benchmarks import tables
-from benchmarks.provenance import provenance
+from benchmarks.results import provenance, save
 
 SIDE = 224
 ROOT = Path(__file__).parents[1]
@@ -136,10 +134,7 @@ def main() -> None:
         "left out": NOT_HERE,
         "options": {name: {key: str(value) for key, value in told.items()} for name, told in OPTIONS.items()},
     }
-    (tables.RESULTS / "photographs.json").write_text(json.dumps(results, indent=2) + "\n")
-    tables.write("photographs")
-    for line in tables.photographs(results)["photographs.csv"]:
-        print(f"{line[0]:34}" + "".join(f"{cell:>14}" for cell in line[1:]))
+    save("photographs", results)
     names = ["" for _ in range(probabilities.shape[1])]
     for photograph in PHOTOGRAPHS:
         names[photograph.category] = photograph.label

@@ -1,219 +1,136 @@
-"""The tables that the documentation shows, each made of a JSON file in ``benchmarks/results``.
+"""The tables of the documentation, made from the results in ``benchmarks/results``; no number in them is typed by hand.
 
-``python -m benchmarks.tables`` makes them all again; nothing in them is typed by hand.
+The pages show them by ``.. measured:: NAME``. ``python -m benchmarks.tables NAME`` prints one as Markdown.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import functools
 import re
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import camlib
-from benchmarks import report
+from benchmarks import results
+from benchmarks.results import load
 from camlib.metrics import METRICS
 
-RESULTS = Path(__file__).parent / "results"
 Lines = list[list[str]]
 """A table; the first line is its head."""
+Record = dict[str, Any]
+NOT_MEASURED = "not measured"
 
 
-def parity(results: dict[str, Any]) -> dict[str, Lines]:
-    """Differences between maps, by network, method and peer, and the reasons for those that are no rounding."""
-    rows = [
-        (name, method, row) for name, model in results["models"].items() for method, row in model["methods"].items()
-    ]
-    reasons = list(dict.fromkeys(reason for _, _, row in rows for reason in row.get("why", [])))
-    columns = ("equation", "captum", "torchcam", "grad-cam")
-    lines = [["network", "method", "camlib to equation", *columns[1:], "why"]]
-    for name, method, row in rows:
-        cells = ["" if row.get(column) is None else f"{row[column]:.0e}" for column in columns]
-        lines.append([name, method, *cells, ", ".join(str(1 + reasons.index(why)) for why in row.get("why", []))])
-    return {
-        "parity.csv": lines,
-        "parity_reasons.csv": [["why", "difference"], *([str(n), why] for n, why in enumerate(reasons, 1))],
-    }
+def flat(nested: dict[str, Any], *keys: str) -> Iterator[Record]:
+    """One record for each inner dictionary, so many levels down; the path to it stands under the given keys."""
+    for name, inner in nested.items():
+        for record in flat(inner, *keys[1:]) if keys[1:] else [inner]:
+            yield {keys[0]: name} | record
 
 
-def metric_parity(results: dict[str, Any]) -> dict[str, Lines]:
-    """Differences between metrics, and why."""
-    return {
-        "metric_parity.csv": [
-            ["metric", "peer", "on", "largest difference", "why"],
-            *(
-                [row["metric"], row["peer"], row["on"], f"{row['difference']:.0e}", row.get("why", "")]
-                for row in results["rows"]
-            ),
-        ]
-    }
+def pivot(
+    records: Iterable[Record], rows: dict[str, str], column: str, cell: Callable[[Record], str], expected: Any = ()
+) -> Lines:
+    """A line for each combination of the row keys (by heading), a column for each value of another key.
 
-
-def faithfulness(results: dict[str, Any]) -> dict[str, Lines]:
-    """By how much each metric puts Grad-CAM above the touchstones."""
-    head = ["metric", "better"]
-    for data in results["found"]:
-        head += [f"{data}: Grad-CAM over random", "over the centre Gaussian", "says"]
-    lines = [head]
-    for name in next(iter(results["found"].values())):
-        line = [name, METRICS[name].better]
-        for of_data in results["found"].values():
-            better_than = of_data[name]["better than"]
-            line += [*(_difference(one) for one in better_than.values()), _verdict(better_than)]
-        lines.append(line)
-    return {"faithfulness.csv": lines}
-
-
-def _difference(one: dict[str, Any]) -> str:
-    """A difference with its interval."""
-    low, high = one["interval"]
-    return f"{one['difference']:+.3g} ({low:+.3g} to {high:+.3g})"
-
-
-def _verdict(better_than: dict[str, Any]) -> str:
-    """What the intervals of a metric say."""
-    names = {"random_cam": "random", "center_gaussian": "Gaussian"}
-    better = [names[other] for other, one in better_than.items() if one["interval"][0] > 0]
-    worse = [names[other] for other, one in better_than.items() if one["interval"][1] < 0]
-    parts = [f"{word} {' and '.join(those)}" for word, those in (("above", better), ("below", worse)) if those]
-    return "; ".join(parts) or "does not tell"
-
-
-def photographs(results: dict[str, Any]) -> dict[str, Lines]:
-    """The share of each heatmap's energy in the box."""
-    shares: dict[str, list[float | None]] = {
-        "(the box's share of the picture)": [one["area of the box"] for one in results["photographs"]],
-        **results["energy inside the box"],
-    }
-    return {
-        "photographs.csv": [
-            ["method", *(one["label"] for one in results["photographs"])],
-            *([name, *("none" if one is None else f"{one:.3f}" for one in row)] for name, row in shares.items()),
-        ]
-    }
-
-
-def methods(results: dict[str, Any]) -> dict[str, Lines]:
-    """Each method's means, and by how much it is better than random weights, with the interval over images."""
-    found: dict[str, dict[str, Any]] = results["found"]
-    columns = [(data, metric) for data in found for metric in results["metrics"]]
-    lines = [["method", *(f"{data}: {metric}" for data, metric in columns)]]
-    for name in next(iter(found.values())):
-        cells = [found[data][name][metric] for data, metric in columns]
-        lines.append([name, *(_judged(cell, name) for cell in cells)])
-    return {"methods.csv": lines}
-
-
-def _judged(cell: dict[str, Any], name: str) -> str:
-    """A mean and, but for random weights themselves, how much better it is than theirs."""
-    if name == "random_cam":
-        return f"{cell['mean']:.3f}"
-    low, high = cell["interval"]
-    return f"{cell['mean']:.3f}; {cell['over random']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def choice(folder: Path = RESULTS) -> Lines:
-    """What tells the methods apart when one is to be chosen: what they need and cost, and how much better than random.
-
-    Bold where the whole interval is above zero, italic where it is below.
+    Lines of the first row key's ``expected`` values of which there is no record read "not measured".
     """
-    judged, suite, covered = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("methods", "suite", "coverage")
-    )
-    found = judged["found"]
-    columns = [(data, metric) for data in found for metric in judged["metrics"]]
-    times = {
-        cell["method"]: f"{cell['time']:.3g}"
-        for cell in suite["cells"]
-        if (cell["model"], cell["library"], cell["images"], cell["classes"]) == ("resnet50", "camlib", 1, 1)
-        and "time" in cell
-    }
-    head = ["method", "of a class", "gradients", "forwards of time", "networks"]
-    lines = [[*head, *(f"{of}: {what.split('_')[0]}" for of, what in columns)]]
-    for name, method in camlib.METHODS.items():
-        explained = [cells["methods"][name] for cells in covered["models"].values()]
+    found: dict[tuple[Any, ...], dict[Any, str]] = {}
+    for record in records:
+        found.setdefault(tuple(record[key] for key in rows.values()), {})[record[column]] = cell(record)
+    heads = list(dict.fromkeys(head for line in found.values() for head in line))
+    missing = [name for name in expected if name not in {key[0] for key in found}]
+    lines = [[*map(str, key), *(line.get(head, "") for head in heads)] for key, line in found.items()]
+    return [[*rows, *heads], *lines, *([name, *[NOT_MEASURED] * len(heads)] for name in missing)]
+
+
+NETWORK, IMAGES, METHOD = {"network": "model"}, {"images": "images"}, {"method": "method"}
+
+
+def batches(name: str) -> Lines:
+    """Time and, where it was measured, peak memory in brackets, relative to a bare forward pass."""
+
+    def cell(one: Record) -> str:
+        return f"{one['time']:.2f}" + (f" ({one['memory']:.2f})" if "memory" in one else "")
+
+    cells = [one for one in load(name)["cells"] if one["subject"] != "forward"]
+    return pivot(cells, NETWORK | IMAGES, "subject", cell)
+
+
+def suite(rows: dict[str, str], column: str, expected: Iterable[str] = (), **wanted: Any) -> Lines:
+    """The suite's cells with the wanted values: time, memory in brackets and passes, or why there are none."""
+
+    def cell(one: Record) -> str:
+        if reason := one.get("left out"):
+            return re.split(r" \(" if reason.startswith("not run") else ":", reason)[0]
+        passes = one["images through the network"] / one["images"]
+        return f"{one['time']:.2f} ({one['memory']:.2f}), {passes:.3g}"
+
+    cells = [one for one in load("suite")["cells"] if wanted.items() <= one.items()]
+    return pivot(cells, rows, column, cell, expected)
+
+
+def goals() -> Lines:
+    """The goals of the methods that perturb."""
+    lines = [["goal", "asked", "seen", "met"]]
+    for goal in load("suite")["goals"]:
+        asked = f"{'at most' if goal['at most'] else 'at least'} {goal['asked']:g}"
+        lines.append([goal["what"], asked, f"{goal['seen']:.3g}", "yes" if goal["met"] else "no"])
+    return lines
+
+
+def precisions() -> Lines:
+    """Time in both precisions, eager and compiled."""
+    lines = [["network", "precision", "subject", "ms per image", "forwards of time", "first call, s"]]
+    for one in load("suite")["variants"]:
+        times = f"{1000 * one['seconds an image']:.1f}", f"{one['forwards of time']:.2f}"
         lines.append(
-            [
-                f":class:`~camlib.{method.__name__}`",
-                "no" if method.class_agnostic else "yes",
-                "yes" if method.needs_gradients else "no",
-                times.get(name, "not measured"),
-                f"{sum('refused' not in cell for cell in explained)} of {len(explained)}",
-                *(_marked(found[data].get(name, {}).get(metric), name) for data, metric in columns),
-            ]
+            [one["model"], one["precision"], one["subject"], *times, f"{one['seconds of the first call']:.1f}"]
         )
     return lines
 
 
-def _marked(cell: dict[str, Any] | None, name: str) -> str:
-    """A difference, bold or italic where its interval does not hold zero."""
-    if cell is None or name == "random_cam":
-        return "0" if cell else "not here"
-    (low, high), shown = cell["interval"], f"{cell['over random']:+.2f}"
-    return f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
+def overlays() -> Lines:
+    """Overlays per second."""
+    rates = load("suite")["overlays per second"]
+    return [["subject", "overlays per second"], *([subject, f"{rate:.0f}"] for subject, rate in rates.items())]
 
 
-def grad_cam(results: dict[str, Any]) -> dict[str, Lines]:
-    """Grad-CAM's time and, in brackets, peak memory beside the peers, relative to a bare forward pass."""
-    models: dict[str, Any] = results["models"]
-    subjects = [name for name in next(iter(models.values()))["subjects"] if name != "forward"]
-    lines = [["network", "images", *subjects]]
-    for name, model in models.items():
-        cells = [f"{cell['time']:.2f} ({cell['memory']:.2f})" for cell in map(model["subjects"].get, subjects)]
-        lines.append([name, str(model["batch"]), *cells])
-    return {"grad_cam.csv": lines}
+def coverage(method: str) -> list[Record]:
+    """What a method says of each network, if it was measured."""
+    models = load("coverage")["models"]
+    return [{"model": model} | of["methods"][method] for model, of in models.items() if method in of["methods"]]
 
 
-def compare(results: dict[str, Any]) -> dict[str, Lines]:
-    """The time of several methods, together and one by one, relative to a bare forward pass."""
-    models: dict[str, Any] = results["models"]
-    subjects = [name for name in next(iter(models.values()))["time"] if name != "forward"]
-    lines = [["network", "images", *subjects]]
-    for name, model in models.items():
-        lines.append([name, str(model["batch"]), *(f"{model['time'][subject]:.2f}" for subject in subjects)])
-    return {"compare.csv": lines}
+def coverage_models() -> Lines:
+    """The layer that is found in each network, and the methods that refuse some networks."""
+    refusing = [name for name in camlib.METHODS if any("refused" in cell for cell in coverage(name))]
+    lines = [["network", "picture", "layer found", "grid", *refusing]]
+    for name, model in load("coverage")["models"].items():
+        grid = " x ".join(map(str, model["methods"]["grad_cam"]["grid"]))
+        says = ["refused" if "refused" in model["methods"][method] else "yes" for method in refusing]
+        lines.append([name, f"{model['side']} px", model["layer"], grid, *says])
+    return lines
 
 
-def coverage(results: dict[str, Any]) -> dict[str, Lines]:
-    """Which networks each method explains, the layers found, the passes, and the reasons of refusals."""
-    models: dict[str, dict[str, Any]] = results["models"]
-    rows = {
-        method: {name: of_model["methods"][method] for name, of_model in models.items()} for method in camlib.METHODS
-    }
-    picky = [method for method, row in rows.items() if any("refused" in cell for cell in row.values())]
-    refusals: dict[tuple[str, str], list[str]] = {}
-    for method in picky:
-        for name, cell in rows[method].items():
-            if "refused" in cell:
-                refusals.setdefault((method, _reason(cell["refused"])), []).append(name)
-    return {
-        "coverage_models.csv": [
-            ["network", "picture", "layer found", "grid", *picky],
-            *(
-                [
-                    name,
-                    f"{of_model['side']} px",
-                    of_model["layer"],
-                    " x ".join(map(str, of_model["methods"]["grad_cam"]["grid"])),
-                    *("refused" if "refused" in of_model["methods"][method] else "yes" for method in picky),
-                ]
-                for name, of_model in models.items()
-            ),
-        ],
-        "coverage_methods.csv": [
-            ["method", "networks", "passes of an image"],
-            *([method, _share(row), _passes(row)] for method, row in rows.items()),
-        ],
-        "coverage_refusals.csv": [
-            ["method", "refuses because", "networks"],
-            *([method, why, ", ".join(names)] for (method, why), names in refusals.items()),
-        ],
-    }
+def coverage_methods() -> Lines:
+    """How many networks each method explains, and its forward passes."""
+    rows = [[name, explained(coverage(name)), passes(coverage(name))] for name in camlib.METHODS]
+    return [["method", "networks", "passes of an image"], *rows]
 
 
-def _reason(refusal: str) -> str:
+def coverage_refusals() -> Lines:
+    """Why methods refuse networks."""
+    networks: dict[tuple[str, str], list[str]] = {}
+    for name in camlib.METHODS:
+        for cell in (cell for cell in coverage(name) if "refused" in cell):
+            networks.setdefault((name, reason(cell["refused"])), []).append(cell["model"])
+    rows = [[name, why, ", ".join(names)] for (name, why), names in networks.items()]
+    return [["method", "refuses because", "networks"], *rows]
+
+
+def reason(refusal: str) -> str:
     """What an error says, without the numbers, names and shapes of one network."""
     clause = re.split(r"; |: of | \(as autograd|, and guided", refusal)[0]
     clause = re.sub(r"^[A-Z]\w+ calls no", "the network calls no", clause)
@@ -222,62 +139,173 @@ def _reason(refusal: str) -> str:
     return re.sub(r": neither .*|: something lies .*", "", clause)
 
 
-def _share(row: dict[str, dict[str, Any]]) -> str:
-    return f"{sum('refused' not in cell for cell in row.values())} of {len(row)}"
+def explained(cells: list[Record]) -> str:
+    """How many of its networks a method explains."""
+    return f"{sum('refused' not in cell for cell in cells)} of {len(cells)}" if cells else NOT_MEASURED
 
 
-def _passes(row: dict[str, dict[str, Any]]) -> str:
-    """How many, the commonest first; and on which networks another number."""
+def passes(cells: list[Record]) -> str:
+    """How many passes, the most common number first, and which networks need another number."""
     found: dict[int, list[str]] = {}
-    for name, cell in row.items():
+    for cell in cells:
         if "refused" not in cell:
-            found.setdefault(cell["passes"], []).append(name)
+            found.setdefault(cell["passes"], []).append(cell["model"])
+    if not found:
+        return NOT_MEASURED
     (most, _), *others = sorted(found.items(), key=lambda item: -len(item[1]))
     return "; ".join([str(most), *(f"{count} ({', '.join(names)})" for count, names in others)])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Lines]]] = {
-    "compare": compare,
-    "coverage": coverage,
-    "faithfulness": faithfulness,
-    "grad_cam": grad_cam,
-    "methods": methods,
-    "metric_parity": metric_parity,
-    "parity": parity,
-    "photographs": photographs,
-    "suite": report.tables_of_docs,
-}
-"""By the name of a result, the tables that are made of it, by file name."""
+def faithfulness() -> Lines:
+    """By how much each metric ranks Grad-CAM above the baselines."""
+    found = load("faithfulness")["found"]
+    lines = [["metric", "better"]]
+    for data in found:
+        lines[0] += [f"{data}: Grad-CAM over random", "over the centre Gaussian", "verdict"]
+    for name in next(iter(found.values())):
+        line = [name, METRICS[name].better]
+        for better_than in (of_data[name]["better than"] for of_data in found.values()):
+            line += [f"{one['difference']:+.3g} ({interval(one, '.3g')})" for one in better_than.values()]
+            line += [verdict(better_than)]
+        lines.append(line)
+    return lines
 
 
-def provenances(folder: Path = RESULTS) -> Lines:
-    """A line for each result: when it was made (or, of those without a date, committed), with what, and where."""
+def interval(one: Record, digits: str) -> str:
+    """The ends of a confidence interval."""
+    return " to ".join(f"{end:+{digits}}" for end in one["interval"])
+
+
+def verdict(better_than: dict[str, Record]) -> str:
+    """What the intervals of a metric say."""
+    names = {"random_cam": "random", "center_gaussian": "Gaussian"}
+    above = [names[other] for other, one in better_than.items() if one["interval"][0] > 0]
+    below = [names[other] for other, one in better_than.items() if one["interval"][1] < 0]
+    parts = [f"{word} {' and '.join(those)}" for word, those in (("above", above), ("below", below)) if those]
+    return "; ".join(parts) or "inconclusive"
+
+
+def evaluated() -> list[Record]:
+    """One record for each data set, method and metric."""
+    records = flat(load("methods")["found"], "data", "method", "metric")
+    return [record | {"column": f"{record['data']}: {record['metric']}"} for record in records]
+
+
+def applicable() -> list[str]:
+    """The methods that can explain the network of the photographs."""
+    return [name for name in camlib.METHODS if name not in load("photographs")["left out"]]
+
+
+def methods() -> Lines:
+    """Each method's mean, and by how much it is better than random weights, with the interval over images."""
+
+    def cell(record: Record) -> str:
+        over = f"; {record['over random']:+.3f} ({interval(record, '.3f')})"
+        return f"{record['mean']:.3f}" + (over if record["method"] != "random_cam" else "")
+
+    return pivot(evaluated(), METHOD, "column", cell, applicable())
+
+
+def photographs() -> Lines:
+    """The share of each heatmap's energy in the box."""
+    found = load("photographs")
+    areas = [one["area of the box"] for one in found["photographs"]]
+    shares = {"(the box's share of the picture)": areas} | found["energy inside the box"]
+    lines = [["method", *(one["label"] for one in found["photographs"])]]
+    lines += [[name, *("none" if one is None else f"{one:.3f}" for one in row)] for name, row in shares.items()]
+    return lines + [[name, *[NOT_MEASURED] * len(areas)] for name in applicable() if name not in shares]
+
+
+def parity_cells() -> list[Record]:
+    """One record for each network and method."""
+    models = load("parity")["models"]
+    return list(flat({name: model["methods"] for name, model in models.items()}, "network", "method"))
+
+
+def parity_reasons() -> Lines:
+    """The reasons for differences that are no rounding, numbered."""
+    reasons = dict.fromkeys(why for cell in parity_cells() for why in cell.get("why", []))
+    return [["why", "difference"], *([str(number), why] for number, why in enumerate(reasons, 1))]
+
+
+def parity() -> Lines:
+    """Differences between maps, by network, method and peer."""
+    numbers = {why: number for number, why in parity_reasons()}
+    lines = [["network", "method", "camlib to equation", "captum", "torchcam", "grad-cam", "why"]]
+    for cell in parity_cells():
+        differences = [cell.get(of) for of in ("equation", "captum", "torchcam", "grad-cam")]
+        line = ["" if difference is None else f"{difference:.0e}" for difference in differences]
+        why = ", ".join(numbers[why] for why in cell.get("why", []))
+        lines.append([cell["network"], cell["method"], *line, why])
+    return lines
+
+
+def metric_parity() -> Lines:
+    """Differences between metrics, and why."""
+    rows = load("metric_parity")["rows"]
+    head = ["metric", "peer", "on", "largest difference", "why"]
+    return [head, *([*map(row.get, head[:3]), f"{row['difference']:.0e}", row.get("why", "")] for row in rows)]
+
+
+def choice() -> Lines:
+    """What separates the methods when one is to be chosen: what they need and cost, and how much better than random.
+
+    Bold where the whole interval is above zero, italic where it is below.
+    """
+    wanted = {"model": "resnet50", "library": "camlib", "images": 1, "classes": 1}
+    cells = [cell for cell in load("suite")["cells"] if wanted.items() <= cell.items() and "time" in cell]
+    times = {cell["method"]: f"{cell['time']:.3g}" for cell in cells}
+    scores = {(record["method"], record["column"]): record for record in evaluated()}
+    columns = list(dict.fromkeys(column for _, column in scores))
+    lines = [["method", "of a class", "gradients", "forwards of time", "networks"]]
+    lines[0] += [column.partition("_")[0] for column in columns]
+    for name, method in camlib.METHODS.items():
+        line = [f":class:`~camlib.{method.__name__}`", "no" if method.class_agnostic else "yes"]
+        line += ["yes" if method.needs_gradients else "no", times.get(name, NOT_MEASURED), explained(coverage(name))]
+        lines.append([*line, *(marked(name, scores.get((name, column))) for column in columns)])
+    return lines
+
+
+def marked(method: str, record: Record | None) -> str:
+    """A difference, bold or italic where its interval does not hold zero."""
+    if record is None:
+        return NOT_MEASURED if method in applicable() else "not here"
+    (low, high), shown = record["interval"], f"{record['over random']:+.2f}"
+    return "0" if method == "random_cam" else f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
+
+
+def provenance() -> Lines:
+    """When each result was made (or, if it has no date, committed), with what, and where."""
     lines = [["result", "date", "versions", "machine"]]
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
+    for path in sorted(results.FOLDER.glob("*.json")):
+        result = load(path.stem)
         versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
         date = result.get("date") or f"committed {result['committed']}"
         lines.append([path.stem, date, versions, result.get("machine", "")])
     return lines
 
 
-OF_SEVERAL: dict[str, Callable[[Path], Lines]] = {"choice.csv": choice, "provenance.csv": provenances}
-"""By file name, the tables that are made of several results."""
+PER_METHOD = (choice, coverage_methods, coverage_models, coverage_refusals, methods, photographs)
+OTHERS = (faithfulness, goals, metric_parity, overlays, parity, parity_reasons, precisions, provenance)
+of_suite, alone = functools.partial(functools.partial, suite), {"library": "camlib", "images": 1, "classes": 1}
+TABLES: dict[str, Callable[[], Lines]] = {
+    "grad_cam": functools.partial(batches, "grad_cam"),
+    "compare": functools.partial(batches, "compare"),
+    "suite_methods": of_suite(METHOD, "model", camlib.METHODS, **alone),
+    "suite_grad_cam": of_suite(IMAGES | NETWORK, "library", method="grad_cam", classes=1),
+    "suite_1_image": of_suite(NETWORK | METHOD, "library", images=1, classes=1),
+    "suite_10_classes": of_suite(NETWORK | METHOD, "library", images=1, classes=10),
+    "suite_8_images": of_suite(NETWORK | METHOD, "library", images=8, classes=1),
+    "suite_32_images": of_suite(NETWORK | METHOD, "library", images=32, classes=1),
+} | {made.__name__: made for made in (*PER_METHOD, *OTHERS)}
+"""What makes each table, by name."""
 
 
-def made(name: str, folder: Path = RESULTS) -> dict[str, Lines]:
-    """The tables of a result, by file name."""
-    return TABLES[name](json.loads((folder / f"{name}.json").read_text()))
-
-
-def write(*names: str, folder: Path = RESULTS) -> None:
-    """Write the tables of results as CSV, and those that are made of several."""
-    of_all = {file: lines for name in names for file, lines in made(name, folder).items()}
-    of_several = {file: make(folder) for file, make in OF_SEVERAL.items()}
-    for file, lines in (of_all | of_several).items():
-        with (folder / file).open("w", newline="") as opened:
-            csv.writer(opened, lineterminator="\n").writerows(lines)
+def markdown(lines: Lines) -> str:
+    """A table as Markdown."""
+    head, *body = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body))
 
 
 if __name__ == "__main__":
-    write(*TABLES)
+    print(*(markdown(TABLES[name]()) for name in sys.argv[1:] or TABLES), sep="\n\n")

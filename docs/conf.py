@@ -6,7 +6,7 @@ from pathlib import Path
 
 import camlib
 
-sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+sys.path[:0] = [str(Path(__file__).parent / "_extensions"), str(Path(__file__).parents[1])]
 
 project = "camlib"
 author = "The camlib developers"
@@ -22,6 +22,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "mathml",
+    "measured",
     "method_registry",
     "source_links",
     "themed",

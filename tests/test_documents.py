@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import doctest
 import importlib
 import pkgutil
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 
 import camlib
-from benchmarks import tables
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -78,25 +76,6 @@ def test_the_make_targets_that_documents_name_exist(document):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = re.findall(r"(?:^ *\$? ?|`)make ([a-z-]+)", (ROOT / "docs" / document).read_text(), re.MULTILINE)
     assert set(named) <= targets
-
-
-@pytest.mark.parametrize("name", tables.TABLES)
-def test_the_tables_of_the_documentation_are_made_of_the_committed_results(name):
-    for file, lines in tables.made(name).items():
-        with (tables.RESULTS / file).open(newline="") as opened:
-            assert list(csv.reader(opened)) == lines, f"{file}: run python -m benchmarks.tables"
-
-
-@pytest.mark.parametrize(("file", "make"), tables.OF_SEVERAL.items())
-def test_the_tables_made_of_several_results_are_those_committed(file, make):
-    with (tables.RESULTS / file).open(newline="") as opened:
-        assert list(csv.reader(opened)) == make(tables.RESULTS), f"{file}: run python -m benchmarks.tables"
-
-
-def test_every_result_and_every_table_is_shown():
-    shown = {name for page in PAGES for name in re.findall(r"results/(\w+)\.csv", (ROOT / "docs" / page).read_text())}
-    assert shown == {path.stem for path in tables.RESULTS.glob("*.csv")}
-    assert {path.stem for path in tables.RESULTS.glob("*.json")} == set(tables.TABLES)
 
 
 @pytest.mark.slow

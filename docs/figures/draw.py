@@ -1,7 +1,8 @@
 """Draw the pictures of the pages, each for a light and for a dark page: ``python -m docs.figures.draw``.
 
-Everything that is drawn comes from ``network.py`` (EfficientNet-Lite0 on photographs) and ``shortcut.py`` (phantoms).
-What it writes into ``_static``, NAME-light.webp, NAME-dark.webp and the logo, is committed: a build draws nothing.
+Everything that is drawn comes from ``network.py`` (EfficientNet-Lite0 on photographs), ``shortcut.py`` (phantoms) and
+the results of the benchmarks. What it writes into ``_static``, NAME-light.webp, NAME-dark.webp and the logo, is
+committed: a build draws nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 import camlib
+from benchmarks.results import load
 from camlib import metrics
 
 DOCS = Path(__file__).parents[1]
@@ -213,6 +215,25 @@ def shortcuts() -> Figure:
     return _with_bar(figure, axes, drawn, "share of the range")
 
 
+def growth() -> Figure:
+    """How the time of camlib and grad-cam grows; measured by ``benchmarks/run suite``."""
+    growth = load("suite")["growth"]
+    titles = {"images": "Grad-CAM, ResNet-18", "channels": "Ablation-CAM, synthetic", "classes": "Grad-CAM, one image"}
+    figure, axes = _panels(3)
+    for axis, (what, title) in zip(axes, titles.items(), strict=True):
+        points = [point for point in growth if point["of"] == what]
+        numbers = [point["number"] for point in points]
+        for name, style in (("camlib", "o-"), ("grad-cam", "s--"), ("forward", ":")):
+            color = {"camlib": ACCENT, "grad-cam": COOL}.get(name, mpl.rcParams["text.color"])
+            label = "bare forward pass" if name == "forward" else name
+            axis.loglog(numbers, [point["seconds"][name] for point in points], style, ms=4, color=color, label=label)
+        axis.set(title=title, xlabel=what)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("seconds")
+    axes[2].legend(frameon=False, loc=(0.36, 0.16))
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, (WIDTH - 0.8) / count + 0.55), layout="constrained")
     return figure, list(axes)
@@ -247,6 +268,7 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
     agnostic,
     sanity,
     shortcuts,
+    growth,
 )
 
 

@@ -1,13 +1,17 @@
-"""When a result was made, on what machine, and with which versions: what every script puts into its JSON."""
+"""Results as JSON files in ``benchmarks/results``, each with its date, machine and versions."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
+
+FOLDER = Path(__file__).parent / "results"
 
 
 def provenance(*packages: str) -> dict[str, Any]:
@@ -18,3 +22,14 @@ def provenance(*packages: str) -> dict[str, Any]:
         f"{torch.backends.cpu.get_cpu_capability()}",
         "versions": {package: importlib.metadata.version(package) for package in ("torch-camlib", *packages)},
     }
+
+
+def save(name: str, results: dict[str, Any]) -> None:
+    """Write a result."""
+    (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read a result."""
+    results: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return results
