@@ -55,16 +55,16 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
 
 def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read a picture in gray: :func:`read_image` without colours.
+    """Read a picture in gray: :func:`camlib.read_image` without colours.
 
     Args:
-        path: as for :func:`read_image`.
+        path: as for :func:`camlib.read_image`.
 
     Returns:
         (H, W), uint8; of a picture in colour, its luma.
 
     Raises:
-        CamlibValueError, CamlibRuntimeError: as for :func:`read_image`.
+        CamlibValueError, CamlibRuntimeError: as for :func:`camlib.read_image`.
 
     Example:
         >>> import tempfile, camlib

@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def images(self) -> Tensor:
-        """The images as a batch, channels first: (N, C, H, W), (N, C, L) or (N, C, T, H, W).
+        """The images as a batch with channels first, (N, C, H, W), (N, C, L) or (N, C, T, H, W).
 
         A list is stacked; videos with their frames first are a view.
 

@@ -31,13 +31,13 @@ class Outputs:
         self.raw = raw
         """What the model returned."""
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
-        """Every tensor in it, in order. Objects of other kinds are not searched: what they hold cannot be detached."""
+        """Every tensor in it, in order. Other objects are not searched, as what they hold cannot be detached."""
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
         """Where the first tensor is; the CPU where there is none."""
 
     @property
     def main(self) -> Tensor | None:
-        """The tensor that the outputs are about: :meth:`named` with :data:`NAMES`."""
+        """The tensor that the outputs are about; :meth:`named` finds it by the names that libraries use."""
         return self.named(NAMES)
 
     def named(self, names: Sequence[str]) -> Tensor | None:

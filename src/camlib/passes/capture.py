@@ -14,7 +14,7 @@ from camlib.passes.network import unwrap
 
 
 class Captured:
-    """One layer of the forward pass that ran inside :func:`capture`."""
+    """One layer of the forward pass that ran inside :func:`camlib.capture`."""
 
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
@@ -36,7 +36,7 @@ class Captured:
 
 
 class CapturedLayers:
-    """Several layers of the forward pass that ran inside :func:`capture`, in the order they were given."""
+    """Several layers of the forward pass that ran inside :func:`camlib.capture`, in the order they were given."""
 
     def __init__(self, cut: Cut) -> None:
         self._cut = cut

@@ -25,8 +25,8 @@ class Chunks:
     """
 
     size: ChunkSize = "auto"
-    """A number, or "auto": the memory of the first row is measured, and as many rows follow as fit into 96 MiB (on
-    a GPU, 2 GiB or half of its free memory); the number is halved if memory runs out all the same."""
+    """A number, or "auto", which measures the memory of the first row and takes as many rows as fit into 96 MiB (on a
+    GPU, 2 GiB or half of its free memory); the number is halved if memory runs out all the same."""
     progress: bool = False
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class ForwardPass:
         outputs: what it returned.
         target: what is explained, bound to the outputs.
         scores: the target's scores, (N,) or (N, K), in the graph.
-        watch: the layers of the pass; a :class:`camlib.passes.capture.Cut` where there are gradients.
+        watch: the layers of the pass; a ``Cut`` where there are gradients.
         features: by layer, what it returned, in its own layout and precision.
         extent: the size that the layers saw, in the input's pixels, where that is more: a detector pads its images.
         noted: by method name, what it noted in :meth:`camlib.methods.Method.around` the pass.

@@ -99,7 +99,7 @@ class BoundTarget(Target):
         """Return the target for the same pictures, ``width`` pixels wide, mirrored left to right.
 
         Raises:
-            CamlibTypeError: it is :attr:`spatial`, and does not define how it is mirrored.
+            CamlibTypeError: it is ``spatial``, and does not define how it is mirrored.
         """
         if self.spatial:
             raise CamlibTypeError(
@@ -140,7 +140,7 @@ def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:
     """Return the target's scores, checked: a floating tensor (rows,) or (rows, K).
 
     Args:
-        target: what :func:`bind` returned.
+        target: what :func:`camlib.targets.bind` returned.
         outputs: what the model returned.
         image_index: (rows,) the image that each row came from.
 
