@@ -1,8 +1,9 @@
-"""The errors camlib raises, each a CamlibError and the builtin that fits; and checks of numbers that raise them."""
+"""The errors camlib raises, each a CamlibError and the matching builtin; and checks of numbers that raise them."""
 
 from __future__ import annotations
 
 import math
+import numbers
 
 
 class CamlibError(Exception):
@@ -22,35 +23,67 @@ class CamlibRuntimeError(CamlibError, RuntimeError):
 
 
 class CamlibWarning(UserWarning):
-    """Something works, but not quite as the caller may believe."""
+    """Something works, but perhaps not as the caller expects."""
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """Return a finite number within bounds.
+
+    Raises:
+        CamlibTypeError: ``value`` is no real number; a bool is none.
+        CamlibValueError: it is out of bounds, infinite or NaN.
+
+    Example:
+        >>> number("share", 0.5, above=0, at_most=1)
+        0.5
+        >>> number("share", 0, above=0, at_most=1)
+        Traceback (most recent call last):
+        camlib.errors.CamlibValueError: share must be a number in (0, 1], got 0
+    """
+    low, high = max(above, at_least), min(below, at_most)
+    begin = "[" if at_least > above else "("
+    end = "]" if at_most < below else ")"
+    wanted = "a finite number" if (low, high) == (-math.inf, math.inf) else f"a number in {begin}{low:g}, {high:g}{end}"
+    if (above, high) == (0, math.inf):
+        wanted = "a positive number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
+    found = float(value)
+    if not (above < found < below and at_least <= found <= at_most):
+        raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
+    return found
+
+
+def positive_number(name: str, value: object, below: float = math.inf) -> float:
+    """Return :func:`number` above 0.
+
+    Raises:
+        CamlibTypeError, CamlibValueError: as for :func:`number`.
+    """
+    return number(name, value, above=0, below=below)
 
 
 def positive_int(name: str, value: object) -> int:
     """Return an int of at least 1.
 
     Raises:
-        CamlibValueError: it is none.
+        CamlibTypeError: ``value`` is no integer; a bool is none.
+        CamlibValueError: it is less than 1.
 
     Example:
         >>> positive_int("samples", 8)
         8
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise CamlibTypeError(f"{name} must be an int of at least 1, got {value!r}")
+    if value < 1:
         raise CamlibValueError(f"{name} must be an int of at least 1, got {value!r}")
-    return value
-
-
-def positive_number(name: str, value: object, below: float = math.inf) -> float:
-    """Return a number that is positive and less than another.
-
-    Raises:
-        CamlibValueError: it is none.
-
-    Example:
-        >>> positive_number("probability", 0.5, below=1)
-        0.5
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < below:
-        wanted = "a positive number" if below == math.inf else f"a number between 0 and {below:g}, these excluded"
-        raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
-    return float(value)
+    return int(value)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, number
 from camlib.explanation import Explanation
 from camlib.imaging import resize
 from camlib.inputs import Inputs
@@ -75,10 +74,10 @@ class TestTimeAugmentation(Smoothing):
             time has a direction, and wherever left and right differ, as hearts do.
 
     Raises:
-        CamlibValueError: factors that are not positive numbers; on calling, a model that pads its pictures, which are
-            to be mirrored, on one side.
-        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers, which have no brightness
-            between two others.
+        CamlibTypeError, CamlibValueError: ``factors`` are not positive numbers.
+        CamlibValueError: on calling, a model that pads its pictures on one side, and mirroring.
+        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers, whose brightness cannot be
+            scaled.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -91,7 +90,7 @@ class TestTimeAugmentation(Smoothing):
 
     def __init__(self, method: Explainer, factors: Sequence[float] = (1.0, 0.9, 1.1), *, mirror: bool = True) -> None:
         super().__init__(method)
-        self.factors = _numbers("factors", factors, lambda factor: factor > 0, "positive numbers")
+        self.factors = _numbers("factors", factors, above=0)
         self.mirror = mirror
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
@@ -139,7 +138,7 @@ class NoiseAveraging(Smoothing):
         generator: for the noise; without one, every call draws the same.
 
     Raises:
-        CamlibValueError: no samples, or sigma not positive.
+        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` not a positive number.
         CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers.
 
     Example:
@@ -185,7 +184,7 @@ class MultiScale(Smoothing):
             rounded, and at least one.
 
     Raises:
-        CamlibValueError: scales below 1, or keep not in (0, 1].
+        CamlibTypeError, CamlibValueError: ``scales`` are not numbers of at least 1, or ``keep`` is not in (0, 1].
         CamlibTypeError: on calling, inputs other than images (N, C, H, W); a target that depends on places; windows to
             be kept by scores where the method explains none.
 
@@ -198,8 +197,8 @@ class MultiScale(Smoothing):
 
     def __init__(self, method: Explainer, scales: Sequence[float] = (1.0, 1.5, 2.0), *, keep: float = 1.0) -> None:
         super().__init__(method)
-        self.scales = _numbers("scales", scales, lambda scale: scale >= 1, "numbers of at least 1")
-        (self.keep,) = _numbers("keep", [keep], lambda share: 0 < share <= 1, "a share in (0, 1]")
+        self.scales = _numbers("scales", scales, at_least=1)
+        self.keep = number("keep", keep, above=0, at_most=1)
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         if not isinstance(inputs, Tensor) or inputs.dim() != 4:
@@ -259,14 +258,13 @@ def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget |
     return None if nothing else targets.bind(target, explanation.outputs)
 
 
-def _numbers(what: str, given: Any, fits: Callable[[float], bool], wanted: str) -> tuple[float, ...]:
+def _numbers(what: str, given: Any, **bounds: float) -> tuple[float, ...]:
     """Return one or more numbers, checked."""
-    found = tuple(given) if isinstance(given, Iterable) else ()
-    if not found or not all(
-        isinstance(one, numbers.Real) and not isinstance(one, bool) and math.isfinite(one) and fits(float(one))
-        for one in found
-    ):
-        raise CamlibValueError(f"{what} must be {wanted}, got {given!r}")
+    if not isinstance(given, Iterable):
+        raise CamlibTypeError(f"{what} must be a list of numbers, got {given!r}")
+    found = tuple(number(f"each of {what}", one, **bounds) for one in given)
+    if not found:
+        raise CamlibValueError(f"{what} must be one or more numbers, got {given!r}")
     return found
 
 

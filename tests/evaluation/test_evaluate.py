@@ -357,7 +357,7 @@ def test_wrong_arguments_are_told(model, images, masks):
         ({"target": camlib.TopK(2)}, ValueError, "one heatmap of each image"),
         ({"target": [0, 1]}, ValueError, "classes of 2 images"),
         ({"target": [0] * 9}, ValueError, "target is of 9 images, and the loader gave 5"),
-        ({"max_images": "3", "masks": masks}, ValueError, "max_images"),
+        ({"max_images": "3", "masks": masks}, TypeError, "max_images"),
         ({"target": [0.5] * 5}, TypeError, "class indices are integers"),
     ):
         given = {"loader": images, "methods": ["grad_cam"], "layers": ["3"], "metrics": None} | arguments

@@ -143,8 +143,10 @@ def test_hole_has_an_outline_of_its_own() -> None:
 @pytest.mark.parametrize("function", [imaging.boxes, imaging.contours])
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.5, float("nan")])
 def test_threshold_out_of_range(function: Any, threshold: float) -> None:
-    with pytest.raises(camlib.CamlibValueError, match=rf"threshold must lie in \(0, 1\], got {threshold}"):
+    with pytest.raises(camlib.CamlibValueError, match=rf"threshold must be a number in \(0, 1\], got {threshold}"):
         function(np.ones((2, 2)), threshold)
+    with pytest.raises(camlib.CamlibTypeError, match="threshold must be a number"):
+        function(np.ones((2, 2)), "0.5")
 
 
 @pytest.mark.parametrize("function", [imaging.boxes, imaging.contours])

@@ -326,8 +326,6 @@ def test_signals_and_volumes_have_concepts():
     ("options", "message"),
     [
         ({"concepts": 0}, "concepts must be an int of at least 1, got 0"),
-        ({"concepts": 2.0}, "concepts must be an int of at least 1, got 2.0"),
-        ({"concepts": True}, "concepts must be an int of at least 1, got True"),
         ({"iterations": 0}, "iterations must be an int of at least 1, got 0"),
         ({"concepts": 5}, "layer '3' gives 128 positions of 4 channels, too few for 5 concepts"),
         ({"layer": ["1", "3"]}, "concepts are factored from one layer, got 1 and 3"),
@@ -339,6 +337,12 @@ def test_what_cannot_be_factored_is_refused(options, message):
     model = networks.small_cnn().eval()
     with pytest.raises(camlib.CamlibValueError, match=message):
         deep_feature_factorization(model, torch.rand(2, 3, 8, 8), **{"layer": "3", "concepts": 2} | options)
+
+
+@pytest.mark.parametrize("concepts", [2.0, True])
+def test_concepts_are_counted_in_ints(concepts):
+    with pytest.raises(camlib.CamlibTypeError, match=f"concepts must be an int of at least 1, got {concepts}"):
+        deep_feature_factorization(networks.small_cnn(), torch.rand(2, 3, 8, 8), concepts)
 
 
 def test_features_that_are_nowhere_positive_are_refused():

@@ -429,9 +429,23 @@ def test_inputs_without_pictures_are_refused(smoothed):
         smoothed(cam)(torch.rand(2, 4), 1)
 
 
-@pytest.mark.parametrize("factors", [(), (0,), (1.0, -1.0), (math.nan,), (math.inf,), ("1",), (True,), 1.0])
-def test_factors_that_brighten_nothing_are_refused(factors):
-    with pytest.raises(camlib.CamlibValueError, match="factors must be positive numbers, got"):
+@pytest.mark.parametrize(
+    ("factors", "error", "message"),
+    [
+        ((), camlib.CamlibValueError, "factors must be one or more numbers"),
+        (1.0, camlib.CamlibTypeError, "factors must be a list of numbers, got 1.0"),
+        *[
+            (wrong, camlib.CamlibValueError, "each of factors must be a positive number, got")
+            for wrong in ((0,), (1.0, -1.0), (math.nan,), (math.inf,))
+        ],
+        *[
+            (wrong, camlib.CamlibTypeError, "each of factors must be a positive number, got")
+            for wrong in (("1",), (True,))
+        ],
+    ],
+)
+def test_wrong_factors_are_refused(factors, error, message):
+    with pytest.raises(error, match=message):
         Augmented(camlib.GradCAM(spatial_cnn()), factors)
 
 
@@ -494,10 +508,12 @@ def test_without_a_generator_every_call_is_the_same_and_with_one_the_next_draws_
     assert torch.equal(NoiseAveraging(cam, generator=torch.Generator().manual_seed(5))(x).maps, first)
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"samples": 2.0}, {"sigma": 0.0}, {"sigma": math.inf}])
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"sigma": 0.0}, {"sigma": math.inf}])
 def test_wrong_amounts_of_noise_are_refused(wrong):
     with pytest.raises(camlib.CamlibValueError, match=f"{next(iter(wrong))} must be"):
         NoiseAveraging(camlib.GradCAM(spatial_cnn()), **wrong)
+    with pytest.raises(camlib.CamlibTypeError, match="samples must be an int"):
+        NoiseAveraging(camlib.GradCAM(spatial_cnn()), samples=2.0)
 
 
 def test_a_generator_of_another_kind_is_refused():
@@ -604,17 +620,17 @@ def test_windows_cannot_be_kept_by_scores_that_there_are_not():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "error", "message"),
     [
-        ({"scales": ()}, "scales must be numbers of at least 1"),
-        ({"scales": (1.0, 0.5)}, "scales must be numbers of at least 1"),
-        ({"scales": (math.inf,)}, "scales must be numbers of at least 1"),
-        ({"scales": 2.0}, "scales must be numbers of at least 1"),
-        ({"keep": 0}, r"keep must be a share in \(0, 1\]"),
-        ({"keep": 1.5}, r"keep must be a share in \(0, 1\]"),
-        ({"keep": "all"}, r"keep must be a share in \(0, 1\]"),
+        ({"scales": ()}, camlib.CamlibValueError, "scales must be one or more numbers"),
+        ({"scales": (1.0, 0.5)}, camlib.CamlibValueError, r"each of scales must be a number in \[1, inf\), got 0.5"),
+        ({"scales": (math.inf,)}, camlib.CamlibValueError, "each of scales must be a number"),
+        ({"scales": 2.0}, camlib.CamlibTypeError, "scales must be a list of numbers"),
+        ({"keep": 0}, camlib.CamlibValueError, r"keep must be a number in \(0, 1\]"),
+        ({"keep": 1.5}, camlib.CamlibValueError, r"keep must be a number in \(0, 1\]"),
+        ({"keep": "all"}, camlib.CamlibTypeError, r"keep must be a number in \(0, 1\]"),
     ],
 )
-def test_wrong_scales_and_shares_are_refused(wrong, message):
-    with pytest.raises(camlib.CamlibValueError, match=message):
+def test_wrong_scales_and_shares_are_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
         MultiScale(camlib.GradCAM(spatial_cnn()), **wrong)

@@ -279,8 +279,8 @@ def test_errors_name_what_was_given_and_wanted(
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        (0.0, "share must be a number between 0 and 1, these excluded, got 0.0"),
-        (1.0, "share must be a number between 0 and 1, these excluded, got 1.0"),
+        (0.0, r"share must be a number in \(0, 1\), got 0.0"),
+        (1.0, r"share must be a number in \(0, 1\), got 1.0"),
         (0.01, "a share of 0.01 of 30 pixels comes to none of them"),
         (0.99, "a share of 0.99 of 30 pixels comes to all of them"),
     ],

@@ -339,10 +339,11 @@ def test_what_cannot_be_scored_is_refused(arguments: tuple[Any, ...], error: typ
         Scorer(*arguments)
 
 
-@pytest.mark.parametrize("size", [0, -1, "big", True, None])
-def test_a_chunk_has_at_least_one_row(size: Any) -> None:
+def test_a_chunk_has_at_least_one_row() -> None:
     with pytest.raises(camlib.CamlibValueError, match="chunk_size"):
-        Scorer(small_cnn(), PAIR, chunk_size=size)
+        Scorer(small_cnn(), PAIR, chunk_size=0)
+    with pytest.raises(camlib.CamlibTypeError, match="chunk_size"):
+        Scorer(small_cnn(), PAIR, chunk_size="big")
 
 
 def test_a_changed_picture_whose_score_is_not_finite_is_an_error() -> None:

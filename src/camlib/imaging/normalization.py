@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,11 +86,13 @@ def checked_dims(dims: object) -> int:
     """Return a number of dimensions that maps can have, checked.
 
     Raises:
+        CamlibTypeError: not an int.
         CamlibValueError: neither 1, 2 nor 3.
     """
-    if isinstance(dims, bool) or not isinstance(dims, int) or dims not in GRIDS:
-        raise CamlibValueError(f"dims must be 1 (signals), 2 (pictures) or 3 (volumes and videos), got {dims!r}")
-    return dims
+    found = positive_int("dims", dims)
+    if found not in GRIDS:
+        raise CamlibValueError(f"dims must be 1 (signals), 2 (pictures) or 3 (volumes and videos), got {found}")
+    return found
 
 
 def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:

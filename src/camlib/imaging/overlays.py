@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibValueError, number
 from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, checked_heatmap, colorize, colorize_signed
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_pictures
@@ -77,16 +76,9 @@ def _overlay(image: Any, heatmap: Any, alpha: float | str, lowest: float, color:
 def _blend(picture: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float | str, color: Any) -> NDArray[np.uint8]:
     import numpy as np
 
-    opacity = np.abs(heatmap)[..., None] if alpha == "heat" else _checked_alpha(alpha)
+    opacity = (
+        np.abs(heatmap)[..., None] if alpha == "heat" else number('alpha, if not "heat",', alpha, at_least=0, at_most=1)
+    )
     blended = (1 - opacity) * picture.astype(np.float64) + opacity * color(heatmap)
     rounded: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
     return rounded
-
-
-def _checked_alpha(alpha: Any) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise CamlibTypeError(f'alpha must be a number in [0, 1] or "heat", got {alpha!r}')
-    opacity = float(alpha)
-    if not 0 <= opacity <= 1:
-        raise CamlibValueError(f'alpha must lie in [0, 1], or be "heat", got {alpha}')
-    return opacity

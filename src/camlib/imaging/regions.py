@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibValueError, number
 from camlib.imaging.colors import checked_heatmap
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_rgb
@@ -123,6 +123,4 @@ def _above(heatmap: Any, threshold: float) -> tuple[NDArray[Any], NDArray[np.uin
     values = checked_heatmap(heatmap, 0.0)
     if values.ndim != 2:
         raise CamlibValueError(f"heatmap must be a single one, (H, W), got {tuple(values.shape)}")
-    if not 0 < threshold <= 1:
-        raise CamlibValueError(f"threshold must lie in (0, 1], got {threshold}")
-    return values, (values >= threshold).astype(np.uint8)
+    return values, (values >= number("threshold", threshold, above=0, at_most=1)).astype(np.uint8)

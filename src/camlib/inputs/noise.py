@@ -30,7 +30,7 @@ def check_noise(samples: int, sigma: float) -> None:
     """Check how much noise is asked for.
 
     Raises:
-        CamlibValueError: no samples, or sigma not a positive number.
+        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` not a positive number.
     """
     positive_int("samples", samples)
     positive_number("sigma", sigma)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import positive_number
 from camlib.inputs.noise import normal, own_generator
 from camlib.methods.arithmetic import centered, over_channels
 from camlib.methods.base import ActivationMethod, Method, Reads
@@ -139,11 +137,7 @@ class CenterGaussian(_OfInputs):
 
     def __init__(self, model: Any, layer: Any = None, *, sigma: float = 0.25, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real):
-            raise CamlibTypeError(f"sigma must be a number, got {type(sigma).__name__}: {sigma!r}")
-        if not 0 < sigma < math.inf:
-            raise CamlibValueError(f"sigma must be positive and finite, a share of each side, got {sigma}")
-        self.sigma: float = sigma
+        self.sigma = positive_number("sigma", sigma)
 
     def maps(self, images: Tensor) -> Tensor:
         """Return :func:`camlib.functional.center_gaussian`, for each image."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import number
 from camlib.methods.arithmetic import over_channels, per_channel
 from camlib.methods.base import ActivationMethod
 
@@ -37,18 +36,11 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
         >>> camlib.functional.fem(torch.tensor([[[[9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[[1.5000, 0.0000, 0.0000, 0.0000, 0.0000, 0.0000]]])
     """
-    _check(deviations)
+    number("deviations", deviations, at_least=0)
     flat = activations.flatten(2)
     mean, deviation = flat.mean(2), flat.std(2, correction=0)
     rare = activations >= per_channel(mean + deviations * deviation, activations)
     return over_channels(mean, rare.to(activations.dtype))
-
-
-def _check(deviations: float) -> None:
-    if isinstance(deviations, bool) or not isinstance(deviations, (int, float)):
-        raise CamlibTypeError(f"deviations must be a number, got {type(deviations).__name__}: {deviations!r}")
-    if not (deviations >= 0 and math.isfinite(deviations)):
-        raise CamlibValueError(f"deviations must be finite and not negative, got {deviations!r}")
 
 
 class FEM(ActivationMethod):
@@ -81,7 +73,7 @@ class FEM(ActivationMethod):
 
     def __init__(self, model: Any, layer: Any = None, *, deviations: float = 2.0, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        _check(deviations)
+        number("deviations", deviations, at_least=0)
         self.deviations = deviations
 
     def maps(self, activations: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibValueError, positive_number
 from camlib.methods.arithmetic import centered, divided
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
@@ -63,12 +62,8 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
 def _check(kernel: str, gamma: float | None) -> None:
     if kernel not in list(KERNELS):
         raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if gamma is None:
-        return
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
-        raise CamlibTypeError(f"gamma must be a number or None, got {type(gamma).__name__}: {gamma!r}")
-    if not (gamma > 0 and math.isfinite(gamma)):
-        raise CamlibValueError(f"gamma must be positive and finite, got {gamma!r}")
+    if gamma is not None:
+        positive_number("gamma, if not None,", gamma)
 
 
 def _of_unit_variance(features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import CamlibValueError, number, positive_int
 from camlib.methods.base import Method, Reads
 from camlib.methods.masks import Masks, SlidingWindows, mean_under, scores_under
 from camlib.passes.chunks import Chunks, ChunkSize
@@ -87,8 +87,8 @@ class Occlusion(Method):
     ) -> None:
         super().__init__(model, layer, **options)
         self.chunks = Chunks(chunk_size, progress)
-        if isinstance(baseline, bool) or not isinstance(baseline, (int, float, Tensor)):
-            raise CamlibTypeError(f"baseline must be a number or a tensor, got {type(baseline).__name__}: {baseline!r}")
+        if not isinstance(baseline, Tensor):
+            number("baseline, if not a tensor,", baseline)
         self.window = _checked_sides("window", window)
         self.stride = _checked_sides("stride", stride)
         self.baseline = baseline

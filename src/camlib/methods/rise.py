@@ -66,7 +66,8 @@ class RISE(Method):
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` not between 0 and 1.
+        CamlibTypeError, CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` not
+            between 0 and 1.
 
     Example:
         >>> import camlib, torch, torchvision

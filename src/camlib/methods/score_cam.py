@@ -62,7 +62,7 @@ class ScoreCAM(LayerMethod):
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibValueError: ``channels`` is neither None nor a positive int.
+        CamlibTypeError, CamlibValueError: ``channels`` is neither None nor a positive int.
 
     Example:
         >>> import camlib, torch, torchvision
