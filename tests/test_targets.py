@@ -211,13 +211,13 @@ def test_what_cannot_be_a_target_is_refused(
 
 @pytest.mark.parametrize("k", [0, -2])
 def test_topk_needs_a_positive_number(k: int) -> None:
-    with pytest.raises(ValueError, match="k >= 1"):
+    with pytest.raises(ValueError, match="k must be an int of at least 1"):
         camlib.TopK(k)
 
 
 @pytest.mark.parametrize("k", [1.0, True, "2"])
 def test_topk_needs_an_integer(k: object) -> None:
-    with pytest.raises(TypeError, match="needs an int"):
+    with pytest.raises(TypeError, match="k must be an int of at least 1"):
         camlib.TopK(k)
 
 

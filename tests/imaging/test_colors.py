@@ -44,20 +44,20 @@ def test_high_is_red_and_low_is_blue() -> None:
 
 
 DEFAULTS = """
-import inspect, json, camlib
+import importlib, inspect, json, pkgutil, camlib
 found = {}
-for place in (camlib, camlib.imaging):
-    for name in place.__all__:
-        thing = getattr(place, name)
-        methods = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else []
-        named = {f"{name}.{method}": function for method, function in methods}
-        for where, function in ({name: thing} if inspect.isfunction(thing) else named).items():
-            parameter = inspect.signature(function).parameters.get("colormap")
-            if parameter is not None:
-                found[where] = parameter.default
+for module in pkgutil.walk_packages(camlib.__path__, "camlib."):
+    for name, thing in vars(importlib.import_module(module.name)).items():
+        if getattr(thing, "__module__", "") == module.name and not name.startswith("_"):
+            methods = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else []
+            named = {name: thing} if inspect.isfunction(thing) else {f"{name}.{own}": each for own, each in methods}
+            for where, function in named.items():
+                parameter = inspect.signature(function).parameters.get("colormap")
+                if parameter is not None and parameter.default is not parameter.empty:
+                    found[where] = parameter.default
 print(json.dumps(found))
 """
-"""Prints the default colormap of every public function and method that has one."""
+"""Prints the default colormap of every function and method that has one."""
 
 
 def test_default_colormap_is_written_once(tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def test_contrast_never_takes_a_class_from_itself_even_among_masked_ones():
         (lambda: targets.Contrast(0), LOGITS[:, :1], "needs the logits of two classes or more"),
         (lambda: targets.Contrast(0), LOGITS[:, 0], "needs the logits of two classes or more"),
         (lambda: targets.Contrast(0, 9), LOGITS, "class index 9, but the outputs have classes 0 to 3"),
-        (lambda: targets.Contrast(0, weight=math.nan), LOGITS, "weight must be finite, got nan"),
-        (lambda: targets.Contrast(0, nearest=0), LOGITS, "nearest must be at least 1, got 0"),
+        (lambda: targets.Contrast(0, weight=math.nan), LOGITS, "weight must be a finite number, got nan"),
+        (lambda: targets.Contrast(0, nearest=0), LOGITS, "nearest must be an int of at least 1, got 0"),
         (lambda: targets.Probability(4), LOGITS, "class index 4"),
         (lambda: targets.ReST([1, 2, 3]), LOGITS, r"shape \(3,\) for 2 images"),
         (lambda: targets.Classes(camlib.TopK(5)), LOGITS, r"TopK\(5\) asks for more classes"),
@@ -147,9 +147,9 @@ def test_what_cannot_be_scored_is_refused(target, outputs, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: targets.Contrast(0, weight="1"), "weight must be a number, got str"),
-        (lambda: targets.Contrast(0, weight=True), "weight must be a number, got bool"),
-        (lambda: targets.Contrast(0, nearest=2.0), "nearest must be an int, got float"),
+        (lambda: targets.Contrast(0, weight="1"), "weight must be a finite number, got '1'"),
+        (lambda: targets.Contrast(0, weight=True), "weight must be a finite number, got True"),
+        (lambda: targets.Contrast(0, nearest=2.0), "nearest must be an int of at least 1, got 2.0"),
         (lambda: targets.bind(targets.Probability(True), LOGITS), r"torch\.bool"),
         (lambda: targets.bind(targets.ReST(0.5), LOGITS), r"torch\.float32"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibRuntimeError, number
 from camlib.imaging import normalize, resize
 from camlib.methods.base import Layer, Method, Reads, one_pass
 from camlib.passes.forward_pass import ForwardPass
@@ -195,10 +196,8 @@ class FullGrad(Method):
         self, model: nn.Module, layer: Layer = None, *, tolerance: float | None = None, **options: Any
     ) -> None:
         super().__init__(model, layer, **options)
-        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float))):
-            raise CamlibTypeError(f"tolerance must be a number, got {type(tolerance).__name__}: {tolerance!r}")
-        if tolerance is not None and not tolerance >= 0:
-            raise CamlibValueError(f"tolerance must not be negative, got {tolerance}")
+        if tolerance not in (None, math.inf):
+            number("tolerance", tolerance, at_least=0)
         self.tolerance = tolerance
 
     def around(self) -> contextlib.AbstractContextManager[_Biases]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, positive_int
 from camlib.layers.layouts import infer_layout
 from camlib.methods.base import Layer, Method, Reads
 from camlib.passes.attention import ExplicitAttention
@@ -89,11 +89,7 @@ class LeGrad(Method):
                 f"{scripted[0]!r} of {type(self.model).__name__} is a ScriptModule, in which LeGrad cannot see "
                 "attention; explain the model with the module that it was made from"
             )
-        if blocks is not None and (isinstance(blocks, bool) or not isinstance(blocks, int)):
-            raise CamlibTypeError(f"blocks must be an int or None, got {type(blocks).__name__}: {blocks!r}")
-        if blocks is not None and blocks < 1:
-            raise CamlibValueError(f"blocks must be at least 1, got {blocks}; leave it out for all")
-        self.blocks = blocks
+        self.blocks = None if blocks is None else positive_int("blocks", blocks)
 
     def around(self) -> contextlib.AbstractContextManager[_Attention]:
         """Return a context that keeps the attention, in the graph that begins at the first."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, number
 from camlib.inputs import Outputs
 from camlib.targets.base import BoundTarget, Target
 from camlib.targets.indices import as_tensor, image_indices, integers
@@ -45,13 +45,9 @@ class Box(Target):
     """
 
     def __init__(self, boxes: Any = None, labels: Any = None, iou: float = 0.5) -> None:
-        if isinstance(iou, bool) or not isinstance(iou, (int, float)):
-            raise CamlibTypeError(f"iou must be a number, got {type(iou).__name__}: {iou!r}")
-        if not 0 < iou <= 1:
-            raise CamlibValueError(f"iou must be in (0, 1], got {iou}")
         self._boxes = None if boxes is None else _checked_boxes(boxes)
         self._labels = None if labels is None else integers(labels, "label")
-        self._iou = iou
+        self._iou = number("iou", iou, above=0, at_most=1)
 
     def bind(self, outputs: Any) -> BoundBox:
         """Return the score of the detections that match the boxes, given or found among these detections."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning
+from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, number, positive_int
 from camlib.targets.base import BoundTarget, Score, Target, image_list
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
 
@@ -241,17 +240,9 @@ class Contrast(_OfClasses):
 
     def __init__(self, classes: Any = None, against: Any = None, weight: float = 1.0, nearest: int = 3) -> None:
         super().__init__(classes)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise CamlibTypeError(f"weight must be a number, got {type(weight).__name__}: {weight!r}")
-        if isinstance(nearest, bool) or not isinstance(nearest, int):
-            raise CamlibTypeError(f"nearest must be an int, got {type(nearest).__name__}: {nearest!r}")
-        if not math.isfinite(weight):
-            raise CamlibValueError(f"weight must be finite, got {weight}")
-        if nearest < 1:
-            raise CamlibValueError(f"nearest must be at least 1, got {nearest}")
         self._against = against
-        self._weight = weight
-        self._nearest = nearest
+        self._weight = number("weight", weight)
+        self._nearest = positive_int("nearest", nearest)
 
     def bind(self, outputs: Any) -> BoundContrast:
         """Return the contrast of the classes of each image with their rivals."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs import Outputs
 
 
@@ -31,10 +31,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
-            raise CamlibTypeError(f"TopK(k) needs an int, got {type(self.k).__name__}: {self.k!r}")
-        if self.k < 1:
-            raise CamlibValueError(f"TopK(k) needs k >= 1, got {self.k}")
+        positive_int("k", self.k)
 
 
 def class_indices(classes: Any, logits: Tensor) -> Tensor:
