@@ -84,7 +84,7 @@ def test_detectors_are_explained_at_the_last_map_that_all_levels_descend_from(na
 
 
 def test_detector_that_detects_nothing_asks_for_the_layer() -> None:
-    with pytest.raises(camlib.CamlibRuntimeError, match="nothing was detected in the first picture.*give layer="):
+    with pytest.raises(camlib.CamlibRuntimeError, match="nothing was detected in the first image.*give layer="):
         camlib.find_layer(detector("ssdlite320_mobilenet_v3_large", score_thresh=0.99).eval(), [torch.rand(3, 64, 64)])
 
 
