@@ -147,6 +147,7 @@ def test_data_parallel_is_unwrapped_and_says_so(images: Tensor) -> None:
         torch.testing.assert_close(maps_of(nn.DataParallel(model), images), expected)
 
 
+@pytest.mark.slow
 def test_compiled_model_is_unwrapped_and_says_so(images: Tensor) -> None:
     model, expected = reference(images)
     compiled = torch.compile(model, backend="eager")
@@ -158,6 +159,7 @@ def test_compiled_model_is_unwrapped_and_says_so(images: Tensor) -> None:
     torch.testing.assert_close(compiled(images), plain)
 
 
+@pytest.mark.slow
 def test_model_compiled_in_place_runs_eagerly(images: Tensor) -> None:
     model, expected = reference(images)
     model.compile(backend="eager")

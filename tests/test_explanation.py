@@ -339,6 +339,7 @@ def test_images_of_different_sizes_share_a_figure() -> None:
     assert [drawn(axes).shape[:2] for axes in figure.axes[:6]] == [(12, 16)] * 3 + [(5, 6)] * 3
 
 
+@pytest.mark.slow
 def test_pyplot_knows_nothing_of_it() -> None:
     before, backend = plt.get_fignums(), plt.get_backend()
     explain(torch.rand(1, 4, 5)).plot(pictures(1))
@@ -604,6 +605,7 @@ def test_what_is_no_explanation_is_refused(damage: str, tmp_path: Path) -> None:
     assert not Bomb.exploded
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_a_flipped_byte_is_harmless_or_refused(place: float, flip: int, tmp_path: Path) -> None:
@@ -1257,6 +1259,7 @@ def test_notebooks_show_maps_of_unknown_inputs_of_every_rank() -> None:
     assert decoded(explain(torch.rand(2, 2, 3, 5), 3, input_size=None)).shape == (3, 14, 3)
 
 
+@pytest.mark.slow
 def test_figures_show_themselves_in_a_notebook_that_never_imported_pyplot():
     model, images = (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 14), nn.Flatten()),

@@ -44,6 +44,7 @@ def test_batch_equals_one_image_at_a_time(drawn: Drawn) -> None:
         torch.testing.assert_close(alone.maps[0], together.maps[n], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(drawn=cnns())
 def test_many_classes_equal_one_class_at_a_time(drawn: Drawn) -> None:

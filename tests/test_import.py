@@ -38,6 +38,7 @@ def test_import_loads_nothing_and_all_names_only_torch_and_the_standard_library(
     assert not set(by_names) & {"torchvision", "cv2", "matplotlib", "PIL"}
 
 
+@pytest.mark.slow
 def test_gradients_need_neither_pictures_nor_plots():
     code = (
         "import sys, torch, camlib\n"

@@ -417,6 +417,7 @@ def test_model_and_inputs_can_be_given(method: type[camlib.methods.Method]) -> N
     assert not list(differences(before, snapshot(model, signals)))
 
 
+@pytest.mark.slow
 def test_function_that_binds_a_method_is_checked_like_its_class() -> None:
     few = functools.partial(camlib.SmoothGradCAMPlusPlus, samples=2)
     assert list(map(str, checks(few))) == list(map(str, checks(camlib.SmoothGradCAMPlusPlus)))
@@ -474,6 +475,7 @@ def test_snapshot_shows_what_was_changed(what: str) -> None:
     assert any(what in path for path in found), found
 
 
+@pytest.mark.slow
 def test_battery_leaves_the_random_numbers_alone() -> None:
     model, images = signal_cnn(), torch.rand(2, 2, 12)
     before = snapshot(model, images)

@@ -136,6 +136,7 @@ def test_layers_make_rows_of_their_own(model, images):
         assert torch.equal(found.values[TableRow("grad_cam", "1")][name], one.values[TableRow("grad_cam", "1")][name])
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(model, images, masks):
     whole = camlib.evaluate(model, images, ["grad_cam"], ["3"], None, masks)
     parts = camlib.evaluate(model, [images[:2], (images[2:], "labels")], ["grad_cam"], ["3"], None, masks)
@@ -335,6 +336,7 @@ def test_generators_are_not_taken_up_again(model, images, tmp_path):
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_told(model, images, masks):
     for arguments, error, told in (
         ({"methods": "grad_cam"}, TypeError, '"all" or a list'),

@@ -60,6 +60,7 @@ print(json.dumps(found))
 """Prints the default colormap of every function and method that has one."""
 
 
+@pytest.mark.slow
 def test_default_colormap_is_written_once(tmp_path: Path) -> None:
     """Another constant in a copy of the library is the default everywhere."""
     copied = shutil.copytree(Path(camlib.__file__).parent, tmp_path / "camlib")

@@ -108,6 +108,7 @@ def test_letterbox_brings_a_spot_back(old: tuple[int, int], new: tuple[int, int]
     assert_returns(Letterbox(old, new), old, row, column, 1.25 * scale)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(old=st.tuples(st.integers(20, 90), st.integers(20, 90)), data=st.data())
 def test_resize_center_crop_brings_a_spot_back(old: tuple[int, int], data: st.DataObject) -> None:

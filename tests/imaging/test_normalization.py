@@ -91,6 +91,7 @@ def test_frames_of_a_video_share_a_range() -> None:
     assert camlib.normalize(maps).flatten().tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(values=arrays(), method=st.sampled_from(METHODS))
 def test_equals_double_precision(values: NDArray[np.float32], method: str) -> None:

@@ -159,6 +159,7 @@ def test_time_is_stretched_apart_from_space() -> None:
     assert torch.equal(camlib.resize(maps, (2, 3, 5)), maps.expand(2, 3, 5))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(old=volumes, new=volumes, seed=st.integers(0, 1000))
 def test_volumes_stay_between_lowest_and_highest(

@@ -146,6 +146,7 @@ def test_deletion_takes_zero_and_insertion_shows_on_a_blur_by_default() -> None:
 # Properties ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 30))
 def test_the_perfect_map_is_best_and_the_reversed_worst(seed: int, steps: int) -> None:

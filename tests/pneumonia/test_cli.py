@@ -23,6 +23,8 @@ from pneumonia.evaluate import FIGURES
 from pneumonia.options import parser
 from tests.radiographs import write_classes, write_kaggle
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).parents[2] / "examples/pneumonia/run.py"
 EPOCHS = 12
 QUICK = ["--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "8", "--show", "2", "--subsets", "2"]

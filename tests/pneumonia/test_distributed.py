@@ -16,6 +16,8 @@ from pneumonia import distributed
 from pneumonia.train import batch_loss, margins
 from tests.radiographs import write_classes
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).parents[2] / "examples/pneumonia/run.py"
 LIMIT = 300
 """Seconds after which a hang is a failure."""

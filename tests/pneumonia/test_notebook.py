@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 PATH = Path(__file__).parents[2] / "examples/pneumonia/pneumonia_gradcam.ipynb"
 
 
-pytestmark = pytest.mark.timeout(1800)  # it trains a network
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # it trains a network
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ def test_one_seed_has_no_spread():
     assert found["mean"] == 0.7
 
 
+@pytest.mark.slow
 def test_each_seed_is_a_run_of_its_own(tmp_path, capsys):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
