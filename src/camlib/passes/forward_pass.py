@@ -154,8 +154,12 @@ class ForwardPass:
                 activations.append(features)
                 gradients.append(grid)
             activations, gradients = list(map(single_or_double, activations)), list(map(single_or_double, gradients))
-            at, score = f"at layer {' or '.join(map(repr, cut.cut))}", self.scores.detach()
-            check_finite({f"activation {at}": activations, f"gradient {at}": gradients, "score": [score]})
+            score = self.scores.detach()
+            checked = {}
+            for name, activation, gradient in zip(cut.cut, activations, gradients, strict=True):
+                checked[f"activation at layer {name!r}"] = [activation]
+                checked[f"gradient at layer {name!r}"] = [gradient]
+            check_finite({**checked, "score": [score]})
             self._activations.update(zip(cut.cut, activations, strict=True))
             found = self._derivatives["first"] = {}
             for name, gradient in zip(cut.cut, gradients, strict=True):
