@@ -1,4 +1,4 @@
-"""What is explained: the score, one for each row of the outputs, whose gradient or change a method measures."""
+"""What is explained: a score for each row of the outputs, whose gradient or change a method measures."""
 
 from camlib.targets.base import BoundTarget, Score, Target, score
 from camlib.targets.box import Box

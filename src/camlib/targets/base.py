@@ -43,7 +43,7 @@ class BoundTarget(Target):
     """A score, of outputs and of the image that each row of them belongs to.
 
     Perturbation methods run each image many times, so that the outputs have more rows than there are images. A bound
-    target is a target, too: binding it again only checks the number of images. A custom score that does not depend on
+    target is a target, too: binding it again only checks the number of images. A custom score that needs nothing from
     the clean outputs is a subclass of this class.
 
     Example:
@@ -150,8 +150,8 @@ def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:
     """
     if not isinstance(target, BoundTarget):
         raise CamlibTypeError(
-            f"{target!r} is not bound to outputs; score camlib.targets.bind(target, outputs), with the outputs of the "
-            "clean images"
+            f"{type(target).__name__} is not bound to outputs; score camlib.targets.bind(target, outputs), with the "
+            "outputs of the clean images"
         )
     scores = target.scores(outputs, image_index)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():

@@ -1,4 +1,4 @@
-"""Scores of detections: the one that overlaps with a box, at any place in the list."""
+"""Scores of detections: the one that overlaps best with a box."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ class Box(Target):
 
     Outputs are a list with, for each image, a mapping of boxes (M, 4) as (x1, y1, x2, y2), scores (M,) and labels
     (M,), as torchvision's detectors return them. The detection is found by its overlap, so its place in the list
-    does not matter. Of the perturbed images that some methods run, one where no detection overlaps enough scores 0: the
-    object has vanished.
+    does not matter. A perturbed image in which no detection overlaps enough scores 0: the object has vanished.
 
     Args:
-        boxes: (4,), (N, 4), or (N, K, 4) for K maps of each image, in the detections' pixels; None for the detection
-            with the highest score of each image, whose box and label are kept.
+        boxes: (4,), (N, 4), or (N, K, 4) for K maps of each image, in the detections' pixels; None for the box
+            and the label of the detection with the highest score in each image.
         labels: the labels that the detections must have: an int, one per image, or (N, K); None for any.
-        iou: the least overlap, intersection over union in (0, 1], of a detection that counts.
+        iou: the smallest overlap of a detection that counts, as intersection over union in (0, 1].
 
     Raises:
-        CamlibTypeError: the outputs are no detections, or box, labels or iou are no numbers.
-        CamlibValueError: boxes of another shape or without an area, or no detection of an image matches.
+        CamlibTypeError: the outputs are not detections, or boxes, labels or iou are not numbers.
+        CamlibValueError: boxes of another shape or without an area, or an image without a matching detection.
 
     Example:
         >>> import camlib, torch
@@ -50,9 +49,10 @@ class Box(Target):
         self._iou = number("iou", iou, above=0, at_most=1)
 
     def bind(self, outputs: Any) -> BoundBox:
-        """Return the score of the detections that match the boxes, given or found among these detections."""
+        """Return the scores of the detections that match the boxes; without boxes, of the best detections."""
         detections = _detections(outputs)
-        boxes, labels = self._best(detections) if self._boxes is None else self._given(detections)
+        labels = None if self._labels is None else image_indices(self._labels, len(detections), None, "label")
+        boxes, labels = _best(detections, labels) if self._boxes is None else _given(self._boxes, detections, labels)
         bound = BoundBox(boxes, labels, self._iou)
         for image, detection in enumerate(detections):
             overlaps, _ = bound.match(detection, image)
@@ -66,47 +66,6 @@ class Box(Target):
                     )
         return bound
 
-    def _best(self, detections: list[Detection]) -> tuple[Tensor, Tensor | None]:
-        """Box (N, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
-        wanted = None if self._labels is None else image_indices(self._labels, len(detections), None, "label")
-        if wanted is not None and wanted.dim() == 2:
-            raise CamlibValueError("several labels of each image need a box for each: give boxes= (N, K, 4)")
-        best = []
-        for image, detection in enumerate(detections):
-            boxes, scores = detection["boxes"], detection["scores"].detach()
-            eligible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-            if wanted is not None:
-                eligible = eligible & (_labels_of(detection) == wanted[image].to(scores.device))
-            if not bool(eligible.any()):
-                which = "" if wanted is None else f" and label {int(wanted[image])}"
-                raise CamlibValueError(
-                    f"image {image} has no detection with an area{which}, of {len(scores)}; leave it out, or lower the "
-                    "model's score threshold"
-                )
-            best.append((detection, scores.masked_fill(~eligible, -torch.inf).argmax()))
-        boxes = torch.stack([detection["boxes"][place].detach() for detection, place in best])
-        if not all("labels" in detection for detection in detections):
-            return boxes, None
-        return boxes, torch.stack([detection["labels"][place] for detection, place in best])[:, None]
-
-    def _given(self, detections: list[Detection]) -> tuple[Tensor, Tensor | None]:
-        """The boxes, (N, 4) or (N, K, 4), and their labels (N, K)."""
-        assert self._boxes is not None
-        images, device = len(detections), detections[0]["boxes"].device
-        boxes = self._boxes.to(device)
-        boxes = boxes.expand(images, 4) if boxes.dim() == 1 else boxes
-        if len(boxes) != images:
-            raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)} for {images} images; give {images} of them")
-        if self._labels is None:
-            return boxes, None
-        labels = image_indices(self._labels, images, None, "label").to(device)
-        each = boxes.reshape(images, -1, 4).shape[:2]
-        if labels.dim() == 2 and labels.shape != each:
-            raise CamlibValueError(
-                f"labels have shape {tuple(labels.shape)} for boxes {tuple(boxes.shape)}; give a label for each box"
-            )
-        return boxes, labels.reshape(images, -1).expand(each)
-
 
 @dataclass(frozen=True, eq=False)
 class BoundBox(BoundTarget):
@@ -115,7 +74,7 @@ class BoundBox(BoundTarget):
     Args:
         boxes: (N, 4) or (N, K, 4).
         labels: (N, K), which the detections must have, where K is 1 for boxes (N, 4); None for any.
-        iou: the least overlap of a detection that counts.
+        iou: the smallest overlap of a detection that counts.
     """
 
     boxes: Tensor
@@ -131,7 +90,7 @@ class BoundBox(BoundTarget):
         return len(self.boxes)
 
     def mirrored(self, width: int) -> Self:
-        """Return the target with its boxes mirrored: x becomes width - x."""
+        """Return the target with mirrored boxes: x becomes width - x."""
         left, top, right, bottom = self.boxes.unbind(-1)
         return replace(self, boxes=torch.stack([width - right, top, width - left, bottom], -1))
 
@@ -144,19 +103,62 @@ class BoundBox(BoundTarget):
         return torch.stack(rows).reshape(len(rows), *self.boxes.shape[1:-1])
 
     def match(self, detection: Detection, image: int) -> tuple[Tensor, Tensor]:
-        """Return the IoU and the score, (K,) each, of the best detection for each box of an image; 0 without one."""
+        """Return the IoU and the score, (K,) each, of the detection that overlaps best with each box of an image."""
         from torchvision.ops import box_iou
 
         overlaps = box_iou(self.boxes[image].reshape(-1, 4).double(), detection["boxes"].detach().double())
         if self.labels is not None:
             overlaps = overlaps.masked_fill(self.labels[image][:, None] != _labels_of(detection), 0)
-        # one more detection, with neither overlap nor score, stands for none
+        # a detection with IoU 0 and score 0 is added, which is the best where there is no other
         overlaps = torch.cat([overlaps, overlaps.new_zeros(len(overlaps), 1)], 1)
         scores = torch.cat([detection["scores"], detection["scores"].new_zeros(1)])
         most = overlaps.amax(1)
-        # among equal overlaps, such as one box with two labels, the highest score counts, in any order
+        # of detections that overlap equally, such as one box with two labels, the highest score counts
         best = scores.detach().expand_as(overlaps).masked_fill(overlaps < most[:, None], -torch.inf).argmax(1)
         return most, scores[best]
+
+
+def _best(detections: list[Detection], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the box (N, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
+    if labels is not None and labels.dim() == 2:
+        raise CamlibValueError("several labels of each image need a box for each: give boxes= (N, K, 4)")
+    best = []
+    for image, detection in enumerate(detections):
+        scores, eligible = detection["scores"].detach(), _have_area(detection["boxes"])
+        if labels is not None:
+            eligible = eligible & (_labels_of(detection) == labels[image].to(scores.device))
+        if not bool(eligible.any()):
+            which = "" if labels is None else f" and label {int(labels[image])}"
+            raise CamlibValueError(
+                f"image {image} has no detection with an area{which}, of {len(scores)}; leave it out, or lower the "
+                "model's score threshold"
+            )
+        best.append((detection, scores.masked_fill(~eligible, -torch.inf).argmax()))
+    boxes = torch.stack([detection["boxes"][place].detach() for detection, place in best])
+    if not all("labels" in detection for detection in detections):
+        return boxes, None
+    return boxes, torch.stack([detection["labels"][place] for detection, place in best])[:, None]
+
+
+def _given(boxes: Tensor, detections: list[Detection], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the boxes of each image, (N, 4) or (N, K, 4), and their labels (N, K)."""
+    images, device = len(detections), detections[0]["boxes"].device
+    boxes = (boxes.expand(images, 4) if boxes.dim() == 1 else boxes).to(device)
+    if len(boxes) != images:
+        raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)} for {images} images; give {images} of them")
+    if labels is None:
+        return boxes, None
+    each = boxes.reshape(images, -1, 4).shape[:2]
+    if labels.dim() == 2 and labels.shape != each:
+        raise CamlibValueError(
+            f"labels have shape {tuple(labels.shape)} for boxes {tuple(boxes.shape)}; give a label for each box"
+        )
+    return boxes, labels.reshape(images, -1).expand(each).to(device)
+
+
+def _have_area(boxes: Tensor) -> Tensor:
+    """Whether each of (..., 4) boxes has a positive width and height."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def _detections(outputs: Any) -> list[Detection]:
@@ -170,7 +172,7 @@ def _detections(outputs: Any) -> list[Detection]:
 
 def _labels_of(detection: Detection) -> Tensor:
     if "labels" not in detection:
-        raise CamlibTypeError(f"labels are asked for, and the detections have only {', '.join(detection)}")
+        raise CamlibTypeError(f"labels are given, and the detections have only {', '.join(detection)}")
     return detection["labels"]
 
 
@@ -180,8 +182,8 @@ def _checked_boxes(given: Any) -> Tensor:
         raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)}; give (4,), (N, 4) or (N, K, 4)")
     if boxes.dtype == torch.bool or boxes.is_complex():
         raise CamlibTypeError(f"boxes hold {boxes.dtype} values; give numbers (x1, y1, x2, y2)")
-    if not bool((boxes[..., 2:] > boxes[..., :2]).all()):
-        flat = boxes.reshape(-1, 4)
-        wrong = flat[~(flat[:, 2:] > flat[:, :2]).all(1)][0].tolist()
-        raise CamlibValueError(f"box {wrong} has no area as (x1, y1, x2, y2); convert it from (x, y, width, height)?")
+    if len(empty := boxes[~_have_area(boxes)]):
+        raise CamlibValueError(
+            f"box {empty[0].tolist()} has no area as (x1, y1, x2, y2); convert it if it is (x, y, width, height)"
+        )
     return boxes

@@ -1,4 +1,4 @@
-"""Scores of classes: the logit, its probability, ReST, and the contrast with other classes."""
+"""Scores of classes: the logit, the probability, ReST, and the contrast with other classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from camlib.targets.base import BoundTarget, Score, Target, image_list
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
 
 SATURATED = 0.99
-"""Above this probability its gradient is less than a hundredth of the logit's."""
+"""Above this probability, its gradient is less than a hundredth of the gradient of the log odds."""
 
 
 Table = Callable[[Tensor], Tensor]
-"""The scores of all classes, (rows, C) or for a binary network (rows, 2), from outputs (rows, C or 1)."""
+"""From outputs (rows, C) to the scores of all classes (rows, C); from (rows, 1) of a binary network to (rows, 2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class BoundClasses(BoundTarget):
 
     Args:
         classes: (N,) or (N, K) indices.
-        table: the scores of all classes.
+        table: a :data:`Table`, the scores of all classes.
     """
 
     classes: Tensor
@@ -60,6 +60,7 @@ class BoundLogits(BoundClasses):
         super().__init__(classes, two_class_logits)
 
 
+@dataclass(frozen=True, eq=False)
 class _OfClasses(Target):
     """A score of each class, taken at the classes of each image.
 
@@ -68,10 +69,9 @@ class _OfClasses(Target):
             each image; or :class:`camlib.TopK`. Checked against the outputs.
     """
 
-    def __init__(self, classes: Any = None) -> None:
-        self._classes = classes
+    classes: Any = None
 
-    def bind(self, outputs: Any) -> BoundTarget:
+    def bind(self, outputs: Any) -> BoundClasses:
         """Return the score of the classes of each image.
 
         Raises:
@@ -81,7 +81,7 @@ class _OfClasses(Target):
         return BoundClasses(self._indices(outputs), self._table)
 
     def _indices(self, outputs: Any) -> Tensor:
-        return class_indices(self._classes, two_class_logits(class_outputs(outputs)).detach())
+        return class_indices(self.classes, two_class_logits(class_outputs(outputs)).detach())
 
     @staticmethod
     def _table(outputs: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ class _OfClasses(Target):
 class Classes(_OfClasses):
     """The logits y_c of given classes c: what a class index given as a target becomes.
 
-    A binary network with the single logit y has two classes, y_1 = y and y_0 = -y. Of outputs that are a mapping or
-    a dataclass, "logits" is taken.
+    A binary network with the single logit y has two classes, y_1 = y and y_0 = -y. From outputs that are a mapping or
+    a dataclass, "logits" or "out" is read.
 
     Args:
         classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
@@ -107,15 +107,15 @@ class Classes(_OfClasses):
     """
 
     def bind(self, outputs: Any) -> BoundLogits:
-        """Return the logits of the classes of each image; raises as :class:`Target`."""
+        """Return the logits of the classes of each image."""
         return BoundLogits(self._indices(outputs))
 
 
 class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
 
-    The score that :mod:`camlib.metrics` use. To explain it take :class:`Probability`, which is the same and
-    warns where the gradient is useless.
+    The score that :mod:`camlib.metrics` use. To explain it, use :class:`Probability`, which is the same but warns where
+    its gradient is close to zero.
 
     Args:
         classes: as for :class:`Classes`.
@@ -136,14 +136,14 @@ class Confidence(_OfClasses):
 class Probability(Confidence):
     """The probability of a class, as :class:`Confidence`, to be explained.
 
-    Its gradient is p_c (1 - p_c) times that of the log odds, so that maps of confident predictions rest on a factor
-    near zero, and all the classes' logits have a share in it. To explain a class, prefer its logit.
+    Its gradient is p_c (1 - p_c) times that of the log odds: the factor is close to zero for confident predictions, and
+    the logits of all classes contribute. To explain a class, prefer its logit.
 
     Args:
         classes: as for :class:`Classes`.
 
     Warns:
-        CamlibWarning: on the clean outputs a probability is above 0.99.
+        CamlibWarning: a probability is above 0.99 on the clean outputs.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -152,11 +152,10 @@ class Probability(Confidence):
         True
     """
 
-    def bind(self, outputs: Any) -> BoundTarget:
+    def bind(self, outputs: Any) -> BoundClasses:
         """Return the probability of the classes of each image; warn where it is saturated."""
         bound = super().bind(outputs)
-        columns = class_outputs(outputs).detach()
-        probability = bound.scores(columns, torch.arange(len(columns), device=columns.device))
+        probability = _pick(bound.table(class_outputs(outputs).detach()), bound.classes)
         if bool((probability > SATURATED).any()):
             most = float(probability.max())
             warnings.warn(
@@ -173,7 +172,7 @@ class ReST(_OfClasses):
     """The residual softmax target score, y_c + log p_c, with p_c as for :class:`Probability`.
 
     The logit alone ignores the other classes, and the probability saturates; the sum, which is the logit minus the
-    cross-entropy of the class, does neither. Of Cai, "CAMs as Shapley Value-based Explainers" (2025),
+    cross-entropy of the class, does neither. From Cai, "CAMs as Shapley Value-based Explainers" (2025),
     https://arxiv.org/abs/2501.06261.
 
     Args:
@@ -194,13 +193,13 @@ class ReST(_OfClasses):
 
 @dataclass(frozen=True, eq=False)
 class BoundContrast(BoundClasses):
-    """The logits of the classes of each image, less a share of the mean logit of their rivals.
+    """The logits of the classes of each image, minus the weighted mean logit of other classes.
 
     Args:
         classes: (N,) or (N, K) indices.
         table: the logits of all classes.
-        rivals: (N, R) or (N, K, R) indices.
-        weight: of the rivals' mean.
+        rivals: (N, R) or (N, K, R) indices, the R other classes for each class.
+        weight: the factor of their mean.
     """
 
     rivals: Tensor
@@ -212,23 +211,24 @@ class BoundContrast(BoundClasses):
         return super().scores(outputs, image_index) - self.weight * others
 
 
+@dataclass(frozen=True, eq=False)
 class Contrast(_OfClasses):
-    """A class against others: y_c - weight * mean over d of y_d, for what distinguishes it from them.
+    """A class minus others, y_c - weight * mean over d of y_d: what distinguishes it from them.
 
     Finer-CAM (Zhang et al., 2025, https://arxiv.org/abs/2501.11309) is Grad-CAM of this score with weight 0.6 and the
     three nearest classes: those whose logits differ least from y_c, in absolute value, on the clean outputs.
 
     Args:
         classes: the class c, as for :class:`Classes`.
-        against: the classes d, in the same spellings; of (N, R) indices the R classes of each image are averaged.
-            None for the ``nearest`` of each c. With several c each is contrasted with all R.
-        weight: how much of the others is taken away.
-        nearest: how many classes to contrast with, where ``against`` is None; all others where there are fewer.
+        against: the classes d, in the same forms; with (N, R) indices, the mean is over the R classes of each image.
+            None for the ``nearest`` of each c. With several c, each is contrasted with all R.
+        weight: the factor of the mean of the other classes.
+        nearest: the number of classes to contrast with where ``against`` is None; all others if there are fewer.
 
     Raises:
         CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
         CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, a class is contrasted with itself, or the network
-            has a single logit, whose classes are each other's negative.
+            has a single logit.
 
     Example:
         >>> import camlib, torch
@@ -238,30 +238,32 @@ class Contrast(_OfClasses):
         tensor([2.9000])
     """
 
-    def __init__(self, classes: Any = None, against: Any = None, weight: float = 1.0, nearest: int = 3) -> None:
-        super().__init__(classes)
-        self._against = against
-        self._weight = number("weight", weight)
-        self._nearest = positive_int("nearest", nearest)
+    against: Any = None
+    weight: float = 1.0
+    nearest: int = 3
+
+    def __post_init__(self) -> None:
+        number("weight", self.weight)
+        positive_int("nearest", self.nearest)
 
     def bind(self, outputs: Any) -> BoundContrast:
-        """Return the contrast of the classes of each image with their rivals."""
+        """Return the contrast of the classes of each image with the others."""
         classes, logits = self._indices(outputs), class_outputs(outputs).detach()
         if logits.shape[1] == 1:
             raise CamlibValueError(
-                "Contrast needs the logits of two classes or more, and the outputs have a single one, whose classes "
-                "are each other's negative; explain the class itself"
+                "Contrast needs the logits of two classes or more, and the outputs have a single logit y, whose two "
+                "classes are y and -y; explain the class itself"
             )
-        return BoundContrast(classes, self._table, self._rivals(logits, classes), self._weight)
+        return BoundContrast(classes, self._table, self._rivals(logits, classes), self.weight)
 
     def _rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
-        if self._against is None:
+        if self.against is None:
             apart = (_pick(logits, classes)[..., None] - (logits if classes.dim() == 1 else logits[:, None])).abs()
             itself = torch.zeros_like(apart, dtype=torch.bool).scatter_(-1, classes[..., None], True)
             # NaN sorts last, behind a class that was masked with -inf
             order = apart.masked_fill(itself, torch.nan).argsort(dim=-1, stable=True)
-            return order[..., : min(self._nearest, logits.shape[1] - 1)]
-        rivals = class_indices(self._against, logits).reshape(len(logits), -1)
+            return order[..., : min(self.nearest, logits.shape[1] - 1)]
+        rivals = class_indices(self.against, logits).reshape(len(logits), -1)
         rivals = (rivals if classes.dim() == 1 else rivals[:, None]).expand(*classes.shape, -1)
         clash = rivals == classes[..., None]
         if bool(clash.any()):

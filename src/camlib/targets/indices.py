@@ -1,4 +1,4 @@
-"""How classes are spelled, and the outputs that they index."""
+"""Class indices in every form that a user can give, and the outputs that they index."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class TopK:
 
 
 def class_indices(classes: Any, logits: Tensor) -> Tensor:
-    """Return class indices (N,) or (N, K) from any spelling of classes, checked against logits (N, C).
+    """Return class indices (N,) or (N, K), checked against logits (N, C).
 
     Args:
         classes: None for the predicted class of each image; an int; one int per image; (N, K) ints; :class:`TopK`.
         logits: (N, C), the scores of the classes.
 
     Raises:
-        CamlibTypeError: bools, floats, or nothing that is understood.
+        CamlibTypeError: bools, floats, or something that is no index.
         CamlibValueError: indices out of range, or not one for each image.
     """
     rows, count = logits.shape
@@ -56,10 +56,10 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
 
 
 def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
-    """Return ints as one (N,) or several (N, K) for each of ``rows`` images, each of them in [0, ``count``).
+    """Return one index (N,) or several (N, K) for each of ``rows`` images, all of them in [0, ``count``).
 
     Raises:
-        CamlibTypeError: bools, floats, or nothing that is understood.
+        CamlibTypeError: bools, floats, or something that is no index.
         CamlibValueError: indices out of range, or not one for each image.
     """
     indices = integers(given, what)
@@ -80,8 +80,8 @@ def integers(given: Any, what: str = "target") -> Tensor:
     if what == "target":
         wanted += ", None, camlib.TopK(k), a callable, or a camlib.targets.Target"
     indices = as_tensor(given, f"{what} {given!r} is not understood; give {wanted}")
-    if _holds_bool(given) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        kind = torch.bool if _holds_bool(given) else indices.dtype
+    kind = torch.bool if _holds_bool(given) else indices.dtype
+    if kind == torch.bool or kind.is_floating_point or kind.is_complex:
         raise CamlibTypeError(
             f"{what} holds {kind} values ({given!r}); class indices are integers (for a mask or "
             "weights over the outputs, pass a callable)"
@@ -98,22 +98,20 @@ def as_tensor(given: Any, error: str) -> Tensor:
 
 
 def check_range(indices: Tensor, count: int | None, what: str = "target") -> None:
-    """Raise CamlibValueError unless all indices are in [0, ``count``), or not negative where the count is unknown."""
-    if not indices.numel():
-        return
-    least, most = int(indices.min()), int(indices.max())
-    if least < 0 or (count is not None and most >= count):
-        bound = "class indices are not negative" if count is None else f"the outputs have classes 0 to {count - 1}"
-        raise CamlibValueError(f"{what} has class index {least if least < 0 else most}, but {bound}")
+    """Raise CamlibValueError unless all indices are in [0, ``count``), or not negative where ``count`` is None."""
+    outside = indices < 0 if count is None else (indices < 0) | (indices >= count)
+    if bool(outside.any()):
+        limits = "class indices are not negative" if count is None else f"the outputs have classes 0 to {count - 1}"
+        raise CamlibValueError(f"{what} has class index {int(indices[outside][0])}, but {limits}")
 
 
 def class_outputs(outputs: Any) -> Tensor:
-    """Return outputs that have classes as (N, C); (N,) becomes (N, 1).
+    """Return the scores of the classes, (N, C), from what a model returned; (N,) becomes (N, 1).
 
-    Of a mapping or dataclass, "logits" or "out" is taken (:attr:`camlib.inputs.Outputs.main`).
+    From a mapping or dataclass, "logits" or else "out" is read.
 
     Raises:
-        CamlibTypeError: outputs of another kind, with the mend.
+        CamlibTypeError: outputs of another kind; the message says what to pass instead.
     """
     logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(("logits", "out"))
     if logits is None:
@@ -135,20 +133,20 @@ def class_outputs(outputs: Any) -> Tensor:
 
 
 def described(tensor: Tensor | None, outputs: Any) -> str:
-    """Name what a model returned, for an error: the tensor that was found in the outputs, or their type."""
+    """Describe what a model returned, for an error: the tensor that was found in it, or its type."""
     return type(outputs).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def two_class_logits(outputs: Tensor) -> Tensor:
-    """Return (N, C, ...) as it is, and a binary network's (N, 1, ...) as (-logit, +logit)."""
+    """Return logits (N, C, ...) unchanged; those of a binary network, (N, 1, ...), become (-logit, +logit)."""
     return torch.cat([-outputs, outputs], dim=1) if outputs.shape[1] == 1 else outputs
 
 
 def class_log_probabilities(outputs: Tensor) -> Tensor:
-    """Return the logarithms of softmax, of sigmoid for a binary network's (N, 1), as (N, C) or (N, 2)."""
+    """Return log-softmax of logits (N, C), or both log-sigmoids (N, 2) of a binary network's (N, 1)."""
     return F.logsigmoid(two_class_logits(outputs)) if outputs.shape[1] == 1 else outputs.log_softmax(1)
 
 
 def _holds_bool(target: Any) -> bool:
-    """Whether a bool hides in nested sequences, where torch would make an integer of it."""
+    """Whether there is a bool, also in nested sequences with ints, where torch would turn it into an int."""
     return isinstance(target, bool) or (isinstance(target, (list, tuple)) and any(map(_holds_bool, target)))

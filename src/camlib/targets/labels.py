@@ -1,4 +1,4 @@
-"""Scores of outputs by their columns, where these are not classes that exclude each other."""
+"""Scores of single columns of the outputs: regression, binary and multi-label networks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from camlib.targets.indices import as_tensor, check_range, class_outputs, intege
 
 
 class Output(BoundTarget):
-    """One output y_i as it is, by its column i: a regression's prediction, a label of a multi-label network.
+    """One output y_i, unchanged: the prediction of a regression, or one label of a multi-label network.
 
     Unlike a class index, column 0 of a network with a single output means that output, not its negative.
 
     Args:
-        index: the column of outputs (N, C); outputs (N,) have column 0 alone.
+        index: the column i of outputs (N, C); outputs (N,) have column 0 only.
+
+    Raises:
+        CamlibTypeError: ``index`` is not an int.
+        CamlibValueError: the outputs have no such column.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -31,7 +35,7 @@ class Output(BoundTarget):
     def __init__(self, index: int = 0) -> None:
         column = integers(index)
         if column.dim():
-            raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; give a callable target for several")
+            raise CamlibTypeError(f"Output(index) takes one column, got {index!r}; pass a callable target for several")
         self._index = int(column)
 
     @property
@@ -46,8 +50,9 @@ class Output(BoundTarget):
         return columns[:, self._index]
 
 
+@dataclass(frozen=True, eq=False)
 class BinaryLogit(BoundTarget):
-    """The single logit y of a binary network, for the positive class; -y for the negative one.
+    """The logit y of a binary network for the positive class, or -y for the negative class.
 
     Args:
         positive: whether to explain the positive class.
@@ -63,15 +68,16 @@ class BinaryLogit(BoundTarget):
         'negative logit'
     """
 
-    def __init__(self, positive: bool = True) -> None:
-        if not isinstance(positive, bool):
-            raise CamlibTypeError(f"positive must be a bool, got {type(positive).__name__}: {positive!r}")
-        self._positive = positive
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.positive, bool):
+            raise CamlibTypeError(f"positive must be a bool, got {type(self.positive).__name__}: {self.positive!r}")
 
     @property
     def explained(self) -> str:
         """The logit's name."""
-        return "positive logit" if self._positive else "negative logit"
+        return "positive logit" if self.positive else "negative logit"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return plus or minus the logit, (rows,)."""
@@ -81,21 +87,22 @@ class BinaryLogit(BoundTarget):
                 f"BinaryLogit needs a single logit, (N, 1) or (N,), and the model returns {tuple(logits.shape)}; give "
                 "the class index instead"
             )
-        return logits[:, 0] if self._positive else -logits[:, 0]
+        return logits[:, 0] if self.positive else -logits[:, 0]
 
 
+@dataclass(frozen=True, eq=False)
 class MultiLabel(Target):
-    """The sum of the logits of several labels, sum over chosen l of y_l: what speaks for all of them together.
+    r"""The sum of the logits of several labels, :math:`\sum_l y_l`: the evidence for all of them together.
 
-    For a map of each label, give their indices (N, K) as the target instead.
+    For one map of each label, pass their indices (N, K) as the target instead.
 
     Args:
-        labels: the labels of each image: an (N, C) tensor or array of bools or of zeros and ones, or a list with a
-            list of column indices for each image.
+        labels: an (N, C) tensor or array of bools or of zeros and ones, or a list with one list of column indices for
+            each image.
 
     Raises:
         CamlibTypeError: labels of another kind.
-        CamlibValueError: labels for other images or columns than the outputs', or an image without any label.
+        CamlibValueError: labels that do not fit the outputs' rows or columns, or an image without a label.
 
     Example:
         >>> import camlib, torch
@@ -105,18 +112,17 @@ class MultiLabel(Target):
         tensor([ 5., 16.])
     """
 
-    def __init__(self, labels: Any) -> None:
-        self._labels = labels
+    labels: Any
 
     def bind(self, outputs: Any) -> BoundLabels:
-        """Return the sum of the labels' logits, once the labels are checked against the outputs."""
+        """Return the sum of the labels' logits; the labels are checked against the outputs."""
         columns = class_outputs(outputs)
-        read = _columns_of_lists if isinstance(self._labels, (list, tuple)) else _columns_of_mask
-        chosen = read(self._labels, *columns.shape)
+        read = _columns_of_lists if isinstance(self.labels, (list, tuple)) else _columns_of_mask
+        chosen = read(self.labels, *columns.shape)
         if not bool(chosen.any(1).all()):
             raise CamlibValueError(
                 f"no label is given for {image_list(~chosen.any(1))} of {len(chosen)}, so there is nothing to explain; "
-                "leave it out"
+                "leave such images out"
             )
         return BoundLabels(chosen.to(columns.device))
 
@@ -139,7 +145,7 @@ class BoundLabels(BoundTarget):
         return len(self.chosen)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the sums of the chosen columns, (rows,)."""
+        """Return the sums, (rows,)."""
         return class_outputs(outputs).masked_fill(~self.chosen[image_index], 0).sum(1)
 
 
@@ -169,8 +175,8 @@ def _columns_of_mask(labels: Any, rows: int, count: int) -> Tensor:
     if mask.shape != (rows, count):
         raise CamlibValueError(
             f"labels have shape {tuple(mask.shape)}, and the outputs ({rows}, {count}); give one bool for each output "
-            "(column indices are given as a list for each image)"
+            "(give column indices as one list for each image)"
         )
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise CamlibValueError("labels hold values other than 0 and 1; give column indices as a list for each image")
+        raise CamlibValueError("labels hold values other than 0 and 1; give column indices as one list for each image")
     return mask == 1

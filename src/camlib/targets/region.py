@@ -1,4 +1,4 @@
-"""Scores of dense outputs: the region that a segmentation network gives a category to."""
+"""Scores of dense outputs: the mean logit of a category over a region of a segmentation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.targets.base import BoundTarget, Target, image_list
-from camlib.targets.indices import described, image_indices, integers, two_class_logits
+from camlib.targets.indices import as_tensor, described, image_indices, integers, two_class_logits
 
 
 class Region(Target):
     r"""The mean logit of a category over a region R of a segmentation: :math:`\sum_{ij \in R} y_{c,ij} / |R|`.
 
-    Outputs are logits (rows, C, H, W), or with fewer or more axes behind C for signals and volumes; of a mapping or a
-    dataclass "logits" (Hugging Face) or "out" (torchvision) is taken. With the single channel y of a binary network
-    category 1 is y and category 0 is -y.
+    Outputs are logits (rows, C, H, W), or (rows, C, L) and (rows, C, D, H, W) for signals and volumes. From a mapping
+    or a dataclass, "logits" (Hugging Face) or "out" (torchvision) is read. A binary network has one channel y:
+    category 1 is y, and category 0 is -y.
 
     Args:
         category: an int, one int per image, or (N, K) ints for K maps of each image.
@@ -27,8 +27,8 @@ class Region(Target):
             predict the category (argmax; with a single channel, where the sign of the logit is the category's).
 
     Raises:
-        CamlibTypeError: the category is no int, the mask is not of bools, or the outputs are not dense.
-        CamlibValueError: the mask has another resolution than the outputs, or the region of an image is empty.
+        CamlibTypeError: the category is not an int, the mask does not hold bools, or the outputs are not dense.
+        CamlibValueError: the mask and the outputs differ in resolution, or the region of an image is empty.
 
     Example:
         >>> import camlib, torch
@@ -64,15 +64,15 @@ class Region(Target):
         return BoundRegion(region, channels, name)
 
     def _given_mask(self, logits: Tensor) -> Tensor:
-        mask = torch.as_tensor(self._mask)
+        mask = as_tensor(self._mask, f"mask is a {type(self._mask).__name__}; give a tensor or an array of bools")
         if mask.dtype != torch.bool:
             raise CamlibTypeError(f"mask holds {mask.dtype} values; give bools, such as mask > 0.5")
         rows, size = len(logits), logits.shape[2:]
         if mask.shape not in (size, (rows, *size)):
             raise CamlibValueError(
                 f"mask has shape {tuple(mask.shape)}, and the outputs {tuple(logits.shape)}; give {tuple(size)} or "
-                f"{(rows, *size)}: resize it, say by torch.nn.functional.interpolate(mask[None, None].float(), "
-                f"{tuple(size)})[0, 0] > 0.5"
+                f"{(rows, *size)}: resize it, for example with "
+                f"torch.nn.functional.interpolate(mask[None, None].float(), {tuple(size)})[0, 0] > 0.5"
             )
         return mask.to(logits.device).expand(rows, *size)
 
@@ -95,7 +95,7 @@ class BoundRegion(BoundTarget):
 
     @property
     def explained(self) -> str:
-        """The region's name; with the category, if all images share it."""
+        """The name."""
         return self.name
 
     @property
@@ -104,7 +104,7 @@ class BoundRegion(BoundTarget):
         return len(self.channels)
 
     def mirrored(self, width: int) -> Self:
-        """Return the target with its regions mirrored."""
+        """Return the target with mirrored regions."""
         return replace(self, region=self.region.flip(-1))
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class BoundRegion(BoundTarget):
 
 
 def _dense_logits(outputs: Any) -> Tensor:
-    """Return logits (rows, C, ...) with at least one axis behind C, and at least two channels."""
+    """Return logits (rows, C, ...) with at least one axis after C; a single channel becomes two."""
     logits = Outputs(outputs).named(("logits", "out"))
     if logits is None or logits.dim() < 3 or not logits.is_floating_point():
         raise CamlibTypeError(

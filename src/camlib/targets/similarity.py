@@ -17,16 +17,15 @@ from camlib.targets.indices import as_tensor, described
 class Similarity(Target):
     r"""The cosine similarity of the model's outputs f to a reference r: :math:`f \cdot r / (|f| |r|)`.
 
-    Outputs are embeddings (rows, D), or (rows, D, 1, 1); of a mapping or a dataclass the tensor it is about
-    (:attr:`camlib.inputs.Outputs.main`). Of the perturbed images that some methods run, one whose embedding is zero,
-    and so without a direction, scores 0.
+    Outputs are embeddings (rows, D) or (rows, D, 1, 1), or a mapping or dataclass that holds them as
+    :attr:`camlib.inputs.Outputs.main`. A perturbed image whose embedding is zero scores 0.
 
     Args:
-        reference: (D,) for all images, (N, D), or (N, K, D) for K maps of each image: say, the embedding of another
-            picture, or of a text.
+        reference: (D,) for all images, (N, D), or (N, K, D) for K maps of each image: for example the embedding of
+            another image, or of a text.
 
     Raises:
-        CamlibTypeError: reference or outputs are not floating-point tensors, or these are no vectors.
+        CamlibTypeError: the reference or the outputs are not floating-point tensors, or the outputs are not vectors.
         CamlibValueError: their shapes differ, or a vector is zero on the clean outputs.
 
     Example:
@@ -49,7 +48,7 @@ class Similarity(Target):
         self._reference = vectors
 
     def bind(self, outputs: Any) -> BoundSimilarity:
-        """Return the similarity, once the reference is checked against the outputs."""
+        """Return the similarity; the reference is checked against the outputs."""
         found = _embeddings(outputs).detach()
         given = self._reference
         if given.shape[-1] != found.shape[1] or (given.dim() > 1 and len(given) != len(found)):
@@ -59,9 +58,9 @@ class Similarity(Target):
                 f"({rows}, {width}) or ({rows}, K, {width})"
             )
         if not bool(found.any(1).all()):
-            raise CamlibValueError(f"the embedding is zero, and so without a direction, in {image_list(~found.any(1))}")
+            raise CamlibValueError(f"the embedding is zero, without a direction, in {image_list(~found.any(1))}")
         if not bool(given.any(-1).all()):
-            raise CamlibValueError("a reference is zero: it has no direction")
+            raise CamlibValueError("a reference is zero, without a direction")
         return BoundSimilarity(given.expand(len(found), -1) if given.dim() == 1 else given)
 
 
@@ -92,7 +91,7 @@ class BoundSimilarity(BoundTarget):
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors of length 1 on the last axis; zero where they are zero."""
+    """Return the vectors on the last axis with length 1; zero vectors stay zero."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / length.masked_fill(length == 0, 1)
 
