@@ -32,19 +32,20 @@ class Target(ABC):
 
     @abstractmethod
     def bind(self, outputs: Any) -> BoundTarget:
-        """Return the target for the images that the model returned these outputs for.
+        """Return the score to explain, for the N images that these are the outputs of.
 
         Args:
-            outputs: what the model returned for the N clean images.
+            outputs: what the model returned for the clean images.
         """
 
 
 class BoundTarget(Target):
-    """A score, of outputs and of the image that each row of them belongs to.
+    """A score of outputs: what a target becomes when it is bound, and the only thing that scores.
 
-    Perturbation methods run each image many times, so that the outputs have more rows than there are images. A bound
-    target is a target, too: binding it again only checks the number of images. A custom score that needs nothing from
-    the clean outputs is a subclass of this class.
+    Perturbation methods run each image many times, so that the outputs can have more rows than there are images;
+    ``image_index`` says which image each row came from. A bound target is also a target: binding it again only checks
+    the number of images. For a custom score that needs nothing from the clean outputs, write a subclass with
+    :meth:`scores`, and with ``explained`` and ``images`` where the defaults do not fit.
 
     Example:
         >>> import camlib, torch
@@ -57,7 +58,7 @@ class BoundTarget(Target):
     """
 
     spatial: ClassVar[bool] = False
-    """Whether the score depends on places in the picture, so that it must be mirrored with it."""
+    """Whether the score depends on places in the image, so that it must be mirrored with the image."""
 
     @abstractmethod
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class BoundTarget(Target):
         return self
 
     def mirrored(self, width: int) -> Self:
-        """Return the target for the same pictures, ``width`` pixels wide, mirrored left to right.
+        """Return the target for the same images, ``width`` pixels wide, mirrored left to right.
 
         Raises:
             CamlibTypeError: it is ``spatial``, and does not define how it is mirrored.
