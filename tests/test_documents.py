@@ -78,6 +78,14 @@ def test_the_make_targets_that_documents_name_exist(document):
     assert set(named) <= targets
 
 
+def test_the_makefile_describes_every_target_and_its_quick_tests_exist():
+    text = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(phony.split()) == set(re.findall(r"^([a-z-]+):.*## +\S", text, re.MULTILINE))
+    (quick,) = re.findall(r"^QUICK := \$\(addprefix tests/,(.*?)\)", text, re.MULTILINE | re.DOTALL)
+    assert all((ROOT / "tests" / name).exists() for name in quick.replace("\\", "").split()), quick
+
+
 @pytest.mark.slow
 def test_readme_code_runs(tmp_path, monkeypatch):
     """Every Python block of the README, in order, on a small network and two pictures."""

@@ -91,5 +91,6 @@ def test_the_map_of_the_tests_has_all_of_them():
     mapped = table("tests | hold")
     for name in mapped - {"methods/test_NAME.py"}:
         assert (ROOT / "tests" / name).exists(), name
-    left = {path for path in there if not mapped & {f"{path}", *(f"{parent}/" for parent in path.parents)}}
-    assert {path for path in left if path.parts[0] != "methods"} == set()
+    there = {path for path in there if path.parts[0] != "methods"}
+    folders = {path: {f"{parent.as_posix()}/" for parent in path.parents} for path in there}
+    assert {path for path in there if not mapped & {path.as_posix(), *folders[path]}} == set()

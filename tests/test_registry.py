@@ -45,7 +45,7 @@ def missing(root: Path) -> dict[str, str]:
             line = f"from camlib.methods.{path.stem} import {name} as {name}"
             expect("src/camlib/functional.py", f"^{line}$", f"add the line: {line}")
         if not re.search(":math:|math::", ast.get_docstring(functions.get(name, kind)) or ""):
-            place = str(path.relative_to(root))
+            place = path.relative_to(root).as_posix()
             found[place] = f"{place}: the docstring of {name if name in functions else kind.name} lacks the equation"
         expect("tests/equations.py", rf"^def {name}\(", f"restate the equation in a function {name}, from the paper")
         expect("CHANGELOG.md", rf"`(camlib\.)?{kind.name}`", f"add a line that names `{kind.name}`")

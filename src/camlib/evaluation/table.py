@@ -160,7 +160,7 @@ class Evaluation:
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write :meth:`records`, a line for each row."""
         records = self.records()
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(records)
