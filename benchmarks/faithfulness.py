@@ -1,12 +1,13 @@
-"""Does each metric tell Grad-CAM from maps that do not look? Touchstones: random weights, and a bell in the middle.
+"""How faithful are the methods, and which metrics separate them from baselines?
 
 On phantoms, whose truth is known, explained on the network that the example trains on them at 128 px; and on crops of
-scikit-image's photographs, explained on EfficientNet-Lite0, trained on ImageNet, nothing downloaded. A metric that does
-not prefer Grad-CAM there may still be right: the table says which do; it does not make one the judge of the others.
-Crops of one photograph are not independent: their intervals are too narrow.
+scikit-image's photographs, explained on EfficientNet-Lite0. ``faithfulness.json``: every metric of Grad-CAM and of two
+baselines, random weights and a Gaussian in the middle. A metric that does not prefer Grad-CAM may still be right.
+``methods.json``: every method, by the metrics that separate Grad-CAM from the baselines, and by deletion, which most
+papers report. Crops of one photograph are not independent: their intervals are too narrow.
 
-Run it with ``benchmarks/run faithfulness``; it trains the network if ``runs/phantoms-128`` is not there, and writes
-``faithfulness.json`` and ``faithfulness.csv`` in ``benchmarks/results``.
+``benchmarks/run faithfulness`` writes both in ``benchmarks/results``; it trains the network if ``runs/phantoms-128`` is
+missing.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 import camlib
 from benchmarks import photographs
 from benchmarks.results import provenance, save
-from camlib.evaluation import Evaluation, TableRow
 from camlib.metrics import METRICS
+from docs.gallery.efficientnet_lite0 import efficientnet_lite0
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "phantoms-128"
 EXAMPLE = ROOT / "examples" / "pneumonia"
-METHODS = ("grad_cam", "random_cam", "center_gaussian")
+BASELINES = ("random_cam", "center_gaussian")
 OPTIONS: dict[str, dict[str, Any]] = {
     "insertion": {"steps": 14},
     "deletion": {"steps": 14},
@@ -42,13 +43,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "average_sensitivity": {"samples": 5},
     "lipschitz_estimate": {"samples": 5},
 }
-"""Fewer passes than by default; and a scale of their own for the heatmaps, which are no shares of the score."""
+"""Fewer passes than by default; and infidelity scales the heatmaps, which are no shares of the score."""
+FEW = ("insertion", "deletion", "energy_pointing_game")
+"""The metrics of every method."""
 CROPS = 8
 """Of each photograph."""
+OWN_LAYERS = ("cam", "refine_cam")
+"""CAM reads the classifier's weights; RefineCAM finds its layers."""
+Data = tuple[nn.Module, Tensor, Tensor, Any, str | None]
+"""The network, its images, their masks, the target, and the layer."""
 
 
-def phantoms(images: int) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """The trained network, sick test phantoms (N, 3, 128, 128), their masks, and the layer chosen on validation."""
+def phantoms(images: int) -> Data:
+    """The trained network, sick test phantoms (N, 3, 128, 128), and the layer chosen on validation images."""
     if not (RUN / "metrics.json").exists():
         subprocess.run([sys.executable, EXAMPLE / "run.py", "--size", "128", "--output", RUN], check=True)
     sys.path.insert(0, str(EXAMPLE))
@@ -62,15 +69,15 @@ def phantoms(images: int) -> tuple[nn.Module, Tensor, Tensor, str]:
     assert sick.masks is not None
     masks = camlib.resize(sick.masks.float(), (recipe["size"], recipe["size"])) >= 0.5
     (layer,) = explained_layer(RUN) or ["layer4"]
-    return model, prepare(sick.pixels, recipe["size"]), masks, layer
+    return model, prepare(sick.pixels, recipe["size"]), masks, 1, layer
 
 
-def crops() -> tuple[nn.Module, Tensor, Tensor, list[int]]:
-    """The network, crops (N, 3, 224, 224) that hold the thing, masks of its box, and the classes."""
+def crops() -> Data:
+    """The network, crops (N, 3, 224, 224) that hold the subject, and masks of its box."""
     generator = np.random.default_rng(0)
     inputs, masks, categories = [], [], []
     for photograph in photographs.PHOTOGRAPHS:
-        picture, _ = photographs.read(photograph)
+        picture = photograph.picture()
         x0, y0, x1, y1 = photograph.box
         whole = torch.from_numpy(picture).movedim(-1, 0)[None].float() / 127.5 - 1
         inside = torch.zeros(picture.shape[:2])
@@ -88,45 +95,49 @@ def crops() -> tuple[nn.Module, Tensor, Tensor, list[int]]:
             inputs.append(crop)
             masks.append(mask)
             categories.append(photograph.category)
-    return photographs.network(), torch.cat(inputs), torch.stack(masks), categories
+    return efficientnet_lite0(), torch.cat(inputs), torch.stack(masks), categories, None
 
 
-def judged(model: nn.Module, inputs: Tensor, masks: Tensor, target: Any, layers: list[str] | None) -> Evaluation:
-    """Every metric of Grad-CAM and of the touchstones."""
-    options = {name: OPTIONS.get(name, {}) for name in METRICS}
-    return camlib.evaluate(model, inputs, METHODS, layers, options, masks, target=target, progress=True)
-
-
-def verdicts(evaluation: Evaluation) -> dict[str, Any]:
-    """For each metric the means, and how much better Grad-CAM is than each touchstone, with its interval."""
+def evaluated(data: Data, names: Any, metrics: Any, baselines: Any) -> dict[str, Any]:
+    """By method and metric: the mean, and how much better it is than each baseline, with its interval over images."""
+    model, inputs, masks, target, layer = data
+    layers = {name: None if camlib.METHODS[name].layerless or name in OWN_LAYERS else layer for name in names}
+    methods = [camlib.create(name, model, layers[name], **photographs.OPTIONS.get(name, {})) for name in names]
+    options = {name: OPTIONS.get(name, {}) for name in metrics}
+    evaluation = camlib.evaluate(
+        model, inputs, methods, None, options, masks, target=target, max_passes=3000, progress=True
+    )
     rows = {row.method: row for row in evaluation.rows}
+
+    def over(name: str, other: str, metric: str) -> dict[str, Any]:
+        difference, interval = evaluation.difference(rows[name], rows[other], metric)
+        return {"difference": difference, "interval": interval}
+
     return {
-        metric: {
-            "means": {method: evaluation.mean(row, metric) for method, row in rows.items()},
-            "better than": {other: _difference(evaluation, rows, other, metric) for other in METHODS[1:]},
+        name: {
+            metric: {
+                "mean": evaluation.mean(row, metric),
+                "over": {other: over(name, other, metric) for other in baselines},
+            }
+            for metric in evaluation.metrics
         }
-        for metric in evaluation.metrics
+        for name, row in rows.items()
     }
-
-
-def _difference(evaluation: Evaluation, rows: dict[str, TableRow], other: str, metric: str) -> dict[str, Any]:
-    mean, interval = evaluation.difference(rows["grad_cam"], rows[other], metric)
-    return {"difference": mean, "interval": interval}
 
 
 def main() -> None:
-    """Judge, print, write JSON and CSV."""
-    model, inputs, masks, layer = phantoms(32)
-    found = {"phantoms": verdicts(judged(model, inputs, masks, 1, [layer]))}
-    network, photos, boxes, categories = crops()
-    found["photographs"] = verdicts(judged(network, photos, boxes, categories, None))
-    results = provenance("torch", "torchvision", "scikit-image") | {
-        "images": {"phantoms": len(inputs), "photographs": len(photos)},
-        "layer of the phantoms' network": layer,
-        "options": OPTIONS,
-        "found": found,
-    }
-    save("faithfulness", results)
+    """Evaluate, print, write the JSON."""
+    data = {"phantoms": phantoms(32), "photographs": crops()}
+    every = [name for name in camlib.METHODS if name not in photographs.LEFT_OUT]
+    versions = provenance("torch", "torchvision", "scikit-image", "efficientnet-lite-pytorch")
+    for result, names, metrics, baselines in (
+        ("faithfulness", ("grad_cam", *BASELINES), METRICS, BASELINES),
+        ("methods", every, FEW, BASELINES[:1]),
+    ):
+        found = {name: evaluated(of, names, metrics, baselines) for name, of in data.items()}
+        about = {"images": {name: len(of[1]) for name, of in data.items()}, "options": repr(OPTIONS)}
+        save(result, versions | about | {"found": found})
+        print(*found.items(), sep="\n")
 
 
 if __name__ == "__main__":

