@@ -229,6 +229,6 @@ def plot_comparison(
                 agnostic = comparison[name].class_agnostic and not titled.class_agnostic
                 remark = EMPTY if empty else NO_CLASS if agnostic else ""
                 ax.set_title(f"{name}\n{remark}".strip(), fontsize=8)
-    style = Style(colormap, alpha, "")
+    style = Style(colormap, alpha)
     add_colorbar(figure, axes, colors(style), style)
     return figure

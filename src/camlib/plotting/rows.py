@@ -32,11 +32,11 @@ class FigureRow(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How heatmaps are coloured, and where they come from."""
+    """How heatmaps are coloured, and which method and layer they come from."""
 
     colormap: Any
     alpha: float | str
-    source: str
+    source: str = ""
 
 
 def colors(style: Style) -> Colormap:

@@ -1,4 +1,4 @@
-"""One HTML file that shows explanations to a colleague: no network, no server, nothing to install."""
+"""Explanations as one HTML file for colleagues: it needs no network, no server and no installation."""
 
 from camlib.reporting.page import Report
 from camlib.reporting.parts import Chart, Headline, Section, Table

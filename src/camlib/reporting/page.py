@@ -1,4 +1,4 @@
-"""The page: explanations and pictures in, one HTML file out."""
+"""The page: from explanations and pictures to one HTML file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from camlib import __version__
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
 from camlib.imaging import DEFAULT_COLORMAP, colorize
+from camlib.plotting.rows import Style
+from camlib.reporting.facts import Facts
 from camlib.reporting.gallery import cards, data_uri
 from camlib.reporting.parts import Headline, Section
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """A page that holds everything it shows. A notebook shows it in a frame.
+    """A self-contained HTML page. A notebook shows it in a frame.
 
     Example:
         >>> Report("<!doctype html>")
@@ -39,7 +41,7 @@ class Report:
     html: str
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the page, whole or not at all, and return where."""
+        """Write the page and return its path; a failed write leaves no partial file."""
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
         temporary.write_bytes(self.html.encode())
@@ -50,7 +52,7 @@ class Report:
         return f'<Report of {len(self.html)} characters: save("report.html") writes it>'
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own: neither its style nor its script reaches the notebook."""
+        """The page in a frame, which keeps its style and its script out of the notebook."""
         return (
             f'<iframe title="Report" sandbox="allow-scripts" width="100%" height="720" srcdoc="{escape(self.html)}">'
             "</iframe>"
@@ -75,26 +77,26 @@ def report(
     colormap: Any = DEFAULT_COLORMAP,
     alpha: float | str = 0.5,
 ) -> Report:
-    """Make a report of explanations: one HTML file with a gallery, and whatever else there is to say.
+    """Make a report of explanations: one HTML file with a gallery, headline numbers, charts, tables and a model card.
 
-    Every picture has a slider between itself and its overlay; the gallery is filtered by outcome, class, confidence and
-    name; several methods can be chosen from. It needs no network, works on a phone, from the keyboard, on paper and
-    without scripts. Everything that is passed is shown as text: nothing in a name can run.
+    A slider on each picture uncovers its overlay; the gallery can be filtered by outcome, class, confidence and name,
+    and switched between methods. The page needs no network and works on a phone, from the keyboard, on paper and
+    without scripts. All arguments are shown as text, so no code in a name can run.
 
     Args:
-        explanations: of N images, one class of each; or several of the same images, by method.
-        images: the N pictures, as :meth:`camlib.Explanation.overlays` takes them; they may differ in size. Those larger
-            than 448 pixels are made smaller.
-        names: of the images; by default they are numbered.
+        explanations: of N images, with one class for each; or a mapping from methods to explanations of these images.
+        images: the N pictures, as for :meth:`camlib.Explanation.overlays`; they may differ in size. Pictures larger
+            than 448 pixels are reduced.
+        names: names of the images; by default they are numbered.
         labels: true classes, (N,).
         predictions: predicted classes, (N,).
         confidences: probabilities of the predicted classes, (N,), in [0, 1].
-        class_names: of the classes that were explained, and that labels and predictions name.
+        class_names: names for the class indices: of the explained classes, labels and predictions.
         notes: a few words on each image, such as why it is shown.
-        title: of the page.
-        notice: shown first, and on paper.
-        summary: the figures that come first.
-        sections: below them, in order, with the gallery last.
+        title: the page's title.
+        notice: a sentence at the top and the bottom of the page.
+        summary: headline numbers, at the top.
+        sections: sections below the headline numbers, in order; the gallery follows them.
         card: rows of a model card: what the model is, what it was made for, where it fails.
         colormap: as for :meth:`camlib.Explanation.overlays`.
         alpha: as for :meth:`camlib.Explanation.overlays`.
@@ -104,9 +106,9 @@ def report(
 
     Raises:
         CamlibRuntimeError: jinja2 is not installed.
-        CamlibTypeError: something else than explanations, class indices, numbers, headlines or sections.
-        CamlibValueError: lengths that differ, several classes of each image, maps of signals or volumes, classes
-            without a class name, or confidences outside [0, 1].
+        CamlibTypeError: an argument is not made of explanations, class indices, numbers, headlines or sections.
+        CamlibValueError: lengths differ, images have several classes, maps are of signals or volumes, a class has no
+            name, or a confidence is outside [0, 1].
 
     Example:
         >>> import camlib, torch, torchvision
@@ -120,18 +122,8 @@ def report(
     by_method = _by_method(explanations)
     _check_list("summary", summary, Headline)
     _check_list("sections", sections, Section)
-    gallery = cards(
-        by_method,
-        images,
-        names=names,
-        labels=labels,
-        predictions=predictions,
-        confidences=confidences,
-        class_names=class_names,
-        notes=notes,
-        colormap=colormap,
-        alpha=alpha,
-    )
+    facts = Facts(names, notes, labels, predictions, confidences, class_names)
+    gallery = cards(by_method, images, facts, Style(colormap, alpha))
     style, script = _template("report.css"), _template("report.js")
     html = template.render(
         title=title,
@@ -151,21 +143,21 @@ def report(
             "base-uri 'none'; form-action 'none'"
         ),
     )
-    return Report(html.encode(errors="replace").decode())  # names of files may hold what no text can
+    return Report(html.encode(errors="replace").decode())  # file names may contain bytes that are not text
 
 
 def _by_method(explanations: Any) -> dict[str, Explanation]:
     found = {explanations.method: explanations} if isinstance(explanations, Explanation) else explanations
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Explanation) for v in found.values()):
         raise CamlibTypeError(
-            f"a report takes an Explanation, or a mapping of names to some, got {type(explanations).__name__}"
+            f"a report takes an Explanation, or a mapping from names to Explanations, got {type(explanations).__name__}"
         )
     return {str(name): explanation.cpu() for name, explanation in found.items()}
 
 
 def _check_list(argument: str, given: Any, kind: type) -> None:
     if not isinstance(given, Sequence) or not all(isinstance(part, kind) for part in given):
-        raise CamlibTypeError(f"{argument} is a list of {kind.__name__}, got {given!r}")
+        raise CamlibTypeError(f"{argument} must be a list of {kind.__name__}, got {given!r}")
 
 
 def _source(method: str, explanation: Explanation) -> str:

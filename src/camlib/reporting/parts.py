@@ -1,4 +1,4 @@
-"""What a report is made of, beside its gallery: headline figures, and sections of charts, tables and text."""
+"""The parts of a report besides its gallery: headline numbers, and sections of charts, tables and text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
-"""How the files of that format begin."""
+"""The signature at the start of a PNG file."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure that comes first: its name, its value, and how sure it is.
+    """A headline number: its name, its value and its 95% interval.
 
     Example:
         >>> Headline("AUROC", 0.9612, (0.9371, 0.9794)).shown, Headline("AUROC", 0.9612, (0.9371, 0.9794)).range
@@ -30,7 +30,7 @@ class Headline:
 
     name: str
     value: float | str
-    """A number is shown with three decimals, text as it is."""
+    """A float is shown with three decimals, text as it is."""
     interval: tuple[float, float] | None = None
     """Its 95% interval."""
     note: str = ""
@@ -38,7 +38,7 @@ class Headline:
 
     def __post_init__(self) -> None:
         if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
-            raise CamlibValueError(f"the interval of {self.name!r} is (low, high), got {self.interval}")
+            raise CamlibValueError(f"the interval of {self.name!r} must be (low, high), got {self.interval}")
 
     @property
     def shown(self) -> str:
@@ -53,7 +53,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Chart:
-    """A matplotlib figure, or a PNG, with what it shows in words for those who do not see it.
+    """A matplotlib figure or a PNG, with its content in words for readers who cannot see it.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -63,9 +63,9 @@ class Chart:
 
     title: str
     figure: Figure | bytes
-    """A matplotlib figure, which becomes an SVG; or the bytes of a PNG, such as ``Path("roc.png").read_bytes()``."""
+    """A matplotlib figure, embedded as SVG; or the bytes of a PNG, as from ``Path("roc.png").read_bytes()``."""
     alt: str
-    """What it shows, in a sentence or two."""
+    """What the chart shows, in a sentence or two."""
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Chart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes the whole width, as figures of more than seven inches do, and PNGs twice as wide as high."""
+        """Whether the chart takes the full width: figures wider than seven inches, and PNGs twice as wide as high."""
         if isinstance(self.figure, bytes):
             width, height = struct.unpack(">II", self.figure[16:24])  # a PNG begins with its size
             return bool(width >= 2 * height)
@@ -87,7 +87,7 @@ class Chart:
 
     @property
     def source(self) -> str:
-        """The picture in a data URI; an SVG shown as an image runs no scripts."""
+        """The chart as a data URI; an SVG in an ``img`` runs no scripts."""
         if isinstance(self.figure, bytes):
             return "data:image/png;base64," + b64encode(self.figure).decode()
         import matplotlib
@@ -114,7 +114,7 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise CamlibValueError(f"a row of {len(row)} cells under {len(self.columns)} columns: {list(row)}")
+                raise CamlibValueError(f"a row has {len(row)} cells for {len(self.columns)} columns: {list(row)}")
 
     @property
     def cells(self) -> list[list[str]]:
@@ -123,7 +123,7 @@ class Table:
 
     @property
     def is_numeric(self) -> list[bool]:
-        """Which columns hold numbers alone; they stand to the right, unless they name the rows."""
+        """Which columns contain only numbers; they are right-aligned, except the first."""
         return [
             all(isinstance(_plain(row[column]), (int, float)) for row in self.rows)
             for column in range(len(self.columns))
@@ -132,7 +132,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in order: charts, tables, and paragraphs of text.
+    """A heading with charts, tables and paragraphs of text below it, in order.
 
     Example:
         >>> Section("Data", ["Split by patient.", Table(["images", "patients"], [(312, 298)])]).title
@@ -146,17 +146,17 @@ class Section:
         odd = [type(part).__name__ for part in self.parts if not isinstance(part, (Chart, Table, str))]
         if odd or isinstance(self.parts, str):
             raise CamlibTypeError(
-                f"a section holds a list of Chart, Table and str, got {', '.join(odd) or 'one str'} in {self.title!r}"
+                f"section {self.title!r} needs a list of Chart, Table and str, got {', '.join(odd) or 'one str'}"
             )
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy and torch as Python's."""
+    """A number of NumPy or torch as Python's."""
     return value.item() if hasattr(value, "item") else value
 
 
 def _shown(value: Any) -> str:
     plain = _plain(value)
     if isinstance(plain, float):
-        return "not known" if math.isnan(plain) else f"{plain:.3f}"
+        return "unknown" if math.isnan(plain) else f"{plain:.3f}"
     return str(plain)

@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this; it adds sliders, filters, keys and the large view. Text is only ever set as text.
+// The page works without this script, which adds sliders, filters, keys and the large view. Text is only set as text.
 (() => {
   const root = document.documentElement;
   const $ = (id) => document.getElementById(id);
