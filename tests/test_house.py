@@ -1,4 +1,4 @@
-"""The diagram of the house in CONTRIBUTING.md is what the imports say."""
+"""The diagram of the layout in CONTRIBUTING.md agrees with the imports."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SOURCES = ROOT / "src" / "camlib"
 
 
 def drawn() -> tuple[dict[str, str], set[tuple[str, str]]]:
-    """The room of each module, and the arrows, of the diagram."""
+    """The node of each package, and the arrows, of the diagram."""
     (diagram,) = re.findall(r"```mermaid\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    rooms = {
-        module.strip(" /"): room
-        for room, modules in re.findall(r'(\w+)\["([^"]+)"\]', diagram)
+    nodes = {
+        module.strip(" /"): node
+        for node, modules in re.findall(r'(\w+)\["([^"]+)"\]', diagram)
         for module in modules.split(",")
     }
-    return rooms, set(re.findall(r"(\w+) --> (\w+)", diagram))
+    return nodes, set(re.findall(r"(\w+) --> (\w+)", diagram))
 
 
 def imported(path: Path) -> set[str]:
@@ -49,17 +49,17 @@ def owner(name: str, known: Collection[str]) -> str:
     return name
 
 
-def test_the_diagram_of_the_house_is_what_the_imports_say():
-    rooms, arrows = drawn()
-    assert set(rooms) == {path.stem for path in SOURCES.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")}
+def test_the_diagram_of_the_layout_agrees_with_the_imports():
+    nodes, arrows = drawn()
+    assert set(nodes) == {path.stem for path in SOURCES.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")}
     imports = networkx.DiGraph()
-    imports.add_nodes_from(rooms.values())
+    imports.add_nodes_from(nodes.values())
     for module, path in modules().items():
-        if module in ("camlib", "camlib._public"):  # the face of all rooms
+        if module in ("camlib", "camlib._public"):  # the public names of all packages
             continue
-        room = rooms[module.split(".")[1]]
-        used = {rooms[name.split(".")[1]] for name in imported(path)}
-        imports.add_edges_from((room, other) for other in used if other != room)
+        node = nodes[module.split(".")[1]]
+        used = {nodes[name.split(".")[1]] for name in imported(path)}
+        imports.add_edges_from((node, other) for other in used if other != node)
     assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
     assert arrows == set(networkx.transitive_reduction(imports).edges)
 
@@ -81,14 +81,14 @@ def table(head: str) -> set[str]:
     }
 
 
-def test_the_table_of_the_house_has_every_room():
-    assert {name.strip("/") for name in table("room | what it holds")} == set(drawn()[0])
+def test_the_table_of_the_layout_has_every_package():
+    assert {name.strip("/") for name in table("package | what it holds")} == set(drawn()[0])
 
 
 def test_the_map_of_the_tests_has_all_of_them():
     there = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("*.py")}
     there -= {Path("__init__.py"), Path("conftest.py")}
-    mapped = table("tests | hold")
+    mapped = table("tests | claims")
     for name in mapped - {"methods/test_NAME.py"}:
         assert (ROOT / "tests" / name).exists(), name
     there = {path for path in there if path.parts[0] != "methods"}

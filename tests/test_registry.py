@@ -102,7 +102,10 @@ def test_a_method_that_is_in_these_places_passes_the_tests_of_methods(tmp_path: 
         "test_quantised.py",
         "test_import.py",
     ]
-    command = ["-m", "pytest", "-q", "--doctest-modules", "src/camlib/methods/squared_cam.py"]
+    (file, _), *_ = steps()
+    for style in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *style, file], cwd=tmp_path, check=True)
+    command = ["-m", "pytest", "-q", "--doctest-modules", file]
     done = subprocess.run(
         [sys.executable, *command, *(f"tests/{name}" for name in tests), "-k", "squared_cam or every_method or face"],
         cwd=tmp_path,
