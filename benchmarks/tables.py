@@ -132,10 +132,10 @@ def coverage_refusals() -> Lines:
 
 def reason(refusal: str) -> str:
     """What an error says, without the numbers, names and shapes of one network."""
-    clause = re.split(r"; |: of | \(as autograd|, and guided", refusal)[0]
+    clause = re.split(r"; |: (?:of|for image) | \(as autograd|, and guided", refusal)[0]
     clause = re.sub(r"^[A-Z]\w+ calls no", "the network calls no", clause)
     clause = re.sub(r" layer '[^']*', shape \([^)]*\)", " the layer", clause)
-    clause = re.sub(r" met \(.*", " met windows", clause)
+    clause = re.sub(r" (met|found) \(.*", r" \1 windows", clause)
     return re.sub(r": neither .*|: something lies .*", "", clause)
 
 

@@ -228,7 +228,7 @@ class TestNames:
             camlib.GradCAM(model)(torch.rand(1, 3, 8, 8))
 
     def test_product_of_signed_maps_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="positive evidence of two negatives"):
+        with pytest.raises(ValueError, match="two negative values into a positive"):
             camlib.GradCAM(Network(), fuse="product", relu=False)
 
     @pytest.mark.parametrize("spoil", [torch.Tensor.detach, lambda outputs: outputs.argmax(1)])

@@ -205,9 +205,9 @@ def test_method_of_ones_own_that_forgets_to_sum_the_channels_is_told_so() -> Non
             return (activations * gradients).sum(1).numpy()
 
     images = torch.rand(2, 3, 8, 8)
-    with pytest.raises(TypeError, match=r"Unsummed made \(2, 6, 8, 8\) of layer 'norm'; .* the channels summed"):
+    with pytest.raises(TypeError, match=r"Unsummed returned \(2, 6, 8, 8\) of layer 'norm'; .* no channel axis"):
         Unsummed(Network().eval(), "norm")(images)
-    with pytest.raises(TypeError, match="Array made a ndarray"):
+    with pytest.raises(TypeError, match="Array returned a ndarray"):
         Array(Network().eval(), "norm")(images)
 
 
@@ -247,6 +247,6 @@ def test_options_that_a_method_would_not_use_are_refused(method) -> None:
     for options in ({"layer": "layer4"}, {"fuse": "max"}, {"reshape": lambda features: features}):
         if method is camlib.LeGrad and "reshape" in options:
             continue  # it lays the tokens out
-        expected = f"{method.__name__} reads no layer; leave {next(iter(options))}="
+        expected = f"{method.__name__} reads no layer; remove {next(iter(options))}="
         with pytest.raises(camlib.CamlibValueError, match=expected):
             method(model, **options)

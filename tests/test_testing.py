@@ -41,7 +41,7 @@ def test_method_passes_its_checks(check: Check) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Behind layer")  # a block's first norm lies beside a skip connection
+@pytest.mark.filterwarnings("ignore:The tail of layer")  # a block's first norm is parallel to a skip connection
 @pytest.mark.parametrize("name", sorted(camlib.METHODS))
 def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
     """Tokens, a class token, and features whose mean over the channels is zero but for rounding."""

@@ -269,7 +269,7 @@ def swin() -> nn.Module:
     ("build", "message"),
     [
         (small_cnn, "Sequential calls no attention.*GradCAM"),
-        (swin, r"needs global attention.*met \(8, 1, 16, 16\) for 2 images of 32 x 32.*Swin.*GradCAM"),
+        (swin, r"needs global attention.*found \(8, 1, 16, 16\) for 2 images of 32 x 32.*Swin.*GradCAM"),
         (Detached, "does not lead to the score"),
         (lambda: Encoder(bias_k=nn.Parameter(torch.randn(1, 1, 16)), bias_v=torch.randn(1, 1, 16)), "bias_k.*GradCAM"),
         (lambda: Encoder(add_zero_attn=True), "add_zero_attn.*GradCAM"),
@@ -285,7 +285,7 @@ def test_tokens_that_fit_no_grid_are_refused_with_their_shape() -> None:
     def resized(model: nn.Module, x: Tensor) -> Tensor:
         return model(F.interpolate(x, (64, 64)))
 
-    with pytest.raises(camlib.CamlibRuntimeError, match=r"met \(2, 2, 65, 65\) for 2 images of 100 x 4.*reshape="):
+    with pytest.raises(camlib.CamlibRuntimeError, match=r"found \(2, 2, 65, 65\) for 2 images of 100 x 4.*reshape="):
         LeGrad(vit(64), forward=resized)(images(2, 100, 4), 1)
 
 
@@ -303,7 +303,7 @@ def test_a_scripted_module_is_refused_by_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.heads = torch.jit.script(nn.Sequential(nn.Linear(16, 4)).double())
-    with pytest.raises(camlib.CamlibTypeError, match="'heads' of VisionTransformer is a ScriptModule.*made from"):
+    with pytest.raises(camlib.CamlibTypeError, match="'heads' of VisionTransformer is a ScriptModule.*original module"):
         LeGrad(model)
 
 

@@ -1,6 +1,6 @@
-"""The methods, each a pure function of tensors and a thin class that binds it to a model.
+"""The methods: each is a pure function of tensors and a thin class that binds it to a model.
 
-Here are the base classes for custom methods. The methods are in :mod:`camlib`, their functions in
+This module has the base classes for custom methods. The methods themselves are in :mod:`camlib`, their functions in
 :mod:`camlib.functional`.
 """
 

@@ -22,16 +22,16 @@ from camlib.passes.tail import Tail, WholeNetwork
 def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
     r"""Weight each channel by the share of the score that is lost without it: :math:`\sum_k \frac{s - s_k}{|s|} A_k`.
 
-    Equation 3 of the paper where s is positive; dividing by a negative score would turn the map around, so it is
-    divided by the magnitude.
+    This is equation 3 of the paper for positive s. A negative s would invert the map, so the divisor is the magnitude
+    of s.
 
     Args:
         activations: (N, C, ...).
         score: (N,), s.
-        ablated: (N, C), each :math:`s_k` with channel k at zero.
+        ablated: (N, C), the scores :math:`s_k` with channel k set to zero.
 
     Returns:
-        (N, ...), signed; zero where the score is.
+        (N, ...), signed; zero for images whose score is zero.
 
     Example:
         >>> import camlib, torch
@@ -43,18 +43,18 @@ def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
 
 
 class AblationCAM(LayerMethod):
-    """Ablation-CAM: a channel counts as much as the score falls without it; no gradients.
+    """Ablation-CAM: a channel's weight is how much the score falls without it. Needs no gradients.
 
     See :func:`camlib.functional.ablation_cam` for the equation; Desai and Ramaswamy 2020,
-    https://doi.org/10.1109/WACV45572.2020.9093360. A channel is set to zero wherever the grid is; class tokens keep
-    theirs.
+    https://doi.org/10.1109/WACV45572.2020.9093360. A channel is set to zero at all positions of the grid; class tokens
+    keep its value.
 
-    ``N`` forward passes of an image, and ``N + N C`` of the tail behind the layer alone, for any number K of classes;
-    channels that are zero everywhere need none. At the peak there are ``chunk_size`` copies of an image's features and
-    what the tail holds of them, whatever N and C are; besides, scores (N, C, K). Where the tail needs more of the
-    network than the layer's output (inside a residual or dense block) all of these passes are of the whole network, and
-    a warning says so. The features as they are run through the tail N at a time.
-    Under autocast the tail runs in full precision: in half, what one channel matters is lost in rounding.
+    For any number K of classes, ``N`` single-image forward passes, and ``N + N C`` single-image passes of the tail.
+    Channels that are zero everywhere need none. The peak memory is that of ``chunk_size`` copies of an image's
+    features with the activations of the tail, regardless of N and C, plus the scores (N, C, K); the unchanged features
+    run through the tail N at a time. If the tail needs more of the network than the layer's output (inside a residual
+    or dense block), all of these passes run the whole network, and a warning says so. Under autocast the tail runs in
+    full precision: in half precision, rounding hides the effect of a single channel.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -92,8 +92,8 @@ class AblationCAM(LayerMethod):
             grids = forward_pass.to_grid(layer, copies)
             if grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr():
                 raise CamlibTypeError(
-                    f"reshape copies the features of layer {layer!r}, so that no channel can be set to zero in them; "
-                    "make it return a view: by permute, movedim, unflatten and slices"
+                    f"reshape copies the features of layer {layer!r}, so no channel can be set to zero in them; make "
+                    "it return a view, with permute, movedim, unflatten and slices"
                 )
             grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
             return tail(copies, image[rows])
@@ -107,24 +107,24 @@ class AblationCAM(LayerMethod):
         return forward_pass.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
 
     def _tail(self, forward_pass: ForwardPass, layer: str) -> tuple[Tail, Tensor]:
-        """The tail, and the scores it gives for the features as they are: of the layer alone, where that will do."""
+        """The tail, or the whole network where the layer's output is not enough; and the unchanged features' scores."""
         made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
         try:
             tail = Tail(*made_of)
             scores = self._scores(tail, forward_pass, layer)
             if _agree(scores, forward_pass):
                 return tail, scores
-            why = "on its own the tail gives other scores"
+            why = "run alone, the tail gives other scores"
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # without rows, what else the tail reads of the trunk can fail in any way
-            why = f"on its own the tail fails: {error}"
+        except Exception as error:  # other tensors of the trunk have no rows here, which can fail in any way
+            why = f"run alone, the tail fails: {error}"
         whole = WholeNetwork(*made_of)
         scores = self._scores(whole, forward_pass, layer)
         warnings.warn(
-            f"Behind layer {layer!r} the network needs more than that layer's output (the layer may be parallel to a "
-            "skip connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
-            f"takes one forward pass ({why})",
+            f"The tail of layer {layer!r} needs more than that layer's output (the layer may be parallel to a skip "
+            "connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
+            f"needs only one forward pass ({why})",
             CamlibWarning,
             stacklevel=6,
         )
@@ -137,7 +137,7 @@ class AblationCAM(LayerMethod):
 
 
 def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
-    """Whether scores are those of the pass, but for rounding in the precision that it was made in."""
+    """Whether scores equal those of the pass, up to rounding in the precision of that pass."""
     expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
     largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
     return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())

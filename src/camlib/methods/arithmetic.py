@@ -1,4 +1,4 @@
-"""A few lines of arithmetic that many of the equations share."""
+"""Arithmetic that many of the equations share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def centered(features: Tensor) -> Tensor:
-    """Take each channel's mean off (N, C, ...); a channel that is constant but for rounding becomes zeros."""
+    """Subtract each channel's mean from (N, C, ...); a channel that is constant up to rounding becomes zeros."""
     cells = features.flatten(2)
     deviations = cells - cells.mean(2, keepdim=True)
     return deviations.masked_fill(is_constant(cells, 1)[..., None], 0).reshape(features.shape)
 
 
 def divided(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide; zero where the denominator is. No epsilon: the scale of the scores must not matter."""
+    """Divide, with zero where the denominator is zero. No epsilon: the scale of the scores must not matter."""
     return torch.where(denominator == 0, 0, numerator / torch.where(denominator == 0, 1, denominator))

@@ -1,4 +1,4 @@
-"""What every method shares: binding to a model, and from one forward pass to Explanations."""
+"""The base classes of all methods: they bind a method to a model and turn one forward pass into explanations."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from camlib.passes.precision import full_precision
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
 Reads = Literal["layers", "attention", "input gradient", "inputs"]
-"""What a method reads: layers, all attention, the input's gradient through the whole network, or the inputs alone."""
+"""What a method reads: layers, all attention, the gradient of the whole network at the input, or only the inputs."""
 
 
 class Method(ABC):
-    """A method bound to a model: a function from one forward pass to maps, :meth:`maps_by_layer`.
+    """A method bound to a model. A subclass defines :meth:`maps_by_layer`, from one forward pass to maps.
 
     Args:
         model: any module. Wrappers of ``torch.compile`` and ``DataParallel`` are removed, with a warning.
-        layer: a dotted name, a module, or a list of those for one fused map; None to have the layer found
-            (:func:`camlib.find_layer`) from the first input of each size, and remembered.
+        layer: a dotted name, a module, or a list of those for one fused map. None to find the layer
+            (:func:`camlib.find_layer`) from the first input of each size, and remember it.
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``: use it for several inputs or
             post-processing.
         reshape: ``reshape(tensor) -> (N, C, h, w)`` for layers whose layout is not inferred correctly. It is
             applied to activations and gradients alike, so it must only rearrange.
-        relu: whether negative values are set to zero, as in most papers; False keeps the signed map.
-        fuse: "mean" (the default), "max" or "product" of several layers' maps.
+        relu: whether to set negative values to zero, as most papers do; False keeps the signed map.
+        fuse: how to combine the maps of several layers: "mean" (the default), "max" or "product".
 
     Raises:
         CamlibTypeError: ``model`` is not a module.
-        CamlibValueError: there is no such layer or fusion, or the method does not use an option that is given.
+        CamlibValueError: the layer or fusion does not exist, or the method does not use an option that was given.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -71,15 +71,15 @@ class Method(ABC):
     reads: ClassVar[Reads] = "layers"
     """What it reads."""
     layerless: ClassVar[bool] = False
-    """Whether it reads something else than layers, so that ``layer`` is refused; follows from :attr:`reads`."""
+    """Whether it reads no layers, so that ``layer`` is refused; follows from :attr:`reads`."""
     class_agnostic: ClassVar[bool] = False
     """Whether the map is the same for every target."""
     stochastic: ClassVar[bool] = False
-    """Whether it draws random numbers, from ``generator=`` and never from torch's global one."""
+    """Whether it draws random numbers; they come from ``generator=``, never from torch's global generator."""
     needs_gradients: ClassVar[bool] = True
     """Whether the model must be differentiable."""
     finds_one_layer: ClassVar[bool] = True
-    """Whether it reads the one layer that :func:`camlib.find_layer` finds, if none is given."""
+    """Whether it reads the layer that :func:`camlib.find_layer` finds when no layer is given."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -98,16 +98,16 @@ class Method(ABC):
         if fuse is not None and fuse not in FUSIONS:
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:
-            raise CamlibValueError('fuse="product" would make positive evidence of two negatives; it needs relu=True')
+            raise CamlibValueError('fuse="product" would turn two negative values into a positive; it needs relu=True')
         if self.layerless:
             unused = {"layer": layer, "fuse": fuse, "reshape": None if self.reads == "attention" else reshape}
             for option, value in unused.items():
                 if value is not None:
-                    raise CamlibValueError(f"{type(self).__name__} reads no layer; leave {option}={value!r} out")
+                    raise CamlibValueError(f"{type(self).__name__} reads no layer; remove {option}={value!r}")
         self.network = Network.of(model, forward, reshape)
-        """The model, and the way it is called."""
+        """The model and how to call it."""
         self.layers = {} if self.layerless else None if layer is None else resolve_layers(self.model, layer)
-        """The layers that were given, by name; None if they are to be found."""
+        """The given layers, by name; None if they are still to be found."""
         self.relu = relu
         self.fuse = fuse or "mean"
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
@@ -118,7 +118,7 @@ class Method(ABC):
         return self.network.module
 
     def on(self, model: nn.Module) -> Self:
-        """Return the method with the same options on another model; layers that were given are read by name there."""
+        """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
         other.network = Network.of(model, self.network.forward, self.network.reshape)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
@@ -128,20 +128,21 @@ class Method(ABC):
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 
-        The model runs in eval mode and is left as it was found, whatever happens. So are torch's random numbers,
-        which all threads share: what another thread draws from them during the call, it may draw again after it.
+        The model runs in eval mode. Its state is restored afterwards, even after an error. The state of torch's global
+        random number generator is restored, too. All threads share it, so numbers that another thread draws during the
+        call may be drawn again later.
 
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.
             target: None for the predicted class of each image; a class index, or one for each image; (N, K)
-                indices or :class:`camlib.TopK` for K maps from the one forward pass; a callable from the
+                indices or :class:`camlib.TopK` for K maps from a single forward pass; a callable from the
                 outputs to (N,) or (N, K) scores; a :class:`camlib.targets.Target`.
 
         Returns:
-            Maps (N, h, w), or (N, K, h, w) for K classes; of signals (N, l), of videos and volumes (N, t, h, w).
+            Maps (N, h, w), or (N, K, h, w) for K classes; (N, l) for signals, (N, t, h, w) for videos and volumes.
 
         Raises:
-            CamlibValueError, CamlibTypeError: inputs or target cannot be understood.
+            CamlibValueError, CamlibTypeError: the inputs or the target are invalid.
             CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or a
                 score, activation, gradient or map is not finite.
         """
@@ -149,9 +150,9 @@ class Method(ABC):
 
     @property
     def forward_passes(self) -> int | None:
-        """How often each image runs through the network, for any number of classes; one more to find the layer.
+        """Forward passes per image, for any number of classes; finding the layer takes one more.
 
-        None where that depends on the inputs: the method's docstring says how.
+        None if it depends on the inputs; the method's docstring then gives the number.
         """
         return 1
 
@@ -160,31 +161,31 @@ class Method(ABC):
         """Return the maps of each layer before the final ReLU: (N, ...), or (N, K, ...) for K classes.
 
         Args:
-            forward_pass: of the images; :attr:`~camlib.passes.forward_pass.ForwardPass.layers` are those to read. A
-                method that reads no layer returns its maps under the name "".
+            forward_pass: the pass of the images; its :attr:`~camlib.passes.forward_pass.ForwardPass.layers` are the
+                layers to read. A method that reads no layer returns its maps under the name "".
         """
 
     def about(self, forward_pass: ForwardPass) -> ForwardPass:
-        """Return the pass with the target that the method explains: the one given, unless a method says otherwise."""
+        """Return the pass with the target that the method explains; by default the target that was given."""
         return forward_pass
 
     def around(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for the run of the network, for methods that must observe or change it.
+        """Return a context in which the network runs, for methods that must observe or change the run.
 
-        The forward pass keeps what the context returns in ``noted``, under the method's name.
+        The forward pass stores the context's value in ``noted``, under the method's name.
         """
         return contextlib.nullcontext()
 
     def find_layers(self, inputs: Inputs) -> Sequence[str]:
-        """Return the names of the layers to read where none were given."""
+        """Return the names of the layers to read if none were given."""
         return [find_layer_in(self.network, inputs)]
 
     def layers_for(self, inputs: Inputs, found: dict[Any, Sequence[str]] | None = None) -> Mapping[str, nn.Module]:
-        """Return the layers to read: those given, or those found for inputs of this size.
+        """Return the layers to read: the given ones, or those found for inputs of this size.
 
         Args:
             inputs: what the model takes.
-            found: what other methods on the same network have just found, by the function that looks for it.
+            found: layers that other methods on the same network have just found, by the function that finds them.
         """
         if self.layers is not None:
             return self.layers
@@ -198,7 +199,7 @@ class Method(ABC):
         return self._found[size]
 
     def located(self, inputs: Inputs, found: dict[Any, Sequence[str]] | None = None) -> Self:
-        """Return the method with the layers that it reads for inputs of this size, whatever it is given later.
+        """Return the method fixed to the layers that it reads for inputs of this size.
 
         Args:
             inputs: as for :meth:`layers_for`.
@@ -209,7 +210,7 @@ class Method(ABC):
         return other
 
     def explanation(self, forward_pass: ForwardPass) -> Explanation:
-        """Return what the method makes of a pass."""
+        """Return the method's explanation of a pass."""
         forward_pass = self.about(forward_pass)
         by_layer = self.maps_by_layer(forward_pass)
         axes = forward_pass.scores.dim() + len(forward_pass.size or (0, 0))
@@ -218,9 +219,8 @@ class Method(ABC):
                 shape = tuple(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
                 of_layer = f" of layer {layer!r}" if layer else ""
                 raise CamlibTypeError(
-                    f"{type(self).__name__} made {shape}{of_layer}; maps must be tensors (N, ...) with "
-                    f"{axes - forward_pass.scores.dim()} axes of the grid, the channels summed, or (N, K, ...) for K "
-                    "classes"
+                    f"{type(self).__name__} returned {shape}{of_layer}; maps must be tensors (N, ...) with "
+                    f"{axes - forward_pass.scores.dim()} grid axes and no channel axis, or (N, K, ...) for K classes"
                 )
         check_finite({f"map{_at(layer)}": [maps] for layer, maps in by_layer.items()})
         layers = {}
@@ -242,7 +242,7 @@ def _at(layer: str) -> str:
 
 
 class LayerMethod(Method):
-    """A method that makes a map of each layer by itself: a subclass defines :meth:`layer_maps`.
+    """A method that computes a map for each layer separately. A subclass defines :meth:`layer_maps`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -265,9 +265,9 @@ class LayerMethod(Method):
 
 
 class ActivationMethod(LayerMethod):
-    """A method whose map is a function of the activations alone, the same for every class: :meth:`maps`.
+    """A method whose map depends only on the activations and is the same for every class.
 
-    The model need not be differentiable.
+    A subclass defines :meth:`maps`. The model does not have to be differentiable.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -284,7 +284,7 @@ class ActivationMethod(LayerMethod):
 
     @abstractmethod
     def maps(self, activations: Tensor) -> Tensor:
-        """Return the maps (N, ...), before the final ReLU, from a tensor (N, C, ...)."""
+        """Return the maps (N, ...) before the final ReLU, from activations (N, C, ...)."""
 
     def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :meth:`maps`, repeated for each class."""
@@ -292,9 +292,10 @@ class ActivationMethod(LayerMethod):
 
 
 class GradientMethod(LayerMethod):
-    """A method whose map is a function of the activations and the gradients at a layer: :meth:`maps`.
+    """A method whose map is a function of the activations and the gradients at a layer.
 
-    The forward pass, the target, several layers and classes, the final ReLU and the checks are shared.
+    A subclass defines :meth:`maps`. The base class handles the forward pass, the target, several layers and classes,
+    the final ReLU and the checks.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -308,7 +309,7 @@ class GradientMethod(LayerMethod):
 
     @abstractmethod
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return the maps (N, ...), before the final ReLU, from two tensors (N, C, ...)."""
+        """Return the maps (N, ...) before the final ReLU, from activations and gradients (N, C, ...)."""
 
     def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :meth:`maps` for each class."""
@@ -316,22 +317,22 @@ class GradientMethod(LayerMethod):
 
 
 def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None) -> list[Explanation]:
-    """Explain with several methods from one forward pass, cut at the layers of them all.
+    """Explain with several methods from one forward pass, cut at all of their layers.
 
     Args:
-        methods: on one network; a method that does not share its pass (:func:`shares_pass`) must be alone.
+        methods: methods on one network; a method that cannot share a pass (:func:`shares_pass`) must be the only one.
         inputs: as for :class:`Method`.
         target: as for :class:`Method`.
 
     Returns:
-        An explanation for each method. One tail gradient serves all that explain the same scores.
+        An explanation for each method. Methods that explain the same scores share one tail gradient.
     """
     with one_pass(methods, inputs, target) as passes:
         return [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
 
 
 def shares_pass(method: Method) -> bool:
-    """Whether several methods can read one pass: attention and the input's gradient take a pass of their own."""
+    """Whether the method can share a pass with others: attention and the input's gradient need a separate pass."""
     return method.reads in ("layers", "inputs")
 
 
@@ -345,7 +346,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
         target: as for :class:`Method`.
 
     Yields:
-        The pass for each method, with the layers it reads.
+        The pass for each method, restricted to the layers that it reads.
     """
     network = methods[0].network
     ready = network.ready(inputs)

@@ -1,4 +1,4 @@
-"""Baselines: maps that know nothing of the class, which every method should beat."""
+"""Baselines: maps that do not depend on the class, which every method should beat."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from camlib.passes.numbers import single_or_double
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
     r"""Weight the channels at random: :math:`\sum_k w_k (A_k - \operatorname{mean} A_k), w_k \sim \mathcal{N}(0, 1)`.
 
-    The channels' means are taken off because most features are positive: with them, one random sum of means would
-    decide whether the whole map is positive, and half of all maps would be cut to nothing.
+    The channels' means are subtracted because most features are positive. Otherwise a random sum of means would decide
+    the sign of the whole map, and the ReLU would set half of all maps to zero.
 
     Args:
         activations: (N, C, ...).
-        generator: draws the C weights, the same for every image.
+        generator: draws the C weights, which are the same for every image.
 
     Returns:
         (N, ...), signed.
@@ -39,7 +39,7 @@ def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class RandomCAM(ActivationMethod):
-    """Random weights for the channels: how convincing the features alone look.
+    """RandomCAM: random channel weights. It shows how convincing the features look on their own.
 
     See :func:`camlib.functional.random_cam` for the equation.
 
@@ -48,7 +48,7 @@ class RandomCAM(ActivationMethod):
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        generator: for the weights; without one, every call draws the same.
+        generator: for the weights; without one, every call draws the same weights.
         **options: as for :class:`camlib.methods.Method`.
 
     Example:
@@ -73,7 +73,7 @@ class RandomCAM(ActivationMethod):
 
 
 class _OfInputs(Method):
-    """A map of the input alone. The forward pass is made for the scores that the explanation shows."""
+    """A map that depends only on the input. The forward pass is for the scores that the explanation shows."""
 
     reads: ClassVar[Reads] = "inputs"
     class_agnostic: ClassVar[bool] = True
@@ -89,11 +89,11 @@ class _OfInputs(Method):
 
 
 def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
-    r"""A bell in the middle: :math:`\exp(-\sum_d (x_d - c_d)^2 / 2 (\sigma L_d)^2)` over pixel centres.
+    r"""Return a Gaussian in the centre: :math:`\exp(-\sum_d (x_d - c_d)^2 / 2 (\sigma L_d)^2)` at the pixel centres.
 
     Args:
         size: (L,), (H, W) or (T, H, W).
-        sigma: its standard deviation along each side, as a share of that side's length.
+        sigma: its standard deviation along each side, as a fraction of that side's length.
 
     Returns:
         A map of that size, at most 1.
@@ -111,7 +111,7 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
 
 
 class CenterGaussian(_OfInputs):
-    """A bell in the middle of every picture: photographers put what matters there.
+    """A Gaussian in the centre of every image, where photographers put what matters.
 
     See :func:`camlib.functional.center_gaussian` for the equation.
 
@@ -119,7 +119,7 @@ class CenterGaussian(_OfInputs):
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: none; there is no layer to read.
+        layer: not used; leave it out.
         sigma: as for :func:`camlib.functional.center_gaussian`.
         **options: as for :class:`camlib.methods.Method`.
 
@@ -145,10 +145,10 @@ class CenterGaussian(_OfInputs):
 
 
 def sobel(images: Tensor) -> Tensor:
-    r"""The magnitude of the grey picture's gradient, by Sobel's filter: :math:`\sqrt{\sum_d (S_d * g)^2}`.
+    r"""Return the gradient magnitude of the grey image by Sobel's filter: :math:`\sqrt{\sum_d (S_d * g)^2}`.
 
-    The grey picture g is the mean of the channels; :math:`S_d` differentiates along one axis (-1, 0, 1) and smooths
-    along the others (1, 2, 1). Beyond its border the picture is mirrored.
+    The grey image g is the mean of the channels; :math:`S_d` differentiates along one axis (-1, 0, 1) and smooths
+    along the others (1, 2, 1). The image is mirrored at its border.
 
     Args:
         images: (N, C, ...).
@@ -173,7 +173,7 @@ def sobel(images: Tensor) -> Tensor:
 
 
 def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> Tensor:
-    """Correlate along one axis, the picture mirrored at its border (a single pixel has none to mirror)."""
+    """Correlate along one axis, with the image mirrored at its border (a single pixel is repeated)."""
     length = images.shape[axis]
     mirrored = torch.tensor([min(1, length - 1), *range(length), max(length - 2, 0)], device=images.device)
     padded = images.index_select(axis, mirrored)
@@ -182,7 +182,7 @@ def _filtered(images: Tensor, axis: int, kernel: tuple[float, float, float]) -> 
 
 
 class Sobel(_OfInputs):
-    """Edges: the picture's own, whatever the network is. A heatmap that looks like this explains the picture.
+    """The edges of the image, whatever the network. A heatmap that looks like this explains the image, not the network.
 
     See :func:`camlib.functional.sobel` for the equation.
 

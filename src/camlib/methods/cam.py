@@ -22,7 +22,7 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
     r"""Weight each channel as the classifier does: :math:`\sum_k w_k^c A_k`.
 
     Args:
-        activations: (N, C, ...), whose mean over the positions the classifier reads.
+        activations: (N, C, ...); the classifier reads their mean over the positions.
         weights: (N, C), the classifier's weights for each image's class.
 
     Returns:
@@ -37,11 +37,11 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 class CAM(LayerMethod):
-    """CAM: the classifier's own weights, where it is linear in the mean of the features.
+    """CAM: the classifier's own weights, for classifiers that are linear in the mean of the features.
 
-    See :func:`camlib.functional.cam` for the equation; Zhou et al. 2016, https://arxiv.org/abs/1512.04150. It exists
-    only where ``logits = W mean(A) + b``, which every call checks on its input. There the number of positions times
-    Grad-CAM is ReLU(CAM); elsewhere Grad-CAM is what CAM became.
+    See :func:`camlib.functional.cam` for the equation; Zhou et al. 2016, https://arxiv.org/abs/1512.04150. It is
+    defined only where ``logits = W mean(A) + b``, which every call checks on its input. There ReLU(CAM) equals Grad-CAM
+    times the number of positions. Grad-CAM generalises CAM to other networks.
 
     One forward pass, no gradient.
 
@@ -56,7 +56,7 @@ class CAM(LayerMethod):
     needs_gradients: ClassVar[bool] = False
 
     def around(self) -> contextlib.AbstractContextManager[list[_Classifier]]:
-        """Return a context that notes the linear layers that are called."""
+        """Return a context that records the calls of linear layers."""
         return _noting_classifiers(self.model)
 
     def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
@@ -78,8 +78,8 @@ class CAM(LayerMethod):
         if not reading:
             raise CamlibRuntimeError(
                 f"CAM needs logits = W mean(A) + b, but no linear classifier reads the mean of layer {layer!r}, shape "
-                f"{tuple(activations.shape)}, and returns the outputs: something lies between them, or the network is "
-                "quantised; use camlib.GradCAM on the network in floating point"
+                f"{tuple(activations.shape)}, and returns the outputs: something lies between them, or the "
+                "network is quantised; use camlib.GradCAM on the floating-point network"
             )
         weights = reading[-1].weights.to(means.dtype)
         weights = torch.cat([-weights, weights]) if len(weights) == 1 else weights
@@ -90,23 +90,23 @@ class CAM(LayerMethod):
 
 @dataclass(frozen=True, eq=False)
 class _Classifier:
-    """A linear layer, or a convolution of one cell, with what it read and returned."""
+    """A linear layer, or a convolution over one cell, with its input and output."""
 
     weights: Tensor  # (classes, C)
     read: Tensor  # (N, C)
     returned: Tensor  # (N, classes)
 
     def reads(self, means: Tensor) -> bool:
-        """Whether it read the means (N, C), but for rounding."""
+        """Whether it read the means (N, C), up to rounding."""
         return _equal(self.read, means)
 
     def returns(self, logits: Tensor) -> bool:
-        """Whether it returned the logits (N, classes)."""
+        """Whether it returned the logits (N, classes), up to rounding."""
         return _equal(self.returned, logits)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors (N, ...) are equal, but for the rounding of the coarser."""
+    """Whether two tensors (N, ...) are equal up to the rounding of the less precise one."""
     if one.shape != other.shape:
         return False
     rounding = 8 * max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
@@ -116,7 +116,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
-    """Note the calls, in this thread, of modules that map (N, C) to (N, classes) by a matrix."""
+    """Record this thread's calls of modules that map (N, C) to (N, classes) by a matrix."""
     noted: list[_Classifier] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

@@ -12,17 +12,17 @@ from camlib.methods.base import ActivationMethod, GradientMethod
 
 
 def principal_projection(features: Tensor, center: bool = False) -> Tensor:
-    """Project each image's features, a matrix of positions by channels, on its first right-singular vector.
+    """Project each image's features, a matrix of positions by channels, onto its first right-singular vector.
 
     The vector comes from the smaller of the two Gram matrices, never from a full decomposition. It is unique up to
-    its sign (and where the two largest singular values are equal it is not unique at all).
+    its sign, unless the two largest singular values are equal.
 
     Args:
         features: (N, C, ...).
-        center: subtract each channel's mean over the positions first.
+        center: whether to subtract each channel's mean over the positions first.
 
     Returns:
-        (N, ...), of either sign.
+        (N, ...), signed; the overall sign is arbitrary.
 
     Example:
         >>> import torch
@@ -45,17 +45,17 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
 def towards(projection: Tensor, features: Tensor) -> Tensor:
     """Give each projection (N, ...) the sign that correlates positively with the mean channel of (N, C, ...).
 
-    Where one of them is constant up to rounding, its larger extreme becomes positive: behind a LayerNorm, for one,
-    the channels' mean is zero.
+    If one of them is constant up to rounding, the projection's extreme of larger magnitude becomes positive. After a
+    LayerNorm, for example, the mean of the channels is zero.
     """
     correlation = torch.linalg.vecdot(_deviations(projection[:, None]), _deviations(features))
     return _with_sign(projection, torch.where(correlation == 0, _larger_extreme(projection), correlation))
 
 
 def _deviations(features: Tensor) -> Tensor:
-    """Deviations of the mean channel from its mean, (N, positions), in units that neither under- nor overflow.
+    """Deviations of the mean channel from its mean, (N, positions), scaled so that they neither under- nor overflow.
 
-    They are zeros where they are no more than the rounding of the features.
+    They are zero if they are within the rounding of the features.
     """
     cells = features.flatten(2)
     channel = divided(cells, cells.abs().amax((1, 2), keepdim=True)).mean(1)
@@ -65,26 +65,26 @@ def _deviations(features: Tensor) -> Tensor:
 
 
 def _larger_extreme(projection: Tensor) -> Tensor:
-    """Return a number (N,) of the sign of the value of the largest magnitude."""
+    """Return numbers (N,) with the sign of each projection's value of largest magnitude."""
     flat = projection.flatten(1)
     return flat.amin(1) + flat.amax(1)
 
 
 def _with_sign(projection: Tensor, decides: Tensor) -> Tensor:
-    """Return the projection (N, ...), negated where what decides, (N,), is negative."""
+    """Return the projection (N, ...), negated where ``decides`` (N,) is negative."""
     sign = torch.where(decides < 0, -1.0, 1.0).to(projection.dtype)
     return projection * sign.reshape(-1, *[1] * (projection.dim() - 1))
 
 
 def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
-    r"""Project the activations on their first right-singular vector: :math:`A v_1 = \sigma_1 u_1`.
+    r"""Project the activations onto their first right-singular vector: :math:`A v_1 = \sigma_1 u_1`.
 
     Muhammad and Yeasin 2020, section III. The sign is the one that correlates positively with the mean activation of
     the channels.
 
     Args:
         activations: (N, C, ...).
-        center: subtract each channel's mean first, as grad-cam does and the paper does not.
+        center: whether to subtract each channel's mean first, as grad-cam does and the paper does not.
 
     Returns:
         (N, ...), signed.
@@ -98,7 +98,7 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
 
 
 class EigenCAM(ActivationMethod):
-    """EigenCAM: where the dominant pattern of the features is, whatever the class.
+    """EigenCAM: where the dominant pattern of the features is, regardless of the class.
 
     See :func:`camlib.functional.eigen_cam` for the equation; Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299.
 
@@ -129,14 +129,14 @@ class EigenCAM(ActivationMethod):
 
 
 def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False) -> Tensor:
-    r"""Project activation times gradient on its first right-singular vector: EigenCAM of :math:`G \odot A`.
+    r"""Project activation times gradient onto its first right-singular vector: EigenCAM of :math:`G \odot A`.
 
     The sign is the one that correlates positively with the mean of the products over the channels.
 
     Args:
         activations: (N, C, ...).
         gradients: (N, C, ...), of the scores with respect to the activations.
-        center: subtract each channel's mean first, as grad-cam does.
+        center: whether to subtract each channel's mean first, as grad-cam does.
 
     Returns:
         (N, ...), signed.
@@ -151,7 +151,7 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
 
 
 class EigenGradCAM(GradientMethod):
-    """Eigen-Grad-CAM: the dominant pattern of what the features do for the class.
+    """Eigen-Grad-CAM: the dominant pattern of the features' contributions to the class.
 
     See :func:`camlib.functional.eigen_grad_cam` for the equation; after Muhammad and Yeasin 2020,
     https://arxiv.org/abs/2008.00299, with the features weighted by their gradients.
@@ -183,10 +183,10 @@ class EigenGradCAM(GradientMethod):
 
 
 def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    r"""Project :math:`|G| \odot A` on its first right-singular vector, its larger extreme made positive.
+    r"""Project :math:`|G| \odot A` onto its first right-singular vector, with its larger extreme made positive.
 
     Chung and Ying 2025, equations 10 to 13: the magnitude of the gradient says where something matters, for or
-    against; the sign is flipped where the projection's minimum is larger in magnitude than its maximum.
+    against. The sign is flipped if the projection's minimum is larger in magnitude than its maximum.
 
     Args:
         activations: (N, C, ...).
@@ -208,7 +208,7 @@ class SegEigenCAM(GradientMethod):
     """Seg-Eigen-CAM: EigenCAM for segmentation, weighted by the magnitude of the gradients.
 
     See :func:`camlib.functional.seg_eigen_cam` for the equation; Chung and Ying 2025,
-    https://doi.org/10.3390/app15137562. Made for :class:`camlib.targets.Region`, it takes any target.
+    https://doi.org/10.3390/app15137562. It was designed for :class:`camlib.targets.Region`, but takes any target.
 
     One forward pass and one tail gradient (K for K classes).
 

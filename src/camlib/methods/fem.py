@@ -16,13 +16,13 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
 
     .. math:: \sum_k \mu_k \, [A_k \ge \mu_k + 2 \sigma_k]
 
-    with the mean and the (population) standard deviation of channel k over its positions. Of n values none is more than
-    :math:`\sqrt{n - 1}` deviations above their mean: on a grid of fewer than 5 cells (of ``1 + deviations**2``) nothing
-    can be rare, and the map is zero, but for channels that are the same everywhere, which add a constant.
+    with the mean and the (population) standard deviation of channel k over its positions. None of n values can be more
+    than :math:`\sqrt{n - 1}` deviations above their mean. On a grid of fewer than 5 cells (``1 + deviations**2``)
+    nothing can be rare, and the map is zero except for constant channels, which add a constant.
 
     Args:
         activations: (N, C, ...).
-        deviations: how many standard deviations above the mean are rare; not negative.
+        deviations: how many standard deviations above the mean count as rare; not negative.
 
     Returns:
         (N, ...), signed where activations are.
@@ -51,7 +51,8 @@ class FEM(ActivationMethod):
     instead of the rare positions by the mean.
 
     One forward pass, no gradient: the same map for every target. On a layer of fewer than 5 cells, such as 2 x 2,
-    nothing can be rare by the default of 2 deviations: its maps are degenerate; choose a finer layer or larger images.
+    nothing can be rare at the default of 2 deviations, and the maps are degenerate; choose a finer layer or larger
+    images.
 
     Args:
         model: as for :class:`camlib.methods.Method`.

@@ -14,23 +14,23 @@ from camlib.passes.forward_pass import ForwardPass
 
 
 class FinerCAM(GradientMethod):
-    r"""Finer-CAM: what tells a class from those most like it.
+    r"""Finer-CAM: what distinguishes a class from the most similar classes.
 
-    Grad-CAM of a contrast: :math:`s_c - \gamma \operatorname{mean}_{d \in D} s_d`, where D are the classes whose logits
-    are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. What they share cancels.
+    Grad-CAM of a contrast: :math:`s_c - \gamma \operatorname{mean}_{d \in D} s_d`, where D is the set of classes whose
+    logits are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. Common evidence cancels.
 
     One forward pass and one tail gradient (K for K classes).
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        weight: gamma, the share of the nearest classes' scores that is taken off.
-        nearest: how many classes D holds.
+        weight: gamma, the share of the nearest classes' mean score that is subtracted.
+        nearest: the number of classes in D.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError: ``weight`` is not a number, or ``nearest`` not an int.
-        CamlibValueError: ``weight`` is not finite, or ``nearest`` < 1.
+        CamlibTypeError: ``weight`` is not a number, or ``nearest`` is not an int.
+        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -43,12 +43,12 @@ class FinerCAM(GradientMethod):
 
     def __init__(self, model: Any, layer: Any = None, *, weight: float = 0.6, nearest: int = 3, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        targets.Contrast(weight=weight, nearest=nearest)  # refuses them now rather than in the first call
+        targets.Contrast(weight=weight, nearest=nearest)  # checks them now rather than in the first call
         self.weight = weight
         self.nearest = nearest
 
     def about(self, forward_pass: ForwardPass) -> ForwardPass:
-        """Return the pass about the contrast.
+        """Return the pass with the contrast as its target.
 
         Raises:
             CamlibTypeError: the target is not a class.

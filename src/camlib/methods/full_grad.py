@@ -21,29 +21,29 @@ from camlib.passes.leaf import gradient
 from camlib.passes.numbers import check_finite, single_or_double
 
 TOLERANCE = 1e-5
-"""The share of the sum of all absolute terms that the residual may be, in single and double precision.
+"""The largest residual allowed, as a share of the sum of all absolute terms, in single and double precision.
 
-In float32 rounding leaves 2e-8 of that sum on torchvision's classifiers that are piecewise linear; with random weights
-and statistics the others leave 4e-4 and more, which is a hundredth of the score, or all of it.
+On torchvision's piecewise linear classifiers, rounding in float32 leaves 2e-8 of that sum. The other classifiers, with
+random weights and statistics, leave 4e-4 or more, which is between a hundredth of the score and all of it.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class FullGradients:
-    """A score taken apart: ``scores = input_term + all bias_terms + residual``, each summed over all but the images.
+    """A decomposed score: ``scores = input_term + all bias_terms + residual``, each summed over all axes but the first.
 
-    Of K scores for each image, every tensor has a class axis after the first.
+    For K scores per image, every tensor has a class axis after the first.
     """
 
     input_term: Tensor
     """(N, C, ...), input times gradient."""
     bias_terms: Mapping[str, Tensor]
-    """By module, bias times the gradient where it is added; (N, C, ...) of convolutions and batch norms, (N, ..., C)
-    of linear layers. From a module's second call on the name has a number, as in ``"conv (2)"``."""
+    """By module: the bias times the gradient where it is added; (N, C, ...) for convolutions and batch norms,
+    (N, ..., C) for linear layers. From a module's second call on, the name has a number, as in ``"conv (2)"``."""
     scores: Tensor
-    """(N,), what was taken apart."""
+    """(N,), the scores that are decomposed."""
     residual: Tensor
-    """(N,), what the terms leave of the scores; rounding alone where the network is piecewise linear."""
+    """(N,), the scores minus all terms; only rounding if the network is piecewise linear."""
     magnitude: Tensor
     """(N,), the sum of all absolute terms, to which the residual's rounding error is proportional."""
 
@@ -54,22 +54,22 @@ def full_gradients(
     target: Any = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> FullGradients:
-    r"""Take a score apart into what the input and what each bias contributes.
+    r"""Decompose a score into the contributions of the input and of each bias.
 
     .. math:: s(x) = \nabla_x s^\top x + \sum_l \nabla_{b_l} s^\top b_l
 
-    (equation 2), which is exact where the network is piecewise linear: convolutions, linear layers, batch norm, ReLU
+    (equation 2), which is exact for piecewise linear networks: convolutions, linear layers, batch norm, ReLU
     and LeakyReLU, max and average pooling, and additions. A batch norm's bias is
-    :math:`\beta - \gamma \mu / \sqrt{\sigma^2 + \epsilon}` of its running statistics. Elsewhere there is a residual:
-    other activations, gates, softmax, attention and layer norms are not linear, and ReLU6 saturates. So there is for
-    constants that the model adds itself (a normalisation of its input, say), for inputs other than the images, for
-    what has crops or windows for rows, and for scores that are not linear in the outputs.
+    :math:`\beta - \gamma \mu / \sqrt{\sigma^2 + \epsilon}` of its running statistics. Other networks leave a residual:
+    other activations, gates, softmax, attention and layer norms are not linear, and ReLU6 saturates. Constants that the
+    model adds itself (when it normalises its input, for example), inputs other than the images, modules whose rows are
+    crops or windows, and scores that are not linear in the outputs leave a residual, too.
 
-    One forward and one backward pass; for K classes K backward passes. The model is left as it was found.
+    One forward and one backward pass; K backward passes for K classes. The model's state is restored.
 
     Args:
         model: any module; it runs in eval mode.
-        inputs: what it takes.
+        inputs: what the model takes.
         target: as for :class:`camlib.methods.Method`.
         forward: as for :class:`camlib.methods.Method`.
 
@@ -77,8 +77,8 @@ def full_gradients(
         All terms, and the residual.
 
     Raises:
-        CamlibRuntimeError: the score does not depend on the images, or a term is not finite, or the model computes
-            its activations again in the backward pass by reentrant checkpointing.
+        CamlibRuntimeError: the score does not depend on the images, or a term is not finite, or the model uses
+            reentrant checkpointing.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -99,7 +99,7 @@ def full_gradients(
         joined = {name: forward_pass.stacked(of_classes) for name, of_classes in terms.items()}
         return FullGradients(
             input_term=joined.pop(""),
-            bias_terms=dict(reversed(joined.items())),  # the backward pass meets them last to first
+            bias_terms=dict(reversed(joined.items())),  # the backward pass yields them last to first
             scores=forward_pass.scores.detach(),
             residual=forward_pass.stacked([one.residual for one in sums]),
             magnitude=forward_pass.stacked([one.magnitude for one in sums]),
@@ -107,19 +107,19 @@ def full_gradients(
 
 
 def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
-    r"""Sum the post-processed terms: the input's, and those of biases that lie on a grid.
+    r"""Sum the post-processed terms: that of the input, and those of biases on a grid.
 
     .. math:: \sum_c \psi(x \odot \nabla_x s)_c + \sum_l \sum_c \psi(b_l \odot \nabla_{b_l} s)_c, \quad
         \psi = \mathrm{upsample} \circ \mathrm{rescale} \circ \mathrm{abs}
 
-    (equation 6). Each channel is rescaled to [0, 1] by itself, then resized bilinearly with half-pixel centres;
-    a constant channel carries no spatial information, and counts as 0. The authors' code, unlike their equation,
-    rescales all channels of a layer together, and aligns corners; grad-cam rescales each channel, as here. Both add an
-    absolute epsilon (1e-6, 1e-7) to the divisor, which fades small gradients out.
+    (equation 6). Each channel is rescaled to [0, 1] separately, then resized bilinearly with half-pixel centres.
+    A constant channel carries no spatial information and counts as 0. The authors' code, unlike their equation,
+    rescales all channels of a layer together and aligns corners; grad-cam rescales each channel, as here. Both add an
+    absolute epsilon (1e-6, 1e-7) to the divisor, which suppresses small gradients.
 
     Args:
         input_term: (N, C, ...).
-        bias_terms: of each convolution and batch norm (N, C, ...).
+        bias_terms: (N, C, ...) for each convolution and batch norm.
 
     Returns:
         (N, ...), not negative.
@@ -137,50 +137,49 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
 
 
 def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The paper's psi, summed over the channels (first, since resizing is linear): (N, C, ...) -> (N, ...)."""
+    """The paper's psi, summed over the channels (before resizing, which is linear): (N, C, ...) -> (N, ...)."""
     return resize(normalize(term.abs(), "minmax", len(size)).sum(1), size)
 
 
 @dataclass(eq=False)
 class Sums:
-    """What the terms of (N,) scores sum to."""
+    """Sums over the terms of (N,) scores."""
 
     residual: Tensor
-    """(N,), what they leave of the scores."""
+    """(N,), the scores minus all terms."""
     magnitude: Tensor
     """(N,), the sum of their absolute values."""
 
 
 Consume = Callable[[str, Tensor, bool], None]
-"""Takes a term: the module's name ("" for the input), the term, and whether its channels come before a grid."""
+"""Receives a term: the module's name ("" for the input), the term, and whether a grid follows its channel axis."""
 
 
 class FullGrad(Method):
-    """FullGrad: the input's share in the score, and the share of every bias, laid over the image.
+    """FullGrad: the contributions of the input and of every bias to the score, added up over the image.
 
-    See :func:`camlib.functional.full_grad` for the map and :func:`camlib.functional.full_gradients` for the terms it is
-    made of, which sum to the score; Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780. That is so for
-    piecewise linear networks (ResNet, VGG, DenseNet and others of ReLU, convolutions, linear layers, batch norm and
-    pooling). Of the others' scores the terms leave a residual that is on no map, so they are refused unless
-    ``tolerance`` allows it.
+    See :func:`camlib.functional.full_grad` for the map and :func:`camlib.functional.full_gradients` for its terms;
+    Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780. The terms sum to the score for piecewise linear
+    networks (ResNet, VGG, DenseNet and others made of ReLU, convolutions, linear layers, batch norm and pooling). For
+    other networks they leave a residual that no map shows, so those are refused unless ``tolerance`` allows it.
 
-    No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
-    changes nothing.
+    The method reads no layer: the maps (N, ...) have the input's resolution. They are never negative, so ``relu`` has
+    no effect.
 
-    One forward and one backward pass of the whole network; for K classes K backward passes. Terms are added to the
-    map as the backward pass meets them and never kept all at once.
+    One forward and one backward pass of the whole network; K backward passes for K classes. Each term is added to the
+    map during the backward pass; they are never all in memory at once.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: none; every layer counts.
-        tolerance: how large the residual may be, as a share of the sum of all absolute terms, which is the scale of
-            its rounding; ``math.inf`` for maps of any network. By default 1e-5, or for scores in half precision
-            one unit in their last place.
+        layer: not used; the method reads the whole network.
+        tolerance: the largest residual allowed, as a share of the sum of all absolute terms, to which its rounding
+            error is proportional; ``math.inf`` allows any network. By default 1e-5, or for scores in half precision
+            one unit in the last place.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibValueError: a negative tolerance.
-        CamlibRuntimeError: on calling, if the terms do not sum to the score.
+        CamlibValueError: ``tolerance`` is negative.
+        CamlibRuntimeError: when called, if the terms do not sum to the score.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -201,7 +200,7 @@ class FullGrad(Method):
         self.tolerance = tolerance
 
     def around(self) -> contextlib.AbstractContextManager[_Biases]:
-        """Return a context that notes where biases are added."""
+        """Return a context that records where biases are added."""
         return _Biases(self.model)
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
@@ -209,7 +208,7 @@ class FullGrad(Method):
         return {"": forward_pass.stacked([self._map(forward_pass, one) for one in _checked_scores(forward_pass)])}
 
     def _map(self, forward_pass: ForwardPass, scores: Tensor) -> Tensor:
-        """The map of one score for each image, once the terms are known to sum to it."""
+        """The map of one score per image, after checking that the terms sum to it."""
         leaf = forward_pass.whole_leaf
         maps = torch.zeros_like(leaf[:, 0], dtype=torch.promote_types(leaf.dtype, torch.float32))
 
@@ -224,22 +223,23 @@ class FullGrad(Method):
             image = int(far.nonzero()[0])
             residual, magnitude = sums.residual[image].item(), sums.magnitude[image].item()
             raise CamlibRuntimeError(
-                f"the full gradients do not sum to the score: of {scores[image].item():.6g} for image {image} they "
-                f"leave {residual:.6g}, {abs(residual) / magnitude if magnitude else float('inf'):.2g} of the sum of "
-                f"their absolute values ({tolerance:g} is allowed). FullGrad is complete for piecewise linear networks "
+                f"the full gradients do not sum to the score: for image {image} the score is "
+                f"{scores[image].item():.6g} and the residual {residual:.6g}, "
+                f"{abs(residual) / magnitude if magnitude else float('inf'):.2g} of the sum of the terms' absolute "
+                f"values ({tolerance:g} is allowed). FullGrad is complete for piecewise linear networks "
                 "(ReLU, convolutions, linear layers, batch norm, pooling) that add no other constants, and for scores "
                 "linear in their outputs; explain others with camlib.GradCAM, or accept the residual with tolerance="
             )
         return maps
 
     def take_apart(self, forward_pass: ForwardPass, scores: Tensor, consume: Consume) -> Sums:
-        """Give each term of scores (N,) to ``consume``, biases from the last to the first and then the input's."""
+        """Pass each term of scores (N,) to ``consume``: the biases from last to first, then the input."""
         total = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
         sums = Sums(total.clone(), torch.zeros_like(total))
         leaf = forward_pass.whole_leaf
 
         def receive(name: str, term: Tensor, on_grid: bool) -> None:
-            if len(term) != len(total):  # crops or windows for rows: no image to attribute them to
+            if len(term) != len(total):  # its rows are crops or windows, which belong to no single image
                 return
             check_finite({f"term of {name!r}" if name else "term of the input": [term]})
             term = single_or_double(term)
@@ -260,10 +260,10 @@ def _checked_scores(forward_pass: ForwardPass) -> Sequence[Tensor]:
 
 
 class _Biases(TorchFunctionMode):
-    """Notes each bias that is added in a forward pass, and sends its terms on in every backward pass.
+    """Records each bias that a forward pass adds, and passes its terms to a function in every backward pass.
 
-    Functions are watched, not modules: so it sees the batch norm inside a module that goes on with an activation, and
-    convolutions whose weights are made on the fly.
+    It watches functions, not modules, so it also sees a batch norm inside a module that applies an activation after it,
+    and convolutions whose weights are computed in the forward pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -281,7 +281,7 @@ class _Biases(TorchFunctionMode):
         """Call the function; where it adds a bias, listen to the gradient at its output."""
         output = func(*args, **(kwargs or {}))
         if func in _BIASES:
-            with torch.no_grad():  # or a checkpoint would miss, in the backward pass, what is saved for this here
+            with torch.no_grad():  # otherwise a checkpoint would miss, in the backward pass, what is saved here
                 owner, bias = _BIASES[func](*args, **(kwargs or {}))
             if bias is not None and output.requires_grad:
                 on_grid = func is not F.linear
@@ -299,11 +299,11 @@ class _Biases(TorchFunctionMode):
             if self._receive is not None:
                 self._receive(name, gradient.detach() * bias, on_grid)
 
-        output.register_hook(send)  # what works on the output in place comes after it in the graph
+        output.register_hook(send)  # in-place operations on the output come after it in the graph
 
     @contextlib.contextmanager
     def sent_to(self, receive: Consume) -> Iterator[None]:
-        """Send the terms of backward passes to a function; it must not be kept, since the graph keeps this object."""
+        """Pass the terms of backward passes to a function; it is dropped afterwards: the graph keeps this object."""
         self._receive = receive
         try:
             yield
@@ -347,4 +347,4 @@ _BIASES: dict[Any, Callable[..., Any]] = {
     ),
     F.batch_norm: _batch_norm_bias,
 }
-"""Functions that add a bias, and how to read from their arguments the tensor that names it, and the bias."""
+"""Functions that add a bias, and how to read the module's own tensor and the bias from their arguments."""

@@ -1,4 +1,4 @@
-"""One map from the maps of several layers."""
+"""Fuse the maps of several layers into one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax", dims: int = 2) -> Tensor:
-    """Resize maps to the finest grid among them, the one of the most cells, normalise each, and fuse them.
+    """Resize maps to the finest grid among them (the one with the most cells), normalise each, and fuse them.
 
     Args:
-        maps: for each layer (..., h, w), with grids of their own.
+        maps: for each layer (..., h, w); the grids may differ.
         how: a key of :data:`FUSIONS`.
         scale: the method of :func:`camlib.normalize` that makes layers comparable; "signed" for signed maps.
         dims: how many of the last axes are the grid: 1 for signals (..., l), 3 for volumes and videos (..., t, h, w).
 
     Returns:
-        (..., h, w) on the finest grid. A single layer's maps come back as they are.
+        (..., h, w) on the finest grid. The maps of a single layer are returned unchanged.
 
     Example:
         >>> fuse([torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])], "mean")

@@ -33,12 +33,12 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class GradCAM(GradientMethod):
-    """Grad-CAM: where the features are that raise the score, weighted by how much they do so on average.
+    """Grad-CAM: where the features are that raise the score, weighted by how much they raise it on average.
 
     ``ReLU(sum_k mean_ij(G_k) A_k)``, Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391.
 
-    A call makes one forward pass, cut at the layer, and one backward pass through the tail (for K classes, K of
-    them in batches of at most 16); the first call without ``layer`` makes one more of each, of one image.
+    A call makes one forward pass, cut at the layer, and one backward pass through the tail (K of them for K classes,
+    in batches of at most 16). Without ``layer``, the first call makes one more of each, with one image.
 
     Example:
         >>> import camlib, torch, torchvision

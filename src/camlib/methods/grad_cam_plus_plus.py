@@ -11,12 +11,12 @@ from camlib.methods.base import GradientMethod
 
 
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
-    r"""Weight each channel by its positive gradients, each divided by how many positions share the forward_pass.
+    r"""Weight each channel by its positive gradients, each divided by how many positions share the evidence.
 
     .. math:: w_k = \sum_{ij} \frac{\operatorname{ReLU}(G_{kij})}{2 + G_{kij} \sum_{ab} A_{kab}}
 
     This is equation 19 of the paper with the exponential of the score, whose derivatives are
-    :math:`e^s G, e^s G^2, e^s G^3` on a piecewise-linear tail: the powers cancel, so nothing can underflow. It was
+    :math:`e^s G, e^s G^2, e^s G^3` on a piecewise linear tail. The powers cancel, so nothing can underflow. It was
     derived for :math:`A \ge 0`; for signed activations there is a pole at :math:`G \sum A = -2`.
 
     Args:
@@ -37,11 +37,11 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class GradCAMPlusPlus(GradientMethod):
-    """Grad-CAM++: a weighting in which several instances of a class count alike, large or small.
+    """Grad-CAM++: several instances of a class have the same weight, large or small.
 
     See :func:`camlib.functional.grad_cam_plus_plus` for the equation; Chattopadhyay et al. 2018,
-    https://arxiv.org/abs/1710.11063. Unlike Grad-CAM it is not homogeneous: scaling the logits changes the map; as
-    they shrink to nothing, it becomes the map whose weights are the means of ReLU'd gradients.
+    https://arxiv.org/abs/1710.11063. Unlike Grad-CAM it is not homogeneous: scaling the logits changes the map. As
+    the logits shrink to zero, the weights become the means of the positive gradients.
 
     One forward pass and one tail gradient (K for K classes).
 

@@ -1,4 +1,4 @@
-"""Guided backpropagation (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806), and with it Guided Grad-CAM."""
+"""Guided backpropagation (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806), and Guided Grad-CAM."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def guided_gradients(
 
     .. math:: R^l = [A^l > 0] \, [R^{l+1} > 0] \, R^{l+1}
 
-    backwards through each ReLU, whose input is A; every other operation passes the gradient on as ever. ReLU6 is
-    passed where 0 < A < 6. A ReLU is ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``tensor.relu()``, each in place or not,
-    and ``clamp(min=0)``, however the model calls it.
+    backwards through each ReLU with input A; every other operation keeps its ordinary gradient. ReLU6 passes the
+    gradient where 0 < A < 6. A ReLU is ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``tensor.relu()``, each in place or
+    not, and ``clamp(min=0)``, however the model calls it.
 
     Any other nonlinear function between the images and the outputs is refused: activations, ``where`` and
-    ``masked_fill``, ``maximum`` and ``abs``, exponentials, logarithms, powers and sines, clamps to tensors, and what
-    is scripted or compiled. Max pooling, softmax, normalisations and products are passed as the plain gradient passes
-    them, and so are clamps to other numbers (of colours, boxes and divisors); custom autograd functions are passed by
-    their own backward. So what is an activation only by a product cannot be seen: with a mask, as ``z * (z > 0)``, or
-    with itself. Nor can what is inside a custom function, written out in place on a part of a tensor, as
-    ``z[:, :2].abs_()``, or made by assigning to masked places.
+    ``masked_fill``, ``maximum`` and ``abs``, exponentials, logarithms, powers and sines, clamps to tensors, and
+    scripted or compiled code. Max pooling, softmax, normalisations, products, and clamps to other numbers (of colours,
+    boxes and divisors) keep their ordinary gradient; custom autograd functions keep their own backward. Some
+    activations therefore cannot be detected: a product with a mask, as ``z * (z > 0)``, or of a tensor with itself;
+    operations inside a custom function; in-place operations on a part of a tensor, as ``z[:, :2].abs_()``; and
+    assignments to masked positions.
 
-    One forward and one backward pass; for K classes K backward passes. The model is left as it was found.
+    One forward and one backward pass; K backward passes for K classes. The model's state is restored.
 
     Args:
         model: any module whose only activations are ReLU and ReLU6; it runs in eval mode.
-        inputs: what it takes.
+        inputs: what the model takes.
         target: as for :class:`camlib.methods.Method`.
         forward: as for :class:`camlib.methods.Method`.
 
@@ -58,8 +58,8 @@ def guided_gradients(
         (N, C, ...), signed, or (N, K, C, ...) for K classes.
 
     Raises:
-        CamlibRuntimeError: the model has other activations, or no ReLU, or computes its activations again in the
-            backward pass (checkpointing), or the score does not depend on the images.
+        CamlibRuntimeError: the model has other activations, or no ReLU, or uses activation checkpointing, or the score
+            does not depend on the images.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -89,13 +89,13 @@ def guided_backprop(gradients: Tensor) -> Tensor:
 
 
 def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
-    r"""Weight the guided gradient with the Grad-CAM map M: :math:`\sum_c |R_c| M`.
+    r"""Weight the guided gradient by the Grad-CAM map M: :math:`\sum_c |R_c| M`.
 
     The paper draws the product itself, in colour: ``gradients * maps[:, None]``.
 
     Args:
         gradients: (N, C, ...), :func:`camlib.functional.guided_gradients`.
-        maps: (N, ...), Grad-CAM's after its ReLU, resized bilinearly to the input.
+        maps: (N, ...), Grad-CAM maps after the ReLU, resized bilinearly to the input.
 
     Returns:
         (N, ...).
@@ -110,20 +110,20 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
 
 
 class GuidedBackprop(Method):
-    """Guided backpropagation: the pixels that the score rises with, along positive paths through the ReLUs.
+    """Guided backpropagation: the pixels that raise the score along positive paths through the ReLUs.
 
     See :func:`camlib.functional.guided_backprop` for the equation, and :func:`camlib.functional.guided_gradients` for
-    the signed gradient (N, C, ...) itself; Springenberg et al. 2015, https://arxiv.org/abs/1412.6806. It shows edges
-    that the network sees, and hardly which class they speak for: compare with :class:`camlib.Sobel`. Networks with
-    other activations than ReLU and ReLU6 are refused, since there is no rule for them.
+    the signed gradient (N, C, ...) itself; Springenberg et al. 2015, https://arxiv.org/abs/1412.6806. It shows the
+    edges that the network responds to, but hardly depends on the class: compare with :class:`camlib.Sobel`. Networks
+    with activations other than ReLU and ReLU6 are refused, since there is no rule for them.
 
-    No layer is read: the maps (N, ...) have the input's resolution. They are never negative, so that ``relu``
-    changes nothing.
+    The method reads no layer: the maps (N, ...) have the input's resolution. They are never negative, so ``relu`` has
+    no effect.
 
-    One forward and one backward pass of the whole network; for K classes K backward passes.
+    One forward and one backward pass of the whole network; K backward passes for K classes.
 
     Raises:
-        CamlibRuntimeError: on calling, as for :func:`camlib.functional.guided_gradients`.
+        CamlibRuntimeError: when called, as for :func:`camlib.functional.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -143,7 +143,7 @@ class GuidedBackprop(Method):
         if not guidance.met:
             raise CamlibRuntimeError(
                 f"{type(self.model).__name__} calls no ReLU, and without one guided backpropagation is the plain "
-                "gradient; use camlib.GradCAM. Scripted and compiled submodules do not show theirs"
+                "gradient; use camlib.GradCAM. ReLUs inside scripted and compiled submodules cannot be seen"
             )
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
@@ -152,18 +152,18 @@ class GuidedBackprop(Method):
 
 
 class GuidedGradCAM(GradCAM):
-    """Guided Grad-CAM: the fine lines of guided backpropagation, where Grad-CAM sees the class.
+    """Guided Grad-CAM: the fine lines of guided backpropagation where Grad-CAM locates the class.
 
     See :func:`camlib.functional.guided_grad_cam` for the equation; Selvaraju et al. 2017,
-    https://arxiv.org/abs/1610.02391. The maps (N, ...) have the input's resolution; ``explanation.layers`` keeps
-    Grad-CAM's own, which is made of ordinary gradients. With ``relu=False`` it is the signed Grad-CAM map that is
-    multiplied.
+    https://arxiv.org/abs/1610.02391. The maps (N, ...) have the input's resolution; ``explanation.layers`` keeps the
+    Grad-CAM maps, which are computed from ordinary gradients. With ``relu=False`` the factor is the signed Grad-CAM
+    map.
 
     Two forward passes: one cut at the layer, with one tail gradient, and one for the guided gradient, with one
-    backward pass of the whole network (K of each backward for K classes).
+    backward pass of the whole network (for K classes, K tail gradients and K backward passes).
 
     Raises:
-        CamlibRuntimeError: on calling, as for :func:`camlib.functional.guided_gradients`.
+        CamlibRuntimeError: when called, as for :func:`camlib.functional.guided_gradients`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -181,7 +181,7 @@ class GuidedGradCAM(GradCAM):
         return 2
 
     def explanation(self, forward_pass: ForwardPass) -> Explanation:
-        """Return the guided gradient, from a pass of its own, times the Grad-CAM map of the one given."""
+        """Return the guided gradient, from a separate pass, times the Grad-CAM map of the given pass."""
         cam = super().explanation(forward_pass)
         guided = GuidedBackprop(self.model, forward=self.network.forward)
         with (
@@ -205,17 +205,17 @@ def _guided(forward_pass: ForwardPass) -> list[Tensor]:
 
 
 def _check_guided(forward_pass: ForwardPass, leaf: Tensor) -> None:
-    """Look for activations that the guidance has missed, on the graph's paths from the images to the outputs.
+    """Look for activations that the guidance missed, on the graph's paths from the images to the outputs.
 
-    What the target computes from the outputs is not checked, nor are branches that do not start from the images, such
-    as a temperature's exponential.
+    Operations of the target on the outputs are not checked, and neither are branches that do not start from the images,
+    such as the exponential of a temperature.
 
     Raises:
-        CamlibRuntimeError: naming the first one met.
+        CamlibRuntimeError: naming the first one found.
     """
     score = forward_pass.scores.grad_fn
     if score is None:
-        return  # the gradient will say what is wrong
+        return  # computing the gradient raises the error
     used = _nodes_behind([score])
     outputs = [tensor.grad_fn for tensor in forward_pass.outputs.tensors if tensor.grad_fn in used]
     nodes = _nodes_behind(outputs or [score])
@@ -253,7 +253,7 @@ def _check_node(node: Any) -> None:
     if "Clamp" in operation:
         bounds = [getattr(node, saved, None) for saved in ("_saved_min", "_saved_max")]
         if any(isinstance(bound, Tensor) for bound in bounds):
-            raise _no_rule("clamp with a tensor for a bound")
+            raise _no_rule("clamp with a tensor as its bound")
         if bounds in ([0, None], [0, 6]):
             raise _no_rule("clamp as an activation")
     if operation in _NONLINEAR:
@@ -261,7 +261,7 @@ def _check_node(node: Any) -> None:
 
 
 class _Rectified(torch.autograd.Function):
-    """ReLU, or with a finite upper bound ReLU6, whose gradient passes only where it is positive itself."""
+    """ReLU, or ReLU6 with a finite upper bound, that passes only positive gradients."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, upper: float, inplace: bool) -> Tensor:
@@ -274,21 +274,21 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Pass what is positive, where the input was between the bounds."""
+        """Pass positive gradients where the input was between the bounds."""
         (inside,) = ctx.saved_tensors
         return gradient * (inside & (gradient > 0)), None, None
 
 
 class _Guidance(TorchFunctionMode):
-    """Puts :class:`_Rectified` in the place of every ReLU that this thread calls; refuses other activations."""
+    """Replaces every ReLU that this thread calls by :class:`_Rectified`; refuses other activations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.met = False
-        """Whether there was a ReLU."""
+        """Whether a ReLU was called."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, or its guided twin."""
+        """Call the function, or its guided replacement."""
         kwargs = kwargs or {}
         if func in _UNRULED:
             raise _no_rule(_UNRULED[func])
@@ -301,14 +301,14 @@ class _Guidance(TorchFunctionMode):
 
 def _no_rule(name: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
-        f"the model calls {name}, and guided backpropagation has a rule for ReLU and ReLU6 alone; use camlib.GradCAM, "
-        "which takes any activation, or, where it only turns the outputs into probabilities, explain the model "
-        "without it. A ReLU is to be called by its name, in Python: not scripted, compiled or written out"
+        f"the model calls {name}, and guided backpropagation has rules only for ReLU and ReLU6; use camlib.GradCAM, "
+        "which takes any activation. If the call only turns the outputs into probabilities, explain the model without "
+        "it. A ReLU must be called by its name, in Python: not scripted, compiled or written out"
     )
 
 
 Rectifier = tuple[Tensor, float, bool] | None
-"""Input, upper bound, and whether it works in place; None for what is no ReLU."""
+"""Input, upper bound, and whether it works in place; None if the function is not a ReLU."""
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Rectifier:
@@ -326,7 +326,7 @@ def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplac
 
 
 def _clamp(input: Tensor, min: Any = None, max: Any = None, inplace: bool = False, **_: Any) -> Rectifier:
-    """Only ReLU and ReLU6 in disguise: other bounds clip colours, boxes and divisors."""
+    """Recognise only the bounds of ReLU and ReLU6; other bounds clip colours, boxes and divisors."""
     bounds = tuple(bound for bound in (min, max) if bound is not None and not isinstance(bound, Tensor))
     if bounds == (0,) and max is None:
         return _relu(input, inplace)
@@ -338,7 +338,7 @@ def _in_place(rule: Callable[..., Rectifier]) -> Callable[..., Rectifier]:
 
 
 def _spellings(name: str) -> list[Any]:
-    """The functions and methods of that name."""
+    """The functions and methods with that name."""
     return [getattr(place, name) for place in (torch, torch.Tensor, F) if hasattr(place, name)]
 
 
@@ -355,7 +355,7 @@ _RECTIFIERS: dict[Any, Callable[..., Rectifier]] = {
     for ending, rule in (("", of_name), ("_", _in_place(of_name)))
     for spelling in _spellings(name + ending)
 }
-"""How to read a ReLU from the arguments of each function that may be one."""
+"""How to read a ReLU from the arguments of each function that can be one."""
 
 _UNRULED: dict[Any, str] = {
     spelling: name
@@ -367,7 +367,7 @@ _UNRULED: dict[Any, str] = {
     for ending in ("", "_")
     for spelling in _spellings(name + ending)
 }
-"""Nonlinear functions that have no rule, and their names."""
+"""Nonlinear functions without a rule, and their names."""
 
 _NONLINEAR = frozenset({
     "Relu", "LeakyRelu", "Prelu", "PreluKernel", "Rrelu", "RreluWithNoise", "Threshold", "Hardtanh", "Elu", "Celu",
@@ -377,4 +377,4 @@ _NONLINEAR = frozenset({
     "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Erfc", "Erfinv", "CudnnRnn", "MiopenRnn",
     "MkldnnRnnLayer", "DifferentiableGraph", "CompiledFunction",
 })  # fmt: skip
-"""The nodes of autograd's graph that have no rule, by name; the last two mark scripted and compiled code."""
+"""Nodes of the autograd graph without a rule, by name; the last two mark scripted and compiled code."""

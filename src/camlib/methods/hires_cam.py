@@ -1,4 +1,4 @@
-"""HiResCAM (Draelos and Carin 2020, https://arxiv.org/abs/2011.08891), and its ReLU'd form."""
+"""HiResCAM (Draelos and Carin 2020, https://arxiv.org/abs/2011.08891), and its variant with element-wise ReLU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from camlib.methods.base import GradientMethod
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     r"""Sum activation times gradient over the channels, position by position: :math:`\sum_k G_k A_k`.
 
-    Equation 4 of the paper. On pool + linear heads the map sums to the score minus the bias: it shows no more and no
-    less than what the score is made of.
+    Equation 4 of the paper. On pool + linear heads the map sums to the score minus the bias: it decomposes the score
+    exactly.
 
     Args:
         activations: (N, C, ...).
@@ -32,7 +32,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class HiResCAM(GradientMethod):
-    """HiResCAM: each position by its own gradient, never averaged over the map.
+    """HiResCAM: each position is weighted by its own gradient, without averaging over the map.
 
     See :func:`camlib.functional.hires_cam` for the equation; Draelos and Carin 2020, https://arxiv.org/abs/2011.08891.
     On pool + linear heads it is Grad-CAM.
@@ -54,7 +54,7 @@ class HiResCAM(GradientMethod):
 
 
 def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
-    r"""Sum the positive products alone: :math:`\sum_k \operatorname{ReLU}(G_k A_k)`.
+    r"""Sum only the positive products: :math:`\sum_k \operatorname{ReLU}(G_k A_k)`.
 
     Args:
         activations: (N, C, ...).
@@ -72,9 +72,9 @@ def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class GradCAMElementWise(GradientMethod):
-    """HiResCAM whose channels cannot cancel: what raises the score is summed, what lowers it left out.
+    """HiResCAM without cancellation between channels: it sums what raises the score and ignores what lowers it.
 
-    See :func:`camlib.functional.grad_cam_element_wise` for the equation. It has no paper of its own; grad-cam
+    See :func:`camlib.functional.grad_cam_element_wise` for the equation. There is no paper; the library grad-cam
     introduced it.
 
     One forward pass and one tail gradient (K for K classes).

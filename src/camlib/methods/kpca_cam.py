@@ -31,15 +31,15 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
         activations: (N, C, ...).
         kernel: "rbf": :math:`e^{-\gamma |x - y|^2}`, "sigmoid": :math:`\tanh(\gamma x \cdot y + 1)`, or "linear",
             which is centred EigenCAM.
-        gamma: by default one over the variance of the image's features, summed over the channels: the squared
-            distance between two positions is then 2 / gamma on average, whatever the features' size.
+        gamma: by default one over the variance of the image's features, summed over the channels: the average squared
+            distance between two positions is then 2 / gamma, regardless of the scale of the features.
 
     Returns:
         (N, ...), signed.
 
     Raises:
-        CamlibTypeError: gamma is not a number.
-        CamlibValueError: an unknown kernel, or gamma not positive and finite.
+        CamlibTypeError: ``gamma`` is not a number.
+        CamlibValueError: ``kernel`` is unknown, or ``gamma`` is not positive and finite.
 
     Example:
         >>> import camlib, torch
@@ -54,7 +54,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     rounding = 16 * torch.finfo(matrix.dtype).eps * matrix.shape[1] * matrix.abs().amax((1, 2), keepdim=True)
     matrix = matrix - matrix.mean(1, keepdim=True) - matrix.mean(2, keepdim=True) + matrix.mean((1, 2), keepdim=True)
     values, vectors = torch.linalg.eigh(matrix)
-    leading = values[..., -1:]  # of features that are all the same, no more than rounding, whose root would be seen
+    leading = values[..., -1:]  # only rounding if all features are the same; its square root would be visible
     component = vectors[..., -1] * torch.where(leading > rounding[..., 0], leading, 0).sqrt()
     return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)
 
@@ -67,14 +67,14 @@ def _check(kernel: str, gamma: float | None) -> None:
 
 
 def _of_unit_variance(features: Tensor) -> Tensor:
-    """Divide each image's features (N, positions, C) by the root of their variance, summed over the channels."""
-    scaled = divided(features, features.abs().amax((1, 2), keepdim=True))  # or squares under- or overflow
+    """Divide each image's features (N, positions, C) by the square root of their variance, summed over the channels."""
+    scaled = divided(features, features.abs().amax((1, 2), keepdim=True))  # otherwise squares under- or overflow
     variance = centered(scaled.mT).square().mean(2).sum(1)
     return divided(scaled, variance.sqrt()[:, None, None])
 
 
 class KPCACAM(ActivationMethod):
-    """KPCA-CAM: EigenCAM for patterns that no straight line through the features describes.
+    """KPCA-CAM: EigenCAM for nonlinear patterns of the features.
 
     See :func:`camlib.functional.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267.
     grad-cam uses the sigmoid kernel, which saturates where activations are large.

@@ -31,7 +31,7 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class LayerCAM(GradientMethod):
-    """LayerCAM: fine maps, also from shallow layers, where one weight for a whole channel says too little.
+    """LayerCAM: fine maps, also from shallow layers, where one weight per channel is too coarse.
 
     See :func:`camlib.functional.layer_cam` for the equation; Jiang et al. 2021,
     https://doi.org/10.1109/TIP.2021.3089943. The paper fuses several layers: give a list of them, with ``fuse="max"``.

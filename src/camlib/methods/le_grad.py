@@ -29,10 +29,11 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
     for each key t, where A is the attention after its softmax.
 
     Args:
-        gradients: of each block (N, heads, queries, keys), with respect to its attention; the keys are the same.
+        gradients: (N, heads, queries, keys) for each block, with respect to its attention; all blocks have the same
+            keys.
 
     Returns:
-        (N, keys), not negative; what the tokens before the patches get is among them.
+        (N, keys), not negative; the tokens before the patches are included.
 
     Example:
         >>> import camlib, torch
@@ -43,33 +44,33 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
 
 
 class LeGrad(Method):
-    """LeGrad: the patches to which more attention would raise the score, over all blocks of a vision transformer.
+    """LeGrad: the patches where more attention would raise the score, over all blocks of a vision transformer.
 
     See :func:`camlib.functional.le_grad` for the equation; Bousselham et al. 2024, https://arxiv.org/abs/2404.03214.
-    The paper gives each block a score of its own, what the head makes of the mean of that block's tokens, and
-    differentiates that; here it is the network's own score, whatever its head, as for every other method.
+    The paper computes a separate score for each block (the head applied to the mean of that block's tokens) and
+    differentiates it. camlib differentiates the network's own score, whatever its head, as for every other method.
 
-    It reads attention instead of a layer, wherever the model computes it: ``F.scaled_dot_product_attention``,
-    ``nn.MultiheadAttention``, or a softmax written out. For the call the first two are computed in their explicit
-    form, whose outputs are those of the fused kernels up to rounding. Attention must be global: every image's
-    patches for keys, the same in each block, after at most 16 class and register tokens, which the map leaves out.
-    An attentional pooling, whose queries are learned, counts as a block.
+    The method reads attention instead of a layer, wherever the model computes it: ``F.scaled_dot_product_attention``,
+    ``nn.MultiheadAttention``, or a written-out softmax. During the call the first two are computed explicitly; their
+    outputs equal those of the fused kernels up to rounding. Attention must be global: the keys are the patches of one
+    image, the same in each block, after at most 16 class and register tokens, which the map leaves out. Attention
+    pooling with learned queries counts as a block.
 
-    The maps (N, h, w) are on the grid of the patches, and never negative, so that ``relu`` changes nothing.
+    The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect.
 
-    One forward pass, in the graph from the first attention on, and one tail gradient; K of it for K classes.
+    One forward pass, with autograd from the first attention on, and one tail gradient (K for K classes).
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: none; attention is found where it is called.
+        layer: not used; the method reads attention wherever the model calls it.
         blocks: how many of the last blocks to read; None for all.
         **options: as for :class:`camlib.methods.Method`; ``reshape`` gets the relevance of all tokens, (N, keys, 1).
 
     Raises:
         CamlibTypeError, CamlibValueError: ``blocks`` is not a positive int.
-        CamlibTypeError: a submodule is scripted; or on calling, ``reshape`` returns no (N, 1, ...).
-        CamlibRuntimeError: on calling, if the model has no attention, fewer blocks, or attention that is not global,
-            or computes its activations again in the backward pass (checkpointing).
+        CamlibTypeError: a submodule is scripted; or when called, if ``reshape`` does not return (N, 1, ...).
+        CamlibRuntimeError: when called, if the model has no attention, fewer blocks, or attention that is not global,
+            or uses activation checkpointing.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -87,12 +88,12 @@ class LeGrad(Method):
         if scripted:
             raise CamlibTypeError(
                 f"{scripted[0]!r} of {type(self.model).__name__} is a ScriptModule, in which LeGrad cannot see "
-                "attention; explain the model with the module that it was made from"
+                "attention; explain a model that contains the original module"
             )
         self.blocks = None if blocks is None else positive_int("blocks", blocks)
 
     def around(self) -> contextlib.AbstractContextManager[_Attention]:
-        """Return a context that keeps the attention, in the graph that begins at the first."""
+        """Return a context that records the attention; the autograd graph begins at the first one."""
         return _Attention()
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
@@ -104,18 +105,18 @@ class LeGrad(Method):
             return {"": forward_pass.stacked([self._map(gradients, forward_pass) for gradients in of_classes])}
 
     def _read(self, seen: list[Tensor], forward_pass: ForwardPass) -> list[Tensor]:
-        """The attention of the blocks to read, all over the same patches of the images."""
+        """The attention of the blocks to read; all have the same patches as keys."""
         if not seen:
             raise CamlibRuntimeError(
                 f"{type(self.model).__name__} calls no attention that LeGrad can read: neither nn.MultiheadAttention "
-                "nor F.scaled_dot_product_attention, nor a softmax over (N, heads, tokens, tokens). Switch custom "
-                "kernels (flash-attn, xformers, flex) off where the model has them; a network without attention "
-                "takes camlib.GradCAM"
+                "nor F.scaled_dot_product_attention, nor a softmax over (N, heads, tokens, tokens). If the model uses "
+                "custom kernels (flash-attn, xformers, flex), switch them off; for a network without attention use "
+                "camlib.GradCAM"
             )
         blocks = len(seen) if self.blocks is None else self.blocks
         if blocks > len(seen):
             raise CamlibRuntimeError(
-                f"blocks={blocks} of {type(self.model).__name__}, which calls attention {len(seen)} times"
+                f"blocks={blocks} is more than {type(self.model).__name__} has: it calls attention {len(seen)} times"
             )
         read = seen[-blocks:]
         for weights in read:
@@ -131,7 +132,7 @@ class LeGrad(Method):
             if grid.shape[1] != 1:
                 raise CamlibTypeError(
                     f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "
-                    "it must keep the one channel and leave out the tokens that are not patches"
+                    "it must keep the single channel and leave out the tokens that are not patches"
                 )
             return grid.squeeze(1)
         layout = infer_layout(tuple(relevance.shape), forward_pass.size, "last") if forward_pass.size else None
@@ -141,7 +142,7 @@ class LeGrad(Method):
 
 
 def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
-    """The gradients of scores (N,), each of its own image, with respect to the attention of each block."""
+    """The gradients of scores (N,), one per image, with respect to the attention of each block."""
     found: Sequence[Tensor | None] = [None]
     if scores.requires_grad:
         with no_checkpoints():
@@ -149,9 +150,9 @@ def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
     gradients = [single_or_double(one) for one in found if one is not None]
     if len(gradients) < len(attention):
         raise CamlibRuntimeError(
-            "attention does not lead to the score: it lies on a branch that the score does not use, or the model "
-            "detaches it, or uses activation checkpointing, to be switched off; choose another target, read fewer "
-            "blocks= from the end, or run the branch alone by forward="
+            "attention does not lead to the score: it is on a branch that the score does not use, or the model "
+            "detaches it, or uses activation checkpointing, which must be switched off; choose another target, read "
+            "fewer blocks= from the end, or run only the branch with forward="
         )
     return gradients
 
@@ -159,32 +160,33 @@ def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
 def _not_global(weights: Tensor, forward_pass: ForwardPass) -> CamlibRuntimeError:
     size = " x ".join(map(str, forward_pass.size)) if forward_pass.size else "unknown size"
     return CamlibRuntimeError(
-        f"LeGrad needs global attention, (N, heads, queries, keys) with the same grid of patches for keys in every "
-        f"block, and met {tuple(weights.shape)} for {forward_pass.count} images of {size}; for windowed attention, as "
-        "Swin's, use camlib.GradCAM. Pass reshape= for another token layout, and forward= to run an image branch alone"
+        f"LeGrad needs global attention, (N, heads, queries, keys) with the same grid of patches as keys in every "
+        f"block, but found {tuple(weights.shape)} for {forward_pass.count} images of {size}; for windowed attention, "
+        "such as Swin's, use camlib.GradCAM. Pass reshape= for another token layout, and forward= to run only an image "
+        "branch"
     )
 
 
 class _Attention(ExplicitAttention):
-    """Keeps the attention that this thread computes, in the graph that begins at the first."""
+    """Records the attention that this thread computes; the autograd graph begins at the first one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; attention in its explicit form, and what networks write out themselves kept too."""
+        """Call the function, attention in its explicit form; also record attention that networks write out."""
         output = super().__torch_function__(func, types, args, kwargs)
         if func in _SOFTMAX and output.dim() >= 4 and _axis(*args, **(kwargs or {})) in (-1, output.dim() - 1):
             return self.keep(output)
         return output
 
     def keep(self, weights: Tensor) -> Tensor:
-        """Cut the graph at the first attention, and remember each."""
-        handed_on: Tensor
-        weights, handed_on = tap(weights, "attention")
+        """Cut the graph at the first attention, and record each."""
+        passed_on: Tensor
+        weights, passed_on = tap(weights, "attention")
         self.seen.append(weights)
-        return handed_on
+        return passed_on
 
 
 _SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax, torch.special.softmax}

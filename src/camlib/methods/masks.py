@@ -1,7 +1,7 @@
-"""Masks that are laid over pictures: a layer's channels, random ones, windows that slide.
+"""Masks over images: a layer's channels, random masks, and sliding windows.
 
-Those of a method are many and as large as the picture, so they are made a few at a time: :class:`RandomMasks` and
-:class:`SlidingWindows` are indexed as a tensor (M, ...) of them would be.
+A method needs many masks of the image's size, so they are made a few at a time: :class:`RandomMasks` and
+:class:`SlidingWindows` are indexed like a tensor (M, ...) of masks.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from camlib.methods.arithmetic import divided
 from camlib.passes.perturbed import PerturbedPasses
 
 MASKS_AT_ONCE = 64
-"""Masks that are added at a time, of the many that a map is the mean of."""
+"""How many masks :func:`mean_under` adds at a time."""
 
 
 class Masks(Protocol):
-    """M masks, made when they are asked for; a tensor (M, ...) is one, too."""
+    """M masks, computed when indexed; a tensor (M, ...) also satisfies this protocol."""
 
     def __len__(self) -> int:
         """M."""
 
     def __getitem__(self, index: Tensor | slice, /) -> Tensor:
-        """Return the masks (rows, ...) of an index (rows,) or a slice."""
+        """Return the masks (rows, ...) for an index (rows,) or a slice."""
 
 
 def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, ...] | None = None) -> Tensor:
-    """Return masks in [0, 1] of channels: upsampled linearly with half-pixel centres, then min-maxed, each by itself.
+    """Turn channels into masks in [0, 1]: upsampled linearly with half-pixel centres, then each min-max normalised.
 
     Args:
         channels: (rows, ...) on a layer's grid.
-        size: of the masks, the picture's.
-        extent: the size that the layer saw, in the picture's pixels, where that is more: see
+        size: the size of the masks, which is that of the image.
+        extent: the size that the layer saw, in the image's pixels, if it is larger: see
             :attr:`camlib.Explanation.extent`.
 
     Returns:
-        (rows, ...) of that size. A channel that is constant has a mask of zeros.
+        (rows, ...) of that size. The mask of a constant channel is zero.
 
     Example:
         >>> import torch
@@ -56,15 +56,15 @@ def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, 
 
 
 class RandomMasks:
-    """RISE's masks: random grids of zeros and ones, upsampled linearly to a cell more than the picture, and shifted.
+    """RISE's masks: random grids of zeros and ones, upsampled linearly to one cell more than the image, and shifted.
 
     Args:
-        size: of the masks.
-        samples: M, how many.
-        cells: of the grid along each side.
-        probability: of a cell to be one.
+        size: the size of the masks.
+        samples: M, the number of masks.
+        cells: the number of grid cells along each side.
+        probability: the probability that a cell is one.
         generator: draws grids and shifts.
-        like: whose device and type the masks have.
+        like: a tensor that gives the masks' device and type.
 
     Example:
         >>> import torch
@@ -105,13 +105,13 @@ class RandomMasks:
 
 
 class SlidingWindows:
-    """Occlusion's masks: true inside a window, which slides over the picture until it is flush with the far border.
+    """Occlusion's masks: true inside a window, which slides over the image until it touches the far border.
 
     Args:
-        size: of the masks.
-        window: its size.
-        stride: how far it slides at a time; the last step may be shorter.
-        device: where the masks are wanted.
+        size: the size of the masks.
+        window: the size of the window.
+        stride: how far the window moves at a time; the last step may be shorter.
+        device: the device of the masks.
 
     Example:
         >>> import torch
@@ -144,11 +144,11 @@ class SlidingWindows:
 
 
 def scores_under(passes: PerturbedPasses, masks: Masks, under: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-    """Return the scores (N, M) of each class under the same M masks for every image.
+    """Return the scores (N, M) of each class with the same M masks for every image.
 
     Args:
-        passes: of the images.
-        masks: M of them.
+        passes: runs the perturbed images.
+        masks: M masks.
         under: from images and masks (rows, 1, ...) to perturbed images.
     """
     number, count = passes.count, len(masks)
@@ -160,7 +160,7 @@ def scores_under(passes: PerturbedPasses, masks: Masks, under: Callable[[Tensor,
 
 
 def mean_under(masks: Masks, values: Tensor) -> Tensor:
-    """Return the mean (N, ...) at each pixel of values (N, M), weighted by the masks there."""
+    """Return the mean (N, ...) of values (N, M) at each pixel, weighted by the masks at that pixel."""
     total = covered = torch.zeros((), dtype=values.dtype, device=values.device)
     for start in range(0, len(masks), MASKS_AT_ONCE):
         some = slice(start, start + MASKS_AT_ONCE)

@@ -16,12 +16,12 @@ from camlib.passes.forward_pass import ForwardPass
 
 
 def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
-    r"""Average how much the score falls under the windows that cover a pixel: :math:`s - \operatorname{mean}_i s_i`.
+    r"""Average the score's fall over the windows that cover a pixel: :math:`s - \operatorname{mean}_i s_i`.
 
     Args:
         masks: (M, ...), true inside each window, or :class:`camlib.methods.masks.SlidingWindows`.
         score: (N,), s.
-        scores: (N, M), of each image under each window.
+        scores: (N, M), the scores of each image with each window covered.
 
     Returns:
         (N, ...), signed.
@@ -36,30 +36,30 @@ def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
 
 
 class Occlusion(Method):
-    """Occlusion: a window slides over the picture; a pixel counts as much as the score falls when it is covered.
+    """Occlusion: a window slides over the image; a pixel's value is how much the score falls when it is covered.
 
     See :func:`camlib.functional.occlusion` for the equation; Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
-    No gradients are needed.
+    It needs no gradients.
 
-    ``N + N M`` forward passes of an image, for any number K of classes, where M is the number of windows: the product
-    over the sides of ``ceil((side - window) / stride) + 1``, 169 for 224 x 224 by default. At the peak there are
-    ``chunk_size`` covered images and what their forward pass holds, or 64 windows, whatever N and M are; besides,
-    scores (N, M, K). The maps (N, ...) have the input's resolution.
+    ``N + N M`` single-image forward passes for any number K of classes, where M is the number of windows: the product
+    over the sides of ``ceil((side - window) / stride) + 1``, which is 169 for 224 x 224 by default. The peak memory is
+    that of a forward pass of ``chunk_size`` covered images, or of 64 windows, regardless of N and M, plus the scores
+    (N, M, K). The maps (N, ...) have the input's resolution.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: none; the whole network is looked at from outside.
-        window: pixels along each side, one number or one for each; by default a seventh of the side.
-        stride: the same; by default half the window.
-        baseline: what covered pixels become: a number, or a tensor that is broadcast to a picture (C, ...), such as
-            the mean of each channel (C, 1, 1). Zero is grey where images are normalised.
+        layer: not used; the method only reads inputs and scores.
+        window: pixels along each side, one number or one per side; by default a seventh of the side.
+        stride: the step, given like ``window``; by default half the window.
+        baseline: the value of covered pixels: a number, or a tensor that is broadcast to an image (C, ...), such as
+            the mean of each channel (C, 1, 1). Zero is grey if images are normalised.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibValueError: ``window`` or ``stride`` are no positive ints; on calling, if they do not fit the picture or
-            leave pixels out.
+        CamlibValueError: ``window`` or ``stride`` are not positive ints; when called, if they do not fit the image or
+            leave pixels uncovered.
         CamlibTypeError: ``baseline`` is neither a number nor a tensor.
 
     Example:
@@ -95,7 +95,7 @@ class Occlusion(Method):
 
     @property
     def forward_passes(self) -> int | None:
-        """That depends on how large the picture is."""
+        """None: the number depends on the size of the image."""
         return None
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class Occlusion(Method):
         except RuntimeError as error:
             raise CamlibValueError(
                 f"baseline of shape {tuple(baseline.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
-                "give a number, or a tensor with one value for each channel, (C, 1, 1)"
+                "give a number, or a tensor with one value per channel, (C, 1, 1)"
             ) from error
         passes = forward_pass.perturbed(self.name, self.chunks)
         of_classes = scores_under(passes, windows, lambda images, covered: torch.where(covered, baseline, images))
@@ -119,9 +119,11 @@ class Occlusion(Method):
         window = _of_each_side("window", self.window, size) or tuple(max(round(side / 7), 1) for side in size)
         stride = _of_each_side("stride", self.stride, size) or tuple(max(side // 2, 1) for side in window)
         if any(width > side for width, side in zip(window, size, strict=True)):
-            raise CamlibValueError(f"window {window} is larger than the picture, {size}; choose a smaller one")
+            raise CamlibValueError(f"window {window} is larger than the image, {size}; choose a smaller one")
         if any(step > width for step, width in zip(stride, window, strict=True)):
-            raise CamlibValueError(f"stride {stride} is larger than the window, {window}, and would leave pixels out")
+            raise CamlibValueError(
+                f"stride {stride} is larger than the window, {window}, and would leave pixels uncovered"
+            )
         return SlidingWindows(size, window, stride, device)
 
 
@@ -134,10 +136,10 @@ def _checked_sides(name: str, sides: int | Sequence[int] | None) -> int | tuple[
 
 
 def _of_each_side(name: str, sides: int | tuple[int, ...] | None, size: tuple[int, ...]) -> tuple[int, ...]:
-    """One number for each side of the picture; none where nothing was asked for."""
+    """One number per side of the image; an empty tuple if none were given."""
     if sides is None:
         return ()
     each = sides if isinstance(sides, tuple) else (sides,) * len(size)
     if len(each) != len(size):
-        raise CamlibValueError(f"{name} has {len(each)} sides, {each}, and the picture has {len(size)}, {size}")
+        raise CamlibValueError(f"{name} has {len(each)} sides, {each}, but the image has {len(size)}, {size}")
     return each

@@ -11,26 +11,26 @@ from camlib.methods.grad_cam_plus_plus import GradCAMPlusPlus
 
 
 class RefineCAM(GradCAMPlusPlus):
-    r"""RefineCAM: the deep layers say what matters, the shallow ones where exactly.
+    r"""RefineCAM: the deep layers say what matters, the shallow layers say where exactly.
 
-    The product over layers l of their Grad-CAM++ maps, each ReLU'd, resized to the finest grid and brought to [0, 1]:
-    :math:`\prod_l \operatorname{minmax}(\operatorname{ReLU}(M_l))`; the equation of a single map is
-    :func:`camlib.functional.grad_cam_plus_plus`. Without ``layer`` it reads the last two of the stages that
+    The product over layers l of their Grad-CAM++ maps, each after a ReLU, resized to the finest grid and normalised to
+    [0, 1]: :math:`\prod_l \operatorname{minmax}(\operatorname{ReLU}(M_l))`; the equation of a single map is
+    :func:`camlib.functional.grad_cam_plus_plus`. Without ``layer`` it reads the last two stages that
     :func:`camlib.find_stages` finds.
 
-    The product rule is that of grad-cam's RefineCAM, which names Domeniconi et al., "How to Evaluate and Refine your
-    CAM", https://arxiv.org/abs/2605.14641; grad-cam itself multiplies maps that have been resized to the input.
+    The product rule is that of grad-cam's RefineCAM, which cites Domeniconi et al., "How to Evaluate and Refine your
+    CAM", https://arxiv.org/abs/2605.14641. grad-cam multiplies maps after resizing them to the input.
 
     One forward pass and one tail gradient from the first of the layers (K for K classes).
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`; usually a list.
-        fuse: "product", which is what makes it RefineCAM.
-        **options: as for :class:`camlib.methods.Method`, but for ``relu``, which stays True.
+        fuse: must be "product", which defines RefineCAM.
+        **options: as for :class:`camlib.methods.Method`, except ``relu``, which must stay True.
 
     Raises:
-        CamlibValueError: another ``fuse``, or ``relu=False``.
+        CamlibValueError: ``fuse`` is not "product", or ``relu=False``.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -45,8 +45,8 @@ class RefineCAM(GradCAMPlusPlus):
     def __init__(self, model: Any, layer: Any = None, *, fuse: str = "product", **options: Any) -> None:
         if fuse != "product":
             raise CamlibValueError(
-                f"RefineCAM multiplies its layers' maps, got fuse={fuse!r}; for others use camlib.GradCAMPlusPlus with "
-                "the list of layers and fuse="
+                f"RefineCAM multiplies its layers' maps, got fuse={fuse!r}; for other fusions use "
+                "camlib.GradCAMPlusPlus with the list of layers and fuse="
             )
         super().__init__(model, layer, fuse=fuse, **options)
 

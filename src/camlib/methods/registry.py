@@ -26,7 +26,7 @@ def create(name: str, model: nn.Module, layer: Any = None, **options: Any) -> Me
         **options: the method's own options.
 
     Raises:
-        CamlibValueError: no method has that name; close ones are suggested.
+        CamlibValueError: no method has that name; the error suggests similar names.
 
     Example:
         >>> import camlib, torchvision
@@ -40,7 +40,7 @@ def method_named(name: str) -> type[Method]:
     """Return the class of a method.
 
     Raises:
-        CamlibValueError: no method has that name; close ones are suggested.
+        CamlibValueError: no method has that name; the error suggests similar names.
     """
     if name not in METHODS:
         close = difflib.get_close_matches(str(name), METHODS, n=3)

@@ -16,19 +16,19 @@ from camlib.passes.forward_pass import ForwardPass
 
 
 def rise(masks: Masks, scores: Tensor) -> Tensor:
-    r"""Average the score of the masks that show a pixel, less the average of all.
+    r"""Average the score over the masks that show a pixel, minus the average over all masks.
 
     .. math::
         \frac{\sum_i (s_i - \bar s) m_i}{\sum_i m_i} = \frac{\sum_i s_i m_i}{\sum_i m_i} - \bar s
 
-    Equation 5 of the paper, the drawn masks taken for all there are, less a constant that no heatmap shows. In its
-    place the paper's equation 6 divides by the masks' expectation: the same in the limit, but there a constant that is
-    added to the score adds the unevenness of the masks to the map. The paper's score is the probability:
+    This is equation 5 of the paper over the drawn masks, minus a constant that does not change the heatmap. The paper's
+    equation 6 divides by the masks' expectation instead. The limit is the same, but with finitely many masks a constant
+    added to the score would add the unevenness of the masks to the map. The paper's score is the probability:
     :class:`camlib.targets.Probability`.
 
     Args:
         masks: (M, ...) in [0, 1], or :class:`camlib.methods.masks.RandomMasks`.
-        scores: (N, M), of each image through each mask.
+        scores: (N, M), the scores of each image with each mask applied.
 
     Returns:
         (N, ...), signed; zero where no mask shows the pixel.
@@ -42,31 +42,31 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
 
 
 class RISE(Method):
-    r"""RISE: random masks; a pixel counts as much as the score is higher where it can be seen. No gradients.
+    r"""RISE: random masks; a pixel's value is how much the score rises when the pixel is visible. Needs no gradients.
 
     See :func:`camlib.functional.rise` for the equation; Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. A mask
-    is a grid of ``cells`` by ``cells`` zeros and ones, upsampled linearly to one cell more than the picture has, and
-    cut out of that at random. Every image gets the same masks. The paper explains the probability, and divides
-    otherwise: see there.
+    is a grid of ``cells`` by ``cells`` zeros and ones, upsampled linearly to one cell more than the image, and cropped
+    at random. Every image gets the same masks. The paper explains the probability and uses another divisor; the
+    function's docstring describes the difference.
 
-    ``N + N samples`` forward passes of an image, for any number K of classes. At the peak there are ``chunk_size``
-    masked images and what their forward pass holds, or 64 masks, whatever N and ``samples`` are; besides, scores
+    ``N + N samples`` single-image forward passes for any number K of classes. The peak memory is that of a forward
+    pass of ``chunk_size`` masked images, or of 64 masks, regardless of N and ``samples``, plus the scores
     (N, samples, K). The maps (N, ...) have the input's resolution.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: none; the whole network is looked at from outside.
-        samples: how many masks; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
-        cells: of a mask, along each side.
-        probability: of a cell to be seen.
-        generator: for the masks; without one, every call draws the same.
-        relu: whether to cut off what is below the mean score; the paper does not.
+        layer: not used; the method only reads inputs and scores.
+        samples: how many masks; the paper uses 4000 for VGG-16 and 8000 for ResNet-50.
+        cells: the number of mask cells along each side.
+        probability: the probability that a cell is visible.
+        generator: for the masks; without one, every call draws the same masks.
+        relu: whether to set values below the mean score to zero; the paper does not.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` not
+        CamlibTypeError, CamlibValueError: ``samples`` or ``cells`` is not a positive int, or ``probability`` is not
             between 0 and 1.
 
     Example:
@@ -104,7 +104,7 @@ class RISE(Method):
 
     @property
     def forward_passes(self) -> int:
-        """One of each image as it is, and one under each mask."""
+        """One of the unchanged image, and one for each mask."""
         return 1 + self.samples
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:

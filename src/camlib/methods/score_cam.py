@@ -21,13 +21,13 @@ Variation = Callable[[Tensor, Tensor], Tensor]
 
 
 def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
-    r"""Weight each channel by the score of the image seen through it: :math:`\sum_k \operatorname{softmax}_k(s_k) A_k`.
+    r"""Weight each channel by the score of the image masked by it: :math:`\sum_k \operatorname{softmax}_k(s_k) A_k`.
 
-    The paper takes the score of a baseline image off each :math:`s_k`, which cancels in the softmax.
+    The paper subtracts the score of a baseline image from each :math:`s_k`, which cancels in the softmax.
 
     Args:
         activations: (N, C, ...).
-        scores: (N, C), of the image through each channel's mask; -inf for channels to ignore.
+        scores: (N, C), the scores of the image with each channel's mask applied; -inf for channels to ignore.
 
     Returns:
         (N, ...), signed where activations are.
@@ -41,22 +41,22 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
 
 
 class ScoreCAM(LayerMethod):
-    r"""Score-CAM: a channel counts as much as what the network sees through it; no gradients.
+    r"""Score-CAM: a channel's weight is the score of the image masked by it. Needs no gradients.
 
     The score of channel k is :math:`s_k = s(x \circ \operatorname{minmax}(\operatorname{up}(A_k)))`: A_k is upsampled
-    to the image, brought to [0, 1], and the image multiplied by it; a constant channel's mask is 0. See
+    to the image, normalised to [0, 1], and multiplied with the image; a constant channel's mask is 0. See
     :func:`camlib.functional.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279.
 
-    ``N + N C`` forward passes of an image, of which no baseline image is one, for any number K of classes; an image's
-    constant channels share one. At the peak there are ``chunk_size`` masked images and what their forward pass
-    holds, whatever C and N are; besides, scores (N, C, K). On a CPU masked images are laid out channels-last, which
-    is faster there. Under autocast passes run in its precision.
+    ``N + N C`` single-image forward passes for any number K of classes, none of them of a baseline image; the constant
+    channels of an image share one. The peak memory is that of a forward pass of ``chunk_size`` masked images,
+    regardless of C and N, plus the scores (N, C, K). On a CPU masked images have the channels-last memory layout,
+    which is faster. Under autocast the passes run in its precision.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        channels: None for all. A number: only so many of each image's channels are looked at, those of the highest
-            variance over positions, and the others weigh nothing: ``N + N channels`` passes, an approximation.
+        channels: None to use all channels. A number uses only that many channels of each image, those with the highest
+            variance over positions, and ignores the others: ``N + N channels`` passes, an approximation.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
@@ -91,14 +91,14 @@ class ScoreCAM(LayerMethod):
 
     @property
     def forward_passes(self) -> int | None:
-        """That depends on how many channels the layer has."""
+        """None: the number depends on how many channels the layer has."""
         return None
 
     def variation(self, like: Tensor) -> Variation:
-        """Return how masks vary between samples: a function of masks (rows, ...) and the number of each one's sample.
+        """Return a function of masks (rows, ...) and their sample numbers (rows,) that varies masks between samples.
 
         Args:
-            like: a mask, for its shape, device and type.
+            like: a mask that gives the shape, device and type.
         """
         return lambda masks, sample: masks
 
@@ -107,7 +107,7 @@ class ScoreCAM(LayerMethod):
         activations = forward_pass.activations(layer)
         constant = is_constant(activations.flatten(2), 1)
         looked_at = self._looked_at(activations)
-        shared = constant & looked_at  # one mask, of zeros: one row for all of an image's
+        shared = constant & looked_at  # their mask is zero: one row for all of an image's constant channels
         first = shared & (shared.cumsum(1) == 1)
         rows = (looked_at & ~shared | first).nonzero()
         scores = self._scores(forward_pass, activations, rows)
@@ -119,7 +119,7 @@ class ScoreCAM(LayerMethod):
         return forward_pass.stacked([score_cam(activations, one) for one in of_classes])
 
     def _looked_at(self, activations: Tensor) -> Tensor:
-        """(N, C) bool: which channels are."""
+        """(N, C) bool: which channels are used."""
         variances = activations.flatten(2).var(2, correction=0)
         if self.channels is None or self.channels >= variances.shape[1]:
             return torch.ones_like(variances, dtype=torch.bool)
@@ -142,7 +142,7 @@ class ScoreCAM(LayerMethod):
 
 
 class SSCAM(ScoreCAM):
-    r"""SS-CAM: Score-CAM with each channel's score averaged over noisy masks.
+    r"""SS-CAM: Score-CAM with the score of each channel averaged over noisy masks.
 
     .. math::
         s_k = \frac{1}{n} \sum_{j=1}^{n} s(x \circ (M_k + \sigma \epsilon_j)), \quad \epsilon_j \sim \mathcal{N}(0, 1)
@@ -150,14 +150,14 @@ class SSCAM(ScoreCAM):
     with Score-CAM's mask M_k; n and sigma are ``samples`` and ``sigma``. The noise is drawn for each pixel, and is the
     same for every channel and image. Wang et al. 2020, https://arxiv.org/abs/2006.14255.
 
-    ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
+    ``N + N C samples`` single-image forward passes; otherwise like :class:`ScoreCAM`.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        samples: how many noisy masks of each channel.
+        samples: the number of noisy masks for each channel.
         sigma: standard deviation of the noise; masks are in [0, 1].
-        generator: for the noise; without one, every call draws the same.
+        generator: for the noise; without one, every call draws the same noise.
         **options: as for :class:`ScoreCAM`.
 
     Example:
@@ -187,25 +187,25 @@ class SSCAM(ScoreCAM):
         self.generator = generator
 
     def variation(self, like: Tensor) -> Variation:
-        """Return the addition of each sample's noise."""
+        """Return a function that adds each sample's noise."""
         noise = self.sigma * normal((self.samples, *like.shape), own_generator(self.generator), like)
         return lambda masks, sample: masks + noise[sample]
 
 
 class ISCAM(ScoreCAM):
-    r"""IS-CAM: Score-CAM with each channel's score averaged while its mask fades in.
+    r"""IS-CAM: Score-CAM with the score of each channel averaged while its mask fades in.
 
     .. math:: s_k = \frac{1}{n} \sum_{j=1}^{n} s(x \circ \tfrac{j}{n} M_k)
 
-    with Score-CAM's mask M_k; n is ``samples``. No coefficient is above 1 (torchcam adds them up, to 5.5 for ten).
-    Naidu et al. 2020, https://arxiv.org/abs/2010.03023.
+    with Score-CAM's mask M_k; n is ``samples``. No coefficient is above 1 (torchcam adds them up, to 5.5 for ten
+    samples). Naidu et al. 2020, https://arxiv.org/abs/2010.03023.
 
-    ``N + N C samples`` forward passes of an image; else as :class:`ScoreCAM`.
+    ``N + N C samples`` single-image forward passes; otherwise like :class:`ScoreCAM`.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        samples: how many steps.
+        samples: the number of steps.
         **options: as for :class:`ScoreCAM`.
 
     Example:
@@ -222,5 +222,5 @@ class ISCAM(ScoreCAM):
         self.samples = positive_int("samples", samples)
 
     def variation(self, like: Tensor) -> Variation:
-        """Return the multiplication by each step's share."""
+        """Return a function that multiplies masks by each step's coefficient."""
         return lambda masks, sample: masks * ((sample + 1).to(like) / self.samples).reshape(-1, *[1] * like.dim())

@@ -21,7 +21,7 @@ def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Ten
     Args:
         activations: (N, C, ...).
         gradients: (N, C, ...), G of the scores with respect to the activations.
-        products: (N, C, ...), the Hessian's product with the activations, H A.
+        products: (N, C, ...), the product of the Hessian and the activations, H A.
 
     Returns:
         (N, ...), signed.
@@ -40,11 +40,11 @@ class ShapleyCAM(LayerMethod):
     """ShapleyCAM: Grad-CAM corrected for the curvature of the score.
 
     See :func:`camlib.functional.shapley_cam` for the equation; Cai 2025, https://arxiv.org/abs/2501.06261. On
-    piecewise-linear tails (convolutions, ReLU, pooling, linear) the Hessian of a logit is zero and the map is
-    Grad-CAM's; the paper explains :class:`camlib.targets.ReST`, where it is not.
+    piecewise linear tails (convolutions, ReLU, pooling, linear layers) the Hessian of a logit is zero and the map is
+    that of Grad-CAM; the paper explains :class:`camlib.targets.ReST`, whose Hessian is not zero.
 
-    One forward pass and one tail gradient, differentiated once more (K of them for K classes). Attention runs in its
-    plain mathematical form, which can be differentiated twice.
+    One forward pass and one tail gradient that is differentiated again (K for K classes). Attention runs in its
+    explicit form, which can be differentiated twice.
 
     Example:
         >>> import camlib, torch, torchvision

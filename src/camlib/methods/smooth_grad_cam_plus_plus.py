@@ -21,11 +21,11 @@ def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) 
         \alpha = \frac{\overline{G^2}}{2 \overline{G^2} + \overline{G^3} \sum_{ab} A_{kab}}, \quad
         w_k = \sum_{ij} \alpha_{kij} \operatorname{ReLU}(\overline{G_{kij}})
 
-    The bars are means over the copies; A is the clean input's. From a single clean copy it is Grad-CAM++.
+    The bars are means over the copies; A is that of the clean input. For a single clean copy this is Grad-CAM++.
 
     Args:
         activations: (N, C, ...).
-        gradients: of each copy, (N, C, ...).
+        gradients: (N, C, ...) for each copy.
 
     Returns:
         (N, ...), signed where activations are.
@@ -43,14 +43,14 @@ def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) 
 
 
 class _Derivatives:
-    """Sums of G, G^2 and G^3, in units of the largest G so far: small ones do not underflow."""
+    """Sums of G, G^2 and G^3, in units of the largest G so far, so that small values do not underflow."""
 
     def __init__(self) -> None:
         self._copies = 0
         self._unit = self._first = self._second = self._third = torch.zeros(())
 
     def add(self, gradient: Tensor) -> None:
-        """Count one more copy."""
+        """Add the gradient of one more copy."""
         largest = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.dim() - 1))
         unit = torch.maximum(self._unit.to(largest), largest)
         shrink, scaled = divided(self._unit.to(largest), unit), divided(gradient, unit)
@@ -61,7 +61,7 @@ class _Derivatives:
         self._copies += 1
 
     def maps(self, activations: Tensor) -> Tensor:
-        """The map of activations under the mean derivatives; the copies' number cancels in alpha."""
+        """The map of activations with the mean derivatives; the number of copies cancels in alpha."""
         total = per_channel(activations.flatten(2).sum(2), activations)
         alpha = divided(self._second, 2 * self._second + self._third * self._unit * total)
         weights = (alpha * self._first.relu() * self._unit / self._copies).flatten(2).sum(2)
@@ -69,19 +69,19 @@ class _Derivatives:
 
 
 class SmoothGradCAMPlusPlus(Method):
-    """Smooth Grad-CAM++: Grad-CAM++ whose derivatives do not hang on single pixels.
+    """Smooth Grad-CAM++: Grad-CAM++ whose derivatives do not depend on single pixels.
 
     See :func:`camlib.functional.smooth_grad_cam_plus_plus` for the equation; Omeiza et al. 2019,
-    https://arxiv.org/abs/1908.01224. All images of a batch get the same noise, scaled to each one's range.
+    https://arxiv.org/abs/1908.01224. All images of a batch get the same noise, scaled to the range of each image.
 
     ``1 + samples`` forward passes, ``samples`` tail gradients (K times as many for K classes).
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        samples: how many noisy copies.
-        sigma: standard deviation of the noise, as a share of each image's range of values.
-        generator: for the noise; without one, every call draws the same.
+        samples: the number of noisy copies.
+        sigma: standard deviation of the noise, as a fraction of each image's range of values.
+        generator: for the noise; without one, every call draws the same noise.
         **options: as for :class:`camlib.methods.Method`.
 
     Example:
@@ -112,7 +112,7 @@ class SmoothGradCAMPlusPlus(Method):
 
     @property
     def forward_passes(self) -> int:
-        """One of the images as they are, and one of each noisy copy."""
+        """One of the clean image, and one of each noisy copy."""
         return 1 + self.samples
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:

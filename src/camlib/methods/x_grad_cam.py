@@ -11,13 +11,12 @@ from camlib.methods.base import GradientMethod
 
 
 def x_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    r"""Weight each channel by the mean of its gradient, each position counted by its share of the activation.
+    r"""Weight each channel by its mean gradient, weighted at each position by that position's share of the activation.
 
     .. math:: w_k = \sum_{ij} \frac{A_{kij}}{\sum_{ab} A_{kab}} G_{kij}, \quad 0 \text{ where } \sum A_k = 0
 
-    Equation 7 of the paper. Where the gradient of a channel is constant, as it is on pool + linear heads, this is
-    Grad-CAM. Signed activations make it ill-conditioned: their sum
-    may be nearly zero.
+    Equation 7 of the paper. If the gradient of a channel is constant, as on pool + linear heads, this is Grad-CAM.
+    Signed activations make it ill-conditioned: their sum may be nearly zero.
 
     Args:
         activations: (N, C, ...).
