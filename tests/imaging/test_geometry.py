@@ -215,7 +215,7 @@ def test_chains_may_chain_chains() -> None:
 
 
 def test_links_of_a_chain_must_fit() -> None:
-    with pytest.raises(camlib.CamlibValueError, match=r"ends at \(20, 33\), the next begins at \(33, 20\)"):
+    with pytest.raises(camlib.CamlibValueError, match=r"ends at \(20, 33\), but the next takes \(33, 20\)"):
         Resize((30, 50), (20, 33)).then(CenterCrop((33, 20), (16, 16)))
 
 

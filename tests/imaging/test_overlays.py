@@ -226,9 +226,9 @@ def test_pictures_and_heatmaps_are_left_as_they_were() -> None:
         ("cat.png", camlib.CamlibTypeError, "PIL image, an array .* got str"),
         (None, camlib.CamlibTypeError, "got NoneType"),
         ([3, 4], camlib.CamlibTypeError, "got int"),
-        (Image.new("I", (8, 6)), camlib.CamlibTypeError, "mode I has no agreed range"),
-        (Image.new("F", (8, 6)), camlib.CamlibTypeError, "mode F has no agreed range"),
-        (Image.new("I;16", (8, 6)), camlib.CamlibTypeError, "mode I;16 has no agreed range"),
+        (Image.new("I", (8, 6)), camlib.CamlibTypeError, "mode I has no standard range"),
+        (Image.new("F", (8, 6)), camlib.CamlibTypeError, "mode F has no standard range"),
+        (Image.new("I;16", (8, 6)), camlib.CamlibTypeError, "mode I;16 has no standard range"),
     ],
 )
 def test_what_is_no_picture_is_an_error(image: Any, error: type[Exception], message: str) -> None:

@@ -182,10 +182,10 @@ def undecodable():
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (multi_frame, "holds 2 frames, expected one"),
-        (without_pixels, "without a picture"),
-        (truncated, "no DICOM file that can be read"),
-        (undecodable, "JPEG 2000|no DICOM file that can be read"),
+        (multi_frame, "has 2 frames, expected one"),
+        (without_pixels, "has no pixel data"),
+        (truncated, "cannot be read as DICOM"),
+        (undecodable, "JPEG 2000|cannot be read as DICOM"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_without_a_word_of_the_header(tmp_path, make, complaint):
@@ -257,7 +257,7 @@ def test_pictures_are_turned_upright(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
 def test_no_picture_is_refused_by_name(tmp_path, content):
     (tmp_path / "odd.png").write_bytes(content)
-    with pytest.raises(camlib.CamlibValueError, match=r"odd\.png is no picture that can be read"):
+    with pytest.raises(camlib.CamlibValueError, match=r"odd\.png cannot be read as a picture"):
         camlib.read_image(tmp_path / "odd.png")
 
 

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: normalise, resize, colour, overlay, outline, and back to the original picture's pixels."""
+"""Functions of arrays: normalise, resize, colour, overlay and outline heatmaps, and map them back to the picture."""
 
 from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, colorize, colorize_signed
 from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, resize_center_crop

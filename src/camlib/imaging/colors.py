@@ -1,4 +1,4 @@
-"""Heatmaps in colour: any OpenCV or matplotlib colormap by name, RGB."""
+"""Heatmaps in RGB colours, by any OpenCV or matplotlib colormap."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def colorize(heatmap: Any, colormap: Any = DEFAULT_COLORMAP) -> NDArray[np.uint8
 
 
 def colorize_signed(heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP) -> NDArray[np.uint8]:
-    """Colour a signed heatmap with a diverging colormap, zero at its middle.
+    """Colour a signed heatmap with a diverging colormap, with zero in the middle.
 
     Args:
         heatmap: (H, W) or (N, H, W) in [-1, 1], as ``normalize(maps, "signed")`` gives it.
-        colormap: as for :func:`camlib.colorize`; one whose middle is neutral, such as coolwarm, RdBu_r or bwr.
+        colormap: as for :func:`camlib.colorize`; it needs a neutral middle, such as coolwarm, RdBu_r or bwr.
 
     Returns:
         (H, W, 3) or (N, H, W, 3), RGB.
@@ -65,18 +65,19 @@ def colorize_signed(heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP) -> ND
 
 
 def checked_heatmap(heatmap: Any, lowest: float) -> NDArray[Any]:
-    """Return a heatmap as an array, (H, W) or (N, H, W), whose values lie between ``lowest`` and 1.
+    """Return a heatmap as an array (H, W) or (N, H, W), checked to lie in [``lowest``, 1].
 
     Raises:
-        CamlibValueError: its shape or range is another.
+        CamlibValueError: it has another shape or range.
     """
     tensor = as_maps(heatmap, "heatmap").detach().cpu()
     if tensor.dim() not in (2, 3):
         raise CamlibValueError(f"heatmap must have shape (H, W) or (N, H, W), got {tuple(tensor.shape)}")
     low, high = float(tensor.min()), float(tensor.max())
     if low < lowest or high > 1:
-        mend = 'normalize(maps, "signed")' if lowest < 0 else "normalize(maps), or the signed functions for signed maps"
-        raise CamlibValueError(f"heatmap must lie in [{lowest:g}, 1], got [{low:.3g}, {high:.3g}]; use {mend}")
+        advice = "normalize(maps), or the signed functions for signed maps"
+        advice = 'normalize(maps, "signed")' if lowest < 0 else advice
+        raise CamlibValueError(f"heatmap must lie in [{lowest:g}, 1], got [{low:.3g}, {high:.3g}]; use {advice}")
     array: NDArray[Any] = tensor.numpy()
     return array
 
@@ -122,5 +123,5 @@ def _named(name: str) -> NDArray[np.uint8]:
     if name.lower() in by_name:
         return lookup_table(matplotlib.colormaps[name if name in matplotlib.colormaps else by_name[name.lower()]])
     close = difflib.get_close_matches(name.lower(), [*known, *by_name], n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "jet, turbo, viridis and coolwarm are some"
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "there are jet, turbo, viridis and coolwarm"
     raise CamlibValueError(f"neither OpenCV nor matplotlib has a colormap {name!r}; {hint}")

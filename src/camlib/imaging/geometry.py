@@ -1,7 +1,8 @@
 """From the original picture to the network's input and back: resizing, centre crops, letterboxes.
 
-Each geometry knows both sizes. ``apply`` makes the input; ``restore`` carries a heatmap over the input back to the
-original picture's pixels. They chain: ``Resize((480, 640), (256, 341)).then(CenterCrop((256, 341), (224, 224)))``.
+Each geometry knows both sizes. ``apply`` turns the picture into the input; ``restore`` maps a heatmap of the input back
+to the original picture's pixels; ``then`` chains: ``Resize((480, 640), (256, 341)).then(CenterCrop((256, 341), (224,
+224)))``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Size = tuple[int, int]
 
 
 class Geometry(ABC):
-    """A map from pictures of one size to inputs of another, and back for heatmaps."""
+    """A transformation from pictures of one size to inputs of another, which can be undone for heatmaps."""
 
     original: Size
     """(H, W) of the picture."""
@@ -34,10 +35,10 @@ class Geometry(ABC):
     """(H, W) of the input."""
 
     def apply(self, pictures: Maps) -> Maps:
-        """Turn pictures (..., H, W) of the original size, a tensor or an array, into the network's input.
+        """Turn pictures (..., H, W), a tensor or an array, into the network's input.
 
         Raises:
-            CamlibValueError: pictures of another size.
+            CamlibValueError: the pictures are not of the original size.
         """
         tensor = as_maps(pictures, "pictures")
         if tuple(tensor.shape[-2:]) != self.original:
@@ -48,21 +49,21 @@ class Geometry(ABC):
         return result
 
     def restore(self, heatmaps: Maps) -> Maps:
-        """Carry heatmaps (..., h, w) over the input, at any resolution, back to the original picture: (..., H, W).
+        """Map heatmaps (..., h, w) of the input, at any resolution, back to the original picture: (..., H, W).
 
-        Where the input did not look, outside a crop, the heatmap is zero.
+        Pixels outside a crop, which the network did not see, are zero.
         """
         result: Maps = like(self._restore(resize(as_maps(heatmaps, "heatmaps"), self.result)), heatmaps)
         return result
 
     def then(self, following: Geometry) -> Geometry:
-        """Chain another geometry behind this one.
+        """Return this geometry followed by another.
 
         Raises:
-            CamlibValueError: it does not begin with the size at which this one ends.
+            CamlibValueError: the other's original size is not the result size of this one.
         """
         if following.original != self.result:
-            raise CamlibValueError(f"the first geometry ends at {self.result}, the next begins at {following.original}")
+            raise CamlibValueError(f"the first geometry ends at {self.result}, but the next takes {following.original}")
         return Chain(self.original, following.result, self, following)
 
     def __post_init__(self) -> None:
@@ -78,7 +79,7 @@ class Geometry(ABC):
 
 @dataclass(frozen=True)
 class Resize(Geometry):
-    """Squeeze or stretch the picture to the size of the input.
+    """Resize the picture to the size of the input, whatever its aspect ratio.
 
     Example:
         >>> import torch
@@ -100,7 +101,7 @@ class Resize(Geometry):
 
 @dataclass(frozen=True)
 class CenterCrop(Geometry):
-    """Cut the middle out of the picture, by torchvision's rounding; a smaller picture is padded with zeros.
+    """Crop the centre of the picture with torchvision's rounding; a smaller picture is padded with zeros.
 
     Example:
         >>> import torch
@@ -118,7 +119,7 @@ class CenterCrop(Geometry):
         return _shift(heatmaps, self.original, self._offsets())
 
     def _offsets(self) -> list[int]:
-        """Where the crop's first row and column lie in the picture; negative where the picture is padded."""
+        """The position of the crop's first row and column in the picture; negative if the picture is padded."""
         offsets = []
         for whole, part in zip(self.original, self.result, strict=True):
             offsets.append(-((part - whole) // 2) if part > whole else round((whole - part) / 2))
@@ -127,7 +128,7 @@ class CenterCrop(Geometry):
 
 @dataclass(frozen=True)
 class Letterbox(Geometry):
-    """Fit the whole picture into the input, its proportions kept, and pad the rest with zeros.
+    """Scale the picture to fit into the input, keep its aspect ratio, and pad the rest with zeros.
 
     Example:
         >>> import torch
@@ -158,7 +159,7 @@ class Letterbox(Geometry):
 
 @dataclass(frozen=True)
 class Chain(Geometry):
-    """One geometry behind another; :meth:`Geometry.then` makes it."""
+    """One geometry followed by another, as :meth:`Geometry.then` returns it."""
 
     original: Size
     result: Size
@@ -173,12 +174,12 @@ class Chain(Geometry):
 
 
 def resize_center_crop(original: Size, resize: int = 256, crop: int = 224) -> Geometry:
-    """Return the geometry of torchvision's evaluation presets: the shorter side to ``resize``, the middle cut out.
+    """Return the geometry of torchvision's evaluation presets: resize the shorter side, then crop the centre.
 
     Args:
         original: (H, W) of the picture.
-        resize: the shorter side's length after resizing.
-        crop: the side of the square input.
+        resize: length of the shorter side after resizing.
+        crop: side of the square input.
 
     Example:
         >>> import torch
@@ -193,7 +194,7 @@ def resize_center_crop(original: Size, resize: int = 256, crop: int = 224) -> Ge
 
 
 def _shift(maps: Tensor, size: Size, offsets: list[int]) -> Tensor:
-    """Lay maps into zeros of another size, their first row and column at ``offsets``; cut what sticks out."""
+    """Place maps in zeros of another size, with their first row and column at ``offsets``; crop what lies outside."""
     result = maps.new_zeros(*maps.shape[:-2], *size)
     (top, left), (height, width) = offsets, maps.shape[-2:]
     rows = slice(max(0, top), min(size[0], top + height))

@@ -1,4 +1,4 @@
-"""Maps brought into a range that can be drawn, each on its own."""
+"""Maps scaled to a range that can be drawn, each separately."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 METHODS = ("minmax", "max", "percentile", "signed", "none")
 
 GRIDS = {1: "(..., l)", 2: "(..., h, w)", 3: "(..., t, h, w)"}
-"""Shapes of maps by their number of dimensions: of signals, of pictures, of volumes or videos."""
+"""The shape of maps of signals, of pictures, and of volumes or videos, by their number of dimensions."""
 
 
 def as_maps(maps: Any, name: str = "maps", dims: int = 2) -> Tensor:
-    """Return maps, their grid the last ``dims`` axes, as a finite tensor of float32, or float64 where they are that.
+    """Return maps as a finite tensor of float32, or of float64 if they are that; the last ``dims`` axes are the grid.
 
     Raises:
         CamlibTypeError: not a tensor or array of numbers.
@@ -54,7 +54,7 @@ def _from_array(array: NDArray[Any], name: str) -> Tensor:
 
 
 def like(result: Tensor, given: Any) -> Any:
-    """Return the result as what was given: a tensor or an array."""
+    """Return the result as a tensor or an array, as ``given`` is."""
     return result if isinstance(given, Tensor) else result.numpy()
 
 
@@ -69,7 +69,7 @@ def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
         (...) bool. A map of zeros is constant.
 
     Raises:
-        CamlibValueError: another number of dimensions.
+        CamlibTypeError, CamlibValueError: ``dims`` is neither 1, 2 nor 3.
 
     Example:
         >>> import torch
@@ -96,20 +96,20 @@ def checked_dims(dims: object) -> int:
 
 
 def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
-    """Bring each map into a range that can be drawn, on its own.
+    """Scale each map to a range that can be drawn.
 
     Args:
         maps: (..., h, w), a tensor or an array; integers and halves become float32.
-        method: "minmax" maps the lowest value to 0 and the highest to 1. "max" cuts off negative values and divides
-            by the highest. "percentile" clips to the 1st and 99th percentile first, against single hot pixels,
-            unless that leaves a constant. "signed" divides by the largest magnitude: [-1, 1] with 0 staying 0.
-            "none" only checks.
-        dims: how many of the last axes are one map's grid: 1 for signals (..., l), 2 for pictures, 3 for volumes and
-            videos (..., t, h, w), whose range is that of all frames.
+        method: "minmax" maps the lowest value to 0 and the highest to 1. "max" sets negative values to 0 and divides
+            by the highest. "percentile" first clips to the 1st and 99th percentile, so that single hot pixels do not
+            set the scale, unless a constant would remain. "signed" divides by the largest magnitude, so that values
+            lie in [-1, 1] and 0 stays 0. "none" only checks the maps.
+        dims: how many of the last axes are the grid of one map: 1 for signals (..., l), 2 for pictures, 3 for volumes
+            and videos (..., t, h, w), all frames of which are scaled together.
 
     Returns:
-        The same kind and shape, in [0, 1], or [-1, 1] for "signed". A constant map becomes all zeros (with "none" it
-        stays), and so does one without a positive value with "max".
+        The same type and shape, in [0, 1], or [-1, 1] for "signed". A constant map becomes zeros, except with "none";
+        with "max" a map without a positive value does too.
 
     Raises:
         CamlibValueError: an unknown method or number of dimensions, a wrong shape, or a value that is not finite.
@@ -122,7 +122,7 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
                 [0.5000, 1.0000]])
     """
     if method not in METHODS:
-        raise CamlibValueError(f"normalize knows the methods {', '.join(METHODS)}, got {method!r}")
+        raise CamlibValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     tensor = as_maps(maps, dims=checked_dims(dims))
     if method != "none":
         tensor = normalized(tensor.flatten(-dims), method).reshape(tensor.shape)
@@ -131,7 +131,7 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
 
 
 def normalized(cells: Tensor, method: str) -> Tensor:
-    """Return :func:`normalize` of maps whose cells lie along the last axis, unchecked: no device is waited for."""
+    """Return :func:`normalize` of maps whose cells lie along the last axis, without checks that wait for the device."""
     constant = is_constant(cells, 1)[..., None]
     if method == "signed":
         scaled = _by_magnitude(cells)
@@ -157,12 +157,12 @@ def _by_magnitude(cells: Tensor) -> Tensor:
 
 
 def _divided(tensor: Tensor, by: Tensor) -> Tensor:
-    """Divide; zero where the divisor is."""
+    """Divide, with 0 where the divisor is 0."""
     return torch.where(by > 0, tensor / torch.where(by > 0, by, 1), 0)
 
 
 def _percentiles(cells: Tensor, *shares: float) -> list[Tensor]:
-    """Quantiles of each map, linear between values; torch.quantile limits the size of its input."""
+    """Quantiles of each map, interpolated linearly; torch.quantile limits the size of its input."""
     ordered = cells.sort(-1).values
     last = ordered.shape[-1] - 1
     found = []

@@ -1,4 +1,4 @@
-"""A heatmap laid over a picture."""
+"""Heatmaps over pictures."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def overlay(image: Any, heatmap: Any, colormap: Any = DEFAULT_COLORMAP, alpha: float | str = 0.5) -> NDArray[np.uint8]:
-    """Lay a heatmap over a picture: ``(1 - alpha) * picture + alpha * colour``, rounded.
+    """Overlay a heatmap on a picture: ``(1 - alpha) * picture + alpha * colour``, rounded.
 
     Args:
-        image: a picture or a batch of them, as :func:`camlib.imaging.as_rgb` takes them: PIL, uint8, floating
-            point in [0, 1]; arrays channels-last, tensors channels-first.
+        image: a picture or a batch of pictures as for :func:`camlib.imaging.as_rgb`: PIL, uint8, or floating point in
+            [0, 1]; arrays channels-last, tensors channels-first.
         heatmap: (h, w), or (N, h, w) for a batch, in [0, 1]; resized bilinearly to the picture's size.
         colormap: as for :func:`camlib.colorize`.
-        alpha: opacity of the heatmap in [0, 1]; or "heat", where it is the heatmap itself: what does not matter
-            stays as it was.
+        alpha: opacity of the heatmap in [0, 1]; or "heat", to use the heatmap as its own opacity, so that unimportant
+            pixels stay unchanged.
 
     Returns:
         (H, W, 3), or (N, H, W, 3) for a batch, RGB.
 
     Raises:
-        CamlibValueError: wrong shapes or ranges, or not one heatmap for each picture.
-        CamlibTypeError: a kind of picture, heatmap or alpha that is not understood.
+        CamlibValueError: a wrong shape or range, or not one heatmap for each picture.
+        CamlibTypeError: a picture, heatmap or alpha of an unknown type.
 
     Example:
         >>> import numpy as np
@@ -43,7 +43,7 @@ def overlay(image: Any, heatmap: Any, colormap: Any = DEFAULT_COLORMAP, alpha: f
 def overlay_signed(
     image: Any, heatmap: Any, colormap: Any = DEFAULT_SIGNED_COLORMAP, alpha: float | str = 0.5
 ) -> NDArray[np.uint8]:
-    """Lay a signed heatmap in [-1, 1] over a picture, as :func:`camlib.overlay` and :func:`colorize_signed`.
+    """Overlay a signed heatmap in [-1, 1] on a picture, with arguments as for :func:`camlib.overlay`.
 
     With ``alpha="heat"`` the opacity is the heatmap's magnitude.
     """

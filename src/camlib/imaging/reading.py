@@ -1,4 +1,4 @@
-"""Pictures from files, DICOM among them, as uint8 at their own resolution and the right way up."""
+"""Pictures from files, DICOM included, as upright uint8 arrays at full resolution."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic"}
-"""Of files that are read as DICOM even without the preamble that names it."""
+"""Endings of files that are read as DICOM even without its preamble."""
 
 
 def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """Read a picture in colour.
 
     Args:
-        path: JPEG, PNG or whatever else Pillow reads; or DICOM, which is told by its content (``DICM`` at byte 128) or
-            its ending, and needs the extra ``dicom``.
+        path: JPEG, PNG or another format that Pillow reads; or DICOM, which is detected by its content (``DICM`` at
+            byte 128) or its ending and needs the extra ``dicom``.
 
-            A DICOM picture is shown as a viewer shows it: rescale slope and intercept (or modality LUT), then the first
-            window (or VOI LUT), MONOCHROME1 inverted. Where it names no window, its values are stretched from least to
-            most, padding left out. Pixels stay as they are stored, also where they are not square. Nothing of the
-            header is returned, and none of it gets into an error.
+            A DICOM picture looks as in a viewer: rescale slope and intercept (or modality LUT), then the first window
+            (or VOI LUT), with MONOCHROME1 inverted. Without a window its values are stretched from the lowest to the
+            highest, padding excluded. Pixels are kept as stored, even if they are not square. Neither the result nor
+            any error contains data of the header.
 
             Other pictures of more than 8 bits are stretched from their darkest to their brightest value.
 
     Returns:
-        (H, W, 3), RGB, uint8; turned upright where its EXIF says so; alpha is dropped. A heatmap of it goes back to
-        these pixels by ``explanation.overlays([picture])``, if the whole picture was resized to the network's input,
-        or by the geometry (:class:`camlib.imaging.Geometry`) that made the input.
+        (H, W, 3), RGB, uint8; turned upright according to its EXIF data, without alpha. If the whole picture was
+        resized to the network's input, ``explanation.overlays([picture])`` draws its heatmap on these pixels; otherwise
+        the geometry (:class:`camlib.imaging.Geometry`) that made the input restores the heatmap to them.
 
     Raises:
-        CamlibValueError: no such file, no picture, a truncated one, a DICOM file of several frames or without pixels.
-        CamlibRuntimeError: DICOM, and pydicom or a decoder for its compression is not installed.
+        CamlibValueError: the file is missing, truncated or not a picture, or DICOM with several frames or no pixels.
+        CamlibRuntimeError: the file is DICOM, and pydicom or a decoder for its compression is not installed.
 
     Example:
         >>> import tempfile, camlib, numpy as np
@@ -55,13 +55,13 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
 
 def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read a picture in gray: :func:`camlib.read_image` without colours.
+    """Read a picture in gray, otherwise as :func:`camlib.read_image`.
 
     Args:
         path: as for :func:`camlib.read_image`.
 
     Returns:
-        (H, W), uint8; of a picture in colour, its luma.
+        (H, W), uint8; for a picture in colour, its luma.
 
     Raises:
         CamlibValueError, CamlibRuntimeError: as for :func:`camlib.read_image`.
@@ -101,9 +101,9 @@ def _read_with_pillow(path: Path, mode: str) -> NDArray[np.uint8]:
             if upright.mode[0] in "IF":
                 return _stretched(np.asarray(upright).astype(np.float64))
             return np.asarray(upright.convert(mode))
-    except Exception as error:  # a damaged file makes the decoders raise nearly anything
+    except Exception as error:  # decoders raise nearly anything for a damaged file
         reason = f"{error}".split("\n")[0].replace(str(path), path.name) or type(error).__name__
-        raise CamlibValueError(f"{path.name} is no picture that can be read: {reason}; copy the file again") from error
+        raise CamlibValueError(f"{path.name} cannot be read as a picture: {reason}; copy the file again") from error
 
 
 def _read_dicom(path: Path) -> NDArray[np.uint8]:
@@ -114,16 +114,16 @@ def _read_dicom(path: Path) -> NDArray[np.uint8]:
             f"{path.name} is DICOM, which needs the package pydicom: install the extra dicom"
         ) from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote values of the header
+        with warnings.catch_warnings(action="ignore"):  # warnings quote values of the header
             dataset = pydicom.dcmread(path, force=True)
             _check(dataset, path.name)
             return _shown(dataset)
     except (CamlibValueError, CamlibRuntimeError):
         raise
-    except Exception as error:  # whose text may quote the header as well
+    except Exception as error:  # its text may quote the header, too
         raise CamlibValueError(
-            f"{path.name} is no DICOM file that can be read ({type(error).__name__}): damaged, truncated or unusual; "
-            "copy it again, or export it anew as DICOM or PNG"
+            f"{path.name} cannot be read as DICOM ({type(error).__name__}): damaged, truncated or unusual; copy it again, "
+            "or export it again as DICOM or PNG"
         ) from None
 
 
@@ -131,11 +131,11 @@ def _check(dataset: Any, name: str) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
     if "PixelData" not in dataset:
-        raise CamlibValueError(f"{name} is DICOM without a picture, or no DICOM; give a file that has pixel data")
+        raise CamlibValueError(f"{name} has no pixel data or is not DICOM; give a DICOM file with pixel data")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise CamlibValueError(
-            f"{name} holds {frames} frames, expected one picture; save the frame to explain as a file of its own"
+            f"{name} has {frames} frames, expected one picture; save the frame to explain as a separate file"
         )
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
@@ -146,7 +146,7 @@ def _check(dataset: Any, name: str) -> None:
 
 
 def _shown(dataset: Any) -> NDArray[np.uint8]:
-    """The picture as a viewer shows it, (H, W), or (H, W, 3) if it is in colour."""
+    """The picture as in a viewer, (H, W), or (H, W, 3) if it is in colour."""
     import numpy as np
     from pydicom.pixels.processing import apply_modality_lut, convert_color_space
 
@@ -169,7 +169,7 @@ def _windowed(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArr
         return _scaled(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
     if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         far = 1e3 * (1 + np.abs(values).max() + np.max(np.abs([dataset.WindowCenter, dataset.WindowWidth])))
-        *shown, low, high = apply_windowing(np.append(values, [-far, far]), dataset)  # the ends of what it returns
+        *shown, low, high = apply_windowing(np.append(values, [-far, far]), dataset)  # the range of what it returns
         return _scaled(np.reshape(shown, values.shape), low, high)
     padding = dataset.get("PixelPaddingValue")
     known = values[stored != padding] if padding is not None else values
@@ -182,7 +182,7 @@ def _stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """From the range low to high to 0 to 255."""
+    """Values from the range low to high, scaled to 0 to 255."""
     import numpy as np
 
     shares = (values.astype(np.float64) - low) / max(float(high) - float(low), 1e-12)

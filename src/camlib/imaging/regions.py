@@ -1,4 +1,4 @@
-"""The regions of a heatmap above a threshold: their outlines, their boxes, and drawing these."""
+"""Hot regions of a heatmap, where it reaches a threshold: their boxes and outlines, and how to draw them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class HotRegion:
     """A connected region of a heatmap where it reaches a threshold."""
 
     box: tuple[int, int, int, int]
-    """(left, top, right, bottom) in pixels; right and bottom are the first column and row outside."""
+    """(left, top, right, bottom) in pixels; right and bottom are the first column and row outside the region."""
     area: int
-    """Pixels in the region."""
+    """The number of pixels."""
     peak: float
-    """Highest value of the heatmap in the region."""
+    """The highest value of the heatmap in the region."""
 
 
 def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[HotRegion]:
-    """Find the connected regions (diagonals count) where a heatmap reaches a threshold, highest peak first.
+    """Find the connected regions, also by diagonals, where a heatmap reaches a threshold; the highest peak comes first.
 
     Args:
         heatmap: (H, W) in [0, 1].
         threshold: in (0, 1].
-        min_area: regions of fewer pixels are left out.
+        min_area: least number of pixels of a region.
 
     Raises:
         CamlibValueError: wrong shape, range or threshold.
@@ -68,7 +68,7 @@ def contours(heatmap: Any, threshold: float = 0.5) -> list[NDArray[np.int32]]:
         threshold: in (0, 1].
 
     Returns:
-        For each outline its points (n, 2), (x, y) of the pixels on its edge.
+        The points (n, 2) of each outline: (x, y) of the pixels on the edge.
 
     Raises:
         CamlibValueError: wrong shape, range or threshold.
@@ -84,10 +84,10 @@ def contours(heatmap: Any, threshold: float = 0.5) -> list[NDArray[np.int32]]:
 def draw_boxes(
     image: Any, heatmap: Any, threshold: float = 0.5, color: Color = (255, 255, 255), thickness: int = 1
 ) -> NDArray[np.uint8]:
-    """Draw the boxes of a heatmap's regions on a picture.
+    """Draw the boxes of a heatmap's hot regions on a picture.
 
     Args:
-        image: one picture, as :func:`as_rgb` takes it.
+        image: one picture as for :func:`as_rgb`.
         heatmap: (h, w) in [0, 1], resized to the picture.
         threshold: in (0, 1].
         color: RGB.
@@ -108,7 +108,7 @@ def draw_boxes(
 def draw_contours(
     image: Any, heatmap: Any, threshold: float = 0.5, color: Color = (255, 255, 255), thickness: int = 1
 ) -> NDArray[np.uint8]:
-    """Draw the outlines of a heatmap's regions on a picture; arguments as for :func:`draw_boxes`."""
+    """Draw the outlines of a heatmap's hot regions on a picture; arguments as for :func:`draw_boxes`."""
     import cv2
 
     picture = as_rgb(image).copy()

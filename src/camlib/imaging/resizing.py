@@ -1,4 +1,4 @@
-"""Maps at another size."""
+"""Maps at another resolution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 
 
 SIZES = {1: "(length,)", 2: "(height, width)", 3: "(time, height, width)"}
-"""What the size of maps holds, by their number of dimensions."""
+"""The sides in the size of a map, by its number of dimensions."""
 
 _COUNTS = {1: "one positive integer", 2: "two positive integers", 3: "three positive integers"}
 
@@ -27,16 +27,15 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize(maps: Maps, size: tuple[int, ...]) -> Maps:
-    """Resize maps linearly along each axis, with half-pixel centres: a cell covers the pixels it was computed from.
+    """Resize maps linearly with half-pixel centres, so that a cell covers the pixels it was computed from.
 
     Args:
         maps: (..., h, w), a tensor or an array; integers and halves become float32.
-        size: (height, width) in pixels: bilinear. The length of the size says what the maps are: (length,) for maps
-            of signals (..., l), linear; (time, height, width) for those of volumes and videos (..., t, h, w),
-            trilinear.
+        size: (height, width) in pixels for bilinear interpolation; (length,) for maps (..., l) of signals; (time,
+            height, width) for maps (..., t, h, w) of volumes and videos.
 
     Returns:
-        The same kind, (..., height, width); the last axes are those of ``size``.
+        The same type; the last axes have the lengths in ``size``.
 
     Raises:
         CamlibValueError: a wrong shape or size, or a value that is not finite.
@@ -57,14 +56,14 @@ def resize(maps: Maps, size: tuple[int, ...]) -> Maps:
 
 
 def interpolated(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return :func:`resize` of what is known to be right: nothing is checked, so no device is waited for."""
+    """Return :func:`resize` without checks, which would wait for the device."""
     dims = len(size)
     if tuple(maps.shape[-dims:]) == size:
         return maps
     batch = maps.reshape(-1, 1, *maps.shape[-dims:])
     resized = torch.nn.functional.interpolate(batch, size, mode=_MODES[dims], align_corners=False)
     cells = batch.flatten(1)
-    # Clamped, since rounding would make 1.0000001 of ones, and no heatmap.
+    # Rounding would turn ones into 1.0000001, which is out of a heatmap's range.
     resized = resized.flatten(1).clamp(cells.amin(1, keepdim=True), cells.amax(1, keepdim=True))
     return resized.reshape(*maps.shape[:-dims], *size)
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, as RGB uint8."""
+"""Pictures of all types as RGB uint8."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_rgb(picture: Any) -> NDArray[np.uint8]:
             (1, H, W) or (3, H, W). Arrays and tensors are uint8, or floating point in [0, 1].
 
     Raises:
-        CamlibTypeError: another kind, or numbers of another type.
+        CamlibTypeError: another type of picture or of numbers.
         CamlibValueError: another shape, or values outside [0, 1].
 
     Example:
@@ -66,8 +66,7 @@ def as_pictures(images: Any) -> list[NDArray[np.uint8]]:
             or one picture.
 
     Raises:
-        CamlibTypeError: as :func:`as_rgb`.
-        CamlibValueError: as :func:`as_rgb`.
+        CamlibTypeError, CamlibValueError: as for :func:`as_rgb`.
     """
     batch = getattr(images, "ndim", None) == 4 or (isinstance(images, Sequence) and not isinstance(images, str))
     return [as_rgb(picture) for picture in images] if batch else [as_rgb(images)]
@@ -85,7 +84,7 @@ def _from_pil(picture: Any) -> NDArray[Any]:
 
     if picture.mode in ("I", "I;16", "I;16B", "F"):
         raise CamlibTypeError(
-            f"a PIL image of mode {picture.mode} has no agreed range; scale it to [0, 1] or to uint8 first"
+            f"a PIL image of mode {picture.mode} has no standard range; scale it to [0, 1] or to uint8 first"
         )
     return np.asarray(picture.convert("RGB"))
 

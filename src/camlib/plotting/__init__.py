@@ -1,7 +1,6 @@
-"""Figures of rows: what the network saw, where it looked, and a title.
+"""Figures of rows, each with an input, its heatmap and a title.
 
-How they look depends on the input: signals, pictures, or clips, which are volumes and videos. Each of the three has a
-module, which says how it is read and how it is drawn.
+Signals, pictures and clips (volumes and videos) are read and drawn differently, each in its own module.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One kind of input: what it is called, how it is read, and how rows of it are drawn."""
+    """A kind of input: its name, how it is read, and how rows of it are drawn."""
 
     name: str
     read: Callable[[Any, int], list[NDArray[Any]]]
-    """``(images, count)`` to arrays whose grid comes first, and whose channels come last."""
+    """From ``(images, count)`` to arrays (*grid, channels)."""
     draw: Callable[[Sequence[FigureRow], Style], Figure]
 
 
@@ -40,41 +39,41 @@ _KINDS = {
     2: _Kind("pictures", lambda images, count: as_pictures(images), draw_pictures),
     3: _Kind("clips", lambda images, count: as_clips(images), draw_clips),
 }
-"""By the number of the maps' dimensions."""
+"""By the number of grid axes."""
 
 
 def read(dims: int, images: Any, count: int) -> list[NDArray[Any]]:
     """Return ``count`` signals, pictures or clips as arrays (*grid, channels), by the number of grid axes.
 
     Raises:
-        CamlibTypeError, CamlibValueError: they are something else, or not as many.
+        CamlibTypeError, CamlibValueError: the images are of another type or shape, or not ``count`` of them.
     """
     kind = _KINDS[dims]
     found = kind.read(images, count)
     if len(found) != count:
         raise CamlibValueError(f"{count} explained images need as many {kind.name}, got {len(found)}")
     if not found:
-        raise CamlibValueError("nothing to draw: the explanation holds no image")
+        raise CamlibValueError("nothing to draw: the explanation has no images")
     return found
 
 
 def common_size(pictures: Sequence[NDArray[Any]]) -> tuple[int, ...]:
-    """Return the size of pictures or clips that all have the same.
+    """Return the size of pictures or clips, which must all have the same.
 
     Raises:
-        CamlibValueError: they differ, or are signals, over which no heatmap can be laid.
+        CamlibValueError: the sizes differ.
     """
     sizes = {picture.shape[:-1] for picture in pictures}
     if len(sizes) > 1:
         raise CamlibValueError(
-            f"images have different sizes {sorted(sizes)}, so that their overlays are no array; overlay them one by "
-            "one: [e.overlays(image) for e, image in zip(explanation, images)]"
+            f"images have different sizes {sorted(sizes)}, and their overlays do not fit into one array; overlay them "
+            "one by one: [e.overlays(image) for e, image in zip(explanation, images)]"
         )
     return sizes.pop()
 
 
 def lay(pictures: Sequence[NDArray[Any]], heatmaps: Tensor, colormap: Any, alpha: float | str) -> NDArray[np.uint8]:
-    """Lay heatmaps (N, K, *grid) over N pictures or clips: (N K, *grid, 3)."""
+    """Overlay heatmaps (N, K, *grid) on N pictures or clips; return (N K, *grid, 3)."""
     import numpy as np
 
     pairs = ((picture, heatmap) for picture, own in zip(pictures, heatmaps, strict=True) for heatmap in own)

@@ -1,4 +1,4 @@
-"""Clips, that is volumes and videos: some of their frames, and the same frames under their heatmaps."""
+"""Clips, which are volumes and videos: some of their frames, and the same frames with their heatmaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FRAMES = 8
-"""Most frames of a clip in the figure."""
+"""The largest number of frames of a clip in the figure."""
 
 CELL = 1.5
 """Width of a frame in the figure, in inches."""
@@ -26,7 +26,7 @@ _CHANNELS = (1, 3, 4)
 
 
 def as_clips(images: Any) -> list[NDArray[np.uint8]]:
-    """Return a batch, or a sequence of clips, or one clip, as a list of RGB clips.
+    """Return a batch of clips, a sequence of clips or one clip as a list of RGB clips.
 
     Args:
         images: a list or tuple of clips, which may differ in size; an array (N, T, H, W, C) or, grey, (N, T, H, W);
@@ -53,7 +53,7 @@ def as_clip(clip: Any) -> NDArray[np.uint8]:
             floating point in [0, 1].
 
     Raises:
-        CamlibTypeError: another kind, or numbers of another type.
+        CamlibTypeError: another type of clip or of numbers.
         CamlibValueError: another shape, frames of different sizes, or values outside [0, 1].
     """
     import numpy as np
@@ -61,7 +61,7 @@ def as_clip(clip: Any) -> NDArray[np.uint8]:
     frames = [as_rgb(frame) for frame in _frames(clip)]
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) != 1:
-        raise CamlibValueError(f"a clip has one or more frames of one size, got sizes {sorted(sizes)}")
+        raise CamlibValueError(f"a clip must have one or more frames of one size, got sizes {sorted(sizes)}")
     return np.stack(frames)
 
 
@@ -73,15 +73,15 @@ def _frames(clip: Any) -> Any:
             return clip.movedim(0, 1)
         if clip.dim() != 3:
             raise CamlibValueError(
-                "a tensor clip is channels-first, (3, T, H, W), (1, T, H, W) or (T, H, W), got "
-                f"{tuple(clip.shape)}; of a volume of several channels give one, clip[:1]; for channels last, pass "
+                "a tensor clip must be channels-first, (3, T, H, W), (1, T, H, W) or (T, H, W), got "
+                f"{tuple(clip.shape)}; of a volume with several channels give one, clip[:1]; for channels last, pass "
                 "an array: clip.numpy()"
             )
     elif isinstance(clip, np.ndarray):
         if clip.ndim != 3 and not (clip.ndim == 4 and _in_color(clip)):
             raise CamlibValueError(
-                f"an array clip has shape (T, H, W, 3), (T, H, W, 1) or (T, H, W), got {clip.shape}; of a volume of "
-                "several channels give one"
+                f"an array clip must have shape (T, H, W, 3), (T, H, W, 1) or (T, H, W), got {clip.shape}; of a volume "
+                "with several channels give one"
             )
     elif not isinstance(clip, (list, tuple)):
         raise CamlibTypeError(
@@ -96,7 +96,7 @@ def _in_color(array: Any) -> bool:
 
 
 def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw two lines for each row: evenly spaced frames, and the same frames under their heatmaps."""
+    """Draw two lines for each row: evenly spaced frames, and the same frames with their heatmaps."""
     from camlib.plotting.figures import Figure
 
     shown = [evenly_spaced(len(row.picture), FRAMES) for row in rows]
@@ -114,13 +114,13 @@ def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
             below[column].imshow(laid[column])
             above[column].set_title(f"frame {number}", fontsize=8, loc="left")
         heading = f"{row.title}, {EMPTY}" if row.empty else row.title
-        above[0].set_title(f"{heading}\nframe {numbers[0]}", fontsize=8, loc="left")  # may run on over its neighbours
+        above[0].set_title(f"{heading}\nframe {numbers[0]}", fontsize=8, loc="left")  # may extend over its neighbours
     add_colorbar(figure, axes, colors(style), style)
     return figure
 
 
 def evenly_spaced(length: int, most: int) -> list[int]:
-    """Up to ``most`` of ``length`` positions, evenly spaced, the first and the last among them.
+    """Up to ``most`` of ``length`` positions, evenly spaced, including the first and the last.
 
     Example:
         >>> evenly_spaced(16, 4), evenly_spaced(3, 8)

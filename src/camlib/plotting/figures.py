@@ -1,4 +1,4 @@
-"""A figure that shows itself in a notebook."""
+"""A figure that a notebook can show."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from matplotlib import figure
 
 
 class Figure(figure.Figure):
-    """A matplotlib figure made without pyplot, which keeps figures alive, and which notebooks ask for pictures."""
+    """A matplotlib figure for notebooks, made without pyplot, which would keep it alive."""
 
     def _repr_png_(self) -> bytes:
-        """What a notebook asks for."""
+        """The figure as the PNG that a notebook shows."""
         with io.BytesIO() as file:
             self.savefig(file, format="png")
             return file.getvalue()

@@ -16,7 +16,7 @@ CELL = 2.6
 
 
 def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw original, heatmap and overlay in a line for each row."""
+    """Draw original, heatmap and overlay of each row in one line."""
     from camlib.plotting.figures import Figure
 
     height, width = rows[0].heatmap.shape

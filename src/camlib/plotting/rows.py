@@ -1,4 +1,4 @@
-"""What every figure shares: a row for each image and class, its title, and the colour bar."""
+"""The parts that all figures share: rows, their titles, and the colour bar."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EMPTY = "nothing stands out"
-"""What is said of a degenerate map, one without positive evidence, or the same everywhere."""
+"""The label of a degenerate map, which is constant or nowhere positive."""
 
 LOWEST = 2.6
-"""Least height of a figure, in inches: what the colour bar's label needs."""
+"""Least height of a figure, in inches, for the colour bar's label."""
 
 
 class FigureRow(NamedTuple):
@@ -40,14 +40,14 @@ class Style(NamedTuple):
 
 
 def colors(style: Style) -> Colormap:
-    """The heatmaps' colours for matplotlib."""
+    """Return the heatmaps' colours for matplotlib."""
     from matplotlib.colors import ListedColormap
 
     return ListedColormap(lookup_table(style.colormap) / 255)
 
 
 def add_colorbar(figure: Figure, axes: Any, colormap: Colormap, style: Style) -> None:
-    """Add a bar of about three rows' height that says what the colours mean."""
+    """Add a colour bar, about three rows high."""
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(ScalarMappable(cmap=colormap), ax=axes, shrink=min(1.0, 3 / len(axes)), pad=0.01)

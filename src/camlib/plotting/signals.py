@@ -1,4 +1,4 @@
-"""Signals: lines before a background in the colours of the heatmap."""
+"""Signals: lines in front of their heatmap."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ WIDTH, HEIGHT = 9.0, 1.9
 """Size of a signal's axes in the figure, in inches."""
 
 LEGEND = 8
-"""Most channels that a legend names."""
+"""The largest number of channels that a legend names."""
 
 
 def as_signals(images: Any, count: int) -> list[NDArray[Any]]:
-    """Return a batch, or a sequence of signals, or one signal, as a list of arrays, channels last.
+    """Return a batch of signals, a sequence of signals or one signal as a list of arrays, channels last.
 
     Args:
         images: a list or tuple of signals (C, L) or (L,), which may differ in length; an array or a tensor
             (N, C, L) or (N, L); or, where ``count`` is 1, one signal.
-        count: how many signals are expected: it tells whether two axes are (N, L) or (C, L).
+        count: how many signals are expected, which decides whether two axes are (N, L) or (C, L).
 
     Returns:
         Signals (L, C), float64.
 
     Raises:
-        CamlibTypeError: neither a tensor nor an array, or not of real numbers.
+        CamlibTypeError: not a tensor or array of real numbers.
         CamlibValueError: another shape.
     """
     if isinstance(images, (list, tuple)):
@@ -55,12 +55,12 @@ def _as_signal(signal: Any) -> NDArray[Any]:
         kind = signal.dtype if isinstance(signal, np.ndarray) else type(signal).__name__
         raise CamlibTypeError(f"a signal must be a tensor or an array (C, L) or (L,) of real numbers, got {kind}")
     if signal.ndim not in (1, 2) or not signal.size:
-        raise CamlibValueError(f"a signal has shape (C, L) or (L,) without empty axes, got {signal.shape}")
+        raise CamlibValueError(f"a signal must have shape (C, L) or (L,) without empty axes, got {signal.shape}")
     return np.atleast_2d(signal).T.astype(np.float64)
 
 
 def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw the channels of each row as lines before its heatmap."""
+    """Draw the channels of each row as lines in front of its heatmap."""
     from camlib.plotting.figures import Figure
 
     figure = Figure(figsize=(WIDTH + 1.2, max(len(rows) * HEIGHT + 0.4, LOWEST)), layout="constrained")
@@ -73,7 +73,7 @@ def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
             names = [f"channel {channel}" for channel in range(channels)]
             above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "frameon": False}
             ax.legend(lines, names, fontsize=7, ncols=channels, **above)  # not over the lines
-        span = (-0.5, length - 0.5, *ax.get_ylim())  # the lines' own limits; each sample's colour is around it
+        span = (-0.5, length - 0.5, *ax.get_ylim())  # the limits of the lines; the colour of a sample is centred on it
         ax.imshow(row.heatmap[None], cmap=colormap, vmin=0, vmax=1, extent=span, aspect="auto", zorder=-1)
         ax.set_ylabel("value", fontsize=8)
         ax.tick_params(labelsize=8)
@@ -84,7 +84,7 @@ def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
 
 
 def _faded(style: Style) -> Colormap:
-    """The heatmaps' colours at their opacity on white paper."""
+    """The heatmaps' colours at their opacity on white."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -93,7 +93,7 @@ def _faded(style: Style) -> Colormap:
 
 
 def _line_colors(channels: int) -> list[Any]:
-    """Black, and for several channels shades that stay apart from it and from the background."""
+    """Black for the first channel, then shades that differ from it and from the background."""
     import matplotlib
 
     shades = matplotlib.colormaps["Dark2"]

@@ -1,4 +1,4 @@
-"""Heatmaps without their pictures, as the small PNG that a notebook shows."""
+"""Heatmaps without their pictures, as a small PNG for notebooks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from camlib.imaging import colorize
 
 SHOWN = 8
-"""Heatmaps that a notebook shows."""
+"""The largest number of heatmaps in the PNG."""
 
 BAND, GAP = 16, 2
 """Height of a signal's band, and space between heatmaps, in pixels."""
 
 
 def strip(heatmaps: Tensor) -> bytes:
-    """Return the first of heatmaps (M, *grid) in a row; of (M, t, h, w) the middle frames, of (M, l) a band each."""
+    """Return the first of heatmaps (M, *grid) side by side; the middle frames of clips, and bands for signals."""
     import cv2
 
     arranged = _ARRANGED[heatmaps.dim() - 1](heatmaps[:SHOWN])
