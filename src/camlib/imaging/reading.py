@@ -122,8 +122,8 @@ def _read_dicom(path: Path) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # its text may quote the header, too
         raise CamlibValueError(
-            f"{path.name} cannot be read as DICOM ({type(error).__name__}): damaged, truncated or unusual; copy it again, "
-            "or export it again as DICOM or PNG"
+            f"{path.name} cannot be read as DICOM ({type(error).__name__}): damaged, truncated or unusual; copy it, or "
+            "export it again as DICOM or PNG"
         ) from None
 
 
