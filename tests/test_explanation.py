@@ -315,6 +315,13 @@ def test_titles_name_class_and_score() -> None:
     assert titles(explain(torch.rand(2, 4, 5), target="margin").plot(pictures()), 0) == ["margin: 1.00", "margin: 2.00"]
 
 
+def test_rows_take_the_titles_that_are_given() -> None:
+    explanation = explain(torch.rand(2, 4, 5))
+    assert titles(explanation.plot(pictures(), titles=["a cat", "no cat"]), 0) == ["a cat", "no cat"]
+    with pytest.raises(camlib.CamlibValueError, match="2 rows need as many titles, got 1"):
+        explanation.plot(pictures(), titles=["a cat"])
+
+
 def test_figure_says_where_there_is_no_evidence() -> None:
     maps = torch.stack([torch.zeros(4, 5), torch.rand(4, 5)])
     assert titles(explain(maps).plot(pictures()), 1) == ["nothing stands out", "heatmap"]

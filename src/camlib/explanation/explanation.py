@@ -170,6 +170,7 @@ class Explanation:
         class_names: Sequence[str] | None = None,
         colormap: Any = DEFAULT_COLORMAP,
         alpha: float | str = 0.5,
+        titles: Sequence[str] | None = None,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
@@ -182,12 +183,21 @@ class Explanation:
             class_names: names for the class indices.
             colormap: as for :meth:`overlays`.
             alpha: as for :meth:`overlays`.
+            titles: a title for each row, in place of the class and its score.
 
         Returns:
             A matplotlib figure, not shown.
+
+        Raises:
+            CamlibValueError: not one title for each row.
         """
         source = f"{self.method} at {self.layer}" if self.layer else self.method
-        return draw(self.dims, self._rows(images, class_names), Style(colormap, alpha, source))
+        rows = self._rows(images, class_names)
+        if titles is not None:
+            if len(titles) != len(rows):
+                raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
+            rows = [row._replace(title=title) for row, title in zip(rows, titles, strict=True)]
+        return draw(self.dims, rows, Style(colormap, alpha, source))
 
     def _rows(self, images: Any, class_names: Sequence[str] | None) -> list[FigureRow]:
         """The figure's rows, one for each image and class."""
