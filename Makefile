@@ -60,7 +60,7 @@ demo: install  ## train on phantom radiographs and draw where the network looked
 
 judge: install  ## evaluate every method on the phantoms' network at 128 px; trains it first if necessary (5 minutes)
 	test -e $(JUDGED)/metrics.json || $(BIN)/python examples/pneumonia/run.py --size 128 --output $(JUDGED)
-	$(BIN)/python examples/pneumonia/judge.py --run $(JUDGED)
+	$(BIN)/python examples/pneumonia/run.py methods --run $(JUDGED)
 
 benchmark:  ## measure time and memory against the other libraries, in a separate environment
 	PYTHON=$(PYTHON) benchmarks/run

@@ -59,17 +59,17 @@ def phantoms(images: int) -> Data:
     if not (RUN / "metrics.json").exists():
         subprocess.run([sys.executable, EXAMPLE / "run.py", "--size", "128", "--output", RUN], check=True)
     sys.path.insert(0, str(EXAMPLE))
-    from pneumonia.augment import MARGIN, prepare
-    from pneumonia.judging import explained_layer, trained
-    from pneumonia.sources import from_phantoms
+    from pneumonia.augment import prepare
+    from pneumonia.checkpoint import read_checkpoint
+    from pneumonia.sources import Source
 
-    model, recipe = trained(RUN / "checkpoint.pt")
-    test = from_phantoms(1120, round(recipe["size"] * MARGIN), recipe["seed"]).test
-    sick = test.take(test.labels.nonzero().flatten()[:images].tolist())
-    assert sick.masks is not None
-    masks = camlib.resize(sick.masks.float(), (recipe["size"], recipe["size"])) >= 0.5
-    (layer,) = explained_layer(RUN) or ["layer4"]
-    return model, prepare(sick.pixels, recipe["size"]), masks, 1, layer
+    checkpoint = read_checkpoint(RUN / "checkpoint.pt")
+    size = checkpoint.recipe.size
+    sick = Source().read(size, checkpoint.recipe.seed).test.sick(images)
+    masks, decision = sick.masks_at(size), checkpoint.decision
+    assert masks is not None
+    assert decision is not None
+    return checkpoint.model, prepare(sick.pixels, size), masks, 1, decision.layer
 
 
 def crops() -> Data:

@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumonia.calibration import (
-    calibration,
-    expected_calibration_error,
-    fit_temperature,
-    probabilities_of,
-    reliability,
-)
+from pneumonia.calibration import calibration, fit_temperature, probabilities_of
 
 
 def drawn(temperature, count=4000):
@@ -40,10 +34,10 @@ def test_temperature_is_the_best_of_a_grid():
     assert fit_temperature(labels, margins) == pytest.approx(best, rel=5e-3)
 
 
-def test_temperature_mends_the_calibration_and_keeps_the_ranking():
+def test_temperature_improves_the_calibration_and_keeps_the_ranking():
     labels, margins = drawn(5.0)
     before, after = probabilities_of(margins, 1.0), probabilities_of(margins, fit_temperature(labels, margins))
-    assert calibration(labels, after)["ece"] < calibration(labels, before)["ece"] / 3
+    assert calibration(labels, after).ece < calibration(labels, before).ece / 3
     assert (np.argsort(before, kind="stable") == np.argsort(after, kind="stable")).all()
 
 
@@ -69,11 +63,12 @@ def test_expected_calibration_error_is_the_sum_over_its_bins(rows):
         ]
         if inside:
             error += abs(sum(probabilities[i] for i in inside) - sum(labels[i] for i in inside)) / len(rows)
-    assert expected_calibration_error(labels, probabilities) == pytest.approx(error, abs=1e-12)
-    assert sum(row["images"] for row in reliability(labels, probabilities)) == len(rows)
+    found = calibration(labels, probabilities)
+    assert found.ece == pytest.approx(error, abs=1e-12)
+    assert sum(bin.images for bin in found.reliability) == len(rows)
 
 
 def test_brier_score_and_cross_entropy_of_a_case_worked_by_hand():
     found = calibration(np.array([1, 0]), np.array([0.8, 0.4]))
-    assert found["brier"] == pytest.approx((0.04 + 0.16) / 2)
-    assert found["cross_entropy"] == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2)
+    assert found.brier == pytest.approx((0.04 + 0.16) / 2)
+    assert found.cross_entropy == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2)

@@ -19,7 +19,7 @@ import torchvision
 
 import camlib
 from pneumonia.cli import main
-from pneumonia.evaluate import FIGURES
+from pneumonia.measures import MEASURES
 from pneumonia.options import parser
 from tests.radiographs import write_classes, write_kaggle
 
@@ -75,7 +75,7 @@ def test_results_hold_what_was_done(finished):
     with (finished / "out/history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
     for part in ("test", "validation", "validation_elsewhere"):
-        for name in FIGURES:
+        for name in MEASURES:
             low, high = results[part][name]["interval"]
             assert low <= results[part][name]["value"] <= high
     assert results["subgroups"].keys() == {"bacteria", "virus"}
@@ -111,7 +111,7 @@ def test_threshold_follows_the_rule_that_is_given(finished, tmp_path):
     assert main([*arguments, "--resume", "--threshold", "0.25"]) == 0
     results = json.loads((tmp_path / "metrics.json").read_text())
     assert results["threshold"] == 0.25
-    assert results["threshold_rule"] == "0.25, fixed beforehand"
+    assert results["threshold_rule"] == "0.25, fixed in advance"
 
 
 def test_explained_images_are_test_images_and_of_the_predicted_class(finished):
@@ -179,17 +179,19 @@ def bad_inputs(folder):
         "8 of 20 images": ["--data", f"{folder}/broken"],
         "not a checkpoint of a ResNet-18": [*good, "--weights", f"{folder}/squeezenet.pt"],
         "there is no checkpoint": [*good, "--weights", f"{folder}/nothing.pt"],
-        "--device tpu is not to be had": [*good, "--device", "tpu"],
+        "--device tpu is not available": [*good, "--device", "tpu"],
         "--device cuda:x is not": [*good, "--device", "cuda:x"],
-        "--size must be at least 32, got 8": [*good, "--size", "8"],
-        "--epochs must be at least 1, got 0": [*good, "--epochs", "0"],
-        "--max-train must be at least 8, got 0": [*good, "--max-train", "0"],
+        "--size: must be at least 32, got 8": [*good, "--size", "8"],
+        "--epochs: must be at least 1, got 0": [*good, "--epochs", "0"],
+        "--max-train: must be at least 8, got 0": [*good, "--max-train", "0"],
         "layer 'fc' returns shape": [*good, "--layer", "fc"],
         "is called more than once": [*good, "--layer", "layer4.1.relu"],
-        "--seeds must be at least 1, got 0": [*good, "--seeds", "0"],
+        "--seeds: must be at least 1, got 0": [*good, "--seeds", "0"],
         "--threshold must be youden": [*good, "--threshold", "best"],
-        "--lr must be a positive number, got -1.0": [*good, "--lr", "-1"],
-        "cannot be made": [*good, "--output", f"{folder}/file/out"],
+        "--lr: must be a positive number, got -1": [*good, "--lr", "-1"],
+        "--seed: invalid whole number value: 'x'": [*good, "--seed", "x"],
+        "unrecognized arguments: --colour": [*good, "--colour"],
+        "cannot be created": [*good, "--output", f"{folder}/file/out"],
         "did you mean": [*good, "--layer", "layr4"],
     }
 

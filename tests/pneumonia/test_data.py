@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pneumonia import InputError
 from pneumonia.data import list_images, load, patient_of
-from pneumonia.errors import InputError
 from tests.radiographs import SHAPE, write_classes
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from pneumonia import distributed
-from pneumonia.train import batch_loss, margins
+from pneumonia.network import Network
+from pneumonia.train import batch_loss
 from tests.radiographs import write_classes
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def gradients(model, forward):
 
 def predictions():
     pixels = torch.randint(0, 256, (13, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    return margins(network(), pixels, 32, device=torch.device("cpu"), batch_size=4)
+    return Network(network(), 32, torch.device("cpu")).margins(pixels, batch_size=4)
 
 
 def worker(folder):

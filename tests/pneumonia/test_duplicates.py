@@ -25,7 +25,7 @@ def test_copies_are_found_by_content_under_any_name_and_format(tmp_path):
     (found,) = copies(pictures)
     assert {pictures.names[index] for index in found} == {str(first), str(tmp_path / "NORMAL/another name.png")}
     (note,) = notes_of(pictures, "drawn")
-    assert note.startswith("1 pictures are more than once in drawn")
+    assert note.startswith("pictures that occur more than once in drawn: 1 (")
     assert first.name in note
     assert second.name not in note
 
@@ -34,13 +34,13 @@ def test_distinct_pictures_are_no_copies(tmp_path):
     write_classes(tmp_path, 6, 6)
     pictures = read(tmp_path)
     assert copies(pictures) == []
-    assert notes_of(pictures, "drawn") == ["no picture is twice in drawn, by its content"]
+    assert notes_of(pictures, "drawn") == ["no picture occurs twice in drawn"]
 
 
-def test_copies_under_both_labels_are_said_to_be(tmp_path):
+def test_copies_with_both_labels_are_reported(tmp_path):
     first, *_ = write_classes(tmp_path, 4, 4)
     shutil.copy(first, tmp_path / "PNEUMONIA/person99_virus_1.jpeg")
-    assert "under both labels" in notes_of(read(tmp_path), "drawn")[1]
+    assert "pictures with both labels: 1" in notes_of(read(tmp_path), "drawn")[1]
 
 
 def test_patients_who_share_pictures_are_one_also_in_a_chain(tmp_path):
@@ -69,7 +69,7 @@ def test_pictures_of_the_test_set_are_left_out_of_training(tmp_path, divide):
     splits = from_folder(tmp_path, 16, divide, 0)
     known = set(splits.training.digests) | set(splits.validation.digests)
     assert not known & set(splits.test.digests)
-    assert "left out of training: 3 images that are in test as well" in splits.notes
+    assert "left out of training: 3 images that are also in test" in splits.notes
     assert len(splits.training) + len(splits.validation) == 24 + 32 + 4
 
 

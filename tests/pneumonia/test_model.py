@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchvision
 
-from pneumonia.errors import InputError
-from pneumonia.model import build, freeze_all_but_head, read_checkpoint, train_mode
+from pneumonia import InputError
+from pneumonia.model import build, freeze_all_but_head, read_state, train_mode
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_auto_without_weights_says_loudly_that_it_starts_from_scratch(capsys):
 
 
 def test_imagenet_without_weights_is_an_error_with_the_mend():
-    with pytest.raises(InputError, match="not cached and cannot be fetched.*--weights FILE.*--weights none"):
+    with pytest.raises(InputError, match="not cached and cannot be downloaded.*--weights FILE.*--weights none"):
         build("imagenet")
 
 
@@ -92,13 +92,13 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path):
     wider = torchvision.models.resnet18(weights=None, width_per_group=64).state_dict()
     wider["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     torch.save(wider, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"1 of another shape, such as conv1\.weight"):
+    with pytest.raises(InputError, match=r"1 have another shape, such as conv1\.weight"):
         build(str(tmp_path / "w.pt"))
 
 
 def test_state_dict_of_odd_things_is_refused(tmp_path, donor):
     torch.save({**donor.state_dict(), "conv1.weight": 3, 7: "x"}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="1 unknown, 1 of another shape"):
+    with pytest.raises(InputError, match="1 unknown, 1 have another shape"):
         build(str(tmp_path / "w.pt"))
 
 
@@ -113,7 +113,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malice()))
     for name in ("w.pt", "raw.pt"):
         with pytest.raises(InputError, match="not a checkpoint of tensors"):
-            read_checkpoint(tmp_path / name)
+            read_state(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -121,19 +121,19 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
 def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(InputError, match="not a checkpoint of tensors that torch.save wrote, or is damaged"):
-        read_checkpoint(tmp_path / "w.pt")
+        read_state(tmp_path / "w.pt")
 
 
 def test_truncated_missing_and_other_files_are_refused(tmp_path, donor):
     torch.save(donor.state_dict(), tmp_path / "w.pt")
     (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:100_000])
     with pytest.raises(InputError, match="or is damaged"):
-        read_checkpoint(tmp_path / "w.pt")
+        read_state(tmp_path / "w.pt")
     with pytest.raises(InputError, match="there is no checkpoint"):
-        read_checkpoint(tmp_path / "none.pt")
+        read_state(tmp_path / "none.pt")
     torch.save(torch.zeros(3), tmp_path / "t.pt")
     with pytest.raises(InputError, match="holds a Tensor, not a state dict"):
-        read_checkpoint(tmp_path / "t.pt")
+        read_state(tmp_path / "t.pt")
 
 
 def test_frozen_layers_keep_their_batch_norm_frozen():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pydicom
@@ -13,13 +14,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from pneumonia.calibration import probabilities_of
+from pneumonia.checkpoint import Recipe
 from pneumonia.cli import main
 from pneumonia.data import CLASSES, load
 from pneumonia.model import build
+from pneumonia.network import Network
 from pneumonia.prediction import unique_names
-from pneumonia.train import margins
 
-DECISION = {"threshold": 0.5, "temperature": 2.0, "rule": "0.5, fixed beforehand", "layer": "layer3"}
+DECISION = {"threshold": 0.5, "temperature": 2.0, "rule": "0.5, fixed in advance", "layer": "layer3"}
+RECIPE = asdict(Recipe(2, 8, 32, 1e-3, 0, "full", "none", "x", 2))
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 
@@ -41,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 def save(path, model, **changes):
-    state = {"model": model.state_dict(), "recipe": {"size": 32}, "decision": DECISION} | changes
+    state = {"model": model.state_dict(), "recipe": RECIPE, "decision": DECISION} | changes
     torch.save(state, path)
 
 
@@ -87,7 +90,7 @@ def test_probability_and_decision_are_those_of_the_run(folder, results):
     model.load_state_dict(state["model"])
     path = folder / "images/a.png"
     pixels = load([(path, 0), (folder / "images/again/a.jpeg", 1)], 36, "x").pixels[:1]
-    views = margins(model, pixels, 32, device=torch.device("cpu")).double().numpy()
+    views = Network(model, 32, torch.device("cpu")).margins(pixels).double().numpy()
     (row,) = [row for row in results["predictions"] if row["image"] == str(path)]
     assert row["probability"] == pytest.approx(probabilities_of(views, 2.0)[0], abs=1e-6)
     assert all(row["decision"] == CLASSES[row["probability"] >= 0.5] for row in results["predictions"])
@@ -99,7 +102,7 @@ def test_image_that_cannot_be_read_is_listed_and_loses_no_other(results, folder,
     (skipped,) = results["skipped"]
     assert "broken.png is no picture" in skipped
     assert predict(folder, folder / "images/broken.png", folder / "images/a.png") == 0
-    assert "1 files were skipped" in capsys.readouterr().out
+    assert "1 file skipped" in capsys.readouterr().out
     assert predict(folder, folder / "images/broken.png") == 2
 
 
@@ -145,11 +148,11 @@ def bad_checkpoints(folder):
     save(folder / "odd.pt", model, decision=DECISION | {"threshold": 1.5})
     save(folder / "cold.pt", model, decision=DECISION | {"temperature": 0.0})
     save(folder / "empty.pt", model, decision={})
-    torch.save({"model": {"x": torch.zeros(1)}, "decision": DECISION, "recipe": {"size": 32}}, folder / "other.pt")
+    torch.save({"model": {"x": torch.zeros(1)}, "decision": DECISION, "recipe": RECIPE}, folder / "other.pt")
     return {
         "none.pt": "run.py --resume finishes it",
-        "odd.pt": "a threshold of 1.5",
-        "cold.pt": "a temperature of 0.0",
+        "odd.pt": "threshold=1.5",
+        "cold.pt": "temperature=0.0",
         "empty.pt": "is not a checkpoint of run.py",
         "other.pt": "is not a checkpoint of run.py",
         "nowhere.pt": "there is no checkpoint",

@@ -1,10 +1,11 @@
-"""What is said of the heatmaps is true of networks about which the truth is known."""
+"""The tests of the heatmaps give the right answers for networks whose behaviour is known."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -17,11 +18,15 @@ from camlib.metrics import Scorer, insertion
 from pneumonia import phantoms, quality_figures
 from pneumonia.augment import prepare
 from pneumonia.data import Pictures
+from pneumonia.measures import Estimate
 from pneumonia.model import build
-from pneumonia.quality import METHODS, agreement, faithfulness, quality, randomisation, regions, shortcuts
+from pneumonia.network import Network
+from pneumonia.quality import METHODS, agreement, faithfulness, quality, randomisation, region_use, regions
+from pneumonia.results import plain
 
 CPU = torch.device("cpu")
 SIDE = 32
+NOTHING = Estimate(0.0, (0.0, 0.0))
 
 
 class Reader(nn.Module):
@@ -52,7 +57,7 @@ def patients(count):
 def looked(region, inputs):
     model = Reader(region)
     explanation = camlib.GradCAM(model, "seen")(inputs, 1)
-    return shortcuts(Scorer(model, inputs, 1), explanation, 0.5, patients(len(inputs)), 0)
+    return region_use(Scorer(model, inputs, 1), explanation, 0.5, patients(len(inputs)), 0).regions
 
 
 @pytest.fixture(scope="module")
@@ -80,40 +85,40 @@ def found(network, pictures):
 
 def asked(model, pictures, seed=0, images=6, **options):
     options = {"threshold": 0.5, "progress": False} | options
-    return quality(model, pictures, SIDE, "layer2", CPU, seed, images, **options)
+    return quality(Network(model, SIDE, CPU), pictures, "layer2", seed, images, **options)
 
 
-def measures(results):
-    """Every value with an interval in nested results."""
-    if isinstance(results, dict):
-        if set(results) >= {"value", "interval"}:
-            yield results["value"], *results["interval"]
-        else:
-            for part in results.values():
-                yield from measures(part)
+def estimates(results):
+    """Every estimate in nested results."""
+    if isinstance(results, Estimate):
+        yield results
+    elif is_dataclass(results):
+        yield from estimates(list(vars(results).values()))
+    elif isinstance(results, dict):
+        yield from estimates(list(results.values()))
     elif isinstance(results, list):
         for part in results:
-            yield from measures(part)
+            yield from estimates(part)
 
 
 def test_network_that_reads_the_corners_is_found_out_by_its_heatmap_and_by_covering_them():
     corners = looked("corners", bright("corners"))["corners"]
-    assert corners["area"] == pytest.approx(regions(SIDE)["corners"].double().mean())
-    assert corners["energy"]["value"] == pytest.approx(1)
-    assert corners["energy_by_area"]["value"] == pytest.approx(1 / corners["area"])
-    assert corners["flagged"]
-    assert corners["flips"] == {"value": 1.0, "interval": [1.0, 1.0]}
-    assert corners["change"]["value"] > 0.9
+    assert corners.area == pytest.approx(regions(SIDE)["corners"].double().mean())
+    assert corners.energy.value == pytest.approx(1)
+    assert corners.energy_by_area.value == pytest.approx(1 / corners.area)
+    assert corners.flagged
+    assert corners.flips == Estimate(1.0, (1.0, 1.0))
+    assert corners.change.value > 0.9
 
 
 def test_covering_what_a_network_does_not_see_changes_nothing_at_all():
     found = looked("middle", bright("middle"))
     for region in ("corners", "border"):
-        assert found[region]["change"] == found[region]["flips"] == {"value": 0.0, "interval": [0.0, 0.0]}
-        assert found[region]["energy"]["value"] == 0
-        assert not found[region]["flagged"]
-    assert found["middle"]["flips"]["value"] == 1
-    assert found["middle"]["flagged"]
+        assert found[region].change == found[region].flips == NOTHING
+        assert found[region].energy.value == 0
+        assert not found[region].flagged
+    assert found["middle"].flips.value == 1
+    assert found["middle"].flagged
 
 
 def test_even_energy_is_no_preference():
@@ -121,9 +126,9 @@ def test_even_energy_is_no_preference():
     model = Reader("middle")
     maps = torch.rand(40, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     even = camlib.Explanation(maps, torch.zeros(40), None, torch.ones(40), "even", "none", (SIDE, SIDE))
-    found = shortcuts(Scorer(model, inputs, 1), even, 0.5, patients(40), 0)
+    found = region_use(Scorer(model, inputs, 1), even, 0.5, patients(40), 0).regions
     for region in ("corners", "border", "middle"):
-        assert found[region]["energy_by_area"]["value"] == pytest.approx(1, abs=0.05)
+        assert found[region].energy_by_area.value == pytest.approx(1, abs=0.05)
 
 
 def test_regions_are_symmetric_and_the_middle_is_as_large_as_the_corners():
@@ -139,101 +144,101 @@ def test_heatmap_that_ignores_the_weights_is_caught(network):
     inputs = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     for blind in (camlib.Sobel(network), camlib.CenterGaussian(network)):
         found = randomisation(blind, inputs, patients(8), 0)
-        assert found["verdict"] == "no"
-        assert found["similarities"]["spearman"][-1]["value"] == pytest.approx(1, abs=1e-6)
+        assert found.verdict == "no"
+        assert found.similarities["spearman"].stages[-1].value == pytest.approx(1, abs=1e-6)
 
 
-def test_heatmap_that_hangs_on_the_weights_is_said_to(network, pictures):
+def test_heatmap_that_depends_on_the_weights_passes(network, pictures):
     found = randomisation(camlib.GradCAM(network, "layer2"), prepare(pictures.pixels[:8], SIDE), patients(8), 0)
-    assert found["stages"][0] == "fc"
-    assert found["stages"][-1] == "conv1"
-    assert found["verdict"] == "yes"
-    for name in ("ssim", "spearman"):
-        last, others = found["similarities"][name][-1], found["different_images"][name]
-        assert len(found["similarities"][name]) == len(found["stages"])
-        assert found["beyond"][name]["value"] == pytest.approx(last["value"] - others["value"])
+    assert found.stages[0] == "fc"
+    assert found.stages[-1] == "conv1"
+    assert found.verdict == "yes"
+    assert list(found.similarities) == ["ssim", "spearman"]
+    for similarity in found.similarities.values():
+        assert len(similarity.stages) == len(found.stages)
+        beyond = similarity.stages[-1].value - similarity.different_images.value
+        assert similarity.beyond.value == pytest.approx(beyond)
 
 
 def test_heatmap_of_all_evidence_is_more_faithful_than_one_that_does_not_look():
     model, inputs = Reader("corners"), bright("corners")
     explanation = camlib.GradCAM(model, "seen")(inputs, 1)
     found = faithfulness(Scorer(model, inputs, 1), explanation, patients(12), 0)
-    for name, sign in (("insertion", 1), ("deletion", -1)):
+    for curves, sign in ((found.insertion, 1), (found.deletion, -1)):
         for rival in ("random", "center_gaussian"):
-            difference = found[name]["difference"][rival]
-            assert difference["evidence"] == "better"
-            assert sign * difference["value"] > 0.2
+            difference = curves.difference[rival]
+            assert difference.verdict == "better"
+            assert sign * difference.value > 0.2
     area = float(insertion(model, inputs, explanation.heatmaps(), 1, steps=8, baseline="zero").mean())
-    assert found["insertion"]["area"]["grad_cam"]["value"] == pytest.approx(area, abs=1e-5)
+    assert found.insertion.area["grad_cam"].value == pytest.approx(area, abs=1e-5)
     wrong = camlib.GradCAM(Reader("middle"), "seen")(bright("middle"), 1)
     missed = faithfulness(Scorer(model, inputs, 1), wrong, patients(12), 0)
-    assert missed["insertion"]["difference"]["random"]["evidence"] == "worse"
-    assert missed["deletion"]["difference"]["random"]["evidence"] == "worse"
+    assert missed.insertion.difference["random"].verdict == "worse"
+    assert missed.deletion.difference["random"].verdict == "worse"
 
 
-def test_difference_that_may_be_nothing_is_no_evidence():
+def test_difference_that_may_be_zero_is_inconclusive():
     class Deaf(Reader):
         def forward(self, pictures):
             return super().forward(pictures) * 0
 
     inputs = bright("corners")
-    found = faithfulness(
-        Scorer(Deaf("corners"), inputs, 1), camlib.GradCAM(Reader("corners"), "seen")(inputs, 1), patients(12), 0
-    )
-    for name in ("insertion", "deletion"):
-        for difference in found[name]["difference"].values():
-            assert difference == {"value": 0.0, "interval": [0.0, 0.0], "evidence": "no evidence"}
+    explanation = camlib.GradCAM(Reader("corners"), "seen")(inputs, 1)
+    found = faithfulness(Scorer(Deaf("corners"), inputs, 1), explanation, patients(12), 0)
+    for curves in (found.insertion, found.deletion):
+        for difference in curves.difference.values():
+            assert (difference.value, difference.interval, difference.verdict) == (0, (0, 0), "inconclusive")
 
 
 def test_methods_that_are_the_same_by_construction_agree_wholly_and_the_matrix_is_symmetric(network):
     inputs = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     found = agreement(camlib.compare(network, inputs, METHODS, 1, layer="layer4"), patients(4), 0)
-    matrix, at = np.array(found["matrix"]), found["methods"].index
-    assert found["methods"] == list(METHODS)
+    matrix, at = np.array(found.matrix), found.methods.index
+    assert found.methods == list(METHODS)
     assert np.array_equal(matrix, matrix.T)
     assert np.diag(matrix) == pytest.approx(1)
     assert matrix[at("grad_cam"), at("hires_cam")] == pytest.approx(1, abs=1e-3)
     assert matrix[at("grad_cam"), at("x_grad_cam")] == pytest.approx(1, abs=1e-3)
     assert matrix[at("grad_cam"), at("eigen_cam")] < 0.99
-    low, high = np.moveaxis(np.array(found["intervals"]), 2, 0)
+    low, high = np.moveaxis(np.array(found.intervals), 2, 0)
     assert (low - 1e-9 <= matrix).all()
     assert (matrix <= high + 1e-9).all()
 
 
 def test_sample_is_pneumonia_or_called_so_and_of_the_size_asked_for(network, pictures, found):
     labels = dict(zip(pictures.names, pictures.labels.tolist(), strict=True))
-    assert len(set(found["images"])) == 6
+    assert len(set(found.images)) == 6
     never = asked(network, pictures, threshold=1.1, images=99)
-    assert sorted(never["images"]) == sorted(name for name, label in labels.items() if label == 1)
-    assert "PNEUMONIA" not in never["shortcuts"]
-    assert never["shortcuts"]["NORMAL"]["images"] == 24
+    assert sorted(never.images) == sorted(name for name, label in labels.items() if label == 1)
+    assert list(never.shortcuts.called) == ["NORMAL"]
+    assert never.shortcuts.called["NORMAL"].images == 24
     always = asked(network, pictures, threshold=0.0, images=99)
-    assert sorted(always["images"]) == sorted(pictures.names)
-    assert "NORMAL" not in always["shortcuts"]
+    assert sorted(always.images) == sorted(pictures.names)
+    assert list(always.shortcuts.called) == ["PNEUMONIA"]
 
 
 def test_temperature_moves_probabilities_and_no_heatmap(network, pictures, found):
     warm = asked(network, pictures, temperature=1000.0)
-    assert warm["agreement"] == found["agreement"]
-    areas = warm["faithfulness"]["deletion"]["area"]
-    assert areas["grad_cam"]["value"] == pytest.approx(0.5, abs=0.02)
+    assert warm.agreement == found.agreement
+    assert warm.faithfulness.deletion.area["grad_cam"].value == pytest.approx(0.5, abs=0.02)
 
 
 def test_every_interval_holds_its_value(found):
-    values = list(measures(found))
-    assert len(values) > 50
-    for value, low, high in values:
-        assert low - 1e-9 <= value <= high + 1e-9
+    every = list(estimates(found))
+    assert len(every) > 50
+    for estimate in every:
+        low, high = estimate.interval
+        assert low - 1e-9 <= estimate.value <= high + 1e-9
 
 
-def test_answers_hang_on_the_seed_alone(network, pictures, found):
+def test_answers_depend_on_the_seed_alone(network, pictures, found):
     torch.manual_seed(123)
     assert asked(network, pictures) == found
-    assert asked(network, pictures, seed=1)["images"] != found["images"]
+    assert asked(network, pictures, seed=1).images != found.images
 
 
-def test_answers_are_plain_values(found):
-    assert json.loads(json.dumps(found)) == found
+def test_answers_can_be_written_as_json(found):
+    assert json.loads(json.dumps(plain(found))) == plain(found)
 
 
 def test_network_is_left_as_it_was(pictures):
@@ -278,25 +283,25 @@ def test_network_without_any_heatmap_has_no_answers_and_no_error(pictures):
 
     torch.manual_seed(0)
     found = asked(Blind(), pictures)
-    assert found["empty_heatmaps"] == 6
-    assert found["randomisation"]["verdict"] == "unknown"
-    assert np.isnan(found["agreement"]["matrix"]).all()
-    (group,) = (part for name, part in found["shortcuts"].items() if name != "rule")
-    assert math.isnan(group["corners"]["energy"]["value"])
-    assert not group["corners"]["flagged"]
-    for name in ("insertion", "deletion"):  # ties are shuffled, and no order of pixels matters here
-        assert {row["evidence"] for row in found["faithfulness"][name]["difference"].values()} == {"no evidence"}
+    assert found.empty_heatmaps == 6
+    assert found.randomisation.verdict == "unknown"
+    assert np.isnan(found.agreement.matrix).all()
+    (use,) = found.shortcuts.called.values()
+    assert math.isnan(use.regions["corners"].energy.value)
+    assert not use.regions["corners"].flagged
+    for curves in (found.faithfulness.insertion, found.faithfulness.deletion):  # the order of pixels does not matter
+        assert {difference.verdict for difference in curves.difference.values()} == {"inconclusive"}
     assert len(drawn_from(found)) == 4
 
 
 def test_one_image_is_too_few_for_a_verdict(network, pictures):
-    assert asked(network, pictures, images=1)["randomisation"]["verdict"] == "unknown"
+    assert asked(network, pictures, images=1).randomisation.verdict == "unknown"
 
 
 def drawn_from(found):
     """The four figures, drawn."""
     figures = {
-        part: getattr(quality_figures, f"draw_{part}")(found[part])
+        part: getattr(quality_figures, f"draw_{part}")(getattr(found, part))
         for part in ("randomisation", "faithfulness", "shortcuts", "agreement")
     }
     for figure in figures.values():
@@ -310,26 +315,15 @@ def test_figures_say_what_was_found(found):
     texts = {
         name: " ".join(text.get_text() for text in figure.findobj(match=_is_text)) for name, figure in figures.items()
     }
-    assert quality_figures.ANSWERS[found["randomisation"]["verdict"]] in figures["randomisation"].get_suptitle()
-    for stage in found["randomisation"]["stages"]:
+    assert quality_figures.ANSWERS[found.randomisation.verdict] in figures["randomisation"].get_suptitle()
+    for stage in found.randomisation.stages:
         assert stage in texts["randomisation"]
-    for difference in found["faithfulness"]["insertion"]["difference"].values():
-        assert difference["evidence"] in texts["faithfulness"]
+    for difference in found.faithfulness.insertion.difference.values():
+        assert difference.verdict in texts["faithfulness"]
     for name in ("NORMAL", "PNEUMONIA"):
         assert f"6 images called {name}" in texts["shortcuts"]
-    for value in np.ravel(found["agreement"]["matrix"]):
+    for value in np.ravel(found.agreement.matrix):
         assert f"{value:.2f}" in texts["agreement"]
-
-
-def test_figures_can_be_drawn_from_what_was_written_to_json(found):
-    def without_nan(value):
-        if isinstance(value, dict):
-            return {key: without_nan(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [without_nan(item) for item in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    assert len(drawn_from(json.loads(json.dumps(without_nan(found))))) == 4
 
 
 def _is_text(artist):

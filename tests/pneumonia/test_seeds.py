@@ -9,22 +9,20 @@ import pytest
 import torch
 
 from pneumonia.cli import main
-from pneumonia.evaluate import FIGURES
 from pneumonia.seeds import spread
 from tests.radiographs import write_classes
 
 
 def test_spread_is_mean_sample_deviation_and_range():
-    rows = [{"test": {name: {"value": value} for name in FIGURES}} for value in (0.8, 0.9, 1.0)]
-    found = spread([4, 5, 6], rows)["test"]["auroc"]
-    assert found.pop("values") == [0.8, 0.9, 1.0]
-    assert found == pytest.approx({"mean": 0.9, "deviation": 0.1, "least": 0.8, "most": 1.0})
+    found = spread([0.8, 0.9, 1.0])
+    assert found.values == [0.8, 0.9, 1.0]
+    assert (found.mean, found.deviation, found.least, found.most) == pytest.approx((0.9, 0.1, 0.8, 1.0))
 
 
 def test_one_seed_has_no_spread():
-    found = spread([4], [{"test": {name: {"value": 0.7} for name in FIGURES}}])["test"]["accuracy"]
-    assert np.isnan(found["deviation"])
-    assert found["mean"] == 0.7
+    found = spread([0.7])
+    assert np.isnan(found.deviation)
+    assert found.mean == 0.7
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumonia.errors import InputError
-from pneumonia.evaluate import figures
+from pneumonia import InputError
+from pneumonia.measures import measure
 from pneumonia.thresholds import Fixed, Sensitivity, Youden, rule_of
 
 
@@ -43,11 +43,11 @@ def test_threshold_is_as_good_as_any_within_one_standard_error_of_chance(case):
     threshold = Youden().choose(labels, probabilities)
 
     def youden(at):
-        found = figures(labels, probabilities, at)
+        found = measure(labels, probabilities, at)
         return found["sensitivity"] + found["specificity"] - 1
 
     def error(at):
-        found = figures(labels, probabilities, at)
+        found = measure(labels, probabilities, at)
         sick, healthy = (labels == 1).sum(), (labels == 0).sum()
         return (
             found["sensitivity"] * (1 - found["sensitivity"]) / sick
@@ -65,9 +65,9 @@ def test_threshold_is_as_good_as_any_within_one_standard_error_of_chance(case):
 def test_asked_for_sensitivity_is_reached_and_no_higher_threshold_reaches_it(case, share):
     labels, probabilities = case
     threshold = Sensitivity(share).choose(labels, probabilities)
-    assert figures(labels, probabilities, threshold)["sensitivity"] >= share - 1e-9
+    assert measure(labels, probabilities, threshold)["sensitivity"] >= share - 1e-9
     lowest_called = probabilities[probabilities >= threshold].min()
-    assert figures(labels, probabilities, lowest_called + 1e-9)["sensitivity"] < share
+    assert measure(labels, probabilities, lowest_called + 1e-9)["sensitivity"] < share
 
 
 def test_fixed_threshold_asks_nobody():

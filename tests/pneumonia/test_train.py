@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from pneumonia import InputError
 from pneumonia import train as training_module
 from pneumonia.augment import augment, prepare, views
+from pneumonia.checkpoint import Recipe
 from pneumonia.data import Pictures
-from pneumonia.errors import InputError
-from pneumonia.model import read_checkpoint
-from pneumonia.train import Recipe, Run, batch_loss, fast_bfloat16, margins, train
+from pneumonia.model import read_state
+from pneumonia.network import Network
+from pneumonia.sources import Splits
+from pneumonia.train import Run, batch_loss, fast_bfloat16, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -74,14 +77,14 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def figures_of(history):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+def without_seconds(history):
+    return [dataclasses.replace(row, seconds=0) for row in history]
 
 
 def test_seed_makes_training_repeatable(tmp_path):
     (first, history), (again, history_again) = trained(tmp_path / "a"), trained(tmp_path / "b")
     assert same(first, again)
-    assert figures_of(history) == figures_of(history_again)
+    assert without_seconds(history) == without_seconds(history_again)
     other, _ = trained(tmp_path / "c", recipe=dataclasses.replace(RECIPE, seed=1))
     assert not same(first, other)
 
@@ -91,19 +94,21 @@ def test_killed_run_resumes_to_the_same_network(tmp_path, monkeypatch, killed_in
     whole, history = trained(tmp_path / "whole")
     epochs = iter(range(100))
 
-    def killed(*arguments, **options):
+    plain = Network.margins
+
+    def killed(network, pixels):
         if next(epochs) == killed_in:
             raise KeyboardInterrupt
-        return margins(*arguments, **options)
+        return plain(network, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "margins", killed)
+        patch.setattr(Network, "margins", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "killed")
     assert len(rows_of(tmp_path / "killed/history.csv")) == killed_in
     resumed, history_resumed = trained(tmp_path / "killed", resume=True)
     assert same(whole, resumed)
-    assert figures_of(history) == figures_of(history_resumed)
+    assert without_seconds(history) == without_seconds(history_resumed)
 
 
 def test_finished_run_is_resumed_without_training(tmp_path, monkeypatch):
@@ -122,8 +127,8 @@ def test_another_recipe_is_not_resumed_and_the_difference_is_named(tmp_path):
 
 def test_other_images_are_not_resumed(tmp_path):
     first, other = pictures(), pictures(15, 17)
-    assert training_module.fingerprint(first, other) != training_module.fingerprint(other, first)
-    assert training_module.fingerprint(first, other) == training_module.fingerprint(pictures(), pictures(15, 17))
+    assert Splits(first, other, first, []).fingerprint != Splits(other, first, first, []).fingerprint
+    assert Splits(first, other, first, []).fingerprint == Splits(pictures(), pictures(15, 17), other, []).fingerprint
     trained(tmp_path)
     with pytest.raises(InputError, match="images: 'x' there, 'y' now"):
         trained(tmp_path, resume=True, recipe=dataclasses.replace(RECIPE, images="y"))
@@ -135,7 +140,7 @@ def test_the_shortest_trainings_run(tmp_path, epochs, batch_size):
     assert len(history) == epochs
 
 
-def test_divergence_is_told(tmp_path):
+def test_divergence_is_an_error(tmp_path):
     with pytest.raises(InputError, match="training diverged; give a lower --lr"):
         trained(tmp_path, recipe=dataclasses.replace(RECIPE, learning_rate=1e30))
 
@@ -149,7 +154,7 @@ def test_foreign_checkpoint_is_not_resumed(tmp_path, state):
 
 def test_checkpoint_holds_plain_values_and_replaces_the_old_one_whole(tmp_path):
     trained(tmp_path)
-    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    state = read_state(tmp_path / "checkpoint.pt")
     assert len(state["history"]) == 3
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -158,7 +163,7 @@ def test_history_is_written_as_csv(tmp_path):
     _, history = trained(tmp_path)
     rows = rows_of(tmp_path / "history.csv")
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
-    assert [float(row["training_loss"]) for row in rows] == [row["training_loss"] for row in history]
+    assert [float(row["training_loss"]) for row in rows] == [row.training_loss for row in history]
 
 
 def test_pictures_grow_to_their_full_size():
@@ -186,7 +191,7 @@ def test_rare_class_weighs_as_much_as_the_common_one(tmp_path):
 
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=40, learning_rate=1e-12, label_smoothing=0.0)
     _, history = train(Constant(0.9), pictures(4, 36), pictures(2, 2), recipe, tmp_path, device=CPU)
-    assert history[0]["training_loss"] == pytest.approx((-math.log(0.9) - math.log(0.1)) / 2, rel=1e-5)
+    assert history[0].training_loss == pytest.approx((-math.log(0.9) - math.log(0.1)) / 2, rel=1e-5)
 
 
 def test_average_follows_the_weights():
@@ -212,7 +217,7 @@ def test_smoothed_labels_of_either_class_pull_alike():
     assert batch_loss(outputs, labels, labels, class_weights, 0.2).item() == pytest.approx(losses)
 
 
-def test_picture_is_judged_whole_in_the_middle_and_mirrored():
+def test_views_are_the_whole_picture_its_middle_and_their_mirror_images():
     pixels = pictures().pixels
     whole, whole_mirrored, middle, middle_mirrored = views(pixels, 32)
     torch.testing.assert_close(whole, prepare(pixels, 32))
@@ -223,12 +228,11 @@ def test_picture_is_judged_whole_in_the_middle_and_mirrored():
 
 def test_margin_is_the_difference_of_the_logits_of_every_view():
     model, pixels = tiny().eval(), pictures().pixels
-    found = margins(model, pixels, 32, device=CPU)
+    network = Network(model, 32, CPU)
+    found = network.margins(pixels)
     assert found.shape == (32, 4)
-    torch.testing.assert_close(found, margins(model, pixels, 32, device=CPU, batch_size=5))
-    torch.testing.assert_close(
-        found, margins(model, pixels.flip(2), 32, device=CPU)[:, [1, 0, 3, 2]], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(found, network.margins(pixels, batch_size=5))
+    torch.testing.assert_close(found, network.margins(pixels.flip(2))[:, [1, 0, 3, 2]], atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
         logits = model(prepare(pixels, 32))
     torch.testing.assert_close(found[:, 0].sigmoid(), logits.softmax(1)[:, 1])
@@ -236,11 +240,11 @@ def test_margin_is_the_difference_of_the_logits_of_every_view():
 
 def test_mixed_precision_runs_and_stays_close(tmp_path):
     model, pixels = tiny().eval(), pictures().pixels
-    exact, mixed = (margins(model, pixels, 32, device=CPU, amp=amp) for amp in (False, True))
+    exact, mixed = (Network(model, 32, CPU, amp).margins(pixels) for amp in (False, True))
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(exact, mixed, atol=0.2, rtol=0)
     (_, history), (_, exact_history) = trained(tmp_path / "amp", amp=True), trained(tmp_path / "exact")
-    assert history[0]["training_loss"] == pytest.approx(exact_history[0]["training_loss"], abs=0.05)
+    assert history[0].training_loss == pytest.approx(exact_history[0].training_loss, abs=0.05)
 
 
 def test_compiled_training_is_the_same_and_its_checkpoint_has_plain_names(tmp_path, monkeypatch):
@@ -249,7 +253,7 @@ def test_compiled_training_is_the_same_and_its_checkpoint_has_plain_names(tmp_pa
     (first, _), (again, _) = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
     assert len(compiled) == 1
     assert same(first, again)
-    assert "conv.weight" in read_checkpoint(tmp_path / "compiled/checkpoint.pt")["model"]
+    assert "conv.weight" in read_state(tmp_path / "compiled/checkpoint.pt")["model"]
 
 
 def test_bfloat16_is_fast_where_the_processor_says_so(monkeypatch):

@@ -1,33 +1,33 @@
-"""Changes that leave the diagnosis alone, drawn anew for every picture and applied to a batch at once."""
+"""The network's input, random changes for training, and pictures altered as if taken elsewhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from pneumonia.acquisition import blurred_by
-
 INNER = 0.9
-"""Share of the side that a second look at a picture takes."""
+"""Side of the inner view of a picture, as a share of the whole side."""
 LEVELS = 3
-"""So many degrees of lost sharpness in a batch."""
+"""Number of degrees of lost sharpness in a batch."""
 MARGIN = 1.125
-"""Pictures are kept this much larger than the network's input."""
+"""Pictures are stored larger than the network's input by this factor."""
+DEGREES, SHARPNESS = 8, (0.35, 1.0)
+"""Number and range of the degrees of sharpness in :func:`taken_elsewhere`."""
 
 
 def standardize(pictures: Tensor) -> Tensor:
-    """Give each picture (N, 1, H, W) mean 0 and deviation 1: exposure says nothing about the lungs."""
+    """Give each picture (N, 1, H, W) mean 0 and standard deviation 1, because exposure says nothing about the lungs."""
     mean, deviation = pictures.mean((2, 3), keepdim=True), pictures.std((2, 3), keepdim=True)
     return (pictures - mean) / (deviation + 1e-3)
 
 
 def prepare(pixels: Tensor, size: int) -> Tensor:
-    """Turn pictures (N, S, S) in uint8 into the network's input (N, 3, size, size), without chance."""
+    """Turn pictures (N, S, S) in uint8 into the network's input (N, 3, size, size), without random changes."""
     pictures = pixels[:, None].float() / 255
     if pictures.shape[-1] != size:
         pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
@@ -35,7 +35,7 @@ def prepare(pixels: Tensor, size: int) -> Tensor:
 
 
 def views(pixels: Tensor, size: int) -> list[Tensor]:
-    """Return what a picture (N, S, S) is judged by: all of it, its inner part, and the mirror images of both.
+    """Return the views of pictures (N, S, S) to predict from: the whole, the inner part, and the mirror image of each.
 
     The inner part leaves out the border, where markers and the edges of the detector are.
     """
@@ -47,41 +47,34 @@ def views(pixels: Tensor, size: int) -> list[Tensor]:
 
 
 def as_input(pictures: Tensor) -> Tensor:
-    """Repeat the gray channel thrice, channels-last: what a network made for photographs takes."""
+    """Repeat the gray channel three times, channels-last, for a network made for photographs."""
     return pictures.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Turn pictures (N, S, S) in uint8 into randomly changed input (N, 3, size, size).
 
-    A random affine map (flip, rotation by up to 10 degrees, scale 0.8 to 1.1, aspect, shift), lost sharpness in every
-    second picture, gamma, blur, noise, and one erased rectangle in every second picture. Proportions and sharpness
-    tell how a picture was taken, which in many collections depends on the class: they are varied widely.
+    A random affine map (flip, rotation by up to 10 degrees, scale 0.8 to 1.1, aspect, shift), lost sharpness in about
+    half the pictures, gamma, blur, noise, and one erased rectangle in about half the pictures. Proportions and
+    sharpness vary widely because they reveal how a picture was taken, which in many collections depends on the class.
     """
     n, device = len(pixels), pixels.device
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(n).uniform_(low, high, generator=generator).to(device)
 
-    pictures = pixels[:, None].float() / 255
     angle = uniform(-10, 10) * math.pi / 180
     scale, aspect = uniform(0.8, 1.1), uniform(-0.15, 0.15).exp()
     flip = uniform(-1, 1).sign()
-    affine = torch.stack(
-        [
-            torch.stack([angle.cos() * scale * aspect * flip, -angle.sin() * scale, uniform(-0.12, 0.12)], 1),
-            torch.stack([angle.sin() * scale * flip, angle.cos() * scale / aspect, uniform(-0.12, 0.12)], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(affine, [n, 1, size, size], align_corners=False)
-    pictures = F.grid_sample(pictures, grid, align_corners=False)
+    across = angle.cos() * scale * aspect * flip, -angle.sin() * scale, uniform(-0.12, 0.12)
+    down = angle.sin() * scale * flip, angle.cos() * scale / aspect, uniform(-0.12, 0.12)
+    pictures = _warped(pixels, across, down, size)
     which = uniform(0, 1)
-    for step in range(LEVELS):  # as many pictures keep their sharpness as lose it, to one of these degrees
+    for step in range(LEVELS):  # half of the pictures lose sharpness, to one of these degrees
         share = torch.empty(1).uniform_(0.3, 0.9, generator=generator).item()
         chosen = (which >= step / LEVELS / 2) & (which < (step + 1) / LEVELS / 2)
         if chosen.any():
-            pictures[chosen] = blurred_by(pictures[chosen], share)
+            pictures[chosen] = coarser(pictures[chosen], share)
     pictures = pictures.clamp(1e-4, 1) ** uniform(-0.4, 0.4).exp().view(-1, 1, 1, 1)
     blurred = uniform(0, 1) < 0.3
     if blurred.any():
@@ -93,7 +86,7 @@ def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _erase(pictures: Tensor, uniform: Callable[[float, float], Tensor]) -> Tensor:
-    """Fill one rectangle of every second picture with a random gray."""
+    """Fill one rectangle in about half the pictures with a random gray."""
     side = pictures.shape[-1]
     at = torch.arange(side, device=pictures.device)
     inside = []
@@ -102,3 +95,44 @@ def _erase(pictures: Tensor, uniform: Callable[[float, float], Tensor]) -> Tenso
         inside.append((at >= start[:, None]) & (at < (start + length)[:, None]))
     rectangle = inside[0][:, :, None] & inside[1][:, None, :] & (uniform(0, 1) < 0.5)[:, None, None]
     return torch.where(rectangle[:, None], uniform(0, 1).view(-1, 1, 1, 1), pictures)
+
+
+def taken_elsewhere(pixels: Tensor, seed: int) -> Tensor:
+    """Return pictures (N, S, S), uint8, with other proportions, framing, sharpness, exposure and noise.
+
+    None of these changes the diagnosis. A network that has learned how the pictures of a class are *taken* does worse
+    on the result; one that has learned the disease does not. The same seed gives the same changes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = len(pixels)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(count).uniform_(low, high, generator=generator)
+
+    aspect, scale, zero = uniform(-0.15, 0.15).exp(), uniform(0.85, 1.1), torch.zeros(count)
+    across = scale * aspect, zero, uniform(-0.06, 0.06)
+    down = zero, scale / aspect, uniform(-0.06, 0.06)
+    pictures = _warped(pixels, across, down, pixels.shape[-1])
+    degree = torch.randint(DEGREES, (count,), generator=generator)
+    for step, share in enumerate(torch.linspace(*SHARPNESS, DEGREES).tolist()):
+        chosen = degree == step
+        if share < 1 and chosen.any():
+            pictures[chosen] = coarser(pictures[chosen], share)
+    gamma = uniform(-0.4, 0.4).exp().view(-1, 1, 1, 1)
+    noise = torch.randn(pictures.shape, generator=generator) * uniform(0, 0.03).view(-1, 1, 1, 1)
+    return ((pictures.clamp(1e-4, 1) ** gamma + noise).clamp(0, 1) * 255).round().byte()[:, 0]
+
+
+def _warped(pixels: Tensor, across: Sequence[Tensor], down: Sequence[Tensor], size: int) -> Tensor:
+    """Apply affine maps, given by their two rows, to pictures in uint8: (N, S, S) to (N, 1, size, size) in [0, 1]."""
+    affine = torch.stack([torch.stack(list(across), 1), torch.stack(list(down), 1)], 1)
+    grid = F.affine_grid(affine, [len(pixels), 1, size, size], align_corners=False)
+    return F.grid_sample(pixels[:, None].float() / 255, grid, align_corners=False)
+
+
+def coarser(pictures: Tensor, share: float) -> Tensor:
+    """Shrink pictures (N, 1, S, S) to a share of their size and enlarge them again, as a coarser detector would."""
+    side = pictures.shape[-1]
+    smaller = max(8, round(side * share))
+    coarse = F.interpolate(pictures, (smaller, smaller), mode="bilinear", antialias=True)
+    return F.interpolate(coarse, (side, side), mode="bilinear")

@@ -1,35 +1,54 @@
-"""The command line: ``run.py [options]`` trains, evaluates and explains; ``run.py predict`` explains new images."""
+"""The command line: ``run.py [options]`` trains, evaluates and explains; two commands use the trained network."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import camlib
-from pneumonia import distributed
-from pneumonia.errors import InputError
-from pneumonia.options import check, choose_device, parser
+from pneumonia import InputError, distributed, methods, prediction
+from pneumonia.options import parse
 from pneumonia.pipeline import run
-from pneumonia.prediction import main as predict
 from pneumonia.seeds import run_seeds
+
+
+class Command(NamedTuple):
+    """A command: its name, what it runs, and what to say when it is interrupted."""
+
+    name: str
+    run: Callable[[Sequence[str]], int]
+    interrupted: str
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train, evaluate and explain, with one seed or with several."""
+    options = parse(arguments)
+    with distributed.joined(cuda=options.device.type == "cuda"):
+        (run if options.seeds == 1 else run_seeds)(options)
+    return 0
+
+
+TRAIN = Command("run.py", train, "the same command with --resume continues after the last epoch")
+COMMANDS = {
+    "predict": Command("run.py predict", prediction.predict, "the overlays drawn so far are kept"),
+    "methods": Command(
+        "run.py methods", methods.compare, "the same command with --resume continues after the last batch"
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example; return the exit status: 2 for bad input, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["predict"]:
-        return predict(arguments[1:])
-    options = parser().parse_args(arguments)
+    command = COMMANDS.get(arguments[0], TRAIN) if arguments else TRAIN
     try:
-        check(options)
-        with distributed.joined(cuda=choose_device(options.device).type == "cuda"):
-            (run if options.seeds == 1 else run_seeds)(options)
+        return command.run(arguments if command is TRAIN else arguments[1:])
     except (InputError, camlib.CamlibError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # all processes of torchrun have met it
-            print(f"run.py: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:  # every process of torchrun meets the same error
+            print(f"{command.name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("run.py: stopped; the same command with --resume continues after the last epoch", file=sys.stderr)
+        print(f"{command.name}: interrupted; {command.interrupted}", file=sys.stderr)
         return 130
-    return 0

@@ -1,4 +1,4 @@
-"""Labelled pictures: finding them in folders, telling patients apart, and reading them into one tensor."""
+"""Labelled pictures: finding them in folders, recognising patients, and reading them into one tensor."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 import camlib
-from pneumonia.errors import InputError
+from pneumonia import InputError
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 ENDINGS = {".jpg", ".jpeg", ".png", ".dcm", ".dicom"}
 MOST_UNREADABLE = 0.1
-"""A folder of which a larger share cannot be read is refused."""
+"""If a larger share of the images cannot be read, reading fails."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Grayscale pictures at one working size, their labels, and whom they show."""
+    """Grayscale pictures at one working size, with their labels and patients."""
 
     pixels: Tensor
     """(N, S, S), uint8."""
     labels: Tensor
     """(N,), int64: 0 NORMAL, 1 PNEUMONIA."""
     patients: list[str]
-    """Whom each picture shows, as far as the file names tell."""
+    """The patient of each picture, as far as the file name identifies one."""
     names: list[str]
-    """A path or another name for each picture."""
+    """The path of each picture, or another name."""
     masks: Tensor | None = None
-    """(N, S, S) bool: where the opacity is, for phantoms."""
+    """(N, S, S), bool: the opacities; for phantoms only."""
     digests: list[str] = field(default_factory=list)
-    """A hash of each picture's content at its own resolution; empty where there are no files."""
+    """A hash of the content of each picture at its original resolution; empty if there are no files."""
     unreadable: list[str] = field(default_factory=list)
-    """Files that were skipped, and why."""
+    """Files that cannot be read, and why."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +58,14 @@ class Pictures:
             [self.digests[index] for index in chosen] if self.digests else [],
         )
 
+    def sick(self, count: int | None = None) -> Pictures:
+        """Return the PNEUMONIA pictures, or the first ``count`` of them."""
+        return self.take(self.labels.nonzero().flatten()[:count].tolist())
+
+    def masks_at(self, size: int) -> Tensor | None:
+        """Return the masks at another resolution, (N, size, size)."""
+        return None if self.masks is None else camlib.resize(self.masks.float(), (size, size)) >= 0.5
+
 
 def concatenate(parts: Sequence[Pictures]) -> Pictures:
     """Join pictures that have no masks."""
@@ -73,10 +81,10 @@ def concatenate(parts: Sequence[Pictures]) -> Pictures:
 
 
 def patient_of(path: Path, label: int) -> str:
-    """Tell the patient from a file name of the Kaggle data set; another name is a patient of its own.
+    """Return the patient that a file name of the Kaggle data set identifies; any other name counts as one patient.
 
-    ``person1000_bacteria_2931`` is patient 1000; ``IM-0115-0001`` and ``NORMAL2-IM-1422-0001`` carry the number
-    of an examination. The two kinds of number are unrelated, so the class is part of the answer.
+    ``person1000_bacteria_2931`` is patient 1000; ``IM-0115-0001`` and ``NORMAL2-IM-1422-0001`` hold the number
+    of an examination. The two kinds of numbers are unrelated, so the result includes the class.
 
     Example:
         >>> patient_of(Path("person1000_bacteria_2931.jpeg"), 1), patient_of(Path("NORMAL2-IM-1422-0001.jpeg"), 0)
@@ -87,10 +95,10 @@ def patient_of(path: Path, label: int) -> str:
 
 
 def class_folders(folder: Path) -> dict[str, Path] | None:
-    """Return the folders NORMAL and PNEUMONIA (in any case) inside ``folder``, or None if neither is there.
+    """Return the folders NORMAL and PNEUMONIA (in any case) inside ``folder``, or None if it has neither.
 
     Raises:
-        InputError: only one of them is there.
+        InputError: only one of them exists.
     """
     inside = {path.name.upper(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     found = {name: inside[name] for name in CLASSES if name in inside}
@@ -101,14 +109,14 @@ def class_folders(folder: Path) -> dict[str, Path] | None:
 
 
 def list_images(folder: Path) -> list[tuple[Path, int]]:
-    """List the images of the two class folders in ``folder``, with their labels.
+    """List the images in the two class folders of ``folder``, with their labels.
 
     Raises:
         InputError: a class has no images.
     """
     folders = class_folders(folder)
     if not folders:
-        raise InputError(f"{folder} has no folders NORMAL and PNEUMONIA; put the images of each class into one")
+        raise InputError(f"{folder} has no folders NORMAL and PNEUMONIA; put the images of each class into one of them")
     files = []
     for label, name in enumerate(CLASSES):
         inside = [
@@ -123,10 +131,10 @@ def list_images(folder: Path) -> list[tuple[Path, int]]:
 
 
 def load(files: Sequence[tuple[Path, int]], size: int, title: str) -> Pictures:
-    """Read images, squeezed to ``size`` x ``size``; unreadable ones are skipped and listed.
+    """Read images, resized to ``size`` x ``size``; those that cannot be read are skipped and listed.
 
     Raises:
-        InputError: more than a tenth of them are unreadable, or all of a class.
+        InputError: more than a tenth of the images, or all images of a class, cannot be read.
     """
     pixels, labels, patients, names, digests, unreadable = [], [], [], [], [], []
     for path, label in tqdm(files, desc=f"reading {title}", unit="image", leave=False):

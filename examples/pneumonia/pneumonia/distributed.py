@@ -1,6 +1,6 @@
-"""Several processes, as ``torchrun`` starts them: who is the first, who takes which part, and how parts come together.
+"""Several processes, as ``torchrun`` starts them: rank, shares of the data, and communication.
 
-Without ``torchrun`` there is one process, and everything here does nothing.
+Without ``torchrun`` there is one process, and the functions here change nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 def joined(cuda: bool) -> Iterator[None]:
     """Join the other processes, if there are any; only the first one prints.
 
-    NCCL connects them on GPUs, gloo elsewhere. An error that is not one of ours still shows its traceback.
+    NCCL connects them on GPUs, gloo elsewhere. Unexpected errors of the other processes still show their traceback.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -36,36 +36,36 @@ def joined(cuda: bool) -> Iterator[None]:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints, draws and writes."""
+    """Return whether this is the process that prints, draws and writes."""
     return _rank() == 0
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where there are several; any other device as it is."""
+    """Return the GPU of this process if there are several processes; otherwise the device itself."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 
 def own_part(values: Tensor) -> Tensor:
-    """The rows that this process takes: with those of the others, all of them, in order."""
+    """Return the rows of this process. The parts of all processes, joined in order, are all rows."""
     return values.tensor_split(count())[_rank()]
 
 
 def own_generator(generator: torch.Generator, seed: int, epoch: int) -> torch.Generator:
-    """The generator itself for one process; of several, another one for each process and epoch."""
+    """Return the generator itself if there is one process; otherwise a new one for each process and epoch."""
     if count() == 1:
         return generator
     return torch.Generator().manual_seed((seed * 10_007 + epoch) * 1_009 + _rank())
 
 
 def gathered(part: Tensor) -> Tensor:
-    """The parts of all processes, joined in order, in each of them."""
+    """Join the parts of all processes in order, and return the whole in each process."""
     if count() == 1:
         return part
     parts: list[Tensor | None] = [None] * count()
@@ -74,7 +74,7 @@ def gathered(part: Tensor) -> Tensor:
 
 
 def mean(value: Tensor) -> float:
-    """The mean of a number over the processes, the same in each, so that all of them decide alike."""
+    """Return the mean of a number over the processes, which is the same in each, so that all decide alike."""
     if count() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
@@ -82,7 +82,7 @@ def mean(value: Tensor) -> float:
 
 
 def share_first(model: nn.Module) -> None:
-    """Give every process the first one's weights and statistics: without a GPU each has seen its own batches."""
+    """Copy the weights and BatchNorm statistics of the first process, which differ without a GPU, to the others."""
     if count() > 1:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
@@ -91,8 +91,8 @@ def share_first(model: nn.Module) -> None:
 def together(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a network so that gradients are averaged over the processes.
 
-    gloo cannot share BatchNorm's statistics: there each process normalises by its own part of the batch, and the
-    running statistics of the first are kept.
+    gloo cannot share BatchNorm's statistics: each process then normalises by its part of the batch, and the running
+    statistics of the first process are kept.
     """
     if count() == 1:
         return model
@@ -100,7 +100,7 @@ def together(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def with_shared_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make BatchNorm see the whole batch, where the processes have GPUs."""
+    """Make BatchNorm use the statistics of the whole batch, if the processes have GPUs."""
     if count() == 1 or device.type != "cuda":
         return model
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)

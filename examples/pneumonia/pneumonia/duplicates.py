@@ -1,4 +1,4 @@
-"""The same picture under several names: found by its content, kept on one side of a split, and reported."""
+"""Copies of a picture under several names: found by content, kept on one side of a split, and reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pneumonia.data import CLASSES, Pictures
 
 
 def copies(pictures: Pictures) -> list[list[int]]:
-    """Return the indices of each picture that is there more than once."""
+    """Return the indices of the copies of each picture that occurs more than once."""
     places = defaultdict(list)
     for index, digest in enumerate(pictures.digests):
         places[digest].append(index)
@@ -19,7 +19,7 @@ def copies(pictures: Pictures) -> list[list[int]]:
 
 
 def with_joined_patients(pictures: Pictures) -> Pictures:
-    """Make one patient of those that share a picture, so that a split by patient keeps its copies together."""
+    """Merge patients who share a picture, so that a split by patient keeps its copies together."""
     same: dict[str, str] = {}
 
     def first(patient: str) -> str:
@@ -34,19 +34,19 @@ def with_joined_patients(pictures: Pictures) -> Pictures:
 
 
 def without_copies_of(pool: Pictures, test: Pictures) -> Pictures:
-    """Leave out what is in the test set as well: a picture that was trained on tests nothing."""
+    """Return ``pool`` without the pictures that are also in the test set."""
     known = set(test.digests)
     return pool.take([index for index in range(len(pool)) if not pool.digests or pool.digests[index] not in known])
 
 
 def notes_of(pictures: Pictures, title: str) -> list[str]:
-    """Say what is there more than once, and what of it under both labels; the first three are named."""
+    """Report the pictures that occur more than once, and those with both labels; the first three are named."""
     found = copies(pictures)
     if not found:
-        return [f"no picture is twice in {title}, by its content"]
-    odd = [indices for indices in found if len({int(pictures.labels[index]) for index in indices}) == len(CLASSES)]
-    notes = [f"{len(found)} pictures are more than once in {title}, by their content: {_named(pictures, found)}"]
-    return notes + ([f"{len(odd)} of these under both labels: {_named(pictures, odd)}"] if odd else [])
+        return [f"no picture occurs twice in {title}"]
+    mixed = [indices for indices in found if len({int(pictures.labels[index]) for index in indices}) == len(CLASSES)]
+    notes = [f"pictures that occur more than once in {title}: {len(found)} ({_named(pictures, found)})"]
+    return notes + ([f"of these, pictures with both labels: {len(mixed)} ({_named(pictures, mixed)})"] if mixed else [])
 
 
 def _named(pictures: Pictures, groups: Sequence[Sequence[int]]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,141 +11,131 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import camlib
 from camlib.imaging import draw_contours
 from camlib.metrics import deletion, energy_pointing_game, insertion, pointing_game
-from pneumonia.augment import prepare
 from pneumonia.data import CLASSES, Pictures
+from pneumonia.measures import Estimate, means
+from pneumonia.network import Network
 
 Array = NDArray[Any]
 CANDIDATES = ("layer2", "layer3", "layer4")
-"""Layers among which validation images choose."""
+"""The layers that validation images choose from."""
 FEW, STEPS = 32, 8
-"""Images, and steps of insertion and deletion, by which they do where there are no masks."""
-RESAMPLES = 1000
+"""Images, and steps of insertion and deletion, that choose the layer if there are no masks."""
 AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class Pointing:
+    """Whether heatmaps point at the opacities."""
+
+    pointing_game: Estimate
+    """Share of the images whose highest heatmap value lies inside an opacity."""
+    energy_inside: Estimate
+    """Share of the heatmap that lies inside the opacities."""
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Whether Grad-CAM points at the opacities of phantoms, and whether a Gaussian in the centre does."""
+
+    images: int
+    layer: str
+    mask_area: float
+    """Mean share of the picture that the opacities cover."""
+    grad_cam: Pointing
+    center_gaussian: Pointing
+
+
 def gallery(
-    model: nn.Module,
-    pictures: Pictures,
-    probabilities: Array,
-    threshold: float,
-    size: int,
-    layer: str | None,
-    device: torch.device,
+    network: Network, pictures: Pictures, probabilities: Array, threshold: float, layer: str | None
 ) -> tuple[Figure, camlib.Explanation]:
     """Draw original, heatmap and overlay of each picture at its own resolution, a row for each.
 
-    The logit of the predicted class is explained. The pictures were squeezed whole into the network's square
-    input, so that stretching a heatmap to the picture's own size puts it back where it belongs. On the overlay of a
-    phantom its opacities are outlined.
+    The logit of the predicted class is explained. The whole picture was resized to the network's square input, so
+    resizing a heatmap to the size of the picture aligns the two. The overlay of a phantom shows the outline of its
+    opacities.
     """
-    predicted = torch.from_numpy((probabilities >= threshold).astype(np.int64)).to(device)
-    explanation = camlib.GradCAM(model, layer)(prepare(pictures.pixels.to(device), size), predicted)
-    figure = explanation.plot([original(pictures, index) for index in range(len(pictures))], CLASSES)
-    for row, (label, guess, probability) in enumerate(
-        zip(pictures.labels.tolist(), predicted.tolist(), probabilities, strict=True)
-    ):
-        certainty = probability if guess else 1 - probability
-        figure.axes[3 * row].set_title(
-            f"{'' if label == guess else 'WRONG: '}{CLASSES[guess]} ({certainty:.0%}), truly {CLASSES[label]}",
-            fontsize=8,
-            loc="left",
-            color="black" if label == guess else "firebrick",
-        )
-        shown = figure.axes[3 * row + 1]
-        if shown.get_title() == "heatmap":
-            shown.set_title(f"heatmap for {CLASSES[guess]}", fontsize=9)
-        if pictures.masks is not None and pictures.masks[row].any():
-            _outline(figure.axes[3 * row + 2], pictures.masks[row])
+    predicted = torch.from_numpy((probabilities >= threshold).astype(np.int64)).to(network.device)
+    explanation = camlib.GradCAM(network.model, layer)(network.inputs(pictures.pixels), predicted)
+    titles = [
+        f"{'' if label == guess else 'WRONG: '}{CLASSES[guess]} ({p if guess else 1 - p:.0%}), truly {CLASSES[label]}"
+        for label, guess, p in zip(pictures.labels.tolist(), predicted.tolist(), probabilities, strict=True)
+    ]
+    figure = explanation.plot([original(pictures, index) for index in range(len(pictures))], titles=titles)
+    if pictures.masks is not None:
+        for overlay, mask in zip(figure.axes[2::3], pictures.masks, strict=True):  # the last picture of each row
+            _outline(overlay, mask)
     return figure, explanation
 
 
 def _outline(overlay: Axes, mask: Tensor) -> None:
-    """Outline the true opacity of a phantom on its overlay."""
-    (image,) = overlay.get_images()
-    image.set_data(draw_contours(np.asarray(image.get_array()), mask.float()))
-    overlay.set_title("overlay, true opacity outlined", fontsize=9)
+    """Outline the true opacities of a phantom, if it has any, on its overlay."""
+    if mask.any():
+        (image,) = overlay.get_images()
+        image.set_data(draw_contours(np.asarray(image.get_array()), mask.float()))
+        overlay.set_title("overlay, true opacity outlined", fontsize=9)
 
 
 def original(pictures: Pictures, index: int) -> Array:
-    """The picture as it is on disk, or as it was drawn."""
+    """Return a picture as it is on disk; of a phantom, its pixels."""
     path = Path(pictures.names[index])
     return camlib.imaging.read_gray(path) if path.is_file() else pictures.pixels[index].numpy()
 
 
-def heatmaps(model: nn.Module, pictures: Pictures, size: int, layer: str | None, device: torch.device) -> Tensor:
-    """Grad-CAM heatmaps of the PNEUMONIA logit, (N, S, S), at the pictures' working size."""
-    cam = camlib.GradCAM(model, layer)
+def heatmaps(network: Network, pictures: Pictures, layer: str | None) -> Tensor:
+    """Return Grad-CAM heatmaps of the PNEUMONIA logit, (N, S, S), at the working size of the pictures."""
+    cam = camlib.GradCAM(network.model, layer)
     side = pictures.pixels.shape[-1]
-    parts = [
-        cam(prepare(batch.to(device), size), 1).heatmaps((side, side)).cpu() for batch in pictures.pixels.split(AT_ONCE)
-    ]
+    parts = [cam(network.inputs(batch), 1).heatmaps((side, side)).cpu() for batch in pictures.pixels.split(AT_ONCE)]
     return torch.cat(parts)
 
 
-def choose_layer(model: nn.Module, validation: Pictures, size: int, device: torch.device) -> str:
-    """The candidate whose heatmaps of validation images are best.
+def choose_layer(network: Network, validation: Pictures) -> str:
+    """Return the candidate layer with the best heatmaps of the PNEUMONIA validation images.
 
-    Where masks tell the truth, by the energy inside them. Elsewhere by faithfulness to the network: how much further
-    the probability rises when the pixels come back in the heatmap's order than when they go in it.
+    If there are masks, the best heatmaps have the highest energy inside them. Otherwise they are the most faithful
+    ones: those with the largest difference between insertion and deletion.
     """
-    sick = _sick(validation)
+    sick = validation.sick()
 
     def energy(layer: str) -> float:
-        return float(energy_pointing_game(heatmaps(model, sick, size, layer, device), masks).mean())
+        return float(energy_pointing_game(heatmaps(network, sick, layer), masks).mean())
 
     def faithfulness(layer: str) -> float:
         few = sick.take(range(min(FEW, len(sick))))
-        inputs = prepare(few.pixels.to(device), size)
-        maps = camlib.resize(heatmaps(model, few, size, layer, device), (size, size)).to(device)
-        rise = insertion(model, inputs, maps, target=1, steps=STEPS) - deletion(
-            model, inputs, maps, target=1, steps=STEPS
+        size = (network.size, network.size)
+        maps = camlib.resize(heatmaps(network, few, layer), size).to(network.device)
+        rise, fall = (
+            metric(network.model, network.inputs(few.pixels), maps, target=1, steps=STEPS)
+            for metric in (insertion, deletion)
         )
-        return float(rise.mean())
+        return float((rise - fall).mean())
 
     masks = sick.masks
     return max(CANDIDATES, key=faithfulness if masks is None else energy)
 
 
-def localisation(
-    model: nn.Module, test: Pictures, size: int, layer: str, seed: int, device: torch.device
-) -> dict[str, Any]:
-    """Whether the heatmaps of the PNEUMONIA test phantoms point at the opacities, beside a centre Gaussian.
+def localisation(network: Network, test: Pictures, layer: str, seed: int) -> Localisation:
+    """Measure whether the heatmaps of PNEUMONIA test phantoms point at the opacities; intervals are over images."""
+    sick = test.sick()
+    masks = sick.masks
+    assert masks is not None
 
-    Returns:
-        Pointing game and energy inside, with 95% bootstrap intervals over the images.
-    """
-    sick = _sick(test)
-    assert sick.masks is not None
-    side = sick.pixels.shape[-1]
-    contenders = {
-        "grad_cam": heatmaps(model, sick, size, layer, device),
-        "center_gaussian": camlib.functional.center_gaussian((side, side)).expand(len(sick), -1, -1),
-    }
-    measures: dict[str, Callable[..., Tensor]] = {
-        "pointing_game": partial(pointing_game, tolerance=0),
-        "energy_inside": energy_pointing_game,
-    }
-    return {
-        "images": len(sick),
-        "layer": layer,
-        "mask_area": float(sick.masks.double().mean()),
-        **{
-            who: {name: _with_interval(measure(maps, sick.masks), seed) for name, measure in measures.items()}
-            for who, maps in contenders.items()
-        },
-    }
+    def pointing(maps: Tensor) -> Pointing:
+        measured = {
+            "pointing_game": pointing_game(maps, masks, tolerance=0),
+            "energy_inside": energy_pointing_game(maps, masks),
+        }
+        return Pointing(**means(measured, range(len(sick)), seed))
 
-
-def _sick(pictures: Pictures) -> Pictures:
-    return pictures.take(pictures.labels.nonzero().flatten().tolist())
-
-
-def _with_interval(measured: Tensor, seed: int) -> dict[str, Any]:
-    values: Array = measured.double().numpy()
-    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(1)
-    return {"value": float(values.mean()), "interval": [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]}
+    return Localisation(
+        images=len(sick),
+        layer=layer,
+        mask_area=float(masks.double().mean()),
+        grad_cam=pointing(heatmaps(network, sick, layer)),
+        center_gaussian=pointing(camlib.functional.center_gaussian(tuple(masks.shape[1:])).expand(len(sick), -1, -1)),
+    )

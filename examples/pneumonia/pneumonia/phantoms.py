@@ -34,11 +34,6 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CLASSES", "MASK_LEVEL", "Phantoms", "generate"]
-
-CLASSES = ("NORMAL", "PNEUMONIA")
-"""The names of the labels 0 and 1."""
-
 MASK_LEVEL = 0.4
 """An opacity's mask is where its envelope, before texture, exceeds this fraction of its peak."""
 
@@ -220,16 +215,8 @@ def _trunk(rng: np.random.Generator, axis: float, width: float) -> Array:
     """Neck, shoulders and torso."""
     neck, slope = rng.uniform(0.085, 0.12), rng.uniform(0.05, 0.1)
     flank, shoulder = width + rng.uniform(0.05, 0.09), width + rng.uniform(0.03, 0.07)
-    half = [
-        (neck, -0.15),
-        (neck, 0.01),
-        (0.19, 0.02 + slope * 0.5),
-        (shoulder - 0.04, 0.05 + slope),
-        (shoulder, 0.16 + slope),
-        (flank - 0.02, 0.42),
-        (flank, 0.7),
-        (flank - 0.005, 1.2),
-    ]
+    half = [(neck, -0.15), (neck, 0.01), (0.19, 0.02 + slope * 0.5), (shoulder - 0.04, 0.05 + slope)]
+    half += [(shoulder, 0.16 + slope), (flank - 0.02, 0.42), (flank, 0.7), (flank - 0.005, 1.2)]
     right = [(axis + x, y) for x, y in half]
     left = [(axis - x, y) for x, y in reversed(half)]
     return _curve(right + left)
@@ -261,24 +248,15 @@ def _heart(rng: np.random.Generator, axis: float, base: float) -> Array:
 def _lung(rng: np.random.Generator, side: int, axis: float, width: float, top: float, base: float) -> Array:
     """One lung: along the rib cage outside, over the diaphragm's dome below, behind the heart inside."""
     low = base + (0.02 if side > 0 else -0.015) + rng.uniform(-0.03, 0.03)  # right diaphragm stands higher
-    apex, dome, angle = (
-        top + rng.uniform(-0.01, 0.01),
-        low - rng.uniform(0.04, 0.08),
-        low + rng.uniform(0, 0.04),
-    )
+    apex, dome = top + rng.uniform(-0.01, 0.01), low - rng.uniform(0.04, 0.08)
+    angle = low + rng.uniform(0, 0.04)
     heights = np.array([0.1, 0.22, 0.4, 0.6, 0.8, 0.95]) * (angle - apex) + apex
     walls = _cage(heights, width, base) - rng.uniform(0.012, 0.03)
     inner, crown = rng.uniform(0.035, 0.05), rng.uniform(0.11, 0.14)
     points = [(crown, apex)]
     points += list(zip(walls.tolist(), heights.tolist(), strict=True))
     points += [(walls[-1] - 0.012, angle), (walls[-1] - 0.07, dome + 0.015), (0.17, dome)]
-    points += [
-        (0.08, dome + 0.03),
-        (inner, dome + 0.05),
-        (inner, 0.5),
-        (inner, 0.3),
-        (inner + 0.02, apex + 0.05),
-    ]
+    points += [(0.08, dome + 0.03), (inner, dome + 0.05), (inner, 0.5), (inner, 0.3), (inner + 0.02, apex + 0.05)]
     jitter = rng.normal(0.0, 0.004, (len(points), 2))
     return _curve((np.asarray(points) + jitter) * (side, 1) + (axis, 0.0))
 

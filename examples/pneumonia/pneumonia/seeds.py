@@ -1,50 +1,54 @@
-"""The same run from several seeds: other splits, other first weights, other batches. How much is luck?"""
+"""Several runs that differ in their seed: how much do the results depend on split, starting weights and batches?"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pneumonia import distributed
-from pneumonia.evaluate import FIGURES
-from pneumonia.pipeline import run, write_json
-from pneumonia.summary import print_seeds
+from pneumonia.measures import MEASURES
+from pneumonia.options import Options
+from pneumonia.pipeline import run
+from pneumonia.results import Results, write_json
 
-Results = dict[str, Any]
+
+@dataclass(frozen=True)
+class Spread:
+    """How one measure of the test set varies over the seeds."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation; NaN for a single value."""
+    least: float
+    most: float
+    values: list[float]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.deviation:.3f}; {self.least:.3f} to {self.most:.3f})"
 
 
-def run_seeds(options: argparse.Namespace) -> Results:
-    """Run each seed in a folder of its own, ``seed-N``; write ``seeds.json`` after each, and print mean and spread."""
-    folder, seeds = Path(options.output), range(options.seed, options.seed + options.seeds)
+def run_seeds(options: Options) -> None:
+    """Run each seed in its folder ``seed-N``, and print mean and spread; ``seeds.json`` is updated after each run."""
     done: dict[int, Results] = {}
-    for seed in seeds:
-        print(f"\n== seed {seed} ({len(done) + 1} of {len(seeds)}) ==")
-        done[seed] = run(argparse.Namespace(**{**vars(options), "seed": seed, "output": folder / f"seed-{seed}"}))
+    for seed in range(options.seed, options.seed + options.seeds):
+        print(f"\n== seed {seed} ({len(done) + 1} of {options.seeds}) ==")
+        done[seed] = run(replace(options, seed=seed, output=options.output / f"seed-{seed}"))
+        spreads = {name: spread([results.test[name].value for results in done.values()]) for name in MEASURES}
         if distributed.is_first():
-            write_json(spread(list(done), list(done.values())), folder / "seeds.json")
-    summary = spread(list(done), list(done.values()))
-    print_seeds(summary)
-    return summary
+            write_json(options.output / "seeds.json", {"seeds": list(done), "test": spreads})
+    print(f"\nseeds {', '.join(map(str, done))}: mean (standard deviation; minimum to maximum)")
+    for name, found in spreads.items():
+        print(f"  {name:12} {found}")
 
 
-def spread(seeds: Sequence[int], results: Sequence[Results]) -> Results:
-    """Mean, standard deviation (of the sample), least and most of each figure of the test set."""
-    return {
-        "seeds": list(seeds),
-        "test": {name: _spread([row["test"][name]["value"] for row in results]) for name in FIGURES},
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return {
-        "mean": float(np.mean(values)),
-        "deviation": deviation,
-        "least": float(np.min(values)),
-        "most": float(np.max(values)),
-        "values": [float(value) for value in values],
-    }
+def spread(values: Sequence[float]) -> Spread:
+    """Describe how values vary."""
+    return Spread(
+        mean=float(np.mean(values)),
+        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        least=float(np.min(values)),
+        most=float(np.max(values)),
+        values=list(values),
+    )

@@ -1,4 +1,4 @@
-"""Which test images are shown: by a rule that is fixed before anyone has looked, never by hand."""
+"""Which test images the report shows: chosen by fixed rules, never by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 GROUPS = {
-    "true_positive": "called PNEUMONIA, rightly: the highest probabilities",
-    "true_negative": "called NORMAL, rightly: the lowest probabilities",
-    "false_positive": "called PNEUMONIA, wrongly: the highest probabilities",
-    "false_negative": "called NORMAL, wrongly: the lowest probabilities",
-    "undecided": "of the others, those whose probability is nearest to the threshold",
-    "random": "drawn at random from the others, with the run's seed",
+    "true_positive": "correct PNEUMONIA, most confident",
+    "true_negative": "correct NORMAL, most confident",
+    "false_positive": "wrong PNEUMONIA, most confident",
+    "false_negative": "wrong NORMAL, most confident",
+    "undecided": "closest to the threshold of the remaining images",
+    "random": "drawn at random from the remaining images, with the seed of the run",
 }
 """The groups in the order in which they choose, and the rule of each."""
 
@@ -21,18 +21,18 @@ GROUPS = {
 def choose_examples(
     labels: ArrayLike, probabilities: ArrayLike, threshold: float, per_group: int = 4, seed: int = 0
 ) -> dict[str, list[int]]:
-    """Choose examples of every kind, by the rules of :data:`GROUPS`.
+    """Choose examples of every kind by the rules of :data:`GROUPS`.
 
     Args:
         labels: (N,), 0 NORMAL or 1 PNEUMONIA.
-        probabilities: (N,), of PNEUMONIA, which is called at or above the threshold.
-        threshold: of the decision.
-        per_group: the most of each group; fewer where there are fewer.
-        seed: of the group that is drawn.
+        probabilities: (N,), of PNEUMONIA.
+        threshold: probability at or above which an image is called PNEUMONIA.
+        per_group: largest number of images in each group.
+        seed: of the random group.
 
     Returns:
-        Indices by group, the most confident (or the nearest) first, those drawn in ascending order. No index comes
-        twice; of equal probabilities the lower index comes first.
+        Indices by group, the most confident or the closest first, the random ones in ascending order. No index is in
+        two groups. If probabilities are equal, the lower index comes first.
 
     Example:
         >>> chosen = choose_examples([0, 0, 1, 1, 1], [0.1, 0.7, 0.9, 0.9, 0.2], threshold=0.5, per_group=1)
@@ -56,7 +56,7 @@ def choose_examples(
 
 
 def drawn(among: NDArray[Any], count: int, seed: int) -> list[int]:
-    """Draw as many of the images ``among`` (N,) is true of as there are, ``count`` at most; in no order.
+    """Draw up to ``count`` of the images for which ``among`` (N,) is true, in random order.
 
     Example:
         >>> sorted(drawn(np.array([True, False, True]), 5, seed=0))
@@ -67,11 +67,11 @@ def drawn(among: NDArray[Any], count: int, seed: int) -> list[int]:
 
 
 def _first(among: NDArray[Any], key: NDArray[Any], count: int) -> list[int]:
-    """Those of the least key; of equal keys the lower index."""
+    """The images with the smallest keys; if keys are equal, the lower index comes first."""
     there = np.flatnonzero(among)
     return [int(index) for index in there[np.argsort(key[there], kind="stable")][:count]]
 
 
 def _others(images: NDArray[Any], chosen: dict[str, list[int]]) -> NDArray[Any]:
-    """True of the images that are in no group yet."""
+    """True for the images that are in no group yet."""
     return ~np.isin(np.arange(len(images)), [index for group in chosen.values() for index in group])

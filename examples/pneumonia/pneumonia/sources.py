@@ -1,34 +1,83 @@
-"""Where the pictures come from, and which of them train, validate and test."""
+"""Where the pictures come from, and how they are split into training, validation and test."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit, train_test_split
 
-from pneumonia import phantoms
+from pneumonia import InputError, phantoms
+from pneumonia.augment import MARGIN
 from pneumonia.data import Pictures, class_folders, concatenate, list_images, load
 from pneumonia.duplicates import notes_of, with_joined_patients, without_copies_of
-from pneumonia.errors import InputError
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What trains, what chooses the threshold, and what is looked at once, at the end."""
+    """The images that train, those that choose the threshold, and those that are evaluated once, at the end."""
 
     training: Pictures
     validation: Pictures
     test: Pictures
     notes: list[str]
-    """What was done and found, for the log and the results."""
+    """What was read and found, for the log and the report."""
+    skipped: list[str] = field(default_factory=list)
+    """Files that cannot be read, and why."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the names and labels that train and validate, which does not depend on where the folder is."""
+        rows = [
+            (Path(name).name, label)
+            for part in (self.training, self.validation)
+            for name, label in [*zip(part.names, part.labels.tolist(), strict=True), ("", -1)]
+        ]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which data set to read, how to split it, and how much of it to train on."""
+
+    data: str = "phantoms"
+    """phantoms, kaggle, medmnist, or a folder."""
+    split: str = "patient"
+    """A name in :data:`DIVISIONS`."""
+    max_train: int | None = None
+    """Train on this many random images only."""
+
+    def read(self, size: int, seed: int) -> Splits:
+        """Read the images at a working size a little above the input size of the network.
+
+        Raises:
+            InputError: there is no such data, or it cannot be used.
+        """
+        working, divide = round(size * MARGIN), DIVISIONS[self.split]
+        if self.data == "phantoms":
+            splits = from_phantoms(1120, working, seed)
+        elif self.data == "kaggle":
+            splits = from_kaggle(working, divide, seed)
+        elif self.data == "medmnist":
+            splits = from_medmnist(working)
+        else:
+            splits = from_folder(Path(self.data), working, divide, seed)
+        if not self.max_train or self.max_train >= len(splits.training):
+            return splits
+        labels = splits.training.labels.numpy()
+        chosen, _ = train_test_split(
+            np.arange(len(labels)), train_size=self.max_train, stratify=labels, random_state=seed
+        )
+        fewer = splits.training.take(chosen)
+        return replace(splits, training=fewer, notes=[*splits.notes, f"training on {len(fewer)} images only"])
 
 
 KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
@@ -37,16 +86,18 @@ Divide = Callable[[Pictures, float, int], tuple[Pictures, Pictures]]
 
 
 def by_patient(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """Split off a share of the pictures, a patient's all on one side; classes are close to their shares.
+    """Split off a share of the pictures, keeping all pictures of a patient on one side.
 
-    Of many random splits by patient the one with the class balance nearest to the whole is taken.
+    Of 20 random splits it takes the one whose size and class balance are the nearest to those asked for.
 
     Raises:
         InputError: there are too few patients.
     """
     labels = pictures.labels.numpy()
     if len(set(pictures.patients)) < 2 / share:
-        raise InputError(f"too few patients to split by: {len(set(pictures.patients))}; give more, or --split image")
+        raise InputError(
+            f"too few patients to split by: {len(set(pictures.patients))}; give more images, or --split image"
+        )
     splitter = GroupShuffleSplit(n_splits=20, test_size=share, random_state=seed)
     candidates = list(splitter.split(labels, labels, pictures.patients))
 
@@ -58,24 +109,24 @@ def by_patient(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, P
 
 
 def by_image(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """Split off a share of the pictures at random, classes in proportion: the original notebook's way.
+    """Split off a share of the pictures at random, keeping the class balance, as the original notebook did.
 
     Raises:
         InputError: there are too few images.
     """
     if min(pictures.labels.bincount(minlength=2)) < 2 / share:
-        raise InputError(f"too few images to split: {len(pictures)}; give more")
+        raise InputError(f"too few images to split: {len(pictures)}; give more images")
     splitter = StratifiedShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     kept, taken = next(splitter.split(pictures.labels, pictures.labels))
     return pictures.take(kept), pictures.take(taken)
 
 
 DIVISIONS: dict[str, Divide] = {"patient": by_patient, "image": by_image}
-"""The ways to split, by the name ``--split`` takes."""
+"""The ways to split, by the value of ``--split``."""
 
 
 def from_phantoms(count: int, size: int, seed: int) -> Splits:
-    """Draw phantoms: ``count`` to train with, a quarter of that to validate and a quarter to test."""
+    """Draw phantoms: ``count`` for training, a quarter of that for validation and as many for the test."""
     drawn = phantoms.generate(count + 2 * (count // 4), size=size, seed=seed)
     names = [f"phantom {index}" for index in range(len(drawn.images))]
     pictures = Pictures(drawn.images, drawn.labels, names, names, drawn.masks)
@@ -87,11 +138,11 @@ def from_phantoms(count: int, size: int, seed: int) -> Splits:
 def from_folder(folder: Path, size: int, divide: Divide, seed: int) -> Splits:
     """Read the Kaggle layout ``{train,val,test}/{NORMAL,PNEUMONIA}``, or one folder with the two class folders.
 
-    The test folder is kept apart; ``train`` and ``val`` are joined and divided anew, nine to one. One folder is
-    divided into 70% training, 15% validation and 15% test. Either may be nested once or twice.
+    The test folder stays the test set; ``train`` and ``val`` are joined and split again, nine to one. One folder is
+    split into 70% training, 15% validation and 15% test. Both layouts may be nested one or two folders deep.
 
     Raises:
-        InputError: no such folder, neither layout in it, or too many unreadable images.
+        InputError: the folder does not exist, has neither layout, or has too many unreadable images.
     """
     if not folder.is_dir():
         raise InputError(
@@ -104,7 +155,7 @@ def from_folder(folder: Path, size: int, divide: Divide, seed: int) -> Splits:
         rest, test = divide(everything, 0.15, seed)
         training, validation = divide(rest, 0.15 / 0.85, seed)
         unreadable = everything.unreadable
-        notes = [f"{len(everything)} images of {folder} divided 70/15/15", *notes_of(everything, root.name)]
+        notes = [f"{len(everything)} images of {folder}, split 70/15/15", *notes_of(everything, root.name)]
     else:
         names = [name for name in ("train", "val") if any(path.is_file() for path in (root / name).rglob("*.*"))]
         read = concatenate([load(list_images(root / name), size, name) for name in names])
@@ -112,21 +163,20 @@ def from_folder(folder: Path, size: int, divide: Divide, seed: int) -> Splits:
         pool = with_joined_patients(without_copies_of(read, test))
         training, validation = divide(pool, 0.1, seed)
         unreadable = read.unreadable + test.unreadable
-        notes = [f"{len(pool)} images of {' and '.join(names)} divided 90/10; test kept apart"]
+        notes = [f"{len(pool)} images of {' and '.join(names)} split 90/10; the test folder is the test set"]
         notes += [*notes_of(pool, " and ".join(names)), *notes_of(test, "test")]
         if len(pool) < len(read):
-            notes.append(f"left out of training: {len(read) - len(pool)} images that are in test as well")
-        notes += ["numbers of patients recur between the official folders without being the same child"]
+            notes.append(f"left out of training: {len(read) - len(pool)} images that are also in test")
+        notes += ["the official folders use the same patient numbers for different children"]
     for name, part in (("training", training), ("validation", validation), ("test", test)):
         if len(set(part.labels.tolist())) < 2:
-            raise InputError(f"too few images in {folder}: {name} has {len(part)}, of one class; give more images")
+            raise InputError(f"too few images in {folder}: {name} has {len(part)} of one class only; give more images")
     notes += [_overlap(training, validation, test)]
-    notes += [f"skipped {note}" for note in unreadable]
-    return Splits(training, validation, test, notes)
+    return Splits(training, validation, test, notes, unreadable)
 
 
 def _root(folder: Path) -> Path:
-    """The folder that holds the layout: ``folder`` itself, or one nested in it as the archive unpacks."""
+    """The folder that holds the layout: ``folder`` itself, or one inside it, as the archive unpacks."""
     candidates = [
         folder,
         *sorted(p for p in folder.glob("*") if p.is_dir()),
@@ -147,18 +197,18 @@ def _root(folder: Path) -> Path:
 
 
 def _overlap(training: Pictures, validation: Pictures, test: Pictures) -> str:
-    """How many patients, as far as the file names tell, are on both sides of a split."""
+    """Count the patients of each part, and those in two parts, as far as the file names identify patients."""
     known, chosen, kept = (set(part.patients) for part in (training, validation, test))
     return (
-        f"patients by file name: {len(known)} train, {len(chosen)} validate, {len(kept)} test; on both sides: "
-        f"{len(known & chosen)} of train and validation, {len((known | chosen) & kept)} of these and test"
+        f"patients by file name: {len(known)} in training, {len(chosen)} in validation, {len(kept)} in test; "
+        f"{len(known & chosen)} in training and validation, {len((known | chosen) & kept)} in one of these and test"
     )
 
 
 def from_kaggle(size: int, divide: Divide, seed: int) -> Splits:
-    """Read the Kaggle data set from kagglehub's cache, or have kagglehub download it into there.
+    """Read the Kaggle data set from kagglehub's cache, or let kagglehub download it.
 
-    The cache is looked into first, because kagglehub itself asks Kaggle for the current version even then.
+    The cache comes first because kagglehub asks Kaggle for the current version even if the data set is cached.
 
     Raises:
         InputError: it is not cached, and kagglehub is not installed or cannot download it.
@@ -171,7 +221,7 @@ def from_kaggle(size: int, divide: Divide, seed: int) -> Splits:
             raise InputError("--data kaggle needs the package kagglehub: install the extra kaggle") from error
         try:
             folder = Path(kagglehub.dataset_download(KAGGLE_DATASET))
-        except Exception as error:  # kagglehub passes on whatever its network library raises
+        except Exception as error:  # kagglehub raises the errors of its network library
             raise InputError(
                 "the Kaggle data set is not cached and cannot be downloaded (no network, or no Kaggle access): "
                 f"{type(error).__name__}; download it elsewhere and give --data FOLDER"
@@ -180,7 +230,7 @@ def from_kaggle(size: int, divide: Divide, seed: int) -> Splits:
 
 
 def _cached_by_kagglehub() -> Path | None:
-    """The newest version that kagglehub's cache holds completely, or None."""
+    """The newest complete version in kagglehub's cache, or None."""
     cache = Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
     dataset = cache / "datasets" / KAGGLE_DATASET
     complete = [int(marker.stem) for marker in dataset.glob("*.complete") if marker.stem.isdecimal()]
@@ -188,7 +238,7 @@ def _cached_by_kagglehub() -> Path | None:
 
 
 def from_medmnist(size: int) -> Splits:
-    """Read PneumoniaMNIST at 224 px with its own splits: from its ``.npz`` where cached, or through medmnist.
+    """Read PneumoniaMNIST at 224 px with its own splits, from its cached ``.npz`` or through medmnist.
 
     The cache is the folder ``$MEDMNIST_ROOT``, or ``.medmnist`` in the home folder.
 
@@ -201,22 +251,25 @@ def from_medmnist(size: int) -> Splits:
         try:
             import medmnist
         except ImportError as error:
-            raise InputError(f"{path} is not there; put it there, or install the extra medmnist") from error
+            raise InputError(f"there is no {path}; put it there, or install the extra medmnist") from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
             medmnist.PneumoniaMNIST(split="train", size=224, download=True, root=str(folder))
-        except Exception as error:  # medmnist passes on whatever its network library raises
+        except Exception as error:  # medmnist raises the errors of its network library
             raise InputError(
                 f"PneumoniaMNIST is not in {folder} and cannot be downloaded: {type(error).__name__}"
             ) from error
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             parts = [_medmnist_part(file, name, size) for name in ("train", "val", "test")]
-    except Exception as error:  # a damaged file raises what zipfile, zlib or NumPy please
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds of errors
         raise InputError(f"{path} is not PneumoniaMNIST as medmnist saves it: {error}") from error
     training, validation, test = parts
     return Splits(
-        training, validation, test, [f"PneumoniaMNIST with its own splits; it names no patients, from {path.name}"]
+        training,
+        validation,
+        test,
+        [f"PneumoniaMNIST with its own splits, from {path.name}; it does not identify patients"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Rules that choose the decision threshold. They see validation images only; the test set chooses nothing."""
+"""Rules that choose the decision threshold on validation images. The test set does not influence it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from pneumonia.errors import InputError
+from pneumonia import InputError
 
 Array = NDArray[Any]
 
 
 class Rule(Protocol):
-    """How to choose a threshold from labels (N,) of 0 and 1 and probabilities (N,); PNEUMONIA is called at or above."""
+    """Chooses the threshold at or above which an image is called PNEUMONIA."""
 
     def choose(self, labels: Array, probabilities: Array) -> float:
-        """Return the threshold."""
+        """Return the threshold for labels (N,), 0 or 1, and probabilities of PNEUMONIA (N,)."""
 
 
 @dataclass(frozen=True)
 class Youden:
-    """Sensitivity + specificity at its best, and of all thresholds as good, the middle one."""
+    """The best sensitivity + specificity; of all thresholds that are as good, the middle one."""
 
     def __str__(self) -> str:
-        return "middle of those within one standard error of the best Youden index on validation"
+        return "middle of the thresholds within one standard error of the best Youden index on validation images"
 
     def choose(self, labels: Array, probabilities: Array) -> float:
-        """Return the middle of the thresholds that are as good as the best, for all that validation can tell.
+        """Return the middle of the thresholds whose Youden index is within one standard error of the best.
 
-        Near a perfect separation the very best threshold hangs on a handful of images. Those around it whose Youden
-        index is within one standard error of the best are as good.
+        If the classes are almost separable, the best threshold depends on a handful of images, and validation cannot
+        distinguish it from its neighbours.
         """
         curve = roc_curve(labels, probabilities, drop_intermediate=False)
         false_positive, true_positive, thresholds = (values[1:] for values in curve)  # the first threshold is infinite
@@ -52,15 +52,15 @@ class Youden:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The highest threshold at which at least this share of the sick is found."""
+    """The highest threshold with at least this sensitivity."""
 
     share: float
 
     def __str__(self) -> str:
-        return f"highest with a sensitivity of at least {self.share:g} on validation"
+        return f"highest threshold with a sensitivity of at least {self.share:g} on validation images"
 
     def choose(self, labels: Array, probabilities: Array) -> float:
-        """Return the threshold: halfway to the next lower probability, so that rounding does not lose an image."""
+        """Return the threshold, halfway to the next lower probability, so that rounding does not lose an image."""
         sick = np.sort(probabilities[labels == 1])[::-1]
         needed = max(1, int(np.ceil(self.share * len(sick) - 1e-9)))
         lowest = sick[needed - 1]
@@ -69,15 +69,15 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A number given beforehand."""
+    """A number given in advance."""
 
     threshold: float
 
     def __str__(self) -> str:
-        return f"{self.threshold:g}, fixed beforehand"
+        return f"{self.threshold:g}, fixed in advance"
 
     def choose(self, labels: Array, probabilities: Array) -> float:
-        """Return the number, whatever the images."""
+        """Return the number."""
         return self.threshold
 
 

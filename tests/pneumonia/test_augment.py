@@ -1,11 +1,11 @@
-"""Another machine changes how a picture was taken, not what it shows."""
+"""Pictures altered as if taken elsewhere show the same content."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pneumonia.acquisition import blurred_by, taken_elsewhere
+from pneumonia.augment import coarser, taken_elsewhere
 from pneumonia.phantoms import generate
 
 
@@ -45,6 +45,6 @@ def test_each_picture_is_changed_in_its_own_way(pictures):
 def test_lost_sharpness_smooths_and_keeps_the_mean():
     noise = torch.rand(2, 1, 48, 48)
     for share in (0.8, 0.5, 0.35):
-        coarse = blurred_by(noise, share)
+        coarse = coarser(noise, share)
         assert coarse.std() < noise.std() * (share + 0.1)
         assert coarse.mean() == pytest.approx(noise.mean().item(), abs=0.01)
