@@ -9,10 +9,11 @@ JUDGED := runs/phantoms-128
 
 # The tests of `make quick`: at least one file for each package of the library; CONTRIBUTING.md says which. The slow tests of
 # these files are left out.
-QUICK := $(addprefix tests/,test_house.py test_import.py targets imaging test_explanation.py test_capture.py test_untouched.py \
-	test_discovery.py test_targets.py test_grad_cam.py methods/test_methods.py methods/test_compare.py test_noise.py \
-	test_testing.py metrics/test_curves.py metrics/test_localisation.py metrics/test_scorer.py evaluation \
-	reporting/test_report.py)
+QUICK := $(addprefix tests/,test_house.py test_import.py targets imaging test_explanation.py test_padding.py \
+	test_capture.py test_untouched.py test_discovery.py test_targets.py test_grad_cam.py methods/test_methods.py \
+	methods/test_compare.py methods/test_smoothing.py methods/test_concepts.py test_noise.py test_testing.py \
+	metrics/test_box_accuracy.py metrics/test_confidence.py metrics/test_correlation.py metrics/test_curves.py \
+	metrics/test_localisation.py metrics/test_scorer.py evaluation reporting/test_report.py)
 
 .PHONY: help install quick test test-quick test-oldest lint types docs package demo judge benchmark clean
 
@@ -27,7 +28,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 quick: install  ## lint, types and the tests that guard daily work, in parallel (about a minute)
-	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) lint types test-quick
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going lint types test-quick
 
 test-quick: install  ## only the tests of `make quick`
 	$(BIN)/python -m pytest -q -m "not slow and not browser" $(QUICK) $(ARGS)

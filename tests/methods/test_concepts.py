@@ -53,6 +53,7 @@ def error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
 # The factorisation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_leave_no_more_than_scikit_learns_do(kind):
     matrix, rank = drawn(kind), 3
@@ -170,6 +171,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
 def test_maps_vectors_error_and_scores_are_restated(network):
     split = network.split()
@@ -213,6 +215,7 @@ def test_scores_of_one_concept_that_says_all_are_the_networks_own():
     assert found.error < 1e-6
 
 
+@pytest.mark.slow
 def test_negative_features_are_cut_off():
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).double().eval()
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)

@@ -106,6 +106,7 @@ def test_a_batch_gives_what_its_images_give(smoothed):
     close(cam(x).maps, torch.cat([cam(one[None]).maps for one in x]))
 
 
+@pytest.mark.slow
 @each_smoothing
 @pytest.mark.parametrize("name", camlib.METHODS)
 def test_every_method_can_be_smoothed(smoothed, name):
