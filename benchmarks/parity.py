@@ -1,17 +1,14 @@
-"""camlib's maps beside the peers', and beside each paper's equation in float64: where they agree, and where not.
+"""How far camlib's maps differ from the peers' and, in float64, from each paper's equation.
 
-Each library explains class 3 of the same images at the same layer. Maps are raw, ReLU'd, at the layer's resolution,
-each divided by its own largest value, because some peers scale theirs; the table gives the largest difference. Where a
-peer differs, ``REASONS`` says why.
-
-Run it with ``benchmarks/run parity``; it writes ``benchmarks/results/parity.json``, ``parity.csv`` and
-``parity_reasons.csv``, which the documentation shows.
+Each library explains class 3 of the same images at the same layer. Maps are raw, ReLU'd, at the layer's resolution and
+divided by their largest value, because some peers scale theirs. The table gives the largest difference; where a peer
+differs, ``REASONS`` says why. ``benchmarks/run parity`` writes ``parity.json`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,11 +16,12 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
+from benchmarks.libraries import GRADIENT, MATRIX, grad_cam_class, torchcam_class
 from benchmarks.results import provenance, save
+from tests import equations
 
 CLASS = 3
 LAYERS = {"resnet18": "layer4", "mobilenet_v3_small": "features", "densenet121": "features"}
-
 IN_PLACE = "the ReLU behind the layer works in place, before the peers read its output"
 REASONS = {
     ("grad-cam", "grad_cam_plus_plus"): "grad-cam: an absolute epsilon in alpha flattens small gradients",
@@ -36,88 +34,41 @@ REASONS = {
     ("grad-cam", "kpca_cam"): "grad-cam: sigmoid kernel on centred features, and the sign left to chance",
 }
 AGREES = 1e-4
-"""Differences below this are rounding."""
+"""Smaller differences are rounding."""
+Maps = Iterator[tuple[str, Tensor]]
+"""By method."""
 
 
-def equation(name: str, activations: Tensor, gradients: Tensor) -> Tensor | None:
-    """The paper's map in float64, said as plainly as can be; None where the parity says enough."""
-    a, g = activations.double(), gradients.double()
-    total = a.sum((2, 3), keepdim=True)
-    weights = {
-        "grad_cam": g.mean((2, 3)),
-        "x_grad_cam": (a * g / total).nan_to_num(0, 0, 0).sum((2, 3)),
-        "grad_cam_plus_plus": (g.relu() / (2 + g * total)).sum((2, 3)),
-    }
-    if name in weights:
-        return (weights[name][..., None, None] * a).sum(1).relu()
-    products = {"hires_cam": g * a, "layer_cam": g.relu() * a, "grad_cam_element_wise": (g * a).relu()}
-    if name in products:
-        return products[name].sum(1).relu()
-    if name == "fem":
-        mean, deviation = a.mean((2, 3), keepdim=True), a.std((2, 3), keepdim=True, correction=0)
-        return (mean * (a >= mean + 2 * deviation)).sum(1).relu()
-    return None
-
-
-def captum(model: nn.Module, layer: str, images: Tensor) -> dict[str, Tensor]:
+def captum(model: nn.Module, layer: str, images: Tensor) -> Maps:
     """Captum's LayerGradCam."""
     from captum.attr import LayerGradCam
 
     maps = LayerGradCam(model, model.get_submodule(layer)).attribute(images, target=CLASS, relu_attributions=True)
-    return {"grad_cam": maps.squeeze(1).detach()}
+    yield "grad_cam", maps.squeeze(1)
 
 
-def torchcam(model: nn.Module, layer: str, images: Tensor) -> dict[str, Tensor]:
+def torchcam(model: nn.Module, layer: str, images: Tensor) -> Maps:
     """Torchcam's extractors, before they normalise."""
-    from torchcam import methods
-
-    named = {
-        "grad_cam": methods.GradCAM,
-        "grad_cam_plus_plus": methods.GradCAMpp,
-        "x_grad_cam": methods.XGradCAM,
-        "layer_cam": methods.LayerCAM,
-    }
-    found = {}
-    for name, extractor in named.items():
-        with extractor(model, target_layer=layer) as cam:
+    for name in GRADIENT:
+        with torchcam_class(name)(model, target_layer=layer) as cam:
             scores = model(images)
-            found[name] = cam.compute_cams([CLASS] * len(images), scores, normalized=False)[0].detach()
-    return found
+            yield name, cam.compute_cams([CLASS] * len(images), scores, normalized=False)[0]
 
 
-def grad_cam(model: nn.Module, layer: str, images: Tensor) -> dict[str, Tensor]:
+def grad_cam(model: nn.Module, layer: str, images: Tensor) -> Maps:
     """pytorch-grad-cam's methods, before they scale and resize."""
-    import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    named = {
-        "grad_cam": pytorch_grad_cam.GradCAM,
-        "grad_cam_plus_plus": pytorch_grad_cam.GradCAMPlusPlus,
-        "x_grad_cam": pytorch_grad_cam.XGradCAM,
-        "hires_cam": pytorch_grad_cam.HiResCAM,
-        "grad_cam_element_wise": pytorch_grad_cam.GradCAMElementWise,
-        "layer_cam": pytorch_grad_cam.LayerCAM,
-        "eigen_cam": pytorch_grad_cam.EigenCAM,
-        "eigen_grad_cam": pytorch_grad_cam.EigenGradCAM,
-        "kpca_cam": pytorch_grad_cam.KPCA_CAM,
-        "fem": pytorch_grad_cam.FEM,
-    }
-    found = {}
-    for name, method in named.items():
-        module = model.get_submodule(layer)
-        cam = method(model=model, target_layers=[module])
-        targets = [ClassifierOutputTarget(CLASS) for _ in images]
-        cam(input_tensor=images, targets=targets)
-        held = cam.activations_and_grads
-        activations = held.activations[0].detach().cpu().numpy()
-        gradients = held.gradients[0].detach().cpu().numpy() if held.gradients else None
-        maps = cam.get_cam_image(images, module, targets, activations, gradients, False)
-        found[name] = torch.as_tensor(maps)
-        held.release()
-    return found
+    module, targets = model.get_submodule(layer), [ClassifierOutputTarget(CLASS) for _ in images]
+    for name in (*GRADIENT, *MATRIX, "hires_cam", "grad_cam_element_wise"):
+        with grad_cam_class(name)(model=model, target_layers=[module]) as cam:
+            cam(input_tensor=images, targets=targets)
+            held = cam.activations_and_grads
+            read = [found[0].detach().numpy() if found else None for found in (held.activations, held.gradients)]
+            yield name, torch.as_tensor(cam.get_cam_image(images, module, targets, *read, False))
 
 
-PEERS: dict[str, Callable[[nn.Module, str, Tensor], dict[str, Tensor]]] = {
+PEERS: dict[str, Callable[[nn.Module, str, Tensor], Maps]] = {
     "captum": captum,
     "torchcam": torchcam,
     "grad-cam": grad_cam,
@@ -134,16 +85,12 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def scaled(maps: Tensor) -> Tensor:
-    """Each map ReLU'd and divided by its largest value."""
-    positive = maps.double().relu()
-    largest = positive.amax((1, 2), keepdim=True)
-    return positive / torch.where(largest > 0, largest, 1)
-
-
 def difference(maps: Tensor, expected: Tensor) -> float:
-    """The largest difference of scaled maps."""
-    return float((scaled(maps) - scaled(expected)).abs().amax())
+    """The largest difference of maps, each ReLU'd and divided by its largest value."""
+    positive = [one.detach().double().relu() for one in (maps, expected)]
+    largest = [one.amax((1, 2), keepdim=True) for one in positive]
+    one, other = (of / torch.where(most > 0, most, 1) for of, most in zip(positive, largest, strict=True))
+    return float((one - other).abs().amax())
 
 
 def rows(name: str, layer: str) -> dict[str, dict[str, Any]]:
@@ -151,32 +98,31 @@ def rows(name: str, layer: str) -> dict[str, dict[str, Any]]:
     model, images = build(name), torch.rand(2, 3, 96, 96)
     with torch.no_grad(), camlib.capture(model, layer) as captured:
         outputs = model(images)
-    activations, gradients = captured.activations, captured.gradients(outputs[:, CLASS])
+    read = captured.activations, captured.gradients(outputs[:, CLASS])
     found: dict[str, dict[str, Any]] = {}
     for peer, explain in PEERS.items():
-        for method, maps in explain(copy.deepcopy(model), layer, images).items():
+        for method, maps in explain(copy.deepcopy(model), layer, images):
             own = camlib.create(method, model, layer)(images, CLASS).maps
-            paper = equation(method, activations, gradients)
-            row = found.setdefault(method, {"equation": None if paper is None else difference(own, paper)})
+            if method not in found:
+                paper, _ = getattr(equations, method)(*read[: 1 + camlib.METHODS[method].needs_gradients])
+                found[method] = {"equation": difference(own, paper)}
+            row = found[method]
             row[peer] = difference(maps, own)
             if row[peer] > AGREES:
                 why = [REASONS[peer, method]] if (peer, method) in REASONS else []
                 why += [IN_PLACE] if name.startswith("densenet") else []
-                row.setdefault("why", []).extend(reason for reason in why if reason not in row.get("why", []))
+                row["why"] = list(dict.fromkeys([*row.get("why", []), *why]))
             if peer == "grad-cam" and method.startswith("eigen"):
-                explainer = camlib.create(method, model, layer, center=True, relu=False)
-                centred = explainer(images, CLASS).maps
+                centred = camlib.create(method, model, layer, center=True, relu=False)(images, CLASS).maps
                 row["grad-cam, centred, up to the sign"] = min(difference(sign * maps, centred) for sign in (1, -1))
     return found
 
 
 def main() -> None:
-    """Compare, print the table, write JSON and CSV."""
-    packages = ("torch", "torchvision", "grad-cam", "torchcam", "captum")
-    results = provenance(*packages) | {
-        "models": {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()}
-    }
-    save("parity", results)
+    """Compare, print, write the JSON."""
+    models = {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()}
+    print(*models.items(), sep="\n")
+    save("parity", provenance("torch", "torchvision", "grad-cam", "torchcam", "captum") | {"models": models})
 
 
 if __name__ == "__main__":
