@@ -48,11 +48,11 @@ def test_method_passes_on_a_vision_transformer_or_refuses_it(name: str) -> None:
     method, network = cheap(name), vision_transformer()
     battery = {str(check): check for check in checks(method, model=network)}
     try:
-        method(network)(battery["repeats_itself"].subject.images)
+        method(network)(battery["repeated_calls_agree"].subject.images)
     except camlib.CamlibRuntimeError:
         assert name in {"cam", "full_grad", "guided_backprop", "guided_grad_cam"}
     else:
-        for what in ("explanation_says_what_was_explained", "batch_is_one_image_at_a_time", "repeats_itself"):
+        for what in ("explanation_is_complete", "a_batch_equals_its_images", "repeated_calls_agree"):
             battery[what]()
 
 
@@ -315,7 +315,7 @@ def changed(explanation: camlib.Explanation, change: Any) -> camlib.Explanation:
 
 
 BROKEN = {
-    TakenName: "declares_what_it_is",
+    TakenName: "has_a_name_and_tags",
     NoPasses: "forward_passes_as_declared",
     NeedlessGradients: "needs_gradients_as_declared",
     HiddenGradients: "needs_gradients_as_declared",
@@ -328,13 +328,13 @@ BROKEN = {
     TrainsBatchNorm: "leaves_no_trace",
     Backward: "leaves_no_trace",
     WritesIntoTheInputs: "leaves_no_trace",
-    LeavesAHookWhenItFails: "leaves_no_trace_of_failure",
+    LeavesAHookWhenItFails: "leaves_no_trace_after_failure",
     MindsTheGradMode: "any_mode_gives_the_same_maps",
-    Transposed: "explanation_says_what_was_explained",
-    Negative: "explanation_says_what_was_explained",
-    Blank: "explanation_says_what_was_explained",
-    MixesTheBatch: "batch_is_one_image_at_a_time",
-    MixesTheClasses: "many_classes_are_one_class_at_a_time",
+    Transposed: "explanation_is_complete",
+    Negative: "explanation_is_complete",
+    Blank: "explanation_is_complete",
+    MixesTheBatch: "a_batch_equals_its_images",
+    MixesTheClasses: "many_classes_equal_each_class",
     IgnoresCallables: "targets_are_callables_or_refused",
     BindsAgain: "targets_are_bound_once",
     BindsToOtherOutputs: "targets_are_bound_once",
@@ -345,12 +345,12 @@ BROKEN = {
     HalfPrecision: "maps_are_in_single_precision_at_least",
     AnyDevice: "maps_are_on_the_models_device",
     MindsTheOtherLayers: "several_layers_keep_their_own_maps",
-    DividesByZero: "nothing_to_see_is_no_nan",
+    DividesByZero: "constant_inputs_give_no_nan",
     HidesNaN: "non_finite_input_raises",
     OneMorePass: "forward_passes_as_declared",
-    Drifts: "repeats_itself",
+    Drifts: "repeated_calls_agree",
     DrawsGlobally: "global_seed_has_no_influence",
-    SaysStochastic: "generator_decides",
+    SaysStochastic: "generator_determines_the_map",
     Unpicklable: "copies_and_pickles_give_the_same_maps",
     SharesItsModel: "copies_and_pickles_give_the_same_maps",
 }

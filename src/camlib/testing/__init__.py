@@ -1,6 +1,6 @@
-"""Check a method of your own as camlib checks its own, in the manner of scikit-learn's ``check_estimator``.
+"""Checks for your own methods, the same that every method of camlib passes; compare scikit-learn's ``check_estimator``.
 
-:func:`check_method` runs the whole battery; :func:`checks` lists its parts, for pytest::
+:func:`check_method` runs all checks; :func:`checks` lists them, for pytest::
 
     @pytest.mark.parametrize("check", camlib.testing.checks(MyMethod), ids=str)
     def test_my_method(check):

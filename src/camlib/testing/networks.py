@@ -1,4 +1,4 @@
-"""Small networks for methods to be checked on, in eval mode, the same at every call."""
+"""Small networks on which methods are checked, in eval mode, the same at every call."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 CLASSES = 4
 SIZE = (12, 10)
-"""Of the pictures: not square, so that nothing passes that mixes up height and width."""
+"""Size of the pictures: not square, so that a method that swaps height and width fails."""
 
 
 def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Make a network with the same weights every time, and statistics that batch norm does not start with."""
+    """Make a network with the same weights every time, and with batch-norm statistics other than the initial ones."""
 
     @functools.wraps(make)
     def made() -> nn.Module:
@@ -36,8 +36,7 @@ def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 def hidden_layer_cnn() -> nn.Module:
     """A CNN with a hidden layer behind its features: gradients differ from cell to cell and from image to image.
 
-    It is piecewise linear, and much of it is easily left changed: batch-norm buffers, dropout, what is overwritten in
-    place.
+    It is piecewise linear and has state that a call could change: batch-norm buffers, dropout, in-place operations.
     """
     hidden = (nn.Linear(32, 16), nn.ReLU(inplace=True), nn.Linear(16, CLASSES))
     return _cnn(nn.AdaptiveAvgPool2d(2), nn.Flatten(), *hidden)
@@ -45,22 +44,22 @@ def hidden_layer_cnn() -> nn.Module:
 
 @_seeded
 def linear_head_cnn() -> nn.Module:
-    """A CNN whose logits are linear in the mean of its features, as :class:`camlib.CAM` needs it."""
+    """A CNN whose logits are linear in the mean of its features, as :class:`camlib.CAM` requires."""
     return _cnn(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
 
 
 @_seeded
 def vision_transformer() -> nn.Module:
-    """A vision transformer with a class token, for methods of attention."""
+    """A vision transformer with a class token, for methods that read attention."""
     return VisionTransformer()
 
 
 NETWORKS: tuple[Callable[[], nn.Module], ...] = (hidden_layer_cnn, linear_head_cnn, vision_transformer)
-"""A method is checked on the first that it accepts."""
+"""A method is checked on the first of these that it accepts."""
 
 
 def images() -> Tensor:
-    """Return three pictures (3, 3, 12, 10), the same for every call."""
+    """Return three pictures (3, 3, 12, 10), the same at every call."""
     return torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
@@ -95,7 +94,7 @@ class VisionTransformer(nn.Module):
 
 
 class _TransformerBlock(nn.Module):
-    """Attention and a perceptron, each behind a norm and beside a skip connection."""
+    """Attention and a perceptron, each after a norm and with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The claims that are checked: each a function of a :class:`Subject` that raises where the method does not keep it.
+"""The properties that are checked, each a function of a :class:`Subject` that raises if the method lacks it.
 
-Comparisons are made in double precision and on signed maps where the method has them, so that little hides behind
-rounding or behind the final ReLU.
+Comparisons use double precision, and signed maps if the method has them, so that neither rounding nor the final ReLU
+hides a difference.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ Run = Callable[[Subject], None]
 Applies = Callable[[type[Method]], bool]
 
 PATIENCE = 5.0
-"""Seconds that one thread waits for another; one that is kept waiting by a lock goes on after it."""
+"""Seconds that a thread waits for another, so that a lock cannot block the check for ever."""
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Of attention, which all threads share."""
+"""The kernels of attention, a setting that all threads share."""
 
 TAGS = ("class_agnostic", "layerless", "stochastic", "needs_gradients", "finds_one_layer")
 
 PROPERTIES: list[tuple[Run, Applies]] = []
-"""Every claim, and which methods it is made of."""
+"""Every property, with the methods that must have it."""
 
 
 def _of(applies: Applies) -> Callable[[Run], Run]:
-    """Register a check of the methods that ``applies`` says."""
+    """Register a property of the methods for which ``applies`` is true."""
 
     def register(run: Run) -> Run:
         PROPERTIES.append((run, applies))
@@ -71,9 +71,9 @@ _every = _of(lambda kind: True)
 
 
 @_every
-def declares_what_it_is(on: Subject) -> None:
-    """It has a name and tags, shows itself, and is built by its name if it is registered."""
-    kind, explainer = on.kind, on.bind()
+def has_a_name_and_tags(on: Subject) -> None:
+    """The method has a name, tags and a repr, and is built by its name if it is registered."""
+    kind, explainer = on.kind, on.explainer()
     name = getattr(kind, "name", None)
     expect(isinstance(name, str) and bool(name), f"name is {name!r}; give the class a name, a string")
     for tag in TAGS:
@@ -82,50 +82,50 @@ def declares_what_it_is(on: Subject) -> None:
     expect(kind.__name__ in repr(explainer), f"repr, {explainer!r}, does not name the class {kind.__name__}")
     if name in METHODS:
         built = create(kind.name, on.model())
-        expect(type(built) is kind, f"its name {name!r} is that of {type(built).__name__}; choose another name")
+        expect(type(built) is kind, f"its name {name!r} belongs to {type(built).__name__}; choose another name")
 
 
 @_every
 def needs_gradients_as_declared(on: Subject) -> None:
-    """A model that autograd cannot see through is explained, or refused where gradients are needed."""
+    """A model without gradients is explained, or refused if the method needs gradients."""
     if on.kind.needs_gradients:
-        detached = on.bind(layer=on.layer_names(), forward=_detached)
+        detached = on.explainer(layer=on.layer_names(), forward=_detached)
         what = "explaining a model without gradients, though needs_gradients is declared True,"
         expect_refusal(lambda: detached(on.inputs(), on.each), (CamlibRuntimeError, CamlibTypeError), what)
         return
     try:
         layers = on.layer_names()
-        maps = on.bind(layer=layers, forward=_detached)(on.inputs(), on.each).maps
+        maps = on.explainer(layer=layers, forward=_detached)(on.inputs(), on.each).maps
     except Exception as error:
-        seen = "needs_gradients is declared False, but without gradients it raised"
-        raise AssertionError(f"{seen} {type(error).__name__}: {error}") from error
-    expect_close(maps, on.bind()(on.inputs(), on.each).maps, "maps of a model without gradients are others")
+        problem = "needs_gradients is declared False, but without gradients it raised"
+        raise AssertionError(f"{problem} {type(error).__name__}: {error}") from error
+    expect_close(maps, on.explainer()(on.inputs(), on.each).maps, "a model without gradients gives another map")
 
 
 @_every
-def explanation_says_what_was_explained(on: Subject) -> None:
-    """Maps are finite, detached, at the layer's or the input's resolution, not negative; outputs are the model's."""
-    explainer, images = on.bind(), on.inputs()
+def explanation_is_complete(on: Subject) -> None:
+    """Maps are finite, detached, not negative, at the layer's or the input's resolution; outputs are the model's."""
+    explainer, images = on.explainer(), on.inputs()
     explanation = explainer(images, on.each)
-    expect(isinstance(explanation, Explanation), f"a call returned a {type(explanation).__name__}, no Explanation")
+    expect(isinstance(explanation, Explanation), f"a call returned a {type(explanation).__name__}, not an Explanation")
     expect(explanation.method == explainer.name, f"method is {explanation.method!r}, not {explainer.name!r}")
     expect_valid(explanation, on)
     _expect_resolution(explanation, explainer, on)
     if explainer.relu:
-        expect(bool((explanation.maps >= 0).all()), "maps have negative values in spite of relu=True")
+        expect(bool((explanation.maps >= 0).all()), "maps have negative values despite relu=True")
     size = tuple(images.shape[2:])
     expect(explanation.input_size == size, f"input_size is {explanation.input_size}, not {size}")
     expect(explanation.scores.shape == (len(images),), f"scores have shape {tuple(explanation.scores.shape)}")
     outputs = class_outputs(explanation.outputs)
-    expect_close(outputs, on.logits, "outputs are not the model's, in eval mode")
-    expect(not outputs.requires_grad, "outputs are still in the graph; detach them")
+    expect_close(outputs, on.logits, "outputs are not those of the model in eval mode")
+    expect(not outputs.requires_grad, "outputs still require gradients; detach them")
     signed = on.explain()
     expect_valid(signed, on)
-    expect(not bool(signed.degenerate.all()), "maps of all images are constant or without positive evidence")
+    expect(not bool(signed.degenerate.all()), "the maps of all images are constant or nowhere positive")
 
 
 def _expect_resolution(explanation: Explanation, explainer: Method, on: Subject) -> None:
-    """Maps have the resolution of the input or of the finest layer; where none is read, that of patches perhaps."""
+    """Maps have the resolution of the input or of the finest layer; layerless maps may be coarser than the input."""
     images = on.inputs()
     size, shape = tuple(images.shape[2:]), tuple(explanation.maps.shape)
     expect(len(shape) == 1 + len(size) and shape[0] == len(images), f"maps have shape {shape}, not (N, ...)")
@@ -137,64 +137,64 @@ def _expect_resolution(explanation: Explanation, explainer: Method, on: Subject)
     layers = explainer.layers_for(Inputs(images)).items()
     layouts = [layout_of(explainer.model, module, shapes[name], size) for name, module in layers if name in shapes]
     finest = max((layout.grid for layout in layouts if layout is not None), key=math.prod, default=size)
-    seen = f"maps have shape {shape}, at the resolution neither of the finest layer, {finest}, nor of the input, {size}"
-    expect(shape[1:] in (finest, size), seen)
+    problem = f"maps have shape {shape}; the finest layer has resolution {finest}, and the input {size}"
+    expect(shape[1:] in (finest, size), problem)
 
 
 @_every
 def class_agnostic_as_declared(on: Subject) -> None:
-    """The map depends on the class, or does not, as declared."""
+    """The map depends on the class or not, as declared."""
     explanation, another = on.explain(0), on.explain(1).maps
     one, declared = explanation.maps, on.kind.class_agnostic
-    seen = f"class_agnostic is declared {declared}, but the explanation's class_agnostic is {not declared}"
-    expect(explanation.class_agnostic == declared, seen)
+    problem = f"class_agnostic is declared {declared}, but the explanation's class_agnostic is {not declared}"
+    expect(explanation.class_agnostic == declared, problem)
     if declared:
         expect_same(another, one, "class_agnostic is declared True, but the maps of two classes differ")
     else:
-        seen = "class_agnostic is declared False, but the maps of two classes are the same"
-        expect(not torch.equal(one, another), seen)
+        problem = "class_agnostic is declared False, but the maps of two classes are the same"
+        expect(not torch.equal(one, another), problem)
 
 
 @_of(lambda kind: kind.class_agnostic)
 def class_agnostic_needs_no_classes(on: Subject) -> None:
-    """Outputs that hold no classes will do where no target is given."""
+    """Outputs without classes are enough if no target is given."""
     layers = on.layer_names()
-    maps = on.bind(layer=layers, forward=_without_classes)(on.inputs()).maps
-    expect_close(maps, on.bind(layer=layers)(on.inputs()).maps, "maps where outputs hold no classes are others")
+    maps = on.explainer(layer=layers, forward=_without_classes)(on.inputs()).maps
+    expect_close(maps, on.explainer(layer=layers)(on.inputs()).maps, "outputs without classes give another map")
 
 
 @_of(lambda kind: kind.layerless)
 def layerless_refuses_a_layer(on: Subject) -> None:
-    """A layer that would not be read is an error."""
+    """A layer is an error for a method that reads none."""
     name = next(name for name, _ in on.network.named_modules() if name)
-    expect_refusal(lambda: on.bind(layer=name), (CamlibValueError,), f"layer={name!r} given to a layerless method")
-    layers = on.bind().layers
+    expect_refusal(lambda: on.explainer(layer=name), (CamlibValueError,), f"layer={name!r} given to a layerless method")
+    layers = on.explainer().layers
     expect(layers == {}, f"layerless is declared True, but it reads the layers {layers}")
 
 
 @_of(lambda kind: kind.finds_one_layer and not kind.layerless)
 def finds_the_layer(on: Subject) -> None:
     """Without a layer it reads the one that find_layer finds."""
-    explainer, found = on.bind(), find_layer(on.model(), on.inputs())
+    explainer, found = on.explainer(), find_layer(on.model(), on.inputs())
     read = list(explainer(on.inputs()).layers)
     expect(read == [found], f"it reads {read}, not [{found!r}]")
 
 
 @_every
 def leaves_no_trace(on: Subject) -> None:
-    """After a call, model, inputs and process are as they were."""
+    """A call leaves model, inputs and process unchanged."""
     for mode in (contextlib.nullcontext, torch.inference_mode):
         model, images = on.model_in_some_state(), on.inputs(torch.float32)
         with mode():
-            explainer, before = on.bind(model), snapshot(model, images)
+            explainer, before = on.explainer(model), snapshot(model, images)
             for target in (None, TopK(2)):
                 explainer(images, target)
                 expect_untouched(model, images, before, "a call")
 
 
 @_every
-def leaves_no_trace_of_failure(on: Subject) -> None:
-    """After a call that failed, too; and errors of the user's own code come through."""
+def leaves_no_trace_after_failure(on: Subject) -> None:
+    """A failed call leaves everything unchanged, too, and errors of the user's code are not hidden."""
     layers = on.layer_names()
     expected = (_Deliberate, CamlibError)
     for what, options, target in (
@@ -204,11 +204,11 @@ def leaves_no_trace_of_failure(on: Subject) -> None:
     ):
         for layer in [None, layers] if layers else [None]:
             model, images = on.model_in_some_state(), on.inputs(torch.float32)
-            explainer, before = on.bind(model, layer, **options), snapshot(model, images)
+            explainer, before = on.explainer(model, layer, **options), snapshot(model, images)
             expect_refusal(functools.partial(explainer, images, target), expected, what)
             expect_untouched(model, images, before, what)
     model, images = on.model_in_some_state(), _with_nan(on.inputs(torch.float32))
-    explainer, before = on.bind(model), snapshot(model, images)
+    explainer, before = on.explainer(model), snapshot(model, images)
     with contextlib.suppress(CamlibError):
         explainer(images)
     expect_untouched(model, images, before, "a non-finite input")
@@ -216,12 +216,12 @@ def leaves_no_trace_of_failure(on: Subject) -> None:
 
 @_every
 def any_mode_gives_the_same_maps(on: Subject) -> None:
-    """Grad and inference mode, frozen parameters, a training model, and how the inputs were made do not matter."""
-    expected = on.bind()(on.inputs(), on.each).maps
+    """Grad and inference mode, frozen parameters, training mode and the origin of the inputs do not matter."""
+    expected = on.explainer()(on.inputs(), on.each).maps
 
     def same(what: str, model: nn.Module, images: Tensor, mode: Any = contextlib.nullcontext) -> None:
         with mode():
-            maps = on.bind(model)(images, on.each).maps
+            maps = on.explainer(model)(images, on.each).maps
         expect_close(maps, expected, f"other maps {what}", 1e-9)
 
     for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
@@ -238,39 +238,39 @@ def any_mode_gives_the_same_maps(on: Subject) -> None:
 
 
 @_every
-def batch_is_one_image_at_a_time(on: Subject) -> None:
-    """A batch gives what its images give one by one; random numbers are the same for every image."""
+def a_batch_equals_its_images(on: Subject) -> None:
+    """A batch gives the maps of its single images; random numbers are the same for every image."""
     together, images = on.explain(), on.inputs()
     for index, target in enumerate(on.each):
         alone = on.signed()(images[index : index + 1], target)
-        expect_close(together.maps[index], alone.maps[0], f"image {index} of the batch has another map than alone")
-        expect_close(together.scores[index], alone.scores[0], f"image {index} has another score than alone")
+        expect_close(together.maps[index], alone.maps[0], f"image {index} has another map in the batch than alone")
+        expect_close(together.scores[index], alone.scores[0], f"image {index} has another score in a batch than alone")
     backwards = on.signed()(images.flip(0), on.each[::-1]).maps.flip(0)
     expect_close(backwards, together.maps, "the order of the images matters")
 
 
 @_every
-def many_classes_are_one_class_at_a_time(on: Subject) -> None:
-    """(N, K) classes, and TopK(K), give what each class gives on its own."""
+def many_classes_equal_each_class(on: Subject) -> None:
+    """(N, K) classes and TopK(K) give the maps of each single class."""
     highest = on.logits.topk(2).indices
     together, several = on.explain(TopK(2)), on.explain(highest)
     for explanation, what in ((together, "TopK(2)"), (several, "(N, 2) classes")):
         expect_valid(explanation, on)
         shape = tuple(explanation.maps.shape[:2])
-        expect(explanation.has_class_axis and shape == (len(on.images), 2), f"{what} give no maps (N, 2, ...)")
+        expect(explanation.has_class_axis and shape == (len(on.images), 2), f"{what} do not give maps (N, 2, ...)")
         for k in range(2):
             alone = on.explain(highest[:, k]).maps
-            expect_close(explanation.maps[:, k], alone, f"class {k} of {what} has another map than alone")
+            expect_close(explanation.maps[:, k], alone, f"class {k} of {what} has another map than the class alone")
     best = on.explain(None if on.kind.class_agnostic else highest[:, 0]).maps
     expect_close(on.signed()(on.inputs()).maps, best, "without a target the map is not that of the predicted class")
 
 
 @_every
 def targets_are_callables_or_refused(on: Subject) -> None:
-    """A callable that returns a class's score gives its map, or a type error; impossible classes are errors."""
+    """A callable that returns a class's score gives its map or a type error; impossible classes are errors."""
     try:
         maps = on.explain(_second_class).maps
-    except CamlibTypeError:  # a method of classes alone
+    except CamlibTypeError:  # a method that explains classes only
         pass
     else:
         expect_close(maps, on.explain(1).maps, "a callable that returns the score of class 1 gives another map")
@@ -291,7 +291,7 @@ def targets_are_bound_once(on: Subject) -> None:
     target = _SecondClass()
     try:
         on.explain(target)
-    except CamlibTypeError:  # a method of classes alone
+    except CamlibTypeError:  # a method that explains classes only
         return
     times = len(target.bound_to)
     expect(times == 1, f"the target's bind(outputs) was called {times} times for one explanation; call it once")
@@ -300,49 +300,49 @@ def targets_are_bound_once(on: Subject) -> None:
 
 @_every
 def maps_are_in_single_precision_at_least(on: Subject) -> None:
-    """Half and single precision give float32 maps, double precision float64."""
+    """Half and single precision give float32 maps, double precision gives float64 maps."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        explanation = on.bind(on.model(dtype))(on.inputs(dtype), on.each)
+        explanation = on.explainer(on.model(dtype))(on.inputs(dtype), on.each)
         wanted = torch.float64 if dtype == torch.float64 else torch.float32
         expect(explanation.maps.dtype == wanted, f"maps of a {dtype} model are {explanation.maps.dtype}, not {wanted}")
         expect_valid(explanation, on)
     with torch.autocast("cpu", torch.bfloat16):
-        explanation = on.bind(on.model(torch.float32))(on.inputs(torch.float32), on.each)
+        explanation = on.explainer(on.model(torch.float32))(on.inputs(torch.float32), on.each)
     expect(explanation.maps.dtype == torch.float32, f"maps under autocast are {explanation.maps.dtype}, not float32")
     expect_valid(explanation, on)
 
 
 @_every
 def autocast_reaches_every_pass(on: Subject) -> None:
-    """Inputs in half precision, which a float32 model takes under autocast alone, are explained: no pass is outside."""
+    """Under autocast, a float32 model explains inputs in half precision, and every pass runs under autocast."""
     model, under_autocast = on.model(torch.float32), []
     model.register_forward_pre_hook(lambda module, args: under_autocast.append(torch.is_autocast_enabled("cpu")))
     with torch.autocast("cpu", torch.bfloat16):
-        explanation = on.bind(model)(on.inputs(torch.bfloat16), on.each)
+        explanation = on.explainer(model)(on.inputs(torch.bfloat16), on.each)
     passes = f"{under_autocast.count(False)} of {len(under_autocast)} forward passes"
     expect(all(under_autocast), f"{passes} ran outside the caller's autocast")
-    seen = f"maps of bfloat16 inputs under autocast are {explanation.maps.dtype}, not float32"
-    expect(explanation.maps.dtype == torch.float32, seen)
+    problem = f"maps of bfloat16 inputs under autocast are {explanation.maps.dtype}, not float32"
+    expect(explanation.maps.dtype == torch.float32, problem)
     expect_valid(explanation, on)
 
 
 @_every
 def maps_are_on_the_models_device(on: Subject) -> None:
-    """Everything is where the model is; inputs elsewhere are an error."""
+    """Maps, scores and layers are on the model's device; inputs on another device are an error."""
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         model, images = on.model(torch.float32).to(device), on.inputs(torch.float32).to(device)
-        explanation = on.bind(model)(images, TopK(2))
+        explanation = on.explainer(model)(images, TopK(2))
         for what, tensor in (("maps", explanation.maps), ("scores", explanation.scores), *explanation.layers.items()):
             expect(tensor.device == images.device, f"{what} of a model on {images.device} lie on {tensor.device}")
     elsewhere = on.inputs(torch.float32).to("meta")
-    expect_refusal(lambda: on.bind()(elsewhere), (CamlibValueError,), "inputs on another device than the model")
+    expect_refusal(lambda: on.explainer()(elsewhere), (CamlibValueError,), "inputs on another device than the model")
 
 
 @_of(lambda kind: not kind.layerless)
 def several_layers_keep_their_own_maps(on: Subject) -> None:
-    """A list of layers gives one fused map on the finest grid, and each layer's own."""
+    """A list of layers gives one fused map on the finest grid, and the map of each layer."""
     accepted = [info.name for info in list_layers(on.model(), on.inputs()) if _accepts(on, info.name)]
-    expect(bool(accepted), "it accepts no layer of those that camlib.list_layers lists")
+    expect(bool(accepted), "it accepts none of the layers that camlib.list_layers lists")
     layers = list(dict.fromkeys((accepted[0], accepted[-1])))
     explainer = on.signed(layer=layers)
     explanation = explainer(on.inputs(), on.each)
@@ -352,30 +352,30 @@ def several_layers_keep_their_own_maps(on: Subject) -> None:
     for name in layers:
         alone = on.signed(layer=name)(on.inputs(), on.each)
         own = explanation.layers[name]
-        expect_close(own, alone.layers[name], f"layer {name!r} has another map of its own than alone")
+        expect_close(own, alone.layers[name], f"layer {name!r} has another map among several layers than alone")
 
 
 def _accepts(on: Subject, layer: str) -> bool:
     try:
-        on.bind(layer=layer)(on.inputs(), on.each)
+        on.explainer(layer=layer)(on.inputs(), on.each)
     except CamlibError:
         return False
     return True
 
 
 @_every
-def nothing_to_see_is_no_nan(on: Subject) -> None:
-    """Constant images, logits and activations give finite maps, flagged where they are constant, or a clear error."""
+def constant_inputs_give_no_nan(on: Subject) -> None:
+    """Constant images, logits and activations give finite maps, marked as degenerate if constant, or a clear error."""
     flat = torch.full_like(on.inputs(), 0.5)
     dead = on.model()
     for parameter in dead.parameters():
         nn.init.zeros_(parameter)
     layers = on.layer_names()
     for what, explainer, images in (
-        ("images of one grey", on.bind(), flat),
-        ("images of zeros", on.bind(), flat * 0),
-        ("constant logits", on.bind(layer=layers, forward=_constant), on.inputs()),
-        ("a network of zeros", on.bind(dead, layers), on.inputs()),
+        ("constant images", on.explainer(), flat),
+        ("images of zeros", on.explainer(), flat * 0),
+        ("constant logits", on.explainer(layer=layers, forward=_constant), on.inputs()),
+        ("a network of zeros", on.explainer(dead, layers), on.inputs()),
     ):
         try:
             explanation = explainer(images, TopK(2))
@@ -383,36 +383,36 @@ def nothing_to_see_is_no_nan(on: Subject) -> None:
             continue
         try:
             expect_valid(explanation, on)
-        except AssertionError as seen:
-            raise AssertionError(f"of {what}, {seen}") from seen
+        except AssertionError as problem:
+            raise AssertionError(f"for {what}, {problem}") from problem
         if explainer.model is dead and layers:
             blank = bool(explanation.degenerate.all())
-            expect(blank, "of a network of zeros, maps are not constant; nothing but rounding can be in them")
+            expect(blank, "maps of a network of zeros are not constant")
 
 
 @_every
 def non_finite_input_raises(on: Subject) -> None:
-    """A NaN in an image is an error, unless the map does not depend on the images at all."""
+    """A NaN in an image is an error, unless the map does not depend on the images."""
     for bad in (_with_nan(on.inputs()), on.inputs() / 0):
         try:
-            maps = on.bind()(bad, on.each).maps
+            maps = on.explainer()(bad, on.each).maps
         except CamlibRuntimeError:
             continue
-        expected = on.bind()(on.inputs(), on.each).maps
-        seen = "an image that is not finite raised nothing, and gave another map than the finite one"
-        expect(torch.equal(maps, expected), f"{seen}; a CamlibRuntimeError should say that something is not finite")
+        expected = on.explainer()(on.inputs(), on.each).maps
+        problem = "an image that is not finite raised nothing and gave another map than the finite one"
+        expect(torch.equal(maps, expected), f"{problem}; a CamlibRuntimeError should say that something is not finite")
 
 
 @_every
 def forward_passes_as_declared(on: Subject) -> None:
-    """Each image runs through the network ``forward_passes`` times, however many classes; once more to find the layer.
+    """Each image runs through the network ``forward_passes`` times, whatever K is, and once more to find the layer.
 
-    Where that depends on the inputs, it does not depend on the classes all the same.
+    If ``forward_passes`` depends on the inputs, it still does not depend on the classes.
     """
     model = on.model()
     rows: list[int] = []
     model.register_forward_pre_hook(lambda module, args: rows.append(len(next(tensors_in(args)))))
-    explainer = on.bind(model)
+    explainer = on.explainer(model)
 
     def passes(target: Any) -> float:
         rows.clear()
@@ -422,17 +422,17 @@ def forward_passes_as_declared(on: Subject) -> None:
     first, known = passes(on.each), explainer.forward_passes
     declared = passes(on.each) if known is None else known
     most = declared + (not on.kind.layerless)
-    seen = f"the first call made {first:g} forward passes, where {declared:g} are declared"
-    expect(declared <= first <= most, f"{seen} and finding the layer may take one more; override forward_passes")
+    problem = f"the first call made {first:g} forward passes, but {declared:g} are declared"
+    expect(declared <= first <= most, f"{problem}, and finding the layer may take one more; override forward_passes")
     for what, target in (("one class", on.each), ("two classes", TopK(2))):
         made = passes(target)
-        seen = f"a call for {what} made {made:g} forward passes, where {declared:g} are declared"
-        expect(made == declared, f"{seen}; override forward_passes")
+        problem = f"a call for {what} made {made:g} forward passes, but {declared:g} are declared"
+        expect(made == declared, f"{problem}; override forward_passes")
 
 
 @_every
-def repeats_itself(on: Subject) -> None:
-    """Two calls of one explainer agree bit for bit, and so does another explainer."""
+def repeated_calls_agree(on: Subject) -> None:
+    """Two calls of one explainer and a call of another explainer agree bit for bit."""
     explainer = on.signed()
     maps = explainer(on.inputs(), on.each).maps
     expect_same(explainer(on.inputs(), on.each).maps, maps, "a second call gives another map")
@@ -441,17 +441,17 @@ def repeats_itself(on: Subject) -> None:
 
 @_every
 def global_seed_has_no_influence(on: Subject) -> None:
-    """Torch's global random numbers do not matter."""
+    """Torch's global seed does not matter."""
     torch.manual_seed(1)
     maps = on.explain().maps
     torch.manual_seed(2)
-    seen = "another torch.manual_seed gives another map; draw from a generator of the method's own"
-    expect_same(on.explain().maps, maps, seen)
+    problem = "another torch.manual_seed gives another map; draw from the method's generator"
+    expect_same(on.explain().maps, maps, problem)
 
 
 @_every
 def threads_do_not_disturb_each_other(on: Subject) -> None:
-    """Two calls of one explainer, the second begun within the first and ended after it, give what each gives alone."""
+    """Two overlapping calls of one explainer, in two threads, give the maps of two separate calls."""
     first_within, second_within, first_done = threading.Event(), threading.Event(), threading.Event()
     of_thread = threading.local()
 
@@ -479,31 +479,31 @@ def threads_do_not_disturb_each_other(on: Subject) -> None:
         first_within.wait(PATIENCE)
         return explainer(*calls[1]).maps
 
-    with sdpa_kernel(KERNELS), ThreadPoolExecutor(2) as threads:  # all of them, and whatever happens, as they were
+    with sdpa_kernel(KERNELS), ThreadPoolExecutor(2) as threads:  # all kernels, restored in any case
         before = snapshot(explainer.model, on.images)
         together = [future.result() for future in [threads.submit(first), threads.submit(second)]]
         after = snapshot(explainer.model, on.images)
     for which, maps, expected in zip(("first", "second"), together, alone, strict=True):
-        expect_close(maps, expected, f"the {which} of two calls at once gives another map than alone", 1e-9)
-    expect_same_state(before, after, "two calls at once")
+        expect_close(maps, expected, f"the {which} of two simultaneous calls gives another map than alone", 1e-9)
+    expect_same_state(before, after, "two simultaneous calls")
 
 
 @_of(lambda kind: kind.stochastic)
-def generator_decides(on: Subject) -> None:
-    """One seed of its generator gives one map, another seed another."""
+def generator_determines_the_map(on: Subject) -> None:
+    """The same seed of the generator gives the same map, another seed another map."""
 
     def seeded(seed: int) -> Tensor:
         return on.explain(generator=torch.Generator().manual_seed(seed)).maps
 
     maps = seeded(1)
     expect_same(seeded(1), maps, "two generators of one seed give different maps")
-    seen = "stochastic is declared True, but generators of two seeds give one map"
-    expect(not torch.equal(seeded(2), maps), seen)
+    problem = "stochastic is declared True, but two seeds give the same map"
+    expect(not torch.equal(seeded(2), maps), problem)
 
 
 @_every
 def copies_and_pickles_give_the_same_maps(on: Subject) -> None:
-    """Copies and pickles of an explainer, before and after its first call, explain a model of their own alike."""
+    """Copies and pickles of an explainer, before and after its first call, give the same maps with their own model."""
     explainer = on.signed()
     expected = on.explain().maps
     for when in ("before its first call", "after a call"):
@@ -513,17 +513,17 @@ def copies_and_pickles_give_the_same_maps(on: Subject) -> None:
         explainer(on.inputs(), on.each)
 
 
-class _Deliberate(Exception):  # noqa: N818 - it is no error
-    """Raised on purpose."""
+class _Deliberate(Exception):  # noqa: N818 - it stands for an error of the user
+    """An error raised on purpose."""
 
 
 def _raising(outputs: Any) -> Tensor:
-    """A target with an error in it."""
+    """A target that raises."""
     raise _Deliberate
 
 
 def _raises_afterwards(model: nn.Module, inputs: Tensor) -> Any:
-    """A forward with an error in it."""
+    """A forward that raises after the pass."""
     model(inputs)
     raise _Deliberate
 
@@ -545,12 +545,12 @@ def _second_class(outputs: Any) -> Tensor:
 
 
 def _detached(model: nn.Module, inputs: Tensor) -> Any:
-    """Run the model as one that autograd cannot see through."""
+    """Run the model as one without gradients."""
     return class_outputs(model(inputs)).detach()
 
 
 def _constant(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run the model as one whose logits depend on nothing."""
+    """Run the model as one with constant logits."""
     return class_outputs(model(inputs)) * 0
 
 
@@ -560,7 +560,7 @@ def _without_classes(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _with_nan(images: Tensor) -> Tensor:
-    """The images, a number in the middle of the first one replaced by NaN."""
+    """The images with a NaN in the middle of the first."""
     images = images.clone()
     images[(0, 0, *(side // 2 for side in images.shape[2:]))] = torch.nan
     return images
@@ -575,13 +575,15 @@ def _pickled(explainer: Method) -> Method:
         file.seek(0)
         restored: Method = _Unpickler(file, pickler.classes).load()
     except Exception as error:
-        seen = f"it cannot be pickled ({error}); keep no lambdas, local functions, hooks or open files in the explainer"
-        raise AssertionError(seen) from error
+        problem = (
+            f"it cannot be pickled ({error}); keep no lambdas, local functions, hooks or open files in the explainer"
+        )
+        raise AssertionError(problem) from error
     return restored
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles classes by reference: those of notebooks and doctests cannot be looked up, and need not be."""
+    """Pickles classes by reference, since those of notebooks and doctests cannot be imported."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -595,7 +597,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what :class:`_Pickler` wrote."""
+    """Unpickles what :class:`_Pickler` wrote."""
 
     def __init__(self, file: io.BytesIO, classes: dict[int, type]) -> None:
         super().__init__(file)

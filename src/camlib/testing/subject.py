@@ -1,4 +1,4 @@
-"""A method with what it is checked on, and a record of all that a call must leave alone."""
+"""The method under test with its network and images, and snapshots of all state that a call must not change."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from camlib.inputs import Inputs
 from camlib.methods import Method
 from camlib.targets.indices import class_outputs
 
-Bind = Callable[..., Method]
-"""A :class:`camlib.methods.Method` class, or what is called as one is: ``(model, layer=None, **options) -> Method``."""
+MethodFactory = Callable[..., Method]
+"""A :class:`camlib.methods.Method` class, or a function ``(model, layer=None, **options) -> Method``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A method, and the network and images to check it on. Every model and every explainer it makes is a new one.
+    """A method, with the network and the images for its checks. Every model and every explainer it makes is new.
 
     Args:
-        method: the class, or what is called as one.
+        method: the class, or a function with its arguments.
         network: returns logits (N, C) of at least two classes.
         images: at least two.
 
     Raises:
-        CamlibTypeError: the method, the network or the images are something else.
+        CamlibTypeError: the method, the network or the images have another type.
         CamlibValueError: fewer than two images or classes.
     """
 
-    method: Bind
+    method: MethodFactory
     network: nn.Module
     images: Tensor
 
@@ -54,16 +54,16 @@ class Subject:
             raise CamlibTypeError(f"inputs must be a floating tensor of images, got {given}")
         if len(self.images) < 2 or self.classes < 2:
             raise CamlibValueError(
-                f"inputs hold {len(self.images)} images and the model has {self.classes} classes; two of both are "
-                "needed, to see whether a batch gives what its images give, and classes what each of them gives"
+                f"inputs hold {len(self.images)} images and the model has {self.classes} classes; the checks need two "
+                "of both, to compare a batch with its images and several classes with each class"
             )
 
     @cached_property
     def kind(self) -> type[Method]:
-        """The method's class, which declares what the method is.
+        """The method's class, which has its tags.
 
         Raises:
-            CamlibTypeError: it is no :class:`camlib.methods.Method`.
+            CamlibTypeError: it is not a :class:`camlib.methods.Method`.
         """
         kind = self.method if isinstance(self.method, type) else type(self.method(self.model()))
         if not issubclass(kind, Method):
@@ -72,18 +72,18 @@ class Subject:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(N, C) in double precision."""
+        """The logits (N, C), in double precision."""
         with torch.no_grad():
             return class_outputs(self.model()(self.inputs()))
 
     @property
     def classes(self) -> int:
-        """C."""
+        """The number of classes."""
         return self.logits.shape[1]
 
     @cached_property
     def each(self) -> list[int]:
-        """A class for each image, not the same for all."""
+        """A class for each image, not the same for all images."""
         return [image % self.classes for image in range(len(self.images))]
 
     def model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -94,27 +94,27 @@ class Subject:
         """Return a copy of the images."""
         return self.images.detach().to(dtype, copy=True)
 
-    def bind(self, model: nn.Module | None = None, layer: Any = None, **options: Any) -> Method:
-        """Return the method bound to a model, by default to a copy of the network in double precision."""
+    def explainer(self, model: nn.Module | None = None, layer: Any = None, **options: Any) -> Method:
+        """Return the method of a model, by default of a copy of the network in double precision."""
         return self.method(self.model() if model is None else model, layer, **options)
 
     def signed(self, layer: Any = None, **options: Any) -> Method:
-        """Return the method with ``relu=False``, whose maps show more, or as it is where it refuses that."""
+        """Return the method with ``relu=False``, so that maps are signed, or without it if the method refuses it."""
         try:
-            return self.bind(layer=layer, relu=False, **options)
+            return self.explainer(layer=layer, relu=False, **options)
         except CamlibValueError:
-            return self.bind(layer=layer, **options)
+            return self.explainer(layer=layer, **options)
 
     def explain(self, target: Any = None, **options: Any) -> Explanation:
-        """Return the (signed) explanation of the images, in double precision."""
+        """Return the explanation of the images, signed if possible, in double precision."""
         return self.signed(**options)(self.inputs(), self.each if target is None else target)
 
     def layer_names(self) -> list[str] | None:
-        """The layers that the method reads where none is given; None if it reads none."""
-        return list(self.bind().layers_for(Inputs(self.inputs()))) or None
+        """The layers that the method reads by default; None if it reads none."""
+        return list(self.explainer().layers_for(Inputs(self.inputs()))) or None
 
     def model_in_some_state(self) -> nn.Module:
-        """Return a copy of the network, training, but partly in eval mode and frozen, with gradients and a hook."""
+        """Return a copy of the network in training mode, partly in eval mode and frozen, with gradients and a hook."""
         model = self.model(torch.float32).train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.default_generator.manual_seed(0)
@@ -127,18 +127,18 @@ class Subject:
 
 
 def _somebody_elses(module: nn.Module, args: Any, output: Any) -> None:
-    """A hook that was there before."""
+    """A hook that the user registered before the call."""
 
 
 def snapshot(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Record all that a call must leave alone.
+    """Record all state that a call must not change.
 
     Args:
-        model: of which every attribute of every module is recorded, hooks, flags and tensors among them.
+        model: every attribute of every module is recorded, including hooks, flags and tensors.
         images: the inputs.
 
     Returns:
-        Nested dicts, of which :func:`differences` finds what changed.
+        Nested dicts, to be compared by :func:`differences`.
     """
     import numpy as np
 
@@ -151,7 +151,7 @@ def snapshot(model: nn.Module, images: Tensor) -> dict[str, Any]:
         **{f"the {what}": {key: _content(value) for key, value in vars(m).items()} for what, m in modules.items()},
         "the inputs": _content(images),
         "torch's random numbers": torch.get_rng_state(),
-        "NumPy's random numbers": pickle.dumps(np.random.get_state()),  # noqa: NPY002 - the global ones are meant
+        "NumPy's random numbers": pickle.dumps(np.random.get_state()),  # noqa: NPY002 - NumPy's global state
         "Python's random numbers": random.getstate(),
         "the grad mode": torch.is_grad_enabled(),
         "the inference mode": torch.is_inference_mode_enabled(),
@@ -167,7 +167,7 @@ def snapshot(model: nn.Module, images: Tensor) -> dict[str, Any]:
 
 
 def _content(value: Any) -> Any:
-    """A copy of a tensor and what belongs to it; of dicts their items; other things as they are."""
+    """A copy of a tensor with its metadata, of the items of a dict, or the value itself."""
     if isinstance(value, dict):
         return {str(key): _content(item) for key, item in value.items()}
     if isinstance(value, Tensor):
@@ -183,7 +183,7 @@ def _content(value: Any) -> Any:
 
 
 def differences(before: Any, after: Any) -> Iterator[str]:
-    """Yield the places in which two snapshots differ, each as a path such as ``the Linear 'head': training``."""
+    """Yield the differences between two snapshots as paths such as ``the Linear 'head': training``."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in {**before, **after}:
             if key not in before or key not in after:
@@ -205,5 +205,5 @@ def _same(before: Any, after: Any) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The bytes, so that NaN equals itself."""
+    """The tensor's bytes, so that NaN equals itself."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
