@@ -14,7 +14,7 @@ def pictures():
     return generate(40, size=48, seed=0).images
 
 
-def test_same_seed_same_changes_another_seed_others(pictures):
+def test_a_seed_determines_the_changes(pictures):
     once = taken_elsewhere(pictures, 3)
     assert torch.equal(once, taken_elsewhere(pictures, 3))
     assert not torch.equal(once, taken_elsewhere(pictures, 4))
@@ -22,13 +22,13 @@ def test_same_seed_same_changes_another_seed_others(pictures):
     assert once.dtype == torch.uint8
 
 
-def test_random_numbers_of_torch_are_left_alone(pictures):
+def test_the_global_random_state_is_unchanged(pictures):
     state = torch.random.get_rng_state()
     taken_elsewhere(pictures, 0)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_pictures_stay_themselves(pictures):
+def test_an_altered_picture_is_most_similar_to_its_original(pictures):
     changed = taken_elsewhere(pictures, 0)
     flat = torch.stack([pictures, changed]).float().flatten(2)
     flat = (flat - flat.mean(2, keepdim=True)) / flat.std(2, keepdim=True)

@@ -1,4 +1,4 @@
-"""The temperature is found again, and the measures are those of their definitions."""
+"""A known temperature is recovered, and the measures match their definitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def drawn(temperature, count=4000):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_temperature_is_found_again(temperature):
+def test_a_known_temperature_is_recovered(temperature):
     assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""The whole run, from folders to figures; and bad input ends in one line and exit status 2."""
+"""The whole run, from folders to figures. Bad input ends in one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_run_leaves_every_file_it_promises(finished):
+def test_run_writes_every_file_that_the_readme_lists(finished):
     names = {path.name for path in (finished / "out").iterdir()}
     assert names == {
         "checkpoint.pt", "history.csv", "metrics.json", "training.png", "evaluation.png", "heatmaps.png",
@@ -61,7 +61,7 @@ def test_run_leaves_every_file_it_promises(finished):
             assert cv2.imread(str(finished / "out" / name)).std() > 5
 
 
-def test_results_hold_what_was_done(finished):
+def test_results_describe_the_run(finished):
     results = json.loads((finished / "out/metrics.json").read_text())
     assert results["settings"]["weights"] == "none"
     assert results["test"]["images"] == 14
@@ -212,7 +212,7 @@ def test_bad_input_at_the_command_line_shows_no_traceback(tmp_path):
     assert done.stderr.startswith(f"run.py: there is no folder {tmp_path / 'x'}; give --data")
 
 
-def test_quick_look_takes_both_classes(tmp_path):
+def test_a_reduced_training_set_has_both_classes(tmp_path):
     write_classes(tmp_path / "data", 20, 100)
     arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *QUICK, "--split", "image"]
     assert main([*arguments, "--max-train", "8"]) == 0
@@ -237,7 +237,7 @@ def test_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert "--resume continues" in capsys.readouterr().err
 
 
-def test_help_says_that_it_is_no_medical_device():
+def test_help_says_that_it_is_not_a_medical_device():
     text = " ".join(parser().format_help().split())
     assert "not a medical device" in text
     assert "auto|imagenet|none|FILE" in text

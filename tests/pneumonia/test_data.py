@@ -1,4 +1,4 @@
-"""Images are found, read as they are, and told apart by patient; what cannot be read is skipped and listed."""
+"""Images are found, read and assigned to patients; those that cannot be read are skipped and listed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tests.radiographs import SHAPE, write_classes
         ("scan a", "scan b", False),
     ],
 )
-def test_patients_are_told_apart_by_file_name(first, second, same):
+def test_patients_are_recognised_by_file_name(first, second, same):
     assert (patient_of(Path(f"{first}.jpeg"), 0) == patient_of(Path(f"{second}.png"), 0)) == same
 
 
-def test_numbers_of_the_two_classes_are_different_people():
+def test_equal_numbers_in_the_two_classes_are_different_patients():
     assert patient_of(Path("person1_a.png"), 0) != patient_of(Path("person1_a.png"), 1)
 
 
-def test_images_of_any_ending_are_found_and_rubbish_is_not(tmp_path):
+def test_images_of_every_ending_are_found_and_other_files_are_not(tmp_path):
     write_classes(tmp_path, 1, 1)
     picture = Image.new("L", (8, 8))
     wanted = ["NORMAL/a.PNG", "NORMAL/b.jpg", "NORMAL/deeper/c.JPEG", "PNEUMONIA/d.png"]
@@ -58,7 +58,7 @@ def test_class_folders_may_be_lower_case(tmp_path):
     assert len(list_images(tmp_path / "x")) == 4
 
 
-def test_loaded_pictures_are_squeezed_whole_and_keep_their_order(tmp_path):
+def test_whole_pictures_are_resized_and_keep_their_order(tmp_path):
     files = write_classes(tmp_path, 3, 2)
     pictures = load(list_images(tmp_path), 16, "x")
     assert pictures.pixels.shape == (5, 16, 16)

@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same gradients, the same predictions, and one voice."""
+"""Two processes give the gradients and predictions of one, and only one of them prints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def batch():
 
 
 def gradients(model, forward):
-    """Of one step, this process's part of the batch and nothing else passed."""
+    """The gradients and the loss of one step on this process's part of the batch."""
     inputs, labels = batch()
     own = distributed.own_part(torch.arange(len(labels)))
     loss = batch_loss(forward(inputs[own]), labels[own], labels, torch.tensor([1.7, 0.7]), 0.1)
@@ -60,7 +60,7 @@ def predictions():
 
 
 def worker(folder):
-    """What each of the two processes does; the first one writes what it found."""
+    """What each of the two processes does and writes."""
     with distributed.joined(cuda=False):
         model = network()
         found, loss = gradients(model, distributed.together(model, torch.device("cpu")))
@@ -105,7 +105,7 @@ def found(tmp_path_factory):
     return first, second, done.stdout
 
 
-def test_one_step_has_the_gradients_of_one_process(found):
+def test_one_step_has_the_gradients_of_a_single_process(found):
     model = network()
     expected, loss = gradients(model, model)
     for state in found[:2]:
@@ -114,12 +114,12 @@ def test_one_step_has_the_gradients_of_one_process(found):
         assert state["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_shared_evaluation_is_that_of_one_process(found):
+def test_shared_evaluation_equals_that_of_one_process(found):
     for state in found[:2]:
         torch.testing.assert_close(state["predictions"], predictions(), rtol=0, atol=1e-6)
 
 
-def test_weights_of_the_first_are_everybodys(found):
+def test_all_processes_get_the_weights_of_the_first(found):
     for state in found[:2]:
         torch.testing.assert_close(state["shared"], network().fc.weight.detach())
 
@@ -128,7 +128,7 @@ def test_processes_draw_their_own_random_numbers(found):
     assert not torch.equal(found[0]["draw"], found[1]["draw"])
 
 
-def test_only_the_first_process_speaks(found):
+def test_only_the_first_process_prints(found):
     assert found[2].count("one voice") == 1
 
 

@@ -1,4 +1,4 @@
-"""Copies are found by their content, do not straddle a split, and are said."""
+"""Copies are found by content, stay on one side of a split, and are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_copies_are_found_by_content_under_any_name_and_format(tmp_path):
     assert second.name not in note
 
 
-def test_distinct_pictures_are_no_copies(tmp_path):
+def test_different_pictures_are_not_copies(tmp_path):
     write_classes(tmp_path, 6, 6)
     pictures = read(tmp_path)
     assert copies(pictures) == []
@@ -43,7 +43,7 @@ def test_copies_with_both_labels_are_reported(tmp_path):
     assert "pictures with both labels: 1" in notes_of(read(tmp_path), "drawn")[1]
 
 
-def test_patients_who_share_pictures_are_one_also_in_a_chain(tmp_path):
+def test_patients_linked_by_a_chain_of_shared_pictures_are_one(tmp_path):
     first, second, third, *_ = write_classes(tmp_path, 4, 4)
     shutil.copy(first, tmp_path / "NORMAL/IM-0100-0001.jpeg")
     shutil.copy(second, tmp_path / "NORMAL/IM-0100-0002.jpeg")
@@ -54,7 +54,7 @@ def test_patients_who_share_pictures_are_one_also_in_a_chain(tmp_path):
     assert len(set(of.values())) == 7
 
 
-def test_copies_do_not_straddle_the_split_by_patient(tmp_path):
+def test_copies_stay_on_one_side_of_the_split_by_patient(tmp_path):
     for path in write_classes(tmp_path, 20, 20)[::2]:
         shutil.copy(path, path.with_name(f"copy-{path.name}"))
     training, validation = by_patient(with_joined_patients(read(tmp_path)), 0.25, 0)

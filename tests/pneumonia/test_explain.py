@@ -1,4 +1,4 @@
-"""Heatmaps lie where they belong on the original picture, and localisation is measured as its definition says."""
+"""Heatmaps are aligned with the original picture, and localisation matches its definition."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_true_opacities_of_phantoms_are_outlined_on_the_overlay_alone(network):
         assert not (changed & ~mask).any()  # the outline is the mask's own edge
 
 
-def test_heatmap_lies_over_the_place_it_explains(tmp_path):
-    """A network that looks at brightness alone must have its heatmap over the bright spot, off the picture's middle."""
+def test_heatmap_is_aligned_with_what_it_explains(tmp_path):
+    """The heatmap of a network that reads brightness alone is high at the bright spot, which is off the centre."""
     write_classes(tmp_path, 1, 1)
     pictures = load(list_images(tmp_path), 36, "x")
 

@@ -55,7 +55,7 @@ def test_measures_match_their_definitions(case, step):
     assert found["auprc"] == pytest.approx(sum(gains))
 
 
-def test_missing_class_gives_no_number_and_no_warning():
+def test_without_a_class_its_measures_are_nan_without_a_warning():
     found = measure(np.array([1, 1]), np.array([0.2, 0.9]), 0.5)
     assert found["sensitivity"] == 0.5
     assert np.isnan([found[name] for name in ("specificity", "auroc", "auprc")]).all()
@@ -72,7 +72,7 @@ def test_confusion_matrix_has_the_truth_in_its_rows():
         assert 0 <= low <= found[name].value <= high <= 1
 
 
-def test_interval_of_an_accuracy_is_the_binomials():
+def test_interval_of_an_accuracy_is_that_of_the_binomial():
     labels = np.arange(400) % 2
     probabilities = np.where(np.arange(400) % 10 < 8, labels, 1 - labels).astype(float)  # four of five are right
     low, high = accuracy_interval(labels, probabilities, [str(i) for i in range(400)])
@@ -92,7 +92,7 @@ def test_more_images_of_the_same_patients_do_not_narrow_the_interval():
     assert np.diff(as_strangers) < np.diff(once) / 2
 
 
-def test_random_subsets_are_fresh_repeatable_and_without_replacement():
+def test_random_subsets_differ_are_repeatable_and_without_replacement():
     labels = np.arange(200) % 2
     probabilities = np.linspace(0, 1, 200)
     rows = random_subsets(labels, probabilities, 0.5, 63, 4, 7)

@@ -49,7 +49,7 @@ def test_table_and_figure_are_written_for_the_layer_of_the_run(run, capsys):
     assert (run / "methods.png").stat().st_size > 10_000
 
 
-def test_resuming_does_no_batch_again(run, monkeypatch):
+def test_resuming_repeats_no_batch(run, monkeypatch):
     arguments = ["methods", "--run", str(run), "--images", "2", "--methods", "grad_cam", "--layers", "layer3"]
     assert main(arguments) == 0
     monkeypatch.setattr("camlib.evaluation.run._Bench.judged", lambda *_: pytest.fail("judged again"))
@@ -74,7 +74,7 @@ def test_bad_input_is_one_line(run, capsys):
     assert "not a checkpoint of run.py" in capsys.readouterr().err
 
 
-def test_of_an_interrupted_run_the_layer_is_found(run, capsys):
+def test_the_layer_of_an_interrupted_run_is_found(run, capsys):
     save(run, sources.Source().read(32, 0).fingerprint)
     assert main(["methods", "--run", str(run), "--images", "2", "--methods", "grad_cam"]) == 0
     assert re.search(r"grad_cam, layer\d", capsys.readouterr().out)

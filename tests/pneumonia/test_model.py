@@ -1,4 +1,4 @@
-"""Starting weights come from where they are said to come from, and nothing is unpickled."""
+"""Starting weights come from the reported source, and no code is unpickled."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_auto_without_weights_says_loudly_that_it_starts_from_scratch(capsys):
     assert "training FROM SCRATCH" in capsys.readouterr().out
 
 
-def test_imagenet_without_weights_is_an_error_with_the_mend():
+def test_imagenet_without_weights_is_an_error_that_says_what_to_do():
     with pytest.raises(InputError, match="not cached and cannot be downloaded.*--weights FILE.*--weights none"):
         build("imagenet")
 
 
 @pytest.mark.parametrize("weights", ["auto", "imagenet"])
-def test_cached_imagenet_weights_are_taken(cache, donor, weights):
+def test_cached_imagenet_weights_are_loaded(cache, donor, weights):
     torch.save(donor.state_dict(), cache / "resnet18-f37072fd.pth")
     model, source = build(weights)
     assert source == "imagenet"
@@ -76,7 +76,7 @@ def test_no_weights_are_random_and_seeded():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_local_state_dict_is_loaded_but_for_the_head(tmp_path, donor, wrapped):
+def test_local_state_dict_is_loaded_except_for_the_head(tmp_path, donor, wrapped):
     state = donor.state_dict()
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "w.pt")
     model, source = build(str(tmp_path / "w.pt"))
@@ -96,7 +96,7 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path):
         build(str(tmp_path / "w.pt"))
 
 
-def test_state_dict_of_odd_things_is_refused(tmp_path, donor):
+def test_state_dict_with_other_values_is_refused(tmp_path, donor):
     torch.save({**donor.state_dict(), "conv1.weight": 3, 7: "x"}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="1 unknown, 1 have another shape"):
         build(str(tmp_path / "w.pt"))

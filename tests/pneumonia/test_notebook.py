@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, as it is, and is committed without outputs."""
+"""The notebook runs from top to bottom, and is committed without outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New images are predicted as the run decided, whatever their format, and none is lost to a damaged one."""
+"""New images of every format are predicted as in the run, also if another image is damaged."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def test_probability_and_decision_are_those_of_the_run(folder, results):
     assert "not a medical device" in results["notice"]
 
 
-def test_image_that_cannot_be_read_is_listed_and_loses_no_other(results, folder, capsys):
+def test_image_that_cannot_be_read_is_listed_and_the_others_are_predicted(results, folder, capsys):
     (skipped,) = results["skipped"]
-    assert "broken.png is no picture" in skipped
+    assert "broken.png cannot be read as a picture" in skipped
     assert predict(folder, folder / "images/broken.png", folder / "images/a.png") == 0
     assert "1 file skipped" in capsys.readouterr().out
     assert predict(folder, folder / "images/broken.png") == 2
@@ -114,13 +114,13 @@ def test_nothing_of_a_dicom_header_is_written_or_printed(folder, capsys):
         assert b"Sentinel" not in path.read_bytes()
 
 
-def test_another_method_and_layer_may_be_asked_for(folder):
+def test_method_and_layer_can_be_chosen(folder):
     assert predict(folder, folder / "images/a.png", "--method", "layer_cam", "--layer", "layer2") == 0
     results = json.loads((folder / "out/predictions.json").read_text())
     assert (results["method"], results["layer"]) == ("layer_cam", "layer2")
 
 
-def test_more_images_than_fit_into_a_batch_keep_their_order(folder, monkeypatch):
+def test_images_of_several_batches_keep_their_order(folder, monkeypatch):
     files = sorted(path for path in (folder / "images").rglob("*") if path.is_file() and path.name != "broken.png")
     assert predict(folder, *files) == 0
     at_once = json.loads((folder / "out/predictions.json").read_text())["predictions"]
@@ -132,7 +132,7 @@ def test_more_images_than_fit_into_a_batch_keep_their_order(folder, monkeypatch)
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
-def test_names_do_not_collide_also_where_capitals_are_not_told_apart(tmp_path):
+def test_names_do_not_collide_if_case_is_ignored(tmp_path):
     files = [tmp_path / name for name in ("x.png", "b/X.jpeg", "c/x.dcm", "x-2.png")]
     names = list(unique_names(files).values())
     assert len({name.casefold() for name in names}) == 4

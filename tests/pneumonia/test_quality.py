@@ -30,7 +30,7 @@ NOTHING = Estimate(0.0, (0.0, 0.0))
 
 
 class Reader(nn.Module):
-    """Is sure of PNEUMONIA as far as one region is bright, and sees nothing else."""
+    """Predicts PNEUMONIA from the brightness of one region, and reads nothing else."""
 
     def __init__(self, region):
         super().__init__()
@@ -45,7 +45,7 @@ class Reader(nn.Module):
 
 
 def bright(region, count=12):
-    """Pictures of dim noise, in which one region shines."""
+    """Pictures of dim noise with one bright region."""
     noise = 0.3 * torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     return (noise + 0.7 * regions(SIDE)[region]).expand(-1, 3, -1, -1).contiguous()
 
@@ -54,7 +54,7 @@ def patients(count):
     return [str(number) for number in range(count)]
 
 
-def looked(region, inputs):
+def region_use_of(region, inputs):
     model = Reader(region)
     explanation = camlib.GradCAM(model, "seen")(inputs, 1)
     return region_use(Scorer(model, inputs, 1), explanation, 0.5, patients(len(inputs)), 0).regions
@@ -62,7 +62,7 @@ def looked(region, inputs):
 
 @pytest.fixture(scope="module")
 def network(pictures):
-    """Untrained; it calls one half of the pictures PNEUMONIA."""
+    """An untrained network that calls half of the pictures PNEUMONIA."""
     torch.manual_seed(0)
     model = build("none")[0].eval()
     with torch.no_grad():
@@ -80,10 +80,10 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def found(network, pictures):
-    return asked(network, pictures)
+    return answers(network, pictures)
 
 
-def asked(model, pictures, seed=0, images=6, **options):
+def answers(model, pictures, seed=0, images=6, **options):
     options = {"threshold": 0.5, "progress": False} | options
     return quality(Network(model, SIDE, CPU), pictures, "layer2", seed, images, **options)
 
@@ -101,8 +101,8 @@ def estimates(results):
             yield from estimates(part)
 
 
-def test_network_that_reads_the_corners_is_found_out_by_its_heatmap_and_by_covering_them():
-    corners = looked("corners", bright("corners"))["corners"]
+def test_network_that_reads_the_corners_is_detected_by_its_heatmap_and_by_covering_them():
+    corners = region_use_of("corners", bright("corners"))["corners"]
     assert corners.area == pytest.approx(regions(SIDE)["corners"].double().mean())
     assert corners.energy.value == pytest.approx(1)
     assert corners.energy_by_area.value == pytest.approx(1 / corners.area)
@@ -111,8 +111,8 @@ def test_network_that_reads_the_corners_is_found_out_by_its_heatmap_and_by_cover
     assert corners.change.value > 0.9
 
 
-def test_covering_what_a_network_does_not_see_changes_nothing_at_all():
-    found = looked("middle", bright("middle"))
+def test_covering_what_a_network_does_not_read_changes_nothing():
+    found = region_use_of("middle", bright("middle"))
     for region in ("corners", "border"):
         assert found[region].change == found[region].flips == NOTHING
         assert found[region].energy.value == 0
@@ -140,7 +140,7 @@ def test_regions_are_symmetric_and_the_middle_is_as_large_as_the_corners():
             assert torch.equal(mask, mask.T)
 
 
-def test_heatmap_that_ignores_the_weights_is_caught(network):
+def test_heatmap_that_ignores_the_weights_fails(network):
     inputs = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     for blind in (camlib.Sobel(network), camlib.CenterGaussian(network)):
         found = randomisation(blind, inputs, patients(8), 0)
@@ -160,7 +160,7 @@ def test_heatmap_that_depends_on_the_weights_passes(network, pictures):
         assert similarity.beyond.value == pytest.approx(beyond)
 
 
-def test_heatmap_of_all_evidence_is_more_faithful_than_one_that_does_not_look():
+def test_heatmap_of_what_the_network_reads_is_more_faithful_than_one_that_ignores_it():
     model, inputs = Reader("corners"), bright("corners")
     explanation = camlib.GradCAM(model, "seen")(inputs, 1)
     found = faithfulness(Scorer(model, inputs, 1), explanation, patients(12), 0)
@@ -190,7 +190,7 @@ def test_difference_that_may_be_zero_is_inconclusive():
             assert (difference.value, difference.interval, difference.verdict) == (0, (0, 0), "inconclusive")
 
 
-def test_methods_that_are_the_same_by_construction_agree_wholly_and_the_matrix_is_symmetric(network):
+def test_methods_that_are_equal_by_construction_agree_and_the_matrix_is_symmetric(network):
     inputs = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     found = agreement(camlib.compare(network, inputs, METHODS, 1, layer="layer4"), patients(4), 0)
     matrix, at = np.array(found.matrix), found.methods.index
@@ -205,25 +205,25 @@ def test_methods_that_are_the_same_by_construction_agree_wholly_and_the_matrix_i
     assert (matrix <= high + 1e-9).all()
 
 
-def test_sample_is_pneumonia_or_called_so_and_of_the_size_asked_for(network, pictures, found):
+def test_sample_is_pneumonia_or_called_pneumonia_and_of_the_given_size(network, pictures, found):
     labels = dict(zip(pictures.names, pictures.labels.tolist(), strict=True))
     assert len(set(found.images)) == 6
-    never = asked(network, pictures, threshold=1.1, images=99)
+    never = answers(network, pictures, threshold=1.1, images=99)
     assert sorted(never.images) == sorted(name for name, label in labels.items() if label == 1)
     assert list(never.shortcuts.called) == ["NORMAL"]
     assert never.shortcuts.called["NORMAL"].images == 24
-    always = asked(network, pictures, threshold=0.0, images=99)
+    always = answers(network, pictures, threshold=0.0, images=99)
     assert sorted(always.images) == sorted(pictures.names)
     assert list(always.shortcuts.called) == ["PNEUMONIA"]
 
 
-def test_temperature_moves_probabilities_and_no_heatmap(network, pictures, found):
-    warm = asked(network, pictures, temperature=1000.0)
+def test_temperature_changes_probabilities_and_not_heatmaps(network, pictures, found):
+    warm = answers(network, pictures, temperature=1000.0)
     assert warm.agreement == found.agreement
     assert warm.faithfulness.deletion.area["grad_cam"].value == pytest.approx(0.5, abs=0.02)
 
 
-def test_every_interval_holds_its_value(found):
+def test_every_interval_contains_its_value(found):
     every = list(estimates(found))
     assert len(every) > 50
     for estimate in every:
@@ -233,8 +233,8 @@ def test_every_interval_holds_its_value(found):
 
 def test_answers_depend_on_the_seed_alone(network, pictures, found):
     torch.manual_seed(123)
-    assert asked(network, pictures) == found
-    assert asked(network, pictures, seed=1).images != found.images
+    assert answers(network, pictures) == found
+    assert answers(network, pictures, seed=1).images != found.images
 
 
 def test_answers_can_be_written_as_json(found):
@@ -248,7 +248,7 @@ def test_network_is_left_as_it_was(pictures):
     before = copy.deepcopy(model.state_dict())
     flags = [module.training for module in model.modules()]
     random = torch.get_rng_state()
-    asked(model, pictures, images=2)
+    answers(model, pictures, images=2)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -265,7 +265,7 @@ def test_cost_is_bounded_by_the_number_of_images(network, pictures, monkeypatch)
         return plain(self, inputs)
 
     monkeypatch.setattr(type(network), "forward", counted)
-    asked(network, pictures, images=4)
+    answers(network, pictures, images=4)
     assert len(pictures) < sum(seen) <= len(pictures) + 80 * 4
 
 
@@ -282,7 +282,7 @@ def test_network_without_any_heatmap_has_no_answers_and_no_error(pictures):
             return self.fc(self.layer2(inputs).mean((2, 3)))
 
     torch.manual_seed(0)
-    found = asked(Blind(), pictures)
+    found = answers(Blind(), pictures)
     assert found.empty_heatmaps == 6
     assert found.randomisation.verdict == "unknown"
     assert np.isnan(found.agreement.matrix).all()
@@ -295,7 +295,7 @@ def test_network_without_any_heatmap_has_no_answers_and_no_error(pictures):
 
 
 def test_one_image_is_too_few_for_a_verdict(network, pictures):
-    assert asked(network, pictures, images=1).randomisation.verdict == "unknown"
+    assert answers(network, pictures, images=1).randomisation.verdict == "unknown"
 
 
 def drawn_from(found):

@@ -1,4 +1,4 @@
-"""Several seeds are several whole runs, and their spread is the textbook's."""
+"""Several seeds are several complete runs, and their spread matches its definition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_one_seed_has_no_spread():
 
 
 @pytest.mark.slow
-def test_each_seed_is_a_run_of_its_own(tmp_path, capsys):
+def test_each_seed_is_a_separate_run(tmp_path, capsys):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     write_classes(tmp_path / "data", 24, 24)

@@ -26,7 +26,7 @@ def chosen_of(case):
 
 @settings(max_examples=80, deadline=None)
 @given(CASES)
-def test_no_image_comes_twice_and_no_group_is_too_large(case):
+def test_no_image_is_in_two_groups_and_no_group_is_too_large(case):
     labels, _, _, per_group, chosen = chosen_of(case)
     indices = [index for group in chosen.values() for index in group]
     assert list(chosen) == list(GROUPS)
@@ -50,7 +50,7 @@ def test_confident_groups_hold_the_most_confident_of_their_kind_and_ties_go_to_t
 
 @settings(max_examples=80, deadline=None)
 @given(CASES)
-def test_undecided_are_the_nearest_to_the_threshold_that_are_left(case):
+def test_undecided_are_the_closest_to_the_threshold_of_the_remaining(case):
     _, probabilities, threshold, per_group, chosen = chosen_of(case)
     confident = {i for group in list(GROUPS)[:4] for i in chosen[group]}
     left = [i for i in range(len(probabilities)) if i not in confident]
@@ -68,7 +68,7 @@ def test_threshold_itself_calls_pneumonia():
     assert choose_examples([1], [0.5], 0.5)["true_positive"] == [0]
 
 
-def test_the_draw_is_repeatable_and_hangs_on_the_seed_alone():
+def test_the_draw_is_repeatable_and_depends_on_the_seed_alone():
     labels, probabilities = np.arange(200) % 2, np.linspace(0, 1, 200)
     first, again, other = (choose_examples(labels, probabilities, 0.5, seed=seed) for seed in (0, 0, 1))
     assert first == again
@@ -77,7 +77,7 @@ def test_the_draw_is_repeatable_and_hangs_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("count", [0, 3, 50, 99])
-def test_drawing_takes_only_those_asked_for_and_each_once(count):
+def test_drawing_takes_only_the_given_images_and_each_once(count):
     among = np.arange(100) % 2 == 1
     found = drawn(among, count, seed=0)
     assert len(found) == len(set(found)) == min(count, 50)

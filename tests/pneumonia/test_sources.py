@@ -44,7 +44,7 @@ def test_kaggle_layout_with_and_without_val_and_nested(tmp_path, nesting, val):
     assert set(splits.validation.labels.tolist()) == {0, 1}
 
 
-def test_archive_that_unpacks_twice_with_macos_rubbish_is_read_once(tmp_path):
+def test_archive_that_unpacks_twice_with_macos_files_is_read_once(tmp_path):
     write_kaggle(tmp_path / "chest_xray")
     shutil.copytree(tmp_path / "chest_xray", tmp_path / "chest_xray/chest_xray")
     write_kaggle(tmp_path / "chest_xray/__MACOSX")
@@ -54,7 +54,7 @@ def test_archive_that_unpacks_twice_with_macos_rubbish_is_read_once(tmp_path):
 
 
 @pytest.mark.parametrize("nesting", ["", "my images"])
-def test_one_folder_is_divided_into_three(tmp_path, nesting):
+def test_one_folder_is_split_into_three(tmp_path, nesting):
     write_classes(tmp_path / nesting, 40, 60)
     splits = from_folder(tmp_path, 16, by_patient, 0)
     sizes = [len(part) for part in (splits.training, splits.validation, splits.test)]
@@ -87,7 +87,7 @@ def test_a_patients_images_stay_together(counts, seed, share):
     assert len(taken) / len(patients) == pytest.approx(share, abs=0.1)
 
 
-def test_plain_random_split_keeps_the_classes_in_proportion_and_not_the_patients():
+def test_random_split_keeps_the_class_balance_and_not_the_patients():
     pictures = pictures_of([index // 10 for index in range(200)], [int(index >= 50) for index in range(200)])
     kept, taken = by_image(pictures, 0.2, 0)
     assert [int((taken.labels == label).sum()) for label in (0, 1)] == [10, 30]
@@ -128,7 +128,7 @@ def test_one_folder_of_the_layout_can_be_given_by_itself(tmp_path):
     assert len(everything(splits)) == 56
 
 
-def test_empty_val_is_as_none(tmp_path):
+def test_empty_val_is_ignored(tmp_path):
     write_kaggle(tmp_path, val=False)
     (tmp_path / "val/NORMAL").mkdir(parents=True)
     (tmp_path / "val/PNEUMONIA").mkdir()
@@ -142,7 +142,7 @@ def test_too_few_images_are_refused(tmp_path, divide):
         from_folder(tmp_path, 16, divide, 0)
 
 
-def test_phantoms_divide_four_to_one_to_one_and_keep_their_masks():
+def test_phantoms_split_four_to_one_to_one_and_keep_their_masks():
     splits = from_phantoms(8, 32, 0)
     assert [len(part) for part in (splits.training, splits.validation, splits.test)] == [8, 2, 2]
     assert splits.test.masks is not None

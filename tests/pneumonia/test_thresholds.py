@@ -1,4 +1,4 @@
-"""Thresholds follow the rule that was asked for, and hang on no single image."""
+"""Thresholds follow their rule, and do not depend on a single image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def predictions(draw):
     return labels, probabilities
 
 
-def test_separated_classes_are_parted_in_the_middle():
+def test_separable_classes_get_the_threshold_in_the_middle():
     labels = np.array([0, 0, 0, 1, 1])
     assert Youden().choose(labels, np.array([0.1, 0.2, 0.3, 0.7, 0.9])) == pytest.approx(0.5)
 
 
-def test_one_odd_image_does_not_drag_the_threshold_along():
+def test_one_outlier_does_not_move_the_threshold():
     probabilities = np.concatenate([np.linspace(0.05, 0.35, 200), np.linspace(0.65, 0.95, 200)])
     labels = np.repeat([0, 1], 200)
     undisturbed = Youden().choose(labels, probabilities)
@@ -62,7 +62,7 @@ def test_threshold_is_as_good_as_any_within_one_standard_error_of_chance(case):
 
 @settings(max_examples=60, deadline=None)
 @given(predictions(), st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99]))
-def test_asked_for_sensitivity_is_reached_and_no_higher_threshold_reaches_it(case, share):
+def test_the_given_sensitivity_is_reached_and_no_higher_threshold_reaches_it(case, share):
     labels, probabilities = case
     threshold = Sensitivity(share).choose(labels, probabilities)
     assert measure(labels, probabilities, threshold)["sensitivity"] >= share - 1e-9
@@ -70,7 +70,7 @@ def test_asked_for_sensitivity_is_reached_and_no_higher_threshold_reaches_it(cas
     assert measure(labels, probabilities, lowest_called + 1e-9)["sensitivity"] < share
 
 
-def test_fixed_threshold_asks_nobody():
+def test_fixed_threshold_ignores_the_images():
     assert Fixed(0.3).choose(np.array([0, 1]), np.array([0.9, 0.1])) == 0.3
 
 
@@ -86,6 +86,6 @@ def test_rules_are_read(text, rule):
 @pytest.mark.parametrize(
     "text", ["best", "sensitivity", "sensitivity:", "sensitivity:1.5", "0", "1", "-0.5", "nan", ""]
 )
-def test_what_is_no_rule_is_refused_with_those_there_are(text):
+def test_an_unknown_rule_is_refused_with_the_known_ones(text):
     with pytest.raises(InputError, match="youden, sensitivity:S or a number"):
         rule_of(text)

@@ -180,7 +180,7 @@ def test_pictures_grow_to_their_full_size():
 
 def test_rare_class_weighs_as_much_as_the_common_one(tmp_path):
     class Constant(nn.Module):
-        """Says PNEUMONIA with probability p, whatever it sees."""
+        """Predicts PNEUMONIA with probability p for every picture."""
 
         def __init__(self, p):
             super().__init__()
@@ -207,7 +207,7 @@ def test_average_follows_the_weights():
     torch.testing.assert_close(run.average.fc.weight, torch.ones_like(before))
 
 
-def test_smoothed_labels_of_either_class_pull_alike():
+def test_smoothed_labels_of_both_classes_have_the_same_weight():
     class_weights = torch.tensor([2.0, 2 / 3])
     outputs = torch.zeros(4, 2, requires_grad=True)
     labels = torch.tensor([0, 1, 1, 1])  # once weighed, as many of each
@@ -247,7 +247,7 @@ def test_mixed_precision_runs_and_stays_close(tmp_path):
     assert history[0].training_loss == pytest.approx(exact_history[0].training_loss, abs=0.05)
 
 
-def test_compiled_training_is_the_same_and_its_checkpoint_has_plain_names(tmp_path, monkeypatch):
+def test_compiled_training_is_the_same_and_its_checkpoint_has_the_same_names(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     (first, _), (again, _) = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
@@ -268,7 +268,7 @@ def test_bfloat16_is_fast_where_the_processor_says_so(monkeypatch):
     assert fast_bfloat16(torch.device("meta")) is False
 
 
-def test_input_is_standardised_and_does_not_know_the_exposure():
+def test_input_is_standardised_and_independent_of_the_exposure():
     pixels = torch.randint(40, 120, (3, 36, 36), dtype=torch.uint8)
     inputs = prepare(pixels, 32)
     assert inputs.shape == (3, 3, 32, 32)

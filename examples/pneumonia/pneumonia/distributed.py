@@ -74,7 +74,7 @@ def gathered(part: Tensor) -> Tensor:
 
 
 def mean(value: Tensor) -> float:
-    """Return the mean of a number over the processes, which is the same in each, so that all decide alike."""
+    """Return the mean of a number over the processes, which is the same in each, so all make the same decisions."""
     if count() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)

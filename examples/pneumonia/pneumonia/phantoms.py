@@ -1,22 +1,22 @@
 """Chest-radiograph phantoms: seeded drawings on which the pneumonia example runs without any download.
 
 These are **drawings, not medical images**. Nothing here was measured on a patient, and a network that reads
-them well has learnt nothing about real radiographs. They exist so that the whole example (training, metrics,
-heatmaps) runs offline, and so that "does the heatmap point at the opacity?" has a known answer.
+them well has learned nothing about real radiographs. With them the whole example (training, metrics, heatmaps)
+runs offline, and the question "does the heatmap point at the opacity?" has a known answer.
 
-A phantom is drawn roughly as a radiograph comes about. Soft tissue, bones and mediastinum are layers of
-attenuation; the lungs are *air*, which takes attenuation away; an opacity fills a part of that air, so that
-ribs and vessels stay visible through it and it ends where the lung ends. Exposure, vignetting and
-gamma are drawn for each picture, noise for each pixel.
+A phantom imitates how a radiograph is formed. Soft tissue, bones and mediastinum are layers of attenuation;
+the lungs are *air*, which reduces attenuation; an opacity fills a part of that air, so ribs and vessels stay
+visible through it and it ends where the lung ends. Exposure, vignetting and gamma are random for each picture,
+noise for each pixel.
 
-What keeps the classes from being told apart without looking:
+No shortcut distinguishes the classes:
 
 - A NORMAL phantom draws the same opacities and then *spreads* the air they would fill evenly over its lungs.
   The amount of air, and with it the mean brightness, has the same distribution in both classes; only its
-  concentration differs. Both classes get a further random haze.
-- Blobs of the same make lie *outside* the lungs (shoulders, abdomen, heart, flanks), and markers, leads, gas
-  and exposure vary, all of them drawn before the label is looked at.
-- Opacities have random number, position, size, shape, texture and strength.
+  concentration differs. Both classes get an additional random haze.
+- Similar blobs appear *outside* the lungs (shoulders, abdomen, heart, flanks), and markers, leads, gas and
+  exposure vary. All of them are drawn before the label is used.
+- Number, position, size, shape, texture and strength of the opacities are random.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MASK_LEVEL = 0.4
 
 _MIN_SIZE = 32
 _COARSE_BLUR, _COARSE_SIDE = 0.03, 64  # softer layers are drawn on a grid of this side and enlarged
-_FINE_SIDE = 96  # the others on one of at least this side, as filled polygons come out half a pixel too large
+_FINE_SIDE = 96  # the others on one of at least this side, because filled polygons are half a pixel too large
 _MARGINS = tuple(0.045 * (1 - step / 40) for step in range(41))  # tried in turn for an opacity's centre
 _IMAGE_STREAM, _LABEL_STREAM = 1, 2
 
@@ -49,12 +49,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Phantoms:
-    """A set of phantoms and what is known about them.
+    """A set of phantoms with its ground truth.
 
     Attributes:
         images: The radiographs, uint8, (N, H, W), 0 (air) to 255.
         labels: The classes, int64, (N,): 0 NORMAL, 1 PNEUMONIA.
-        masks: Where the opacities are, bool, (N, H, W); empty for NORMAL, inside ``lungs`` always.
+        masks: Where the opacities are, bool, (N, H, W); empty for NORMAL, always inside ``lungs``.
         lungs: The visible lung fields, bool, (N, H, W).
         distractors: Look-alike blobs outside the lungs and markers, bool, (N, H, W).
         markers: The markers alone, bool, (N, H, W).
@@ -223,7 +223,7 @@ def _trunk(rng: np.random.Generator, axis: float, width: float) -> Array:
 
 
 def _arms(rng: np.random.Generator, axis: float, width: float) -> list[Array]:
-    """Two arms, hanging or held out, that leave a wedge of air beside the torso."""
+    """Two arms, hanging or held out, with a wedge of air between them and the torso."""
     arms = []
     for side in (-1, 1):
         angle, bend = rng.uniform(0.7, 1.4), rng.normal(0.0, 0.02)
@@ -285,7 +285,7 @@ def _draw_tissue(rng: np.random.Generator, frame: _Frame, body: _Anatomy) -> tup
 
 
 def _gas(rng: np.random.Generator, frame: _Frame, body: _Anatomy, tissue: Array) -> Array:
-    """Takes away the windpipe's air and, in most, a stomach bubble under the diaphragm."""
+    """Subtracts the air of the windpipe and, in most phantoms, of a stomach bubble under the diaphragm."""
     pipe = _curve([(body.axis, -0.1), (body.axis + rng.normal(0.0, 0.006), 0.1), (body.axis, 0.3)], closed=False)
     tissue = tissue - 0.06 * frame.fill([_band(pipe, 0.035)], 0.008)
     place = (body.axis + rng.uniform(0.1, 0.2), body.base + rng.uniform(0.06, 0.13))
@@ -408,7 +408,7 @@ def _opacities(rng: np.random.Generator, body: _Anatomy) -> list[_Blob]:
 
 
 def _lookalikes(rng: np.random.Generator, body: _Anatomy) -> list[_Blob]:
-    """None to three blobs in shoulders, flanks, abdomen, heart and neck, clear of the visible lungs."""
+    """Zero to three blobs in shoulders, flanks, abdomen, heart and neck, outside the visible lungs."""
     blobs = []
     for _ in range(rng.choice(4, p=[0.2, 0.35, 0.3, 0.15])):
         side = float(rng.choice([-1, 1]))
@@ -470,7 +470,7 @@ def _glyph(letter: str, plate: bool) -> Array:
 
 
 def _draw_markers(rng: np.random.Generator, size: int) -> Array:
-    """None to two letters near the upper corners or at the sides, in [0, 1], (size, size)."""
+    """Zero to two letters near the upper corners or at the sides, in [0, 1], (size, size)."""
     layer = np.zeros((size, size), dtype=np.float32)
     for letter, side in (("R", 0), ("L", 1)):
         shown, plate = rng.random() < 0.5, rng.random() < 0.25
@@ -489,7 +489,7 @@ def _draw_markers(rng: np.random.Generator, size: int) -> Array:
 
 
 def _draw_leads(rng: np.random.Generator, frame: _Frame) -> Array:
-    """In some, a wire across the chest with an electrode at its end, in [0, 1], (size, size)."""
+    """In some phantoms, a wire across the chest with an electrode at its end, in [0, 1], (size, size)."""
     shown = rng.random() < 0.3
     start, end = rng.uniform((-0.1, 0.0), (1.1, 0.3)), rng.uniform((0.2, 0.2), (0.8, 0.7))
     bend = (start + end) / 2 + rng.normal(0.0, 0.08, 2)
@@ -514,7 +514,7 @@ def _expose(rng: np.random.Generator, attenuation: Array, marker: Array) -> NDAr
     tilt, vignette, centre = rng.normal(0.0, 0.05, 2), rng.uniform(0.0, 0.22), rng.uniform(-0.3, 0.3, 2)
     white, grain = rng.uniform(0.8, 1.0), rng.uniform(0.008, 0.03)
     picture = np.clip(attenuation * np.float32(gain) + np.float32(offset), 0.01, 3.0)
-    # The film's shoulder: bright parts lose contrast, none is lost.
+    # The shoulder of the film: bright parts lose contrast but are not clipped.
     picture /= np.sqrt(np.sqrt(1 + np.square(np.square(picture))))
     picture **= np.float32(gamma)
     field = 1 + np.float32(tilt[0]) * x + np.float32(tilt[1]) * y
@@ -536,7 +536,7 @@ class _Drawing(NamedTuple):
 
 
 def _draw(rng: np.random.Generator, size: int, label: int) -> _Drawing:
-    """Draws one phantom; the same ``rng`` draws the same body whatever the label and the size."""
+    """Draws one phantom; the same ``rng`` draws the same body for every label and size."""
     frame, body = _Frame(rng, size), _anatomy(rng)
     tissue, outside, abdomen = _draw_tissue(rng, frame, body)
     heart = frame.fill([body.heart], 0.007)
@@ -570,7 +570,7 @@ def _draw(rng: np.random.Generator, size: int, label: int) -> _Drawing:
 
 
 def _labels(count: int, seed: int) -> NDArray[np.int64]:
-    """Balanced labels, (count,): each pair of neighbours holds one of either class, in random order."""
+    """Balanced labels, (count,): each pair of neighbours holds one of each class, in random order."""
     rng = np.random.default_rng([seed, _LABEL_STREAM])
     first = (rng.random((count + 1) // 2) < 0.5).astype(np.int64)
     return np.stack([first, 1 - first], axis=1).reshape(-1)[:count]
@@ -590,8 +590,8 @@ def _whole(name: str, value: int, least: int) -> int:
 def generate(count: int, *, size: int = 128, seed: int = 0) -> Phantoms:
     """Draws chest-radiograph phantoms of both classes, with ground truth for where the opacities are.
 
-    Phantom ``i`` depends on ``(seed, i)`` and ``size`` alone: asking for more leaves the first ones as they
-    were. Another ``size`` draws the same bodies at another resolution, with other noise.
+    Phantom ``i`` depends on ``(seed, i)`` and ``size`` only, so a larger ``count`` does not change the first ones.
+    Another ``size`` draws the same bodies at another resolution, with other noise.
 
     Args:
         count: How many, at least 1. Half are of each class (of an odd count, one class has one more), in an
