@@ -202,7 +202,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("layer", "error", "message"),
         [
-            (nn.ReLU(), ValueError, "not a part of the Network"),
+            (nn.ReLU(), ValueError, "not part of the Network"),
             ("", ValueError, "has no layer ''"),
             (-1, TypeError, "must be a name or a module, got int"),
             ([], ValueError, "empty list"),

@@ -34,15 +34,15 @@ DEFAULT_METHODS = (
     "eigen_cam",
     "fem",
 )
-"""Eight methods that all come from one forward pass and one tail gradient."""
+"""Eight methods that share one forward pass and one tail gradient."""
 
 
 CELL = 1.9
 """Width of a picture in the figure, in inches."""
 COLUMNS = 7
-"""Pictures in a line at most; more methods go on to the next line, as many to each."""
+"""Most pictures in a line; more methods are spread evenly over several lines."""
 WIDEST = 28
-"""Characters in a line of a title, which a picture is wide enough for."""
+"""Most characters in a line of a title, which fit the width of a picture."""
 
 
 class Comparison(Mapping[str, Explanation]):
@@ -82,7 +82,7 @@ class Comparison(Mapping[str, Explanation]):
         """Draw a row for each image and class: the picture, then every method's overlay, with a colour bar.
 
         Args:
-            images: the pictures, as :meth:`camlib.Explanation.overlays` takes them.
+            images: the pictures, as for :meth:`camlib.Explanation.overlays`.
             class_names: names for the class indices.
             colormap: as for :meth:`camlib.Explanation.overlays`.
             alpha: as for :meth:`camlib.Explanation.overlays`.
@@ -105,18 +105,19 @@ def compare(
 ) -> Comparison:
     """Explain the same images with several methods.
 
-    All methods that read activations and gradients share one forward pass, cut at the layers of them all, and one
-    tail gradient (K for K classes). Those that contrast classes (Finer-CAM) or differentiate twice (ShapleyCAM) add a
-    tail gradient each. What else a method needs of its own (passes of noisy copies, the input's gradient, explicit
-    attention) it adds, on the same classes. Finding the layer takes one more forward pass, as do RefineCAM's stages.
+    All methods that read activations and gradients share one forward pass, cut at all of their layers, and one
+    tail gradient (K for K classes). Methods that contrast classes (Finer-CAM) or differentiate twice (ShapleyCAM) add a
+    tail gradient each. Whatever else a method needs (passes of noisy copies, the input's gradient, explicit attention)
+    runs separately, for the same classes. Finding the layer takes one more forward pass, and so does finding
+    RefineCAM's stages.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
         images: what the model takes.
-        methods: names in :data:`camlib.METHODS`, classes, or explainers of this model with options of their own.
+        methods: names in :data:`camlib.METHODS`, classes, or explainers of this model with custom options.
         target: as for :meth:`camlib.methods.Method.__call__`. It is bound once, for all methods.
-        layer: for the methods given by name or class that read what a single layer would give; None to have it found,
-            once for all of them. Those that read several layers find theirs, those that read none need none.
+        layer: the layer for methods given by name or class that read a single layer; None to find it, once for all of
+            them. Methods that read several layers find them; methods that read no layer ignore it.
         forward: as for :class:`camlib.methods.Method`.
         reshape: as for :class:`camlib.methods.Method`.
 
@@ -124,8 +125,9 @@ def compare(
         The explanations by name, in the order of ``methods``.
 
     Raises:
-        CamlibValueError: no methods, one of them twice, an unknown name, or an explainer of another model.
-        CamlibTypeError: something that is no method, or no list of them.
+        CamlibValueError: ``methods`` is empty, names a method twice or an unknown one, or holds an explainer of another
+            model.
+        CamlibTypeError: ``methods`` is not a list, or holds something that is not a method.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -156,15 +158,15 @@ def compare(
 
 
 def bound_to(method: Any, network: Network, layers: Sequence[str] | None) -> Method:
-    """Return a method bound to a network and, where it has none of its own, to layers."""
+    """Return a method bound to a network and, if it has no layers yet, to the given layers."""
     if isinstance(method, Method):
         if method.model is not network.module:
-            raise CamlibValueError(f"{method!r} explains another model than the one that is compared on")
+            raise CamlibValueError(f"{method!r} explains another model than the one given to compare")
         return method
     kind = method_named(method) if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise CamlibTypeError(
-            f"a method is a name in camlib.METHODS, a class or an explainer, a camlib.methods.Method, got "
+            f"each method must be a name in camlib.METHODS, or a class or instance of camlib.methods.Method, got "
             f"{type(method).__name__}: {method!r}"
         )
     options: dict[str, Any] = {"forward": network.forward}
@@ -176,7 +178,7 @@ def bound_to(method: Any, network: Network, layers: Sequence[str] | None) -> Met
 
 
 def located(methods: Sequence[Method], inputs: Any) -> list[Method]:
-    """Return methods on one network with the layers that they read for these inputs, found once for all."""
+    """Return methods on one network, each fixed to the layers that it reads for these inputs."""
     ready = methods[0].network.ready(inputs)
     found: dict[Any, Sequence[str]] = {}
     return [method.located(ready, found) for method in methods]
@@ -196,7 +198,8 @@ def plot_comparison(
     titled = next((one for one in comparison.values() if not one.class_agnostic), first)
     if first.dims != 2:
         raise CamlibValueError(
-            f"maps {tuple(first.maps.shape)} are not of pictures; plot each method alone: comparison[name].plot(...)"
+            f"the maps {tuple(first.maps.shape)} are not of images (N, C, H, W); plot each method alone: "
+            "comparison[name].plot(...)"
         )
     pictures = as_pictures(images)
     if len(pictures) != len(first):

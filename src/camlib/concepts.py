@@ -31,9 +31,9 @@ SWEEPS = 4
 CELL = 2.6
 """Width of a picture in the figure, in inches."""
 WIDEST = 32
-"""Characters in a line of the legend."""
+"""Most characters in a line of the legend."""
 FAINTEST = 0.3
-"""Opacity of the tint follows the concept's strength; below this share of its maximum there is none."""
+"""The tint's opacity follows the concept's strength; below this fraction of its maximum the tint is transparent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +51,19 @@ class Concepts:
     maps: Tensor
     """(N, K, h, w), not negative; how strongly each concept is present at each position, on one scale for all."""
     vectors: Tensor
-    """(K, C), not negative; each concept's direction in the layer's features, of unit length, or zero where fewer
-    concepts leave nothing to explain."""
+    """(K, C), not negative; each concept's direction in the layer's features, of unit length; zero if fewer concepts
+    explain the features completely."""
     scores: Tensor
-    """(N, K, classes), the outputs for each image when all that is left of its features is one concept. What bypasses
-    the layer's grid, a class token or a skip connection, is left as it is. A binary network's logit y counts as the
-    two classes -y and y."""
+    """(N, K, classes), the outputs for each image when its features are replaced by a single concept. Anything that
+    bypasses the layer's grid, such as a class token or a skip connection, is unchanged. The logit y of a binary network
+    counts as the two classes -y and y."""
     error: float
-    """What the factorisation leaves unexplained, the norm of the rest, as a share of that of the features."""
+    """The part of the features that the factorisation leaves unexplained: the norm of the residual, divided by the norm
+    of the features."""
     layer: str
     """Name of the layer."""
     input_size: tuple[int, ...] | None
-    """(H, W) of the input, or None if it held no picture."""
+    """(H, W) of the input, or None if it held no images."""
 
     def __repr__(self) -> str:
         return (
@@ -73,24 +74,24 @@ class Concepts:
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
         """Return the maps at the input's resolution, or another, each concept divided by its maximum over all images.
 
-        One that is equally strong everywhere, in all images, becomes zero: it singles nothing out.
+        A concept that is equally strong everywhere, in all images, becomes zero: it locates nothing.
 
         Raises:
-            CamlibValueError: no size is given and the input had none, or a wrong one.
+            CamlibValueError: ``size`` is invalid, or it is missing and the input held no images.
         """
         size = self.input_size if size is None else size
         if size is None:
-            raise CamlibValueError("the inputs held no picture whose size is known; give size=(height, width)")
+            raise CamlibValueError("the inputs held no images, so their size is unknown; give size=(height, width)")
         resized = resize(self.maps, size)
-        together = resized.transpose(0, 1)  # (K, N, H, W): one scale for all images of a concept
+        together = resized.transpose(0, 1)  # (K, N, H, W): each concept has one scale for all images
         flat = together.reshape(together.shape[0], -1, together.shape[-1])
         return normalize(flat, "max").reshape(together.shape).transpose(0, 1)
 
     def plot(self, images: Any, class_names: Sequence[str] | None = None) -> Figure:
-        """Draw each picture beside where its concepts are, a colour for each, named by the classes it speaks for.
+        """Draw each picture next to its concepts, each in its own colour, with a legend of the classes they support.
 
         Args:
-            images: the pictures, as :meth:`camlib.Explanation.overlays` takes them.
+            images: the pictures, as for :meth:`camlib.Explanation.overlays`.
             class_names: names for the class indices.
 
         Returns:
@@ -111,29 +112,29 @@ def deep_feature_factorization(
 ) -> Concepts:
     r"""Factor the features of a set of images into concepts that they share.
 
-    The activations of all positions of all images, a matrix A (N h w x C) with negative values cut off, are factored
-    into non-negative parts, :math:`\min_{W, V \ge 0} |A - W V|^2`: the rows of V are concepts, the columns of W say
-    where each of them is. Collins, Achanta and Süsstrunk 2018, https://arxiv.org/abs/1806.10206. Each concept is then
-    scored: the network runs on with the product of column and row, :math:`W_k V_k`, in place of A.
+    The activations at all positions of all images form a matrix A (N h w x C), with negative values set to zero. It is
+    factored into non-negative parts, :math:`\min_{W, V \ge 0} |A - W V|^2`: the rows of V are the concepts, the columns
+    of W say where each of them is. Collins, Achanta and Süsstrunk 2018, https://arxiv.org/abs/1806.10206. Each concept
+    is then scored: the tail runs with the product of its column and row, :math:`W_k V_k`, in place of A.
 
     ``1 + concepts`` forward passes, no gradients; finding the layer takes one more.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        images: what the model takes; at least one image, better several that have something in common.
-        concepts: K, how many concepts.
-        layer: one layer, by name or module; None to have it found.
-        forward: as for :class:`camlib.methods.Method`; the outputs must be of classes, (N, classes).
-        iterations: of alternating least squares.
-        generator: for the starting point; without one, every call starts the same.
+        images: what the model takes; at least one image, preferably several that have something in common.
+        concepts: K, the number of concepts.
+        layer: one layer, by name or module; None to find it.
+        forward: as for :class:`camlib.methods.Method`; the outputs must be class scores (N, classes).
+        iterations: the number of iterations of alternating least squares.
+        generator: for the starting point; without one, every call starts from the same point.
 
     Returns:
         The concepts, the strongest first.
 
     Raises:
-        CamlibValueError: concepts or iterations below 1, several layers, more concepts than positions or channels, or
-            features without a positive value.
-        CamlibTypeError: outputs that are not of classes.
+        CamlibValueError: ``concepts`` or ``iterations`` is less than 1, there are several layers, there are more
+            concepts than positions or channels, or no feature is positive.
+        CamlibTypeError: the outputs are not class scores.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -147,7 +148,7 @@ def deep_feature_factorization(
     reader = EigenCAM(model, layer, forward=forward)
     with one_pass([reader], images, None) as (forward_pass,):
         if len(forward_pass.layers) != 1:
-            raise CamlibValueError(f"concepts are factored from one layer, got {' and '.join(forward_pass.layers)}")
+            raise CamlibValueError(f"concepts need exactly one layer, got {' and '.join(forward_pass.layers)}")
         (name,) = forward_pass.layers
         features = forward_pass.activations(name).relu()
         matrix = features.movedim(1, -1).reshape(-1, features.shape[1])
@@ -167,7 +168,7 @@ def deep_feature_factorization(
 
 
 def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:
-    """The scores (N, classes) with features (N, C, ...) in place of a layer's own; what is not on the grid stays."""
+    """The scores (N, classes) with features (N, C, ...) on a layer's grid; tokens that are not on the grid stay."""
 
     def change(own: Tensor) -> Tensor:
         features = own.clone()
@@ -185,18 +186,18 @@ def nonnegative_factors(
 ) -> tuple[Tensor, Tensor]:
     """Factor a non-negative matrix by hierarchical alternating least squares (Cichocki and Phan 2009).
 
-    Accelerated as by Gillis and Glineur 2012, https://arxiv.org/abs/1107.5194: products with the matrix, which cost
-    most, serve several sweeps.
+    It is accelerated as in Gillis and Glineur 2012, https://arxiv.org/abs/1107.5194: several sweeps share the products
+    with the matrix, which are the most expensive step.
 
     Args:
         matrix: (P, C), not negative.
         rank: K.
-        iterations: each sweeps over the columns of W, and over the rows of V, :data:`SWEEPS` times.
+        iterations: each makes :data:`SWEEPS` sweeps over the columns of W and over the rows of V.
         generator: for the starting point.
 
     Returns:
-        W (P, K) and V (K, C), not negative, the longest column of W first. The rows of V are of unit length; where
-        fewer than K leave nothing to explain, the last rows and columns may be zero.
+        W (P, K) and V (K, C), not negative, with the longest column of W first. The rows of V have unit length; if
+        fewer than K concepts explain the matrix completely, the last rows and columns may be zero.
     """
     start = (matrix.mean() / rank).sqrt()
 
@@ -215,7 +216,7 @@ def nonnegative_factors(
 
 
 def _improve(factor: Tensor, product: Tensor, gram: Tensor) -> None:
-    """Solve for each column of a factor in turn, the others held, in place; what would be negative becomes zero."""
+    """Solve in place for each column of a factor in turn, with the others fixed; negative values become zero."""
     known = (gram.diagonal() > 0).nonzero().flatten().tolist()
     for k in known * SWEEPS:
         factor[:, k] += (product[:, k] - factor @ gram[:, k]) / gram[k, k]
@@ -235,7 +236,7 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
     count, dims = concepts.maps.shape[1], concepts.maps.dim() - 2
     if dims != 2:
         raise CamlibValueError(
-            f"maps {tuple(concepts.maps.shape)} are not of pictures; draw concepts.heatmaps() yourself"
+            f"the maps {tuple(concepts.maps.shape)} are not of images (N, C, H, W); draw concepts.heatmaps() yourself"
         )
     pictures = as_pictures(images)
     if len(pictures) != len(concepts.maps):
@@ -264,7 +265,7 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
         loc="outside right upper",
         fontsize=8,
         frameon=False,
-        title=f"{concepts.layer}: scores of each alone",
+        title=f"{concepts.layer}: scores of each concept alone",
         title_fontsize=9,
     )
     return figure

@@ -1,8 +1,8 @@
 """Smoothing around any method: maps averaged over mirrored, noisy or enlarged copies of the images.
 
-Each wraps an explainer and is called like one. The target is bound to the clean images' outputs, so that all copies
-are explained for the same class; scores and outputs are those of the clean images. (What a method chooses itself, such
-as Finer-CAM's nearest classes, it chooses for every copy.)
+Each wraps an explainer and is called like one. The target is bound to the outputs of the clean images, so all copies
+are explained for the same class; scores and outputs are those of the clean images. (Choices that a method makes itself,
+such as Finer-CAM's nearest classes, are made for every copy.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Smoothing(ABC):
     """An explainer whose maps are means over copies of the images.
 
     Args:
-        method: an explainer: any :class:`camlib.methods.Method`, or another smoothing.
+        method: an explainer: any :class:`camlib.methods.Method`, or another smoothing wrapper.
     """
 
     def __init__(self, method: Explainer) -> None:
@@ -41,7 +41,7 @@ class Smoothing(ABC):
         self.method = method
 
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
-        """Explain, as :meth:`camlib.methods.Method.__call__`."""
+        """Explain, like :meth:`camlib.methods.Method.__call__`."""
         with torch.inference_mode(False), torch.no_grad():
             clean = self.method(inputs, target)
             return self._smoothed(clean, inputs, bound_target(clean, target))
@@ -55,28 +55,28 @@ class Smoothing(ABC):
 
 
 class TestTimeAugmentation(Smoothing):
-    r"""The mean map over brightened copies and their mirror images, which are mirrored back.
+    r"""The mean map over brightened copies and their mirror images, whose maps are mirrored back.
 
     .. math:: \frac{1}{2 F} \sum_f \left( M(f x) + \overleftarrow{M(f \overleftarrow{x})} \right)
 
     f runs over the F factors, and an arrow exchanges left and right; without mirroring it is
-    :math:`\frac{1}{F} \sum_f M(f x)`. Targets that depend on places, :class:`camlib.targets.Region` and
-    :class:`camlib.targets.Box`, are mirrored with the images. Whether a callable depends on places is not known: for
-    such a score write a :class:`camlib.targets.BoundTarget` with ``mirrored``.
+    :math:`\frac{1}{F} \sum_f M(f x)`. Targets that depend on positions in the image, :class:`camlib.targets.Region` and
+    :class:`camlib.targets.Box`, are mirrored with the images. camlib cannot know whether a callable depends on
+    positions: for such a score, write a :class:`camlib.targets.BoundTarget` with ``mirrored``.
 
     Two calls of the method for each factor (one without mirroring), and one more for the clean images if 1 is not
     among the factors.
 
     Args:
         method: as for :class:`camlib.smoothing.Smoothing`.
-        factors: what the inputs are multiplied by, just as the model takes them; positive.
-        mirror: whether left and right, the ends of the last axis, are exchanged too; switch it off for signals, whose
-            time has a direction, and wherever left and right differ, as hearts do.
+        factors: positive numbers by which the model's inputs are multiplied.
+        mirror: whether to exchange left and right, the ends of the last axis, too; switch it off for signals, whose
+            time has a direction, and wherever left and right differ, as in images of the heart.
 
     Raises:
         CamlibTypeError, CamlibValueError: ``factors`` are not positive numbers.
-        CamlibValueError: on calling, a model that pads its pictures on one side, and mirroring.
-        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers, whose brightness cannot be
+        CamlibValueError: when called with mirroring, if the model pads its images on one side.
+        CamlibTypeError: when called, if the inputs hold no images, or integer images, whose brightness cannot be
             scaled.
 
     Example:
@@ -96,8 +96,8 @@ class TestTimeAugmentation(Smoothing):
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         if self.mirror and clean.extent is not None:
             raise CamlibValueError(
-                f"the model pads its pictures of {clean.input_size} to {clean.extent}, and mirrored ones on the other "
-                "side; give pictures that need no padding, or mirror=False"
+                f"the model pads its images of {clean.input_size} to {clean.extent}, and mirrored images on the other "
+                "side; give images that need no padding, or mirror=False"
             )
         return averaged(clean, self._copies(clean, inputs, target), "test-time augmentation")
 
@@ -122,24 +122,24 @@ class TestTimeAugmentation(Smoothing):
 
 
 class NoiseAveraging(Smoothing):
-    r"""The mean map over noisy copies, as SmoothGrad (Smilkov et al. 2017, https://arxiv.org/abs/1706.03825).
+    r"""The mean map over noisy copies, as in SmoothGrad (Smilkov et al. 2017, https://arxiv.org/abs/1706.03825).
 
     .. math:: \frac{1}{n} \sum_{i=1}^n M(x + \sigma (x_{max} - x_{min}) \epsilon_i)
 
-    Each :math:`\epsilon_i` is drawn from the standard normal distribution, the same for all images of a batch; the
-    clean images' own map is not among those averaged.
+    Each :math:`\epsilon_i` is drawn from the standard normal distribution and is the same for all images of a batch.
+    The mean does not include the map of the clean images.
 
     ``1 + samples`` calls of the method, the first of them for the clean images.
 
     Args:
         method: as for :class:`camlib.smoothing.Smoothing`.
-        samples: how many noisy copies.
-        sigma: standard deviation of the noise, as a share of each image's range of values.
-        generator: for the noise; without one, every call draws the same.
+        samples: the number of noisy copies.
+        sigma: standard deviation of the noise, as a fraction of each image's range of values.
+        generator: for the noise; without one, every call draws the same noise.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` not a positive number.
-        CamlibTypeError: on calling, inputs that hold no pictures, or pictures of integers.
+        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` is not a positive number.
+        CamlibTypeError: when called, if the inputs hold no images, or integer images.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -167,26 +167,26 @@ class NoiseAveraging(Smoothing):
 class MultiScale(Smoothing):
     """The mean map over windows of enlarged copies, after SESS (Tursun et al. 2022, https://arxiv.org/abs/2207.01769).
 
-    The images are enlarged by each scale, bilinearly; ``ceil(2 s - 1) ** 2`` windows of the images' own size slide
-    over them at scale s, evenly, neighbours overlapping by half or more; each window is explained, and its map laid
-    where the window was. Where windows overlap the mean is taken; what comes of each scale is resized to the input's
-    resolution, and the mean over the scales is the map. ``layers`` of the result is empty. As in the paper only the
-    windows with the highest scores may be kept, and where none of them was the map is zero; its calibration by the
+    The images are enlarged bilinearly by each scale s and covered by ``ceil(2 s - 1) ** 2`` evenly spaced windows of
+    the original size, which overlap their neighbours by half or more. Each window is explained, and its map is put at
+    the window's position. Overlapping maps are averaged, each scale is resized to the input's resolution, and the map
+    is the mean over the scales. ``layers`` of the result is empty. As in the paper, ``keep`` can restrict the mean to
+    the windows with the highest scores; positions that no such window covers are zero. The paper's calibration by the
     class score is not needed, since maps are not normalised before they are fused.
 
-    One call of the method for the clean images, which are the one window of scale 1, and one for each window of the
+    One call of the method for the clean images, which are the only window of scale 1, and one for each window of the
     other scales.
 
     Args:
         method: as for :class:`camlib.smoothing.Smoothing`.
-        scales: how much the images are enlarged, at least 1; the clean images' own map counts if 1 is among them.
-        keep: the share of each scale's windows, for each image and class those with the highest scores, that counts;
-            rounded, and at least one.
+        scales: how much the images are enlarged, at least 1; the clean images' map is included if 1 is among them.
+        keep: the fraction of each scale's windows to use: for each image and class, those with the highest scores;
+            rounded, and at least one window.
 
     Raises:
         CamlibTypeError, CamlibValueError: ``scales`` are not numbers of at least 1, or ``keep`` is not in (0, 1].
-        CamlibTypeError: on calling, inputs other than images (N, C, H, W); a target that depends on places; windows to
-            be kept by scores where the method explains none.
+        CamlibTypeError: when called, if the inputs are not images (N, C, H, W), the target depends on positions in the
+            image, or ``keep`` is less than 1 and the method explains no score.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -206,13 +206,13 @@ class MultiScale(Smoothing):
             raise CamlibTypeError(f"MultiScale enlarges images, a single tensor (N, C, H, W); the inputs are {given}")
         if isinstance(target, targets.BoundTarget) and target.spatial:
             raise CamlibTypeError(
-                f"target {target.explained!r} depends on places in the image, which a window does not show; MultiScale "
-                "explains classes and other scores of the whole picture"
+                f"target {target.explained!r} depends on positions in the image, which windows do not have; MultiScale "
+                "explains classes and other scores of the whole image"
             )
         if self.keep < 1 and bool(clean.scores.isnan().any()):
             raise CamlibTypeError(
-                f"{clean.method} explains no score of this model, whose outputs hold no classes, so that none of the "
-                "windows has the highest; leave keep out, or give a target"
+                f"{clean.method} explains no score of this model, whose outputs hold no classes, so windows cannot be "
+                "ranked by score; leave keep out, or give a target"
             )
         of_scales = [self._at_scale(clean, inputs, target, scale) for scale in self.scales]
         maps = torch.stack(of_scales).mean(0)
@@ -239,7 +239,7 @@ class MultiScale(Smoothing):
 
 
 def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:
-    """Return the clean images' explanation with the mean of the copies' maps, of each layer too."""
+    """Return the clean images' explanation with the mean of the copies' maps, also for each layer."""
     maps, layers, count = torch.zeros_like(clean.maps), dict.fromkeys(clean.layers, torch.zeros(())), 0
     for copy in copies:
         maps = maps + copy.maps
@@ -252,7 +252,7 @@ def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Ex
 def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget | None:
     """Return the target bound to the outputs of an explanation, so that other explanations use the same one.
 
-    None where the outputs hold no classes and no target was given.
+    None if the outputs hold no classes and no target was given.
     """
     nothing = target is None and not isinstance(explanation.target, Tensor)
     return None if nothing else targets.bind(target, explanation.outputs)
@@ -269,13 +269,13 @@ def _numbers(what: str, given: Any, **bounds: float) -> tuple[float, ...]:
 
 
 def _starts(slack: int, scale: float) -> list[int]:
-    """Where windows begin, evenly, when the last begins at ``slack``: at most half a window apart."""
+    """The starts of evenly spaced windows, the last at ``slack``, at most half a window apart."""
     steps = math.ceil(2 * scale - 2)
     return [round(step * slack / steps) for step in range(steps + 1)]
 
 
 def _highest(scores: Tensor, keep: float) -> Tensor:
-    """Whether each window's score, (windows, N, [K]), is among the highest share of the windows."""
+    """Whether each window's score, (windows, N, [K]), is in the highest fraction of the windows."""
     count = max(1, round(keep * len(scores)))
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return chosen.scatter(0, scores.topk(count, dim=0).indices, True)

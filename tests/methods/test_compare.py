@@ -259,9 +259,9 @@ def test_the_model_and_the_random_numbers_of_torch_are_left_alone(images):
         (camlib.GradCAM, camlib.CamlibTypeError, "methods must be a list"),
         (["gradcam"], camlib.CamlibValueError, "there is no method 'gradcam'; did you mean 'grad_cam'"),
         (["grad_cam", camlib.GradCAM], camlib.CamlibValueError, "compared once, got grad_cam, grad_cam"),
-        ([7], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got int: 7"),
-        ([nn.ReLU], camlib.CamlibTypeError, "a class or an explainer, a camlib.methods.Method, got type"),
-        ([camlib.functional.grad_cam], camlib.CamlibTypeError, "a camlib.methods.Method, got function"),
+        ([7], camlib.CamlibTypeError, "a class or instance of camlib.methods.Method, got int: 7"),
+        ([nn.ReLU], camlib.CamlibTypeError, "a class or instance of camlib.methods.Method, got type"),
+        ([camlib.functional.grad_cam], camlib.CamlibTypeError, "instance of camlib.methods.Method, got function"),
     ],
 )
 def test_what_are_no_methods_is_refused(model, images, methods, error, message):
@@ -271,7 +271,7 @@ def test_what_are_no_methods_is_refused(model, images, methods, error, message):
 
 
 def test_explainers_of_another_model_are_refused(model, images):
-    with pytest.raises(camlib.CamlibValueError, match="explains another model than the one that is compared on"):
+    with pytest.raises(camlib.CamlibValueError, match="explains another model than the one given to compare"):
         camlib.compare(model, images, ["fem", camlib.GradCAM(Network())])
 
 
@@ -281,7 +281,7 @@ def test_an_explainer_itself_is_no_list(model, images):
 
 
 def test_smoothings_have_no_name_to_be_compared_by(model, images):
-    with pytest.raises(camlib.CamlibTypeError, match="a camlib.methods.Method, got NoiseAveraging"):
+    with pytest.raises(camlib.CamlibTypeError, match="instance of camlib.methods.Method, got NoiseAveraging"):
         camlib.compare(model, images, [camlib.NoiseAveraging(camlib.GradCAM(model))])
 
 
@@ -389,7 +389,7 @@ def test_figures_of_other_things_are_refused(model, images):
     with pytest.raises(camlib.CamlibValueError, match="class_names has 1 names, but class 4 was explained"):
         comparison.plot(images, ["ant"])
     signals = camlib.compare(networks.signal_cnn().eval(), torch.rand(2, 2, 20), ["grad_cam"])
-    with pytest.raises(camlib.CamlibValueError, match=r"are not of pictures; plot each method alone"):
+    with pytest.raises(camlib.CamlibValueError, match=r"are not of images .*; plot each method alone"):
         signals.plot(torch.rand(2, 2, 20))
 
 

@@ -331,7 +331,7 @@ def test_signals_and_volumes_have_concepts():
         ({"concepts": 0}, "concepts must be an int of at least 1, got 0"),
         ({"iterations": 0}, "iterations must be an int of at least 1, got 0"),
         ({"concepts": 5}, "layer '3' gives 128 positions of 4 channels, too few for 5 concepts"),
-        ({"layer": ["1", "3"]}, "concepts are factored from one layer, got 1 and 3"),
+        ({"layer": ["1", "3"]}, "concepts need exactly one layer, got 1 and 3"),
         ({"layer": "9"}, "9"),
     ],
     ids=str,
@@ -405,7 +405,7 @@ def test_figure_tints_each_picture_where_its_concepts_are():
     assert [ax.get_title() for ax in figure.axes[:2]] == ["picture", "its strongest concept"]
     legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["concept 0: cow (2.0)", "concept 1: ant (0.5)"]
-    assert legend.get_title().get_text() == "layer4: scores of each alone"
+    assert legend.get_title().get_text() == "layer4: scores of each concept alone"
     first, second = (patch.get_facecolor()[:3] for patch in legend.get_patches())
     tinted = figure.axes[1].images[0].get_array()
     assert tinted[0, 0].tolist() == pytest.approx([0.7 * value for value in first])
@@ -428,5 +428,5 @@ def test_figures_of_other_things_are_refused():
         found.plot(pictures, "ant")
     with pytest.raises(camlib.CamlibValueError, match="class_names has 0 names, but class 0 scored highest"):
         found.plot(pictures, [])
-    with pytest.raises(camlib.CamlibValueError, match="are not of pictures"):
+    with pytest.raises(camlib.CamlibValueError, match="are not of images"):
         concepts_of(torch.rand(2, 2, 9)).plot(pictures)

@@ -311,7 +311,7 @@ def test_a_scripted_module_is_refused_by_name() -> None:
     ("reshape", "message"),
     [
         (lambda tokens: tokens.movedim(1, 2), r"\(2, 17, 1\).*into \(2, 1, 17\).*\(2, C, h, w\)"),
-        (lambda tokens: tokens[:, 1:].unflatten(1, (4, 4)), r"\(2, 17, 1\).*into \(2, 4, 4, 1\).*one channel"),
+        (lambda tokens: tokens[:, 1:].unflatten(1, (4, 4)), r"\(2, 17, 1\).*into \(2, 4, 4, 1\).*single channel"),
         (lambda tokens: None, "into NoneType"),
     ],
 )

@@ -345,7 +345,7 @@ def test_bad_options_are_refused_by_name(method: type[camlib.methods.Method], op
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"window": 20}, "larger than the picture"),
+        ({"window": 20}, "larger than the image"),
         ({"window": (3, 3, 3)}, "3 sides"),
         ({"window": 3, "stride": 4}, "larger than the window"),
         ({"baseline": torch.zeros(5)}, "broadcast"),

@@ -350,7 +350,7 @@ class Padded(nn.Module):
 
 def test_pictures_padded_on_one_side_are_not_mirrored():
     cam = camlib.GradCAM(Padded().double().eval(), "network.3")
-    with pytest.raises(camlib.CamlibValueError, match=r"pads its pictures of \(6, 9\) to \(8.0, 16.0\).*mirror=False"):
+    with pytest.raises(camlib.CamlibValueError, match=r"pads its images of \(6, 9\) to \(8.0, 16.0\).*mirror=False"):
         Augmented(cam)(pictures())
     assert Augmented(cam, mirror=False)(pictures()).extent == (8, 16)
     fitting = [torch.rand(3, 8, 16, dtype=torch.float64) for _ in range(2)]
@@ -603,7 +603,7 @@ def test_multi_scale_asks_all_windows_about_the_class_of_the_clean_image():
 @pytest.mark.parametrize("target", [targets.Region(1), targets.Region(1, torch.ones(6, 8, dtype=torch.bool))])
 def test_windows_do_not_show_the_places_that_a_target_speaks_of(target):
     cam = MultiScale(camlib.GradCAM(dense_cnn(), "1", relu=False))
-    with pytest.raises(camlib.CamlibTypeError, match="'region of category 1' depends on places"):
+    with pytest.raises(camlib.CamlibTypeError, match="'region of category 1' depends on positions"):
         cam(images(4, (6, 8)) * 4 - 2, target)
 
 

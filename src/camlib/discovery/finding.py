@@ -1,19 +1,20 @@
-"""Finding the layer: one forward pass of one image, every module tapped, and the graph read by its connections.
+"""Find the layer: run one image with every module tapped, and read the connections of the autograd graph.
 
-The layer wanted is the last feature map that can influence the score at every position, before its grid is
-pooled, flattened or turned into class scores. Four questions are put to each feature map, the last one first:
+The layer to find is the last feature map that can influence the score at every position, before its grid is
+pooled, flattened or turned into class scores. Four questions are asked about each feature map, starting at the last:
 
 1. Is it a grid of more than one cell?
-2. Is it a map of features? Not the output of a pooling layer, nor class scores that are only pooled afterwards.
-3. Does everything that reaches the score pass through it? A branch inside a residual block does not qualify. Where
-   finer maps join later, as in feature pyramids, that would be far too early: a later map will do that has a part in
-   every entry of the outputs, and that reaches them by one path at least without anything mixed in that passed it by.
-4. Do its positions reach the score? A NaN is sent back from the outputs: it survives multiplication by zero, so
-   that a zero-initialised head does not mislead, and what it does not reach is not connected. Behind the last
-   attention of a network that reads a class token, that is every patch.
+2. Is it a map of features, and neither the output of a pooling layer nor class scores that are only pooled afterwards?
+3. Does everything that reaches the score pass through it? A branch inside a residual block does not qualify. In
+   networks where finer maps join later, such as feature pyramids, this condition would only hold far too early. There
+   a later map qualifies if it contributes to every entry of the outputs, and if at least one path from it to the
+   outputs is not mixed with anything that bypasses it.
+4. Do its positions reach the score? A NaN is propagated back from the outputs. It survives multiplication by zero, so
+   a zero-initialised head does not hide a connection; positions that it does not reach are not connected. After the
+   last attention of a network that reads a class token, no patch is connected.
 
-Where question 4 fails on the last maps, the network reads a class token, and the answer is the last
-normalisation whose patches still reach the score: the one in front of the last attention.
+If question 4 fails for the last maps, the network reads a class token, and the answer is the last
+normalisation whose patches still reach the score: the one before the last attention.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class LayerInfo(NamedTuple):
     """A layer that the forward pass calls."""
 
     name: str
-    """Dotted name, to be given as ``layer=``."""
+    """Dotted name, to pass as ``layer=``."""
     type: str
     """Class name of the module."""
     shape: tuple[int, ...]
@@ -50,7 +51,7 @@ class LayerInfo(NamedTuple):
 def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[LayerInfo]:
     """List the layers that a forward pass calls and that return a tensor, in the order in which they finish.
 
-    A module that is called more than once is listed once for each call; it cannot be explained.
+    A module that is called more than once is listed once per call; such a module cannot be explained.
 
     Args:
         model: any module.
@@ -58,7 +59,7 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
 
     Returns:
-        Name, type and output shape of each. Costs one forward pass.
+        Name, type and output shape of each layer. Costs one forward pass.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -90,22 +91,22 @@ def _submodules(network: Network) -> list[tuple[str, nn.Module]]:
 def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> str:
     """Find the layer to explain: the last feature map that can influence the score at every position.
 
-    The outermost module that returns it is named. Pooling layers, classifiers, auxiliary heads and patch
-    embeddings are never chosen, and a map of a single cell is not a map. Connections decide, not values, so
-    that untrained networks and zero-initialised heads are understood.
+    The result is the outermost module that returns this map. Pooling layers, classifiers, auxiliary heads, patch
+    embeddings and maps of a single cell are never chosen. Only the connections of the graph matter, not values, so
+    untrained networks and zero-initialised heads work.
 
     Args:
         model: any module.
-        inputs: what the model takes; of a tensor, or a list of pictures, only the first image is run.
-        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``. Outputs that are no tensor are
-            understood if they are detections (the layer leads to all their scores), or if they name a tensor "logits",
-            "out", "pooler_output", "image_embeds" or "last_hidden_state".
+        inputs: what the model takes; for a tensor or a list of images, only the first image is run.
+        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``. The outputs must be a tensor,
+            detections (the layer leads to all their scores), or have a tensor named "logits", "out", "pooler_output",
+            "image_embeds" or "last_hidden_state".
 
     Returns:
         The layer's dotted name. Costs one forward pass and one backward pass.
 
     Raises:
-        CamlibRuntimeError: no layer qualifies; the message names the last maps seen.
+        CamlibRuntimeError: no layer qualifies; the message lists the last module outputs.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -117,25 +118,25 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
 
 
 def find_layer_in(network: Network, inputs: Inputs) -> str:
-    """Return :func:`find_layer` of a network and its parsed inputs."""
+    """Return :func:`find_layer` for a network and its parsed inputs."""
     found = _find(network, inputs)
     return found.name(found.last)
 
 
 def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[str]:
-    """Find the layer to explain, and with it the last feature map of every larger grid ahead of it.
+    """Find the layer to explain, and the last feature map of each larger grid before it.
 
     Args:
         model: any module.
-        inputs: what the model takes; of a tensor, or a list of pictures, only the first image is run.
+        inputs: what the model takes; for a tensor or a list of images, only the first image is run.
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
 
     Returns:
-        The layers' dotted names, in the order in which they are computed; :func:`find_layer`'s is the last. Maps that
-        other maps pass by, as in a U-Net, are left out. Costs one forward pass and one backward pass.
+        The layers' dotted names, in the order in which they are computed; the last is that of :func:`find_layer`. Maps
+        that other maps bypass, as in a U-Net, are left out. Costs one forward pass and one backward pass.
 
     Raises:
-        CamlibRuntimeError: no layer qualifies; the message names the last maps seen.
+        CamlibRuntimeError: no layer qualifies; the message lists the last module outputs.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -147,19 +148,19 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
 
 def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
-    """Return :func:`find_stages` of a network and its parsed inputs."""
+    """Return :func:`find_stages` for a network and its parsed inputs."""
     found = _find(network, inputs)
     return list(dict.fromkeys(map(found.name, found.stages())))
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What a discovery pass found."""
+    """The result of a discovery pass."""
 
     last: Tapped
     """The map to explain."""
     candidates: list[Tapped]
-    """All feature maps whose positions reach the score, in their order."""
+    """All feature maps whose positions reach the score, in order of computation."""
     layouts: dict[Tapped, Layout]
     records: list[Tapped]
     graph: Graph
@@ -173,9 +174,9 @@ class _Found:
         return name
 
     def stages(self) -> list[Tapped]:
-        """Of each larger grid the last map that everything passes through; then the map to explain.
+        """The last map of each larger grid through which everything passes, then the map to explain.
 
-        A block's own output is preferred to the maps inside the next one.
+        The output of a block is preferred to maps inside the next block.
         """
         stages: dict[Size, Tapped] = {}
         last = self.layouts[self.last].grid
@@ -210,33 +211,33 @@ def _find(network: Network, inputs: Inputs) -> _Found:
         score = _score(Outputs(network.run(first)))
         if score.grad_fn is None:
             raise CamlibRuntimeError(
-                "no layer leads to the model's outputs: they are detached, not differentiable (an argmax, say), or "
-                f"made without submodules; {_seen(records)}"
+                "no layer leads to the model's outputs: they are detached, not differentiable (such as an argmax), or "
+                f"computed without submodules; {_seen(records)}"
             )
-        size = None if first.is_list else first.size  # detectors give images sizes of their own
+        size = None if first.is_list else first.size  # detectors resize images
         return _choose(network.module, records, score, size)
 
 
 def _score(outputs: Outputs) -> Tensor:
-    """What the layer must lead to: the main tensor of the outputs, or the sum of the detections' scores."""
+    """The tensor that the layer must lead to: the main tensor of the outputs, or the sum of all detection scores."""
     if outputs.is_detections:
         scores = torch.cat([detected["scores"] for detected in outputs.raw])
         if not scores.numel():
             raise CamlibRuntimeError(
-                "nothing was detected in the first image, so no score leads back to a layer; give layer=, an image "
-                "with something to detect, or the model a lower score threshold"
+                "nothing was detected in the first image, so there is no score to trace back to a layer; give layer=, "
+                "use an image with something to detect, or lower the model's score threshold"
             )
         return scores.sum()
     if outputs.main is None:
         raise CamlibTypeError(
             f"the model returns a {type(outputs.raw).__name__}; to find its layer, pass forward=lambda model, "
-            "inputs: ... that picks the tensor to be explained, or give layer="
+            "inputs: ... that picks the tensor to explain, or give layer="
         )
     return outputs.main
 
 
 def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, size: Size | None) -> _Found:
-    """Put the four questions of the module docstring to the records, the last one first."""
+    """Ask the four questions of the module docstring about the records, starting at the last one."""
     layouts = _grids(model, records, size)
     graph = Graph(outputs, [record.node for record in layouts])
     maps = [record for record, layout in layouts.items() if graph.is_map(record, layout)]
@@ -253,8 +254,8 @@ def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, size: Size
     candidates = [record for record in reaching if graph.outermost(record, records)]
     if not candidates:
         raise CamlibRuntimeError(
-            f"every feature map that leads to the score is made by a module that is called more than once, the last by "
-            f"{reaching[-1].name!r}; {_seen(records)}"
+            f"every feature map that leads to the score comes from a module that is called more than once, the last "
+            f"from {reaching[-1].name!r}; {_seen(records)}"
         )
     through = graph.last_bottleneck(candidates)
     if through is None:
@@ -271,9 +272,10 @@ def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, size: Size
 
 
 def _grids(model: nn.Module, records: list[Tapped], size: Size | None) -> dict[Tapped, Layout]:
-    """The layouts of the records that are grids of more than one cell, with the images for their first axis.
+    """The layouts of the records that are grids of more than one cell and whose first axis is the images.
 
-    The first map's is taken for the images'. Windows, crops and regions of interest are more or fewer.
+    The first map's batch size is assumed to be the number of images. Windows, crops and regions of interest have more
+    or fewer rows.
     """
     layouts: dict[Tapped, Layout] = {}
     for record in records:
@@ -290,7 +292,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
-    """The nodes of the maps that a NaN sent back from the outputs reaches, beyond any prefix tokens."""
+    """The nodes of the maps that a NaN propagated back from the outputs reaches, apart from prefix tokens."""
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
         gradients = torch.autograd.grad(outputs, [r.tensor for r in records], nan, allow_unused=True)
@@ -306,7 +308,7 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
 
 def _seen(records: list[Tapped]) -> str:
     shapes = [f"{record.name} {tuple(record.tensor.shape)}" for record in records[-5:]]
-    return f"the last outputs seen: {', '.join(shapes) or 'none'}. Give layer="
+    return f"the last module outputs: {', '.join(shapes) or 'none'}. Give layer="
 
 
 def _pools(module: nn.Module) -> bool:

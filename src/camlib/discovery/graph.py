@@ -1,6 +1,6 @@
-"""What leads where in a network: the autograd graph of one pass, from the first feature map to the outputs.
+"""The connections of a network: the autograd graph of one pass, from the first feature map to the outputs.
 
-Operations are told by the names of their autograd nodes; values do not matter, and neither do modules.
+Operations are recognised by the names of their autograd nodes, independently of values and modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from camlib.layers.layouts import Layout, Tokens
 
-# Names of autograd nodes; re compiles and caches them when first used, not on import.
+# Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.
 _LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
 _POOLING_OPS = r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax"
 _PARAMETRIC_OPS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
@@ -35,23 +35,23 @@ class Tapped:
     order: int
     name: str
     module: nn.Module
-    tensor: Tensor  # what was tapped
-    node: Any  # the autograd node of its clone: unique to the record
+    tensor: Tensor  # the tapped tensor
+    node: Any  # the autograd node of its clone, which is unique to the record
 
 
 class Graph:
     """The autograd graph of the discovery pass, from the first feature map to the outputs.
 
     Args:
-        outputs: the score's tensor.
-        maps: the nodes of all feature maps, the first one first.
+        outputs: the tensor of scores.
+        maps: the nodes of all feature maps, in order of computation.
     """
 
     def __init__(self, outputs: Tensor, maps: Sequence[Any]) -> None:
         self._root = outputs.grad_fn
         self._inputs = _inputs_first(self._root)
         self._first = next((node for node in maps if node in self._inputs), None)
-        self._flow = self._marked([self._first], self._uses)  # what comes from the picture: no parameters, no constants
+        self._flow = self._marked([self._first], self._uses)  # what depends on the image: no parameters, no constants
         self._rows = self._marked([self._first], self._keeps_rows)
         self._before_projection: set[Any] = set()
         for node, inputs in reversed(self._inputs.items()):
@@ -59,14 +59,14 @@ class Graph:
                 self._before_projection.update(inputs)
 
     def is_map(self, record: Tapped, layout: Layout) -> bool:
-        """Whether a grid leads to the outputs, and whether tokens are the picture's patches.
+        """Whether a grid leads to the outputs, and whether tokens are patches of the image.
 
-        Object queries are tokens, too. They come from parameters, and meet the patches in attention alone.
+        Object queries are tokens, too, but they come from parameters and interact with the patches only in attention.
         """
         return record.node in (self._rows if isinstance(layout, Tokens) else self._inputs)
 
     def _marked(self, start: Collection[Any], rule: Callable[[Any, set[Any]], bool]) -> set[Any]:
-        """``start``, and what ``rule(node, marked)`` takes in of the nodes, each asked after its inputs."""
+        """``start``, and all nodes for which ``rule(node, marked)`` holds, evaluated for each node after its inputs."""
         marked = set(start)
         for node in self._inputs:
             if node not in marked and rule(node, marked):
@@ -77,7 +77,7 @@ class Graph:
         return any(used in nodes for used in self._inputs[node])
 
     def _keeps_rows(self, node: Any, rows: set[Any]) -> bool:
-        """Whether rows of the result belong to rows of ``rows``: those of an attention are its queries'."""
+        """Whether the rows of the result belong to those of ``rows``; the rows of an attention are its queries."""
         attends = re.match(_ATTENTION_OPS, node.name())
         return any(used in rows for used in ([node.next_functions[0][0]] if attends else self._inputs[node]))
 
@@ -86,7 +86,7 @@ class Graph:
 
     @staticmethod
     def _rearranged(node: Any, by: str = _LAYOUT_OPS) -> Iterator[Any]:
-        """Yield the nodes from ``node`` back to the one that made the values: all but it only rearrange them."""
+        """Yield the nodes from ``node`` back to the one that computed its values; the others only rearrange them."""
         yield node
         while node.next_functions and re.search(by, node.name()):
             node = node.next_functions[0][0]
@@ -95,12 +95,12 @@ class Graph:
             yield node
 
     def _maker(self, record: Tapped, past: str) -> str:
-        """The name of the operation that made a record's values, past those that ``past`` matches."""
+        """The name of the operation that computed a record's values, skipping operations that ``past`` matches."""
         *_, made = self._rearranged(record.node, past)
         return str(made.name())
 
     def is_feature_map(self, record: Tapped, outputs: Tensor) -> bool:
-        """Whether a map is neither pooled from another nor class scores that are only pooled or resized afterwards."""
+        """Whether a map is neither pooled from another map nor class scores that are only pooled or resized later."""
         if re.search(_POOLING_OPS, self._maker(record, _LAYOUT_OPS)):
             return False
         one_map_per_class = outputs.dim() == 0 or (outputs.dim() > 1 and outputs.shape[1] in record.tensor.shape[1:])
@@ -109,14 +109,14 @@ class Graph:
         )
 
     def _is_projection(self, node: Any) -> bool:
-        """Whether a map is a convolution or matrix product of another, or a sum of such."""
+        """Whether a map is a convolution or matrix product of another map, or a sum of these."""
         *_, made = self._rearranged(node, f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}")
         if made.name().startswith("AddBackward"):
             return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
         return bool(re.search(_PARAMETRIC_OPS, made.name()))
 
     def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
-        """The last record that everything passes through on its way to the outputs; see question 3."""
+        """The last record through which everything passes on its way to the outputs; see question 3."""
         for record in reversed(records):
             if self.all_pass(record) or (
                 not self._is_lateral(record) and self._has_part_in_all(record.node) and self._stays_pure(record.node)
@@ -125,13 +125,13 @@ class Graph:
         return None
 
     def all_pass(self, record: Tapped) -> bool:
-        """Whether nothing of the first map reaches the outputs but through this one."""
+        """Whether the first map reaches the outputs only through this one."""
         node = record.node
         by = self._marked([self._first], lambda later, by: later is not node and self._uses(later, by))
         return node is self._first or self._root not in by
 
     def _has_part_in_all(self, node: Any) -> bool:
-        """Whether a map has a part in every entry of the outputs: in each of the things that are put side by side."""
+        """Whether a map contributes to every entry of the outputs, that is, to each of the concatenated parts."""
         has_part = self._marked(
             [node],
             lambda later, has_part: (
@@ -141,9 +141,9 @@ class Graph:
         return self._root in has_part
 
     def _stays_pure(self, node: Any) -> bool:
-        """Whether the outputs can be reached from a map before anything is mixed in that does not come from it.
+        """Whether some path from a map to the outputs is not mixed with anything that does not come from the map.
 
-        Neither the other entries of the outputs nor scores that are added to others are mixed in.
+        Other entries of the outputs, and scores that are added to others, do not count as mixed.
         """
         behind = self._marked([node], self._uses)
         pure = self._marked(
@@ -158,25 +158,25 @@ class Graph:
         return self._root in pure
 
     def _side_by_side(self, node: Any) -> bool:
-        """Whether an operation makes rows or entries of outputs of its inputs, not channels of a map."""
+        """Whether an operation joins its inputs as rows or as entries of the outputs, not as channels of a map."""
         name = str(node.name())
         of_channels = name.startswith("Cat") and node in self._before_projection and node._saved_dim != 0
         return name.startswith(("Cat", "Stack", "IndexPut")) and not of_channels
 
     def _is_lateral(self, record: Tapped) -> bool:
-        """Whether a map is a mere projection of an earlier one, as pyramids begin with."""
+        """Whether a map is only a projection of an earlier one, like the lateral connections of feature pyramids."""
         return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
 
     def outermost(self, record: Tapped, records: list[Tapped]) -> str | None:
-        """The name of the outermost module around the record's maker that returns the same values.
+        """The name of the outermost module that contains the values' source and returns the same values.
 
-        None if there is none but modules that are called more than once, whose name would not tell which call is meant.
+        None if all such modules are called more than once, because a name would not identify the call.
         """
         by_node = {other.node: other for other in records}
         maker = record
-        for node in self._rearranged(record.node):  # back to whoever returned these values first
+        for node in self._rearranged(record.node):  # back to the module that returned these values first
             maker = by_node.get(node, maker)
-        around = [  # and on to the containers that hand them on
+        around = [  # and forward to the containers that return them unchanged
             other.name
             for other in records[maker.order + 1 :]
             if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
@@ -186,7 +186,7 @@ class Graph:
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:
-    """The nodes that lead to ``root`` with the nodes that each uses, all of these before it."""
+    """The nodes that lead to ``root``, each with the nodes that it uses, in topological order."""
     inputs: dict[Any, list[Any]] = {}
     stack = [root]
     while stack:

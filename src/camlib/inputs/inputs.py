@@ -1,4 +1,4 @@
-"""What a model takes, parsed once: its tensors, the images among them, and the same inputs with other images."""
+"""The inputs of a model, parsed once: all tensors, the images among them, and the same inputs with other images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Size = tuple[int, ...]
 
 
 class Inputs:
-    """What a model takes: a tensor, a list of images, or a container that holds a batch of images.
+    """The inputs of a model: a tensor, a list of images, or a container that holds a batch of images.
 
-    The images are the first tensor (N, C, H, W), or the list of images (C, H, W) that detectors take; failing that,
-    the first floating-point (N, C, T, H, W), or (N, T, 3, H, W), the layout of Hugging Face's videos; failing that, the
-    first floating-point (N, C, L).
+    The images are the first tensor (N, C, H, W), or the list of images (C, H, W) that detectors take. If there are
+    none, they are the first floating-point tensor (N, C, T, H, W), or (N, T, 3, H, W), the layout of Hugging Face's
+    videos; and if there is none of these, the first floating-point tensor (N, C, L).
 
     Args:
         raw: what the model takes.
@@ -38,23 +38,23 @@ class Inputs:
         self.raw = raw
         """What the model takes."""
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
-        """Every tensor in it, in order."""
+        """All tensors in ``raw``, in order."""
         self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
-        """Whether it is a list of images (C, H, W), each of its own size, as torchvision's detectors take it."""
+        """Whether it is a list of images (C, H, W), whose sizes may differ, as torchvision's detectors take it."""
 
     @cached_property
     def size(self) -> Size | None:
-        """(H, W) of the images; (L,) of signals, (T, H, W) of videos and volumes; None where there are none.
+        """(H, W) of images, (L,) of signals, (T, H, W) of videos and volumes; None if there are none.
 
         Raises:
-            CamlibValueError: a list of images of different sizes.
+            CamlibValueError: the images of a list have different sizes.
         """
         if self.is_list:
             sizes = {tuple(image.shape[1:]) for image in self.raw}
             if len(sizes) > 1:
                 raise CamlibValueError(
-                    f"the images have different sizes, {sorted(sizes)}, but the maps of one call share one grid; "
-                    "explain images of different sizes in separate calls"
+                    f"the images have different sizes, {sorted(sizes)}, but the maps of one call must have the same "
+                    "size; explain images of different sizes in separate calls"
                 )
             return sizes.pop()
         if self._batch is None:
@@ -64,7 +64,7 @@ class Inputs:
 
     @cached_property
     def _batch(self) -> Tensor | None:
-        """The tensor that holds the images, in the model's own layout; None for a list, or where there is none."""
+        """The tensor that holds the images, in the model's own layout; None for a list, or if there is none."""
         for axes in () if self.is_list else (4, 5, 3):
             for tensor in self.tensors:
                 if tensor.dim() == axes and (axes == 4 or tensor.is_floating_point()):
@@ -79,10 +79,10 @@ class Inputs:
     def images(self) -> Tensor:
         """The images as a batch with channels first, (N, C, H, W), (N, C, L) or (N, C, T, H, W).
 
-        A list is stacked; videos with their frames first are a view.
+        A list is stacked; videos with frames first are returned as a view.
 
         Raises:
-            CamlibTypeError: there are none.
+            CamlibTypeError: there are no images.
         """
         if self.is_list and self.size is not None:
             return torch.stack(self.raw)
@@ -95,7 +95,7 @@ class Inputs:
 
     @property
     def floats(self) -> Tensor:
-        """The :attr:`images`, which must be floating-point numbers.
+        """The :attr:`images`, checked to be floating-point numbers.
 
         Raises:
             CamlibTypeError: they are not.
@@ -107,20 +107,20 @@ class Inputs:
         """N, the number of images.
 
         Raises:
-            CamlibTypeError: there are none.
+            CamlibTypeError: there are no images.
         """
         return len(self.raw) if self.is_list else len(self.images)
 
     def first(self) -> Inputs:
-        """Return the inputs with the first image only; a container that is no list of images stays whole."""
+        """Return the inputs with only the first image; containers other than lists of images are returned unchanged."""
         return Inputs(self.raw[:1]) if self.is_list or isinstance(self.raw, Tensor) else self
 
     def pick(self, index: Tensor, images: int) -> Inputs:
-        """Return the inputs of some images, each as often as ``index`` names it.
+        """Return the inputs of the images in ``index``, repeated as often as they occur there.
 
         Args:
-            index: (rows,) of image numbers.
-            images: how many images there are; tensors of another length are kept as they are.
+            index: (rows,), the number of each row's image.
+            images: the number of images; tensors of another length are returned unchanged.
         """
         if self.is_list:
             return Inputs([self.raw[image] for image in index.tolist()])
@@ -146,10 +146,10 @@ class Inputs:
         return Inputs(map_tensors(function, self.raw))
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
-        """Return the inputs with a function applied to every tensor that has as many axes as the images, masks too.
+        """Return the inputs with a function applied to every tensor that has as many axes as the images, also to masks.
 
         Args:
-            function: of tensors (N, C, ...); it keeps the shape. Each image of a list is a batch of one.
+            function: of tensors (N, C, ...), keeping the shape. It gets each image of a list as a batch of one.
 
         Raises:
             CamlibTypeError: there are no images.
@@ -163,7 +163,7 @@ class Inputs:
         """Return the inputs with a function applied as by :meth:`map_images`, except to masks of bools.
 
         Raises:
-            CamlibTypeError: there are no images, or they hold integers, which cannot change by a little.
+            CamlibTypeError: there are no images, or they are integers, which cannot change by small amounts.
         """
         return self.map_images(lambda image: image if image.dtype == torch.bool else function(_floating(image)))
 
@@ -171,6 +171,6 @@ class Inputs:
 def _floating(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise CamlibTypeError(
-            f"the images are {images.dtype}; convert them as the model would, to floating point, before the call"
+            f"the images are {images.dtype}; convert them to floating point before the call, as the model would"
         )
     return images

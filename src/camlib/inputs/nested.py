@@ -26,7 +26,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def named_entries(value: Any) -> Mapping[str, Any]:
-    """Return what a mapping, dataclass or named tuple holds under names; of anything else nothing.
+    """Return the named entries of a mapping, dataclass or named tuple; an empty mapping for anything else.
 
     Example:
         >>> from types import SimpleNamespace
@@ -43,7 +43,7 @@ def named_entries(value: Any) -> Mapping[str, Any]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to every tensor in ``value``; containers are rebuilt, other objects kept as they are."""
+    """Apply ``function`` to every tensor in ``value``; containers are rebuilt, other objects are kept."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Random numbers from a generator, never torch's global one, and the same for every image of a batch."""
+"""Random numbers from a generator, never from torch's global one, and the same for every image of a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from camlib.inputs.inputs import Inputs
 
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Return the generator given, or a new one seeded with 0: a call without one is repeatable."""
+    """Return the given generator, or a new one seeded with 0, so that a call without one is repeatable."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise CamlibTypeError(
             f"generator must be a torch.Generator, got {type(generator).__name__}: {generator!r}; "
@@ -27,10 +27,10 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> 
 
 
 def check_noise(samples: int, sigma: float) -> None:
-    """Check how much noise is asked for.
+    """Check the options for noise.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` not a positive number.
+        CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` is not a positive number.
     """
     positive_int("samples", samples)
     positive_number("sigma", sigma)
@@ -41,18 +41,18 @@ def with_noise(inputs: Inputs, sigma: float, generator: torch.Generator) -> Inpu
 
     Args:
         inputs: what the model takes.
-        sigma: standard deviation as a share of each image's range of values.
-        generator: draws one noise for all images, so that a batch gives the same as its images one by one.
+        sigma: standard deviation as a fraction of each image's range of values.
+        generator: draws the same noise for all images, so a batch gives the same result as its images one by one.
 
     Raises:
-        CamlibTypeError: the inputs hold no images, or images of integers.
+        CamlibTypeError: the inputs hold no images, or integer images.
     """
     if not inputs.is_list:
         return inputs.map_values(
             lambda images: _noisy(images, sigma, normal((1, *images.shape[1:]), generator, images))
         )
 
-    @functools.cache  # the images of a list come one by one; those of one shape share their noise
+    @functools.cache  # the images of a list come one by one; images of the same shape share their noise
     def drawn(shape: tuple[int, ...]) -> Tensor:
         return normal((1, *shape), generator, inputs.tensors[0])
 

@@ -1,4 +1,4 @@
-"""What a model returns, parsed once: the tensor of scores in it, and the number of images it is about."""
+"""The outputs of a model, parsed once: their main tensor, and the number of their rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from camlib.inputs.nested import map_tensors, named_entries, tensors_in
 
 NAMES = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
-"""Where models keep their main tensor; the first present counts: Hugging Face's names and torchvision's "out"."""
+"""Names of the main tensor, in order of priority: those of Hugging Face, and torchvision's "out"."""
 
 
 class Outputs:
-    """What a model returns.
+    """The outputs of a model.
 
     Args:
         raw: what the model returned.
@@ -31,19 +31,19 @@ class Outputs:
         self.raw = raw
         """What the model returned."""
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
-        """Every tensor in it, in order. Other objects are not searched, as what they hold cannot be detached."""
+        """All tensors in ``raw``, in order. Unknown objects are not searched, because they cannot be detached."""
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
-        """Where the first tensor is; the CPU where there is none."""
+        """The device of the first tensor; the CPU if there is none."""
 
     @property
     def main(self) -> Tensor | None:
-        """The tensor that the outputs are about; :meth:`named` finds it by the names that libraries use."""
+        """The main tensor, which :meth:`named` finds by the names that libraries use; None if there is none."""
         return self.named(NAMES)
 
     def named(self, names: Sequence[str]) -> Tensor | None:
-        """Return the tensor itself, or that of the first key or field present in a mapping, dataclass or named tuple.
+        """Return the outputs if they are a tensor, or else the first of the named entries that is a tensor.
 
-        None where no such entry is a tensor.
+        The outputs may be a mapping, dataclass or named tuple. None if no such entry is a tensor.
 
         Example:
             >>> import torch
@@ -57,10 +57,10 @@ class Outputs:
 
     @property
     def rows(self) -> int | None:
-        """How many images the outputs are about; None where nothing tells.
+        """The number of images that the outputs belong to; None if it cannot be inferred.
 
-        The length of a list of mappings (detections), or of the first axis of :attr:`main`, or of the first tensor that
-        has axes (a loss has none).
+        This is the length of a list of mappings (detections), or of the first axis of :attr:`main`, or of the first
+        tensor that has axes (a loss has none).
         """
         if self._is_list_of_mappings:
             return len(self.raw)
@@ -79,7 +79,7 @@ class Outputs:
         return isinstance(raw, (list, tuple)) and bool(raw) and all(isinstance(one, Mapping) for one in raw)
 
     def detached(self) -> Any:
-        """Return what the model returned with every tensor detached; None where there are no tensors."""
+        """Return the raw outputs with every tensor detached; None if there are no tensors."""
         if isinstance(self.raw, Tensor):
             return self.raw.detach()
         return map_tensors(Tensor.detach, self.raw) if self.tensors else None

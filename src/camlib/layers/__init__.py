@@ -1,1 +1,1 @@
-"""Layers of a model by name, and the layout of what they return."""
+"""The layers of a model by name, and the layout of their outputs."""

@@ -1,7 +1,7 @@
-"""The layout of a feature map: channels first, channels last, or tokens; and back to a channels-first grid.
+"""The layout of a feature map (channels first, channels last, or tokens), and its conversion to a channels-first grid.
 
-A grid has as many axes as the input has spatial ones: (l,) over a signal, (h, w) over a picture, (t, h, w) over a
-video or a volume.
+A grid has as many axes as the input has spatial axes: (l,) for a signal, (h, w) for an image, (t, h, w) for a video or
+a volume.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from camlib.errors import CamlibValueError
 
 MAX_PREFIX_TOKENS = 16
-"""A class token, a distillation token, registers: no network known has more."""
+"""The most class, distillation and register tokens before the patches; no known network has more."""
 
 Size = tuple[int, ...]
-"""(l,), (h, w) or (t, h, w): cells of a grid, or the input's samples, pixels or voxels."""
+"""(l,), (h, w) or (t, h, w), in cells of a grid, or in samples, pixels or voxels of the input."""
 
 
 @dataclass(frozen=True)
 class ChannelsFirst:
-    """(N, C, h, w), the layout of convolutions; (N, C, l) over signals and (N, C, t, h, w) over videos."""
+    """(N, C, h, w), the layout of convolutions; (N, C, l) for signals and (N, C, t, h, w) for videos."""
 
     grid: Size
 
@@ -36,7 +36,7 @@ class ChannelsFirst:
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """(N, h, w, C), the layout of Swin and its relatives; (N, l, C) and (N, t, h, w, C)."""
+    """(N, h, w, C), the layout of Swin and similar networks; (N, l, C) for signals and (N, t, h, w, C) for videos."""
 
     grid: Size
 
@@ -47,7 +47,7 @@ class ChannelsLast:
 
 @dataclass(frozen=True)
 class Tokens:
-    """(N, prefix + h * w, C): class and register tokens, then the patches row by row, of videos frame by frame."""
+    """(N, prefix + h * w, C): class and register tokens, then the patches row by row (in videos, frame by frame)."""
 
     grid: Size
     prefix: int
@@ -66,9 +66,9 @@ _CHANNELS_LAST = (nn.LayerNorm, nn.Linear, nn.MultiheadAttention)
 
 
 def channel_axis(model: nn.Module, layer: nn.Module) -> ChannelAxis:
-    """Tell from its kinds of parametric modules which axis a layer takes for channels; None if it has both kinds.
+    """Infer a layer's channel axis from the types of its parametric modules; None if they disagree.
 
-    A layer without parameters, such as an activation, hands on what the modules defined before it made.
+    A layer without parameters, such as an activation, has the channel axis of the modules defined before it.
     """
     axes = {_axis_of(module) for module in layer.modules()} - {None}
     if not axes and not any(True for _ in layer.parameters()):
@@ -81,9 +81,9 @@ def channel_axis(model: nn.Module, layer: nn.Module) -> ChannelAxis:
 
 
 def _axis_of(module: nn.Module) -> ChannelAxis:
-    """The axis that one module itself takes for channels.
+    """The channel axis of a single module.
 
-    Layer norms of ConvNeXts and others move the channels to the end and back: their name or ``data_format`` says so.
+    Some layer norms, such as ConvNeXt's, move the channels to the end and back; their name or ``data_format`` shows it.
     """
     data_format = getattr(module, "data_format", None)
     if isinstance(module, _CHANNELS_FIRST) or data_format == "channels_first":
@@ -94,20 +94,20 @@ def _axis_of(module: nn.Module) -> ChannelAxis:
 
 
 def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = None) -> Layout | None:
-    """Tell the layout of features from their shape and the size of the input they were computed from.
+    """Infer the layout of features from their shape and the size of the input.
 
-    A grid fits a picture if one stride explains both of its sides; time may have a stride of its own. A map with an
-    axis for each of the input's is channels-first unless only the channels-last reading fits; what is known of the
-    layer decides where both are possible. Tokens are the grid of square patches that tiles the picture exactly, or
-    else nearly, and leaves the fewest prefix tokens.
+    A grid fits an image if one stride explains both of its sides; time may have a different stride. A map with as many
+    spatial axes as the input is channels-first unless only the channels-last reading fits; if both are possible,
+    ``channels`` decides. Tokens are the grid of square patches that tiles the image, exactly if possible, and leaves
+    the fewest prefix tokens.
 
     Args:
-        shape: of the layer's output, with the batch.
-        input_size: (L,), (H, W) or (T, H, W) of the input, or None if it is not known.
-        channels: the axis that :func:`channel_axis` tells.
+        shape: the shape of the layer's output, with the batch.
+        input_size: (L,), (H, W) or (T, H, W) of the input, or None if it is unknown.
+        channels: the channel axis from :func:`channel_axis`.
 
     Returns:
-        The layout, or None where no reading makes sense.
+        The layout, or None if the shape has no reading as a grid.
     """
     if input_size is None:
         return ChannelsFirst(shape[2:]) if len(shape) in (4, 5) else None
@@ -129,20 +129,20 @@ def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = N
 
 
 def layout_of(model: nn.Module, layer: nn.Module, shape: Size, input_size: Size | None) -> Layout | None:
-    """Return :func:`infer_layout` of a layer's output, with the layer's own kind of axis where that matters."""
+    """Return :func:`infer_layout` of a layer's output; only if that is ambiguous, infer the layer's channel axis."""
     first, last = (infer_layout(shape, input_size, channels) for channels in ("first", "last"))
     return first if first == last else infer_layout(shape, input_size, channel_axis(model, layer))
 
 
 def _sequence(tokens: int, length: int) -> Layout:
-    """(N, tokens, C) over a signal: all tokens are patches, unless these tile it exactly with a class token more."""
+    """(N, tokens, C) for a signal: all tokens are patches, unless all but a class token tile the signal exactly."""
     if length % tokens and tokens > 2 and not length % (tokens - 1):
         return Tokens((tokens - 1,), 1)
     return ChannelsLast((tokens,))
 
 
 def one_stride(grid: Size, size: Size) -> bool:
-    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1; time only must not get longer."""
+    """Whether some stride s gives |h - H / s| < 1 and |w - W / s| < 1; the time axis must only not be longer."""
     sides = list(zip(grid, size, strict=True))[-2:]
     lowest = max(side / (cells + 1) for cells, side in sides)
     highest = min(side / (cells - 1) if cells > 1 else math.inf for cells, side in sides)
@@ -150,10 +150,10 @@ def one_stride(grid: Size, size: Size) -> bool:
 
 
 def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
-    """Yield the grids of ``tokens`` patches that tile the input, exactly or with a last row cut off.
+    """Yield the grids of ``tokens`` patches that tile the input, exactly or with a last row cut off or padded.
 
-    Patches are square; of volumes, inputs half as deep as they are wide at least, cubes. Failing that, and in videos,
-    they are square in a frame and span as few frames as the number of tokens allows.
+    Patches are square; in volumes, inputs at least half as deep as they are wide, they are cubes. Otherwise, and in
+    videos, they are square within a frame and span as few frames as the number of tokens allows.
     """
     if len(size) < 3 or 2 * size[0] >= min(size[1:]):
         for patch in range(1, max(size) + 1):
@@ -168,7 +168,7 @@ def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
 
 
 def grid_error(shape: Size, input_size: Size | None, layer: str) -> CamlibValueError:
-    """Return the error for an output that has no reading as a grid; ``reshape=`` is the way out."""
+    """Return the error for an output that has no reading as a grid."""
     of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
     grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
     return CamlibValueError(

@@ -1,4 +1,4 @@
-"""Layers by name: resolving what the user gave, and listing what a model has."""
+"""Layers by name: resolve the names and modules that a user gives."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def resolve_layers(model: nn.Module, layer: str | nn.Module | Sequence[str | nn.
         layer: a dotted name, a module of the model, or a list of those.
 
     Raises:
-        CamlibValueError: an unknown name (close ones are suggested), a module of another model, an empty or
-            repeating list.
-        CamlibTypeError: neither a name nor a module.
+        CamlibValueError: a name is unknown (the error suggests similar ones), a module belongs to another model, or the
+            list is empty or repeats a layer.
+        CamlibTypeError: ``layer`` is neither a name nor a module.
     """
     given: list[Any] = list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
     if not given:
-        raise CamlibValueError("layer is an empty list; give at least one layer, or None to have it found")
+        raise CamlibValueError("layer is an empty list; give at least one layer, or None to find it")
     found: dict[str, nn.Module] = {}
     for item in given:
         name, module = _resolve(model, item)
@@ -41,8 +41,8 @@ def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
             if module is layer and name:
                 return name, module
         raise CamlibValueError(
-            f"layer is a {type(layer).__name__} that is not a part of the {type(model).__name__}; pass one of "
-            "its submodules, such as model.layer4, or a name"
+            f"layer is a {type(layer).__name__} that is not part of the {type(model).__name__}; pass one of its "
+            "submodules, such as model.layer4, or a name"
         )
     if not isinstance(layer, str):
         raise CamlibTypeError(f"layer must be a name or a module, got {type(layer).__name__}: {layer!r}")
@@ -52,7 +52,7 @@ def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     close = difflib.get_close_matches(layer, modules, n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {_outline(model)}"
     raise CamlibValueError(
-        f"the {type(model).__name__} has no layer {layer!r}; {hint} camlib.list_layers(model, inputs) lists them all"
+        f"the {type(model).__name__} has no layer {layer!r}; {hint} camlib.list_layers(model, inputs) lists all layers"
     )
 
 
