@@ -385,7 +385,7 @@ class TestLayouts:
         model = TinyViT(1)
         nn.init.normal_(model.head.weight)
         for layer in ("norm", "blocks.2.norm2"):
-            with pytest.raises(RuntimeError, match=f"behind layer '{layer}' the score reads the class token alone"):
+            with pytest.raises(RuntimeError, match=f"after layer '{layer}' the score reads only the class token"):
                 camlib.GradCAM(model, layer)(torch.rand(2, 3, 16, 24), 0)
 
     @given(

@@ -68,5 +68,5 @@ def test_gradient_methods_refuse(name: str, quantised: nn.Module, images: torch.
 
 
 def test_cam_refuses_what_it_cannot_check(quantised: nn.Module, images: torch.Tensor) -> None:
-    with pytest.raises(camlib.CamlibRuntimeError, match="in floating point"):
+    with pytest.raises(camlib.CamlibRuntimeError, match="floating-point network"):
         camlib.CAM(quantised, "layer4")(images)

@@ -1,1 +1,1 @@
-"""One forward pass: cut at layers, with its hooks, precision, eval mode, tail and perturbed copies."""
+"""A forward pass that is cut at layers: its hooks, precision, eval mode, tail and perturbed copies."""

@@ -1,4 +1,4 @@
-"""Attention written out, in operations that autograd can read and differentiate as often as needed."""
+"""Attention written out in operations that autograd can differentiate repeatedly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from camlib.errors import CamlibRuntimeError
 
 
 class ExplicitAttention(TorchFunctionMode):
-    """Replaces torch's attention functions by what they compute, for this thread, while the context is open."""
+    """Replaces torch's attention functions by their explicit form, in this thread, while the context is open."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; attention in its explicit form."""
+        """Call the function; compute attention in its explicit form."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _scaled_dot_product(self.keep, *args, **kwargs)[0]
@@ -26,7 +26,7 @@ class ExplicitAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def keep(self, weights: Tensor) -> Tensor:
-        """Take notice of the attention (N, heads, queries, keys) after its softmax; return what is handed on."""
+        """Receive the attention (N, heads, queries, keys) after its softmax; return the tensor to use in its place."""
         return weights
 
 
@@ -44,7 +44,7 @@ def _scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What ``F.scaled_dot_product_attention`` computes, as its documentation writes it out; and the attention."""
+    """The result of ``F.scaled_dot_product_attention``, computed as in its documentation, and the attention."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -52,7 +52,7 @@ def _scaled_dot_product(
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-    weights = keep(logits.softmax(-1).to(value.dtype))  # under autocast a softmax is in single precision
+    weights = keep(logits.softmax(-1).to(value.dtype))  # under autocast, softmax returns single precision
     return torch.dropout(weights, dropout_p, True) @ value, weights
 
 
@@ -84,9 +84,9 @@ def _multi_head(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What ``F.multi_head_attention_forward`` computes of (tokens, N, C), which calls attention out of sight.
+    """The result of ``F.multi_head_attention_forward`` for (tokens, N, C), which hides its call of attention.
 
-    Its boolean masks are True where attention is not allowed, and ``is_causal`` only repeats what a mask says.
+    Its boolean masks are True where attention is not allowed, and ``is_causal`` is only a hint about the mask.
     """
     if query.dim() != 3 or bias_k is not None or bias_v is not None or add_zero_attn:
         raise _unread(query, "bias_k, bias_v or add_zero_attn")
@@ -120,6 +120,6 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 def _unread(query: Tensor, what: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
-        "attention is written out for nn.MultiheadAttention of batches (tokens, N, channels) without extra keys; met "
-        f"one of shape {tuple(query.shape)} or with {what}; use camlib.GradCAM"
+        "explicit attention supports nn.MultiheadAttention only for batches (tokens, N, channels) without extra keys; "
+        f"got shape {tuple(query.shape)}, or {what}; use camlib.GradCAM"
     )

@@ -1,4 +1,4 @@
-"""Layers of a forward pass that the user runs: their activations, and gradients with respect to them."""
+"""Capture layers of a forward pass that the user runs: their activations, and gradients with respect to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Captured:
     def gradients(self, scores: Tensor) -> Tensor:
         """Differentiate ``scores``, (N,) or (N, K), with respect to the layer's output.
 
-        The graph is kept, so that a training step can still call ``backward``.
+        The graph is kept, so a training step can still call ``backward``.
 
         Returns:
             A tensor like ``activations``; for scores (N, K), with a class axis after the first.
@@ -47,7 +47,7 @@ class CapturedLayers:
         return list(self._cut.activations().values())
 
     def gradients(self, scores: Tensor) -> list[Tensor]:
-        """Differentiate ``scores`` with respect to each layer's output, as in :meth:`Captured.gradients`."""
+        """Differentiate ``scores`` with respect to each layer's output, like :meth:`Captured.gradients`."""
         return self._cut.gradients(scores, retain_graph=True)
 
 
@@ -56,23 +56,22 @@ def capture(model: nn.Module, layer: list[str | nn.Module]) -> contextlib.Abstra
 @overload
 def capture(model: nn.Module, layer: str | nn.Module) -> contextlib.AbstractContextManager[Captured]: ...
 def capture(model: nn.Module, layer: Any) -> contextlib.AbstractContextManager[Captured | CapturedLayers]:
-    """Capture layers of your own forward pass: in training loops, in serving, in methods of your own.
+    """Capture layers of your own forward pass: in training loops, servers, or custom methods.
 
-    Under ``torch.no_grad()`` the graph is cut at the first of the layers, and the pass costs what inference
-    costs. With autograd on, the layer stays in your graph and a training step works as ever. The model's
-    training mode is yours: nothing is switched.
+    Under ``torch.no_grad()`` the graph is cut at the first of the layers, so the pass costs as much as inference.
+    With autograd on, the layer stays in your graph and a training step works as usual. The model's training mode does
+    not change.
 
     Args:
         model: the model whose forward pass will run inside the ``with`` block, in this thread.
         layer: a dotted name or a module; or a list of those.
 
     Returns:
-        A context that gives an object with ``activations`` and ``gradients(scores)``: tensors for one layer,
-        lists for several.
+        A context whose value has ``activations`` and ``gradients(scores)``: tensors for one layer, lists for several.
 
     Raises:
         CamlibValueError: the model has no such layer.
-        CamlibRuntimeError: on reading, if the layer was not reached or does not lead to the scores.
+        CamlibRuntimeError: when read, if the layer was not reached or does not lead to the scores.
 
     Example:
         >>> import camlib, torch, torchvision

@@ -1,4 +1,4 @@
-"""Work on many rows, as many at a time as memory allows."""
+"""Work on many rows in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Chunks:
     """
 
     size: ChunkSize = "auto"
-    """A number, or "auto", which measures the memory of the first row and takes as many rows as fit into 96 MiB (on a
-    GPU, 2 GiB or half of its free memory); the number is halved if memory runs out all the same."""
+    """A number, or "auto", which measures the memory of the first row and runs as many rows as fit into 96 MiB (on a
+    GPU, 2 GiB or half of its free memory, whichever is less), and halves that number if memory still runs out."""
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -41,20 +41,20 @@ def in_chunks(
     device: torch.device,
     what: str = "rows",
 ) -> Tensor:
-    """Join what ``work`` returns for consecutive chunks of rows.
+    """Call ``work`` on consecutive chunks of rows, and join the results.
 
-    If memory runs out with ``size="auto"``, a chunk is tried again at half its size, as are all that follow; those that
-    are done are kept.
+    If memory runs out with ``size="auto"``, the chunk is tried again at half its size, and so are all later ones;
+    finished chunks are kept.
 
     Args:
-        work: from a slice of rows to a tensor (rows of it, ...). It may be called again for a chunk that failed.
-        rows: how many there are, at least one.
+        work: from a slice of rows to a tensor (rows in the slice, ...). It may be called again for a chunk that failed.
+        rows: the number of rows, at least one.
         chunks: how many rows at a time; only the last chunk may be smaller.
-        device: where the work is done.
+        device: the device that does the work.
         what: the title of the progress bar.
 
     Raises:
-        torch.OutOfMemoryError: a single row is too large, or a chunk of the size that was asked for.
+        torch.OutOfMemoryError: a single row, or a chunk of the given size, does not fit into memory.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ def in_chunks(
             measured = Peak() if size == "auto" and not done else None
             with contextlib.nullcontext() if measured is None else measured:
                 found = _tried(work, chunk, at_once if size == "auto" else 1)
-            if found is None:  # the failed chunk's tensors are gone by now
+            if found is None:  # the failed chunk's tensors are already freed
                 at_once = (chunk.stop - chunk.start) // 2
                 continue
             if measured is not None:
@@ -84,7 +84,7 @@ def in_chunks(
 
 
 def _tried(work: Callable[[slice], Tensor], chunk: slice, divisible: int) -> Tensor | None:
-    """What ``work`` returns; None if it ran out of memory on a chunk that can be divided."""
+    """The result of ``work``; None if it ran out of memory on a chunk that can be divided."""
     try:
         return work(chunk)
     except torch.OutOfMemoryError:

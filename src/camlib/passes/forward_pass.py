@@ -1,4 +1,4 @@
-"""One forward pass as methods read it: outputs and scores, and at each layer activations and gradients on a grid."""
+"""One forward pass, as methods read it: outputs, scores, and each layer's activations and gradients on a grid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from camlib.passes.precision import Precision, restored
 
 
 class NoScore(targets.BoundTarget):
-    """No score: what class-agnostic methods show of a network whose outputs hold no classes."""
+    """No score: the target of class-agnostic methods for a network whose outputs hold no classes."""
 
     explained = "features"
 
@@ -35,19 +35,19 @@ class NoScore(targets.BoundTarget):
 
 
 class ForwardPass:
-    """One forward pass of N images: each thing is computed once, when it is first needed.
+    """One forward pass of N images. Everything is computed at most once, when it is first needed.
 
     Args:
-        network: what ran.
-        inputs: what it was given.
-        outputs: what it returned.
-        target: what is explained, bound to the outputs.
-        scores: the target's scores, (N,) or (N, K), in the graph.
-        watch: the layers of the pass; a ``Cut`` where there are gradients.
-        features: by layer, what it returned, in its own layout and precision.
-        extent: the size that the layers saw, in the input's pixels, where that is more: a detector pads its images.
-        noted: by method name, what it noted in :meth:`camlib.methods.Method.around` the pass.
-        leaf: the images (N, C, ...) that the input's gradient is taken with respect to, where there is one.
+        network: the network that ran.
+        inputs: its inputs.
+        outputs: its outputs.
+        target: the target, bound to the outputs.
+        scores: the target's scores, (N,) or (N, K), in the autograd graph.
+        watch: the layers of the pass; a ``Cut`` if there are gradients.
+        features: each layer's output by name, in its own layout and precision.
+        extent: the size that the layers saw, in the input's pixels, if it is larger: a detector pads its images.
+        noted: by method name, the value of the context from :meth:`camlib.methods.Method.around`.
+        leaf: the images (N, C, ...) for gradients with respect to the input; None without such gradients.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class ForwardPass:
         self.noted = noted
         self.leaf = leaf
         self.layers: Sequence[str] = tuple(features)
-        """The layers that the method at work reads."""
+        """The layers that the current method reads."""
         self.count = len(scores)
         """N, the number of images."""
         self.device = outputs.device
         self.size = inputs.size
-        """The input's spatial size, (L,), (H, W) or (T, H, W); None if it held none."""
+        """The input's spatial size, (L,), (H, W) or (T, H, W); None if it held no images."""
         self.precision = Precision.current(self.device)
         self._layouts: dict[str, Layout] = {}
         self._activations: dict[str, Tensor] = {}
-        self._derivatives: dict[str, Any] = {}  # of the scores: another target has others
+        self._derivatives: dict[str, Any] = {}  # of the scores, so they depend on the target
 
     def reading(self, layers: Iterable[str]) -> ForwardPass:
         """Return the same pass for a method that reads some of its layers."""
@@ -92,7 +92,7 @@ class ForwardPass:
         return other
 
     def about(self, target: targets.BoundTarget) -> ForwardPass:
-        """Return the same pass with another target; activations are shared, scores and gradients are its own."""
+        """Return the same pass with another target, with shared activations and new scores and gradients."""
         other = copy.copy(self)
         other.target = target
         with torch.enable_grad(), restored(self.precision):
@@ -101,9 +101,9 @@ class ForwardPass:
         return other
 
     def again(self, inputs: Inputs) -> ForwardPass:
-        """Run the network once more, on changed inputs, cut at the same layers, in the precision of this pass.
+        """Run the network again on changed inputs, cut at the same layers, in the precision of this pass.
 
-        The target stays bound to the outputs of this one.
+        The target stays bound to the outputs of this pass.
         """
         modules = {name: self.network.module.get_submodule(name) for name in self.layers}
         with restored(self.precision):
@@ -116,25 +116,25 @@ class ForwardPass:
 
     @property
     def score_of_each_class(self) -> tuple[Tensor, ...]:
-        """The scores (N,) of each of the K classes, in the graph; one where there is no class axis."""
+        """The scores (N,) of each of the K classes, in the graph; a single one if there is no class axis."""
         with torch.enable_grad():
             return self.scores.unbind(1) if self.scores.dim() == 2 else (self.scores,)
 
     def stacked(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the classes' maps (N, ...) as one tensor, with a class axis where the scores have one."""
+        """Return the maps (N, ...) of all classes as one tensor, with a class axis if the scores have one."""
         return torch.stack(list(maps), 1) if self.scores.dim() == 2 else maps[0]
 
     def repeated(self, maps: Tensor) -> Tensor:
-        """Return maps (N, ...) that are the same for every class, with a class axis where the scores have one."""
+        """Return maps (N, ...) that are the same for every class, with a class axis if the scores have one."""
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
 
     def of_each_class(self, layer: str, maps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return the maps that a function of a layer's activations and gradients makes, :meth:`stacked`."""
+        """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`."""
         gradients = self.gradients(layer)
         return self.stacked([maps(self.activations(layer), gradient) for gradient in gradients])
 
     def activations(self, layer: str) -> Tensor:
-        """Return a layer's activations (N, C, ...), in single precision at least."""
+        """Return a layer's activations (N, C, ...), in single or double precision."""
         if layer not in self._activations:
             features = single_or_double(self.features[layer])
             self._activations[layer] = self.to_grid(layer, features)
@@ -144,8 +144,8 @@ class ForwardPass:
     def gradients(self, layer: str) -> Sequence[Tensor]:
         """Return the gradient of each class's scores, as grids like the activations.
 
-        One tail gradient serves all layers (K of them for K classes); it is computed when it is first needed. So are
-        the layers' activations: all are checked together, so that the device is waited for once.
+        All layers share one tail gradient (K for K classes), which is computed when it is first needed. The layers'
+        activations are computed at the same time, so that one device synchronisation checks all of them.
         """
         if "first" not in self._derivatives:
             activations, gradients, cut = [], [], self.cut
@@ -168,7 +168,7 @@ class ForwardPass:
         return of_classes
 
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
-        """Return (G, H A) for each class: the gradient, and the Hessian's product with the activations, as grids."""
+        """Return (G, H A) for each class: the gradient, and the product of Hessian and activations, as grids."""
         if "second" not in self._derivatives:
             cut = self.cut
             of_classes = [cut.second_order(one) for one in self.score_of_each_class]
@@ -187,7 +187,7 @@ class ForwardPass:
         """A layer's features, their gradient (N, [K,] ...) and other derivatives as grids.
 
         Raises:
-            CamlibRuntimeError: the score reads the class token alone.
+            CamlibRuntimeError: the score reads only the class token.
         """
         tensors = features, gradient, *others
         if self.network.reshape is not None:
@@ -199,14 +199,14 @@ class ForwardPass:
             pairs = zip(grids[1].unbind(1), gradient.unbind(1), strict=True) if several else [(grids[1], gradient)]
             if any(not patches.any() and tokens.any() for patches, tokens in pairs):
                 raise CamlibRuntimeError(
-                    f"behind layer {layer!r} the score reads the class token alone: the gradient of every patch is "
-                    "zero; choose a layer ahead of the last attention, such as the last block's first norm, or leave "
-                    "layer out"
+                    f"after layer {layer!r} the score reads only the class token: the gradient of every patch is zero; "
+                    "choose a layer before the last attention, such as the last block's first norm, or leave layer= "
+                    "out"
                 )
         return grids
 
     def layout(self, layer: str) -> Layout:
-        """Return where a layer has its channels and its grid.
+        """Return the layout of a layer's output: where its channels and its grid are.
 
         Raises:
             CamlibValueError: its output has no reading as a grid.
@@ -222,7 +222,7 @@ class ForwardPass:
         return self._layouts[layer]
 
     def to_grid(self, layer: str, features: Tensor) -> Tensor:
-        """Turn a layer's features (N, ...) into (N, C, ...); for a method's own features of K classes (N, K, ...)."""
+        """Turn a layer's features (N, ...) into (N, C, ...); features with a class axis, (N, K, ...), keep it."""
         reshape = self.network.reshape
         if reshape is None:
             grid: Tensor = self.layout(layer).to_grid(features)
@@ -238,27 +238,27 @@ class ForwardPass:
         """The layers, cut for gradients.
 
         Raises:
-            CamlibRuntimeError: the method has not declared that it needs gradients.
+            CamlibRuntimeError: the method does not declare that it needs gradients.
         """
         if not isinstance(self.watch, Cut):
             raise CamlibRuntimeError(
-                "the pass has no gradients, because the method declares needs_gradients = False; make it True"
+                "the pass has no gradients, because the method declares needs_gradients = False; set it to True"
             )
         return self.watch
 
     @property
     def whole_leaf(self) -> Tensor:
-        """The images (N, C, ...) of a pass that is in the graph from the input on.
+        """The images (N, C, ...), for gradients with respect to the input.
 
         Raises:
-            CamlibRuntimeError: the method has not declared that it reads the input's gradient.
+            CamlibRuntimeError: the method does not declare that it reads the input's gradient.
         """
         if self.leaf is None:
             raise CamlibRuntimeError('the input has no gradient in this pass; declare reads = "input gradient"')
         return self.leaf
 
     def perturbed(self, what: str, chunks: Chunks) -> PerturbedPasses:
-        """Return further passes of this one's images, perturbed, in the same precision and about the same target.
+        """Return passes of perturbed copies of the images, with the same precision and target.
 
         Args:
             what: the title of the progress bar.
@@ -278,7 +278,7 @@ class ForwardPass:
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
-        """Return a method's maps with what they explain."""
+        """Return a method's maps as an explanation of this pass."""
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
@@ -304,21 +304,21 @@ def run(
     around: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
     leaf: Tensor | None = None,
 ) -> ForwardPass:
-    """Run a network once, its layers watched or cut, and bind the target to its outputs.
+    """Run a network once, with its layers watched or cut, and bind the target to its outputs.
 
     Args:
-        network: what runs.
-        inputs: what it takes.
+        network: the network.
+        inputs: its inputs.
         layers: the layers by name.
-        differentiated: those of them that are cut for gradients.
-        target: what is explained, as for :class:`camlib.methods.Method`.
-        agnostic: whether outputs without classes will do where no target is given.
-        around: contexts for the run alone, by method name; what they return is :attr:`ForwardPass.noted`.
+        differentiated: the names of the layers that are cut for gradients.
+        target: as for :class:`camlib.methods.Method`.
+        agnostic: whether to accept outputs without classes if no target is given.
+        around: contexts for the run, by method name; their values become :attr:`ForwardPass.noted`.
         leaf: :attr:`ForwardPass.leaf`.
 
     Raises:
         CamlibTypeError, CamlibValueError: the target does not fit the outputs.
-        CamlibRuntimeError: a layer is not reached, or its batch is not the images (windows or crops are its rows).
+        CamlibRuntimeError: a layer is not reached, or its rows are not the images (but windows or crops).
     """
     padding = Padding()
     padding_hooks = padding.hooks(network.module, inputs.size)
@@ -337,8 +337,8 @@ def run(
     for name, tensor in features.items():
         if len(tensor) != images:
             raise CamlibRuntimeError(
-                f"layer {name!r} returns shape {tuple(tensor.shape)}, a batch of {len(tensor)}, for {images} rows of "
-                "outputs; choose a layer whose first axis is the images"
+                f"layer {name!r} returns shape {tuple(tensor.shape)}, a batch of {len(tensor)}, but the outputs have "
+                f"{images} rows; choose a layer whose first axis is the images"
             )
     try:
         bound = targets.bind(target, raw)
@@ -352,10 +352,10 @@ def run(
 
 
 def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:
-    """Return what the user's ``reshape`` makes of a layer's features: (N, C, ...) over inputs of a spatial size.
+    """Apply the user's ``reshape`` to a layer's features; return (N, C, ...) for inputs of a spatial size.
 
     Raises:
-        CamlibTypeError: it makes something else of them.
+        CamlibTypeError: the result has another shape or type.
     """
     grid = reshape(features)
     if not isinstance(grid, Tensor) or grid.dim() != 2 + len(size) or grid.shape[0] != features.shape[0]:

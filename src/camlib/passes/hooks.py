@@ -1,8 +1,8 @@
-"""Hooks on layers: they see one thread's forward pass, keep what a layer returns, and cut the graph there.
+"""Hooks on layers: in one thread's forward pass, they keep a layer's output and cut the graph there.
 
-To :class:`Cut` is to pay for the gradient of the tail alone: everything below the first layer runs as plain inference.
-The hook on it detaches the output, makes it a leaf and turns autograd on, so that only the tail is recorded.
-To :class:`Watch` is to look at activations only; no autograd is needed, and quantised networks can be watched too.
+:class:`Cut` makes gradients cost only the tail: everything before the first layer runs as plain inference. The hook on
+that layer detaches the output, makes it a leaf and turns autograd on, so autograd records only the tail.
+:class:`Watch` reads only activations. It needs no autograd, so it also works for quantised networks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 
 CLASSES_AT_ONCE = 16
-"""Gradients of at most this many classes are computed at a time: what a batched backward pass holds on the way."""
+"""The most classes in one batched backward pass, which limits its memory."""
 HALF_SCALE = 2.0**12
-"""Gradients in float16 are computed this much larger, since those of large maps fall below its smallest number."""
+"""The factor by which gradients in float16 are scaled, since those of large maps would underflow."""
 Hook = Callable[[nn.Module, Any, Any], Any]
-"""``hook(module, args, output)``; what it returns, unless None, replaces the output."""
+"""``hook(module, args, output)``; its return value, unless None, replaces the output."""
 
 
 @contextlib.contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
     """Keep forward hooks on modules inside the block.
 
-    A hook acts only in the thread that registered it, so that a plain forward pass in another thread stays as it is.
+    A hook acts only in the thread that registered it, so forward passes in other threads are not affected.
     The grad mode, which a hook may change, is restored.
 
     Args:
@@ -59,10 +59,10 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 
 def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
-    """Cut the graph at a module's output, or join it where an earlier layer has been cut already.
+    """Cut the graph at a module's output, or continue the graph if an earlier layer was already cut.
 
     Args:
-        output: what the module returned: a floating tensor, or a tuple or list that begins with one.
+        output: what the module returned: a floating-point tensor, or a tuple or list that begins with one.
         layer: the module's name, for errors.
 
     Returns:
@@ -72,12 +72,12 @@ def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
     tensor = first_tensor(output, layer)
     if not tensor.is_floating_point():
         raise CamlibTypeError(
-            f"layer {layer!r} returns a {tensor.dtype} tensor, which has no gradient; explain the floating-point model "
-            "that it was made from, or use a method that needs activations alone, such as camlib.EigenCAM"
+            f"layer {layer!r} returns a {tensor.dtype} tensor, which has no gradient; explain the original "
+            "floating-point model, or use a method that needs only activations, such as camlib.EigenCAM"
         )
     if torch.is_inference_mode_enabled():
         raise CamlibRuntimeError(
-            f"layer {layer!r} ran in torch.inference_mode(), where autograd is off for good; use torch.no_grad()"
+            f"layer {layer!r} ran in torch.inference_mode(), which does not allow autograd; use torch.no_grad()"
         )
     point = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
     torch.set_grad_enabled(True)
@@ -85,7 +85,7 @@ def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
 
 
 def first_tensor(output: Any, layer: str) -> Tensor:
-    """The tensor that a module returned, alone or first of a sequence."""
+    """The tensor that a module returned, or the first item of the sequence that it returned."""
     tensor = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(tensor, Tensor):
         raise CamlibTypeError(
@@ -96,7 +96,7 @@ def first_tensor(output: Any, layer: str) -> Tensor:
 
 
 def with_first(output: Any, tensor: Tensor) -> Any:
-    """What a module returned, with another (first) tensor."""
+    """The output of a module with its (first) tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
     rest = (tensor, *output[1:])
@@ -114,12 +114,12 @@ class _Point:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place; inference tensors do not count, and what we keep is ours alone."""
+    """How often a tensor was changed in place; 0 for inference tensors, which do not count (we keep private copies)."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 class Watch:
-    """The layers of one forward pass, looked at: filled by their hooks, read afterwards.
+    """The outputs of layers in one forward pass, recorded by hooks and read afterwards.
 
     Args:
         modules: the layers by name.
@@ -130,7 +130,7 @@ class Watch:
         self._points: dict[str, _Point] = {}
 
     def hooks(self) -> list[tuple[nn.Module, Hook]]:
-        """Return the layers with the hooks that fill this, for :func:`camlib.passes.hooks.hooked`."""
+        """Return the layers with the hooks that record them, for :func:`camlib.passes.hooks.hooked`."""
         return [(module, self._hook(name)) for name, module in self._modules.items()]
 
     def _hook(self, name: str) -> Hook:
@@ -138,7 +138,7 @@ class Watch:
             if name in self._points:
                 raise CamlibRuntimeError(
                     f"layer {name!r} ({type(module).__name__}) is called more than once in a forward pass, so it has "
-                    "no single feature map; choose a layer that is called once, such as the block around it"
+                    "no single feature map; choose a layer that is called once, such as the block that contains it"
                 )
             point, passed_on = self._take(output, name)
             self._points[name] = _Point(point, _version(point))
@@ -147,12 +147,12 @@ class Watch:
         return hook
 
     def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
-        """The tensor to keep of what a module returned, and what to pass on: a clone, against work in place."""
+        """The tensor to keep from a module's output, and the output to pass on, cloned against in-place operations."""
         tensor = first_tensor(output, name)
         return tensor.detach(), with_first(output, tensor.clone())
 
     def activations(self) -> dict[str, Tensor]:
-        """Return each layer's output by name, detached, in the order the layers were given; dequantised if need be.
+        """Return each layer's output by name, detached and dequantised, in the order in which the layers were given.
 
         Raises:
             CamlibRuntimeError: a layer was not reached, or something changed its output in place.
@@ -164,38 +164,38 @@ class Watch:
             point = self._points[name]
             if _version(point.tensor) != point.version:
                 raise CamlibRuntimeError(
-                    f"the output of layer {name!r} was changed in place after the layer had returned it; "
-                    "choose the layer before or after it"
+                    f"the output of layer {name!r} was changed in place after the layer returned it; choose the layer "
+                    "before or after it"
                 )
             tensors[name] = point.tensor.dequantize() if point.tensor.is_quantized else point.tensor.detach()
         return tensors
 
 
 class Cut(Watch):
-    """The layers of one forward pass, which is cut at them for the gradients of its tail.
+    """The layers of one forward pass, which is cut there to compute gradients of its tail.
 
     Args:
         modules: the layers by name.
-        watched: those of them that are only looked at, and not cut.
+        watched: the names of layers that are only watched, not cut.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], watched: Collection[str] = ()) -> None:
         super().__init__(modules)
         self.cut = [name for name in modules if name not in watched]
-        """The layers that are cut, in the order they were given."""
+        """The layers that are cut, in the order in which they were given."""
 
     def _take(self, output: Any, name: str) -> tuple[Tensor, Any]:
         return tap(output, name) if name in self.cut else super()._take(output, name)
 
     def gradients(self, scores: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
-        """Differentiate the scores with respect to the output of each layer that is cut.
+        """Differentiate the scores with respect to the output of each cut layer.
 
         Args:
-            scores: (N,), or (N, K) for K scores of each image; a single number, their sum, will do.
-            retain_graph: keep the graph for another call.
+            scores: (N,), or (N, K) for K scores per image; or their sum, a single number.
+            retain_graph: whether to keep the graph for another call.
 
         Returns:
-            Per layer a tensor like its activations, with a class axis after the first for scores (N, K).
+            For each layer a tensor like its activations, with a class axis after the first for scores (N, K).
 
         Raises:
             CamlibRuntimeError: the scores do not depend on one of the layers.
@@ -210,20 +210,20 @@ class Cut(Watch):
         half = any(point.dtype == torch.float16 for point in points)
         found = _tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
         if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
-            found = _tail_gradients(scores, points, 1.0, retain_graph)  # too large for that
+            found = _tail_gradients(scores, points, 1.0, retain_graph)  # the scaled gradients overflowed
         for name, gradient in zip(self.cut, found, strict=True):
             if gradient is None:
                 raise _does_not_lead(name)
         return list(found)
 
     def second_order(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Differentiate the scores twice: the gradient G, and the Hessian's product H A with the activations.
+        """Differentiate the scores twice: the gradient G, and the product H A of the Hessian and the activations.
 
         Args:
-            scores: (N,), each of its own image.
+            scores: (N,), one per image.
 
         Returns:
-            Per layer (G, H A), each a tensor like its activations; H A is zero where the tail is piecewise linear.
+            For each layer (G, H A), both tensors like its activations; H A is zero if the tail is piecewise linear.
         """
         self.activations()  # every layer was reached
         if not scores.requires_grad:
@@ -243,7 +243,7 @@ class Cut(Watch):
 
 
 def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_graph: bool) -> Sequence[Any]:
-    """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; where that is not 1, in float32."""
+    """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; in float32 if ``scale`` is not 1."""
     if scores.dim() < 2:
         start = torch.full_like(scores, scale)
         found: Sequence[Any] = torch.autograd.grad(scores, points, start, retain_graph=retain_graph, allow_unused=True)
@@ -253,7 +253,7 @@ def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_g
 
 
 def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> list[Any]:
-    """K gradients from one graph, in chunks of classes: each a batched backward pass."""
+    """K gradients from one graph, in chunks of classes with one batched backward pass each."""
     rows, classes = scores.shape
     one_hot = scale * torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
     chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
@@ -264,12 +264,12 @@ def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> 
 
 
 def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[Any]:
-    """Vector-Jacobian products with each of ``cotangents`` (K, N, K): one batched pass where autograd can."""
+    """Vector-Jacobian products with each of ``cotangents`` (K, N, K), in one batched pass if autograd supports it."""
     try:
         return torch.autograd.grad(
             scores, points, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
         )
-    except RuntimeError:  # an operation of the tail has no batching rule: one backward pass for each class
+    except RuntimeError:  # an operation of the tail has no batching rule: one backward pass per class
         each = [
             torch.autograd.grad(scores, points, cotangent, retain_graph=True, allow_unused=True)
             for cotangent in cotangents
@@ -279,9 +279,8 @@ def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[
 
 def _does_not_lead(name: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
-        f"the output of layer {name!r} does not lead to the score: it lies on a branch that the score does not "
-        "use, behind the score, or the model detaches it or runs the rest under no_grad; choose another layer "
-        "or target"
+        f"the output of layer {name!r} does not lead to the score: it is on a branch that the score does not use, it "
+        "comes after the score, or the model detaches it or runs the tail under no_grad; choose another layer or target"
     )
 
 
@@ -289,8 +288,8 @@ def _why_not_reached(module: nn.Module) -> str:
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return f"a {type(module).__name__} only holds modules and is never called; choose one of its items"
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a ScriptModule, whose inner modules call no hooks; explain the model before scripting"
+        return "it is a ScriptModule, whose submodules call no hooks; explain the model before scripting"
     return (
-        "the forward pass does not call it (a head that is used in training only, a module that is read "
-        "instead of called, or one inside a compiled submodule); choose another layer"
+        "the forward pass does not call it (it may be a head that is used only in training, a module whose weights are "
+        "read without a call, or part of a compiled submodule); choose another layer"
     )

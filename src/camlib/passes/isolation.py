@@ -1,4 +1,4 @@
-"""Leave the model as it was: eval mode, random numbers, grad mode and inference mode are restored."""
+"""Leave the model unchanged: eval mode, random numbers, grad mode and inference mode are restored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from camlib.passes.network import state
 
 _flags_lock = threading.Lock()
-_held_in_eval: dict[nn.Module, int] = {}  # module that was training -> calls now holding it in eval mode
+_held_in_eval: dict[nn.Module, int] = {}  # module that was training -> number of calls that keep it in eval mode
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module of ``model`` in eval mode; afterwards each one's flag is what it was.
+    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag.
 
-    Flags are counted per module, so that calls from several threads may overlap: the last one restores them.
+    Calls are counted per module, so calls from several threads may overlap: the last one restores the flags.
     """
     held = []
     with _flags_lock:

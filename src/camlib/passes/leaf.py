@@ -1,4 +1,4 @@
-"""The images among a model's inputs, as the leaf that a gradient is taken with respect to."""
+"""The images among a model's inputs as a leaf of the autograd graph, and gradients with respect to them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from camlib.inputs import Inputs
 
 
 def as_leaf(inputs: Inputs) -> tuple[Tensor, Inputs]:
-    """Return the images, and the same inputs with the images in the graph of that leaf.
+    """Return the images as a leaf, and the same inputs with images that depend on that leaf.
 
-    The model gets clones, since it may work on its input in place. Videos with their frames first, (N, T, 3, H, W), it
-    gets in that layout; the leaf and every gradient have the channels first all the same.
+    The model gets clones, since it may change its input in place. It gets videos with frames first, (N, T, 3, H, W), in
+    that layout; the leaf and every gradient have channels first.
 
     Args:
         inputs: what the model takes.
@@ -33,10 +33,11 @@ def as_leaf(inputs: Inputs) -> tuple[Tensor, Inputs]:
 
 
 def gradient(scores: Tensor, leaf: Tensor) -> Tensor:
-    """Return the gradient of scores (N,) with respect to the images, each image's of its own score.
+    """Return the gradient of scores (N,), one per image, with respect to the images.
 
     Raises:
-        CamlibRuntimeError: the scores do not depend on the images, or are not one for each; or the model checkpoints.
+        CamlibRuntimeError: the scores do not depend on the images, or there is not one per image; or the model uses
+            activation checkpointing.
     """
     if len(scores) != len(leaf):
         raise CamlibRuntimeError(
@@ -50,19 +51,19 @@ def gradient(scores: Tensor, leaf: Tensor) -> Tensor:
     if found is None:
         raise CamlibRuntimeError(
             "the score does not depend on the images through autograd: the model detaches them, or runs under "
-            "no_grad, or the target reads something else; choose another target, or a method that needs no gradients"
+            "no_grad, or the target uses other tensors; choose another target, or a method that needs no gradients"
         )
     return found
 
 
 @contextlib.contextmanager
 def no_checkpoints() -> Iterator[None]:
-    """Name what is wrong where a backward pass fails because the model computes its activations again.
+    """Explain the failure of a backward pass that is due to activation checkpointing.
 
-    The second time the functions that the method watches or replaces are called out of its sight.
+    A checkpointed model calls its functions again in the backward pass, where the method cannot watch or replace them.
 
     Raises:
-        CamlibRuntimeError: in place of torch's own error.
+        CamlibRuntimeError: in place of torch's error.
     """
     try:
         yield
@@ -73,7 +74,7 @@ def no_checkpoints() -> Iterator[None]:
 
 
 def checkpointed() -> CamlibRuntimeError:
-    """The error of a model that computes activations again in the backward pass."""
+    """Return the error for a model that uses activation checkpointing."""
     return CamlibRuntimeError(
         "the model uses activation checkpointing (torch.utils.checkpoint), which computes activations again in the "
         "backward pass, where the method cannot follow; switch it off: memory_efficient=False, "

@@ -1,4 +1,4 @@
-"""How much memory work takes, and how much it may take."""
+"""The memory that work takes, and how much it may take."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from camlib.inputs.nested import tensors_in
 
 BUDGET = 96 * 2**20
-"""Bytes of tensors that a chunk of work may hold: on a CPU more rows at once only drop out of its caches."""
+"""Bytes of tensors that a chunk of work may hold on a CPU, where larger chunks would not fit into its caches."""
 
 CUDA_BUDGET = 2 * 2**30
-"""The same on a GPU, which more rows keep busy; at most half of its free memory."""
+"""The same on a GPU, which larger chunks use better; but at most half of its free memory."""
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is on, in this thread, and live at the same time.
+    """Measures the peak memory, in bytes, of the tensors that this thread creates while the context is open.
 
-    What a kernel allocates for itself and frees before it returns is not seen.
+    Memory that a kernel allocates and frees internally is not counted.
 
     Example:
         >>> import torch
@@ -35,11 +35,11 @@ class Peak(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
-        """At the peak, so far."""
+        """The peak so far."""
         self._live: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and count the memory of what it returns unless it was there before."""
+        """Run the operation, and count the memory of its results unless it already existed."""
         given = {storage._cdata for storage in _storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         for storage in _storages(made):

@@ -1,4 +1,4 @@
-"""A user's model with the way it is called: unwrapped, checked against its inputs, and run."""
+"""A user's model and how to call it: unwrapped, checked against its inputs, and run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reshape = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A model, the function that calls it, and the function that lays its features out: they travel together.
+    """A model, the function that calls it, and the function that rearranges its features.
 
     Example:
         >>> import torch
@@ -35,23 +35,23 @@ class Network:
     forward: Forward | None = None
     """``forward(model, inputs) -> outputs`` in place of ``model(inputs)``."""
     reshape: Reshape | None = None
-    """The user's own layout of a layer's features, (N, C, ...); None to have it inferred."""
+    """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
-        """Return the network of a model that may be wrapped; see :func:`unwrap`."""
+        """Return the network for a model that may be wrapped; see :func:`unwrap`."""
         return Network(unwrap(model), forward, reshape)
 
     def is_called_as(self, other: Network) -> bool:
-        """Whether both call and lay out the same model in the same way."""
+        """Whether both have the same model, ``forward`` and ``reshape``."""
         return (self.module, self.forward, self.reshape) == (other.module, other.forward, other.reshape)
 
     def ready(self, raw: Any) -> Inputs:
-        """Parse what the model takes, free it of inference tensors, and check that model and inputs go together.
+        """Parse the inputs, replace inference tensors by clones, and check that the inputs fit the model.
 
         Raises:
             CamlibRuntimeError: a parameter or buffer was created in inference mode, or is not initialised.
-            CamlibValueError: the inputs hold no image, or are on another device than the model.
+            CamlibValueError: the batch is empty, or the inputs and the model are on different devices.
         """
         tensors = list(state(self.module))
         if any(map(nn.parameter.is_lazy, tensors)):
@@ -77,10 +77,10 @@ class Network:
             return inputs.map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
     def run(self, inputs: Inputs) -> Any:
-        """Return what the model makes of the inputs, without its compiled code, which would not see new hooks.
+        """Return the model's outputs, without its compiled code, which would not see new hooks.
 
         Raises:
-            CamlibTypeError: the inputs hold no tensor (but a PIL image or an array, say), and the model cannot take it.
+            CamlibTypeError: the inputs hold no tensor (but a PIL image or an array, for example), and the model fails.
         """
         if self.forward is not None:
             return self.forward(self.module, inputs.raw)
@@ -93,16 +93,17 @@ class Network:
                 raise
             kind = type(inputs.raw)
             raise CamlibTypeError(
-                f"{type(self.module).__name__} cannot take {kind.__module__}.{kind.__name__} as inputs; give it what "
-                "it takes, usually a tensor (N, C, H, W): the transforms of the model's weights turn an image into one"
+                f"{type(self.module).__name__} cannot take {kind.__module__}.{kind.__name__} as inputs; pass what the "
+                "model takes, usually a tensor (N, C, H, W): the transforms of the model's weights make one from a PIL "
+                "image"
             ) from error
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers.
 
-    Hooks added after compilation do not fire, and replicas do not share theirs, so a call runs the module itself,
-    eagerly and on one device. A warning says so.
+    Hooks added after compilation do not fire, and replicas have no hooks, so camlib runs the module itself, eagerly
+    and on one device. A warning says so.
 
     Raises:
         CamlibTypeError: ``model`` is not a module, or is scripted.
@@ -110,7 +111,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CamlibTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise CamlibTypeError("the model is a ScriptModule, which takes no hooks; explain the model it was made from")
+        raise CamlibTypeError("the model is a ScriptModule, which takes no hooks; explain the original model")
     while True:
         compiled = getattr(model, "_orig_mod", None)
         if isinstance(compiled, nn.Module):
@@ -130,7 +131,7 @@ def _say(what: str) -> None:
 
 
 def state(model: nn.Module) -> Iterator[Tensor]:
-    """Yield parameters and buffers in one walk: torch's own walks are slow on a network of many modules."""
+    """Yield parameters and buffers in one walk; torch's own iterators are slow for networks of many modules."""
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:

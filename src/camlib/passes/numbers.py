@@ -1,4 +1,4 @@
-"""The numbers that maps are made of: in single or double precision, and finite."""
+"""Checks and conversions of the numbers in maps: single or double precision, and finite."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from camlib.errors import CamlibRuntimeError
 
 
 def check_finite(tensors: Mapping[str, Sequence[Tensor]]) -> None:
-    """Raise if anything is not finite.
+    """Check that all tensors are finite.
 
-    A sum shows it in one pass without a copy, and the device is waited for once, for all sums. A sum may overflow
-    though every number is finite, so tensors with such a sum are looked at again.
+    A sum shows this in one pass without a copy, and all sums need only one device synchronisation. A sum may overflow
+    although every number is finite, so tensors with such a sum are checked element by element.
 
     Raises:
         CamlibRuntimeError: naming what is not finite.
@@ -30,5 +30,5 @@ def check_finite(tensors: Mapping[str, Sequence[Tensor]]) -> None:
 
 
 def single_or_double(tensor: Tensor) -> Tensor:
-    """Return a tensor of double precision as it is, and any other in single precision."""
+    """Return a tensor in double precision unchanged, and any other in single precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,4 +1,4 @@
-"""How much of what a detector's layers see is its image, and how much is padding."""
+"""The padding of a detector's images: how much of what its layers see is the image."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from camlib.passes.hooks import Hook
 
 
 class Padding:
-    """The padding that a detector adds in a forward pass, noted by :meth:`hooks`.
+    """The padding that a detector adds in a forward pass, recorded by :meth:`hooks`.
 
-    torchvision's detectors take a list of images, or a batch, resize them, and pad them at the right and at the bottom
-    into one batch: their ``transform`` returns an ``ImageList`` that knows both sizes.
+    torchvision's detectors take a list of images, or a batch, resize them, and pad them on the right and at the bottom
+    into one batch: their ``transform`` returns an ``ImageList`` with both sizes.
     """
 
     extent: tuple[float, ...] | None = None
-    """(H, W) that the layers saw, in the inputs' pixels; None where it is the inputs' own size."""
+    """(H, W) that the layers saw, in the inputs' pixels; None if it is the size of the inputs."""
 
     def hooks(self, model: nn.Module, size: Size | None) -> list[tuple[nn.Module, Hook]]:
-        """Return the model's transforms with the hooks that note their padding.
+        """Return the model's transforms with the hooks that record their padding.
 
         Args:
-            model: any model; one without such a transform pads nothing.
-            size: of its inputs.
+            model: any model; one without such a transform has no padding.
+            size: the size of its inputs.
         """
 
         def note(module: nn.Module, args: Any, output: Any) -> None:

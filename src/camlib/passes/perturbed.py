@@ -1,4 +1,4 @@
-"""Forward passes of perturbed images, in chunks, and the target's scores of them."""
+"""Forward passes of perturbed images, in chunks, and the target's scores."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from camlib.passes.precision import Precision, restored
 
 @dataclass
 class PerturbedPasses:
-    """Passes of rows, each made from one of the images; a chunk may hold rows of several images."""
+    """Forward passes of rows, each made from one of the images; a chunk may hold rows of several images."""
 
     network: Network
-    """What runs."""
+    """The network to run."""
     inputs: Inputs
-    """What it takes, of all images as they are."""
+    """Its inputs, with the unchanged images."""
     count: int
-    """How many there are."""
+    """The number of images."""
     target: targets.BoundTarget
-    """What is scored."""
+    """The target, which gives the scores."""
     device: torch.device
-    """Where the outputs are."""
+    """The device of the outputs."""
     precision: Precision | None = None
-    """The autocast that the passes run in; None for the one in force."""
+    """The autocast state of the passes; None for the current one."""
     chunks: Chunks = field(default_factory=Chunks)
     """How many rows run at a time."""
     what: str = "rows"
@@ -42,15 +42,15 @@ class PerturbedPasses:
         """Return the scores of perturbed images.
 
         Args:
-            image_index: (rows,) the image that each row is made from.
-            change: from the images (r, C, ...) of a slice of rows, and the slice, to other images. It should not wait
-                for the device.
+            image_index: (rows,), the number of each row's image.
+            change: from the images (r, C, ...) of a slice of rows, and the slice, to perturbed images. It should not
+                wait for the device.
 
         Returns:
             (rows,), or (rows, K) for K classes.
 
         Raises:
-            CamlibTypeError: the images hold integers, which cannot change by a little.
+            CamlibTypeError: the images are integers, which cannot change by small amounts.
             CamlibRuntimeError: a score is not finite.
         """
         run = _LaidOut(self.network, self.device)
@@ -63,7 +63,7 @@ class PerturbedPasses:
         return self.of_outputs(image_index, outputs)
 
     def of_outputs(self, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:
-        """Return the scores, (rows,) or (rows, K), of outputs that are computed for a slice of rows at a time."""
+        """Return the scores, (rows,) or (rows, K), of outputs that are computed in slices of rows."""
 
         def work(rows: slice) -> Tensor:
             with restored(self.precision):
@@ -75,9 +75,9 @@ class PerturbedPasses:
 
 
 class _LaidOut:
-    """Forward passes of images in the fastest memory layout: on a CPU channels-last, with the same values.
+    """Forward passes of images in the fastest memory layout, which on a CPU is channels-last.
 
-    A network that cannot take it, because it calls ``view`` across the channels, gets the inputs' own layout.
+    A network that cannot take it, because it calls ``view`` across the channels, gets contiguous images.
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class _LaidOut:
         self._channels_last = device.type == "cpu"
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Return the images in the layout that is tried."""
+        """Return the images in the memory layout to use."""
         if not self._channels_last or images.dim() != 4:
             return images
         return images.contiguous(memory_format=torch.channels_last)

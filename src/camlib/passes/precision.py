@@ -1,4 +1,4 @@
-"""Autocast: off where maps are computed, and as the caller set it where the network runs."""
+"""Autocast: off while maps are computed, and as the caller set it while the network runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """The autocast that is in force for a kind of device, to be restored for further passes of the network."""
+    """The autocast state for a type of device, to restore for further passes of the network."""
 
     kind: str
     dtype: torch.dtype
@@ -19,7 +19,7 @@ class Precision:
 
     @staticmethod
     def current(device: torch.device) -> Precision | None:
-        """Return the autocast in force now; None for a kind of device that has none."""
+        """Return the current autocast state; None for device types without autocast."""
         kind = device.type
         if not torch.amp.is_autocast_available(kind):
             return None
@@ -27,7 +27,7 @@ class Precision:
 
 
 def restored(precision: Precision | None) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which that autocast is in force again."""
+    """Return a context with that autocast state."""
     if precision is None:
         return contextlib.nullcontext()
     return torch.autocast(precision.kind, dtype=precision.dtype, enabled=precision.enabled)

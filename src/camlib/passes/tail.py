@@ -1,4 +1,4 @@
-"""The network behind a layer, run on features that replace the layer's own."""
+"""The tail of a network, run on features that replace a layer's output."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from camlib.passes.network import Network
 
 
 class Tail:
-    """The network behind a layer, as a function of the layer's features alone.
+    """The tail of a network as a function of one layer's features.
 
-    The network is called on no images at all, so its trunk has nothing to compute. A hook on the layer replaces its
-    empty output by the features, as many rows as there are. Anything else of the trunk that the tail reads, a skip
-    connection for example, has no rows: it fails where it meets the features' rows, or leaves outputs without rows.
-    Trying shows whether the tail needs the layer alone.
+    The network is called with an empty batch, so its trunk has nothing to compute. A hook on the layer replaces the
+    empty output by the features. Any other tensor of the trunk that the tail reads, such as a skip connection, has no
+    rows: combining it with the features fails, or the outputs have no rows. A trial run therefore shows whether the
+    tail needs only the layer.
 
     Args:
-        network: what runs.
+        network: the network.
         layer: the layer's name.
-        inputs: what the model takes, of all images.
-        images: how many there are.
+        inputs: the inputs of all images.
+        images: the number of images.
     """
 
     def __init__(self, network: Network, layer: str, inputs: Inputs, images: int) -> None:
@@ -39,8 +39,8 @@ class Tail:
         """Return the outputs for features (rows, ...) in the layer's own layout.
 
         Args:
-            features: what the layer is to return.
-            image_index: (rows,) the image that each row belongs to.
+            features: the features that the layer returns.
+            image_index: (rows,), the number of each row's image.
         """
         with replaced(self._module, lambda own: _like(own, features)), _autocast_kept(features.device.type):
             return self._network.run(self._inputs.pick(self._through_trunk(image_index), self._images))
@@ -50,16 +50,17 @@ class Tail:
 
 
 class WholeNetwork(Tail):
-    """The same where the tail needs more of the trunk than the layer: each row's image runs through all of it."""
+    """The same for tails that need more of the trunk than the layer: each row's image runs through the whole trunk."""
 
     def _through_trunk(self, image_index: Tensor) -> Tensor:
         return image_index
 
 
 def _like(own: Tensor, features: Tensor) -> Tensor:
-    """Features to replace a layer's own: quantised as these are, or in full precision, as all that follows.
+    """Prepare features to replace a layer's output: quantised like it, or in full precision with autocast off.
 
-    Differences of scores that one channel makes are lost in half precision, and the tail is the smaller part.
+    Half precision would lose the difference that one channel makes to the score, and the tail is the smaller part of
+    the network.
     """
     kind = features.device.type
     if own.is_quantized:
@@ -80,11 +81,11 @@ def _autocast_kept(kind: str) -> Iterator[None]:
 
 
 def replaced(module: nn.Module, change: Any) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a module returns other features in this thread.
+    """Return a context in which a module returns other features, in this thread.
 
     Args:
         module: the layer.
-        change: from the (first) tensor that it returns to another one.
+        change: from the (first) tensor that the module returns to its replacement.
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
