@@ -1,4 +1,4 @@
-"""What a call returns: heatmaps and figures out of maps, moved, joined, saved and taken apart without loss."""
+"""The result of a call: its heatmaps and figures, and that moving, joining, saving and indexing lose nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def assert_same(one: Explanation, other: Explanation) -> None:
 # Heatmaps
 
 
-def test_maps_are_resized_first_and_normalised_then() -> None:
+def test_maps_are_resized_before_normalisation() -> None:
     """3 x 3 to 4 x 4: no pixel lies on the hot centre, so that normalising first would end at 0.39."""
     maps = torch.zeros(1, 3, 3)
     maps[0, 1, 1] = 7
@@ -125,7 +125,7 @@ def test_a_call_gives_heatmaps_at_the_inputs_resolution() -> None:
         np.testing.assert_allclose(one.numpy(), stretched(other.numpy(), SIZE), atol=1e-5)
 
 
-def test_every_image_and_class_is_normalised_on_its_own() -> None:
+def test_each_image_and_class_is_normalised_separately() -> None:
     maps = torch.rand(2, 3, 4, 5) * torch.tensor([1e-9, 1, 1e9])[:, None, None]
     heatmaps = explain(maps).heatmaps()
     assert heatmaps.shape == (2, 3, *SIZE)
@@ -136,7 +136,7 @@ def test_every_image_and_class_is_normalised_on_its_own() -> None:
             np.testing.assert_allclose(heatmaps[n, k].numpy(), stretched(maps[n, k].numpy(), SIZE), atol=1e-5)
 
 
-def test_class_axis_is_seen() -> None:
+def test_a_class_axis_is_recognised() -> None:
     assert explain(torch.rand(2, 3, 4, 5)).has_class_axis
     assert not explain(torch.rand(2, 4, 5)).has_class_axis
 
@@ -192,7 +192,7 @@ def test_wrong_sizes_and_methods_are_errors() -> None:
         explanation.heatmaps(normalize="sum")
 
 
-def test_heatmaps_leave_the_maps_as_they_are() -> None:
+def test_heatmaps_leave_the_maps_unchanged() -> None:
     maps = torch.rand(2, 3, 4)
     before = maps.clone()
     explain(maps).heatmaps().zero_()
@@ -322,7 +322,7 @@ def test_rows_take_the_titles_that_are_given() -> None:
         explanation.plot(pictures(), titles=["a cat"])
 
 
-def test_figure_says_where_there_is_no_evidence() -> None:
+def test_a_figure_marks_degenerate_maps() -> None:
     maps = torch.stack([torch.zeros(4, 5), torch.rand(4, 5)])
     assert titles(explain(maps).plot(pictures()), 1) == ["nothing stands out", "heatmap"]
 
@@ -333,7 +333,7 @@ def test_colour_bar_names_method_and_layer() -> None:
     assert "[0, 1]" in label
 
 
-def test_class_names_must_reach() -> None:
+def test_every_explained_class_needs_a_name() -> None:
     explanation = explain(torch.rand(2, 4, 5), target=torch.tensor([0, 2]))
     with pytest.raises(camlib.CamlibValueError, match="class_names has 2 names, but class 2 was explained"):
         explanation.plot(pictures(), ["cat", "dog"])
@@ -347,14 +347,14 @@ def test_images_of_different_sizes_share_a_figure() -> None:
 
 
 @pytest.mark.slow
-def test_pyplot_knows_nothing_of_it() -> None:
+def test_a_figure_does_not_touch_pyplot() -> None:
     before, backend = plt.get_fignums(), plt.get_backend()
     explain(torch.rand(1, 4, 5)).plot(pictures(1))
     assert plt.get_fignums() == before
     assert plt.get_backend() == backend
 
 
-def test_plot_leaves_the_images_as_they_are() -> None:
+def test_plot_leaves_the_images_unchanged() -> None:
     images = pictures()
     before = images.copy()
     explain(torch.rand(2, 4, 5)).plot(images)
@@ -371,7 +371,7 @@ def nested() -> Explanation:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_casting_leaves_indices_alone(dtype: torch.dtype) -> None:
+def test_casting_keeps_indices(dtype: torch.dtype) -> None:
     """Neither 16-bit type has 2049, nor bfloat16 257."""
     explanation = dataclasses.replace(nested(), target=torch.tensor([257, 2049]))
     cast = explanation.to(dtype)
@@ -435,7 +435,7 @@ def test_one_explanation_joined_is_itself() -> None:
     assert_same(Explanation.cat([explanation]), explanation)
 
 
-def test_outputs_that_are_no_tensor_are_not_joined() -> None:
+def test_outputs_other_than_tensors_are_not_joined() -> None:
     assert Explanation.cat([nested(), nested()]).outputs is None
 
 
@@ -455,14 +455,14 @@ def test_outputs_that_are_no_tensor_are_not_joined() -> None:
         ("layers", explain(torch.rand(2, 4, 5), layers={"a": torch.rand(2, 3, 3)})),
     ],
 )
-def test_what_does_not_go_together_is_not_joined(name: str, other: Explanation) -> None:
+def test_different_explanations_are_not_joined(name: str, other: Explanation) -> None:
     here = explain(torch.rand(2, 4, 5))
     for pair in ([here, other], [other, here], [here, here, other]):
         with pytest.raises(camlib.CamlibValueError, match=f"explanations differ in {name}: .* and "):
             Explanation.cat(pair)
 
 
-def test_neither_other_classes_nor_other_targets() -> None:
+def test_other_numbers_of_classes_and_other_targets_are_not_joined() -> None:
     with pytest.raises(camlib.CamlibValueError, match="map shape"):
         Explanation.cat([explain(torch.rand(2, 3, 4, 5)), explain(torch.rand(2, 2, 4, 5))])
     with pytest.raises(camlib.CamlibValueError, match="target: 'margin' and 'sum'"):
@@ -603,7 +603,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_no_explanation_is_refused(damage: str, tmp_path: Path) -> None:
+def test_other_and_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     explain(torch.rand(2, 4, 5)).save(path)
     DAMAGE[damage](path)
@@ -751,7 +751,7 @@ def spread(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
 
 @pytest.mark.parametrize("dims", GRIDS)
 @pytest.mark.parametrize("rows", [(2,), (2, 3)])
-def test_dimensions_are_what_the_scores_leave(dims: int, rows: tuple[int, ...]) -> None:
+def test_dimensions_are_the_axes_beyond_those_of_the_scores(dims: int, rows: tuple[int, ...]) -> None:
     explanation = explain(torch.rand(*rows, *GRIDS[dims]), dims)
     assert explanation.dims == dims
     assert explanation.has_class_axis == (len(rows) == 2)
@@ -859,7 +859,7 @@ def test_padding_is_cut_off_before_normalising() -> None:
         assert torch.equal(padded(maps).heatmaps(size), camlib.normalize(whole[:, :height, :width]))
 
 
-def test_what_the_maps_show_stays_in_its_place() -> None:
+def test_a_spot_stays_in_its_place() -> None:
     maps = torch.zeros(1, 4, 5)
     maps[0, 1, 2] = 1
     heatmap = padded(maps).heatmaps()[0]
@@ -878,7 +878,7 @@ def test_padding_is_rounded_to_whole_pixels() -> None:
 
 
 @pytest.mark.parametrize("rows", [(2,), (1, 2)])
-def test_evidence_in_the_padding_is_none(rows: tuple[int, ...]) -> None:
+def test_cells_in_the_padding_do_not_count(rows: tuple[int, ...]) -> None:
     maps = torch.full((2, 4, 5), -1.0)
     maps[0, 3, 2] = 5
     maps[1, 2, 3] = 5
@@ -978,7 +978,7 @@ def detections(*counts: int) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 5), (3, 3, 3), (1, 1, 1)])
-def test_detections_go_with_their_image(counts: tuple[int, ...]) -> None:
+def test_detections_follow_their_image(counts: tuple[int, ...]) -> None:
     """As many boxes as images must not be taken for a batch."""
     outputs = detections(*counts)
     explanation = explain(torch.rand(3, 4, 5), outputs=outputs)
@@ -1008,7 +1008,7 @@ def test_detections_are_moved() -> None:
     assert [one["labels"].dtype for one in cast.outputs] == [torch.int64] * 2
 
 
-def test_as_many_heads_as_images_are_still_heads() -> None:
+def test_as_many_heads_as_images_are_heads() -> None:
     heads = [torch.rand(2, 5), torch.rand(2, 7)]
     one = explain(torch.rand(2, 4, 5), outputs=heads)[1]
     assert all(torch.equal(mine, head[1:]) for mine, head in zip(one.outputs, heads, strict=True))
@@ -1083,7 +1083,7 @@ def test_overlays_take_grey_volumes() -> None:
         ),
     ],
 )
-def test_what_is_no_clip_is_an_error(images: Any, error: type[Exception], message: str) -> None:
+def test_other_types_and_shapes_of_clips_are_errors(images: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         explain(torch.rand(2, 2, 3, 5), 3).overlays(images)
 
@@ -1208,7 +1208,7 @@ def test_many_channels_go_without_a_legend() -> None:
     assert explain(torch.rand(2, 7), 1).plot(signals(1)).axes[0].get_legend() is None
 
 
-def test_figure_says_which_signal_has_no_evidence() -> None:
+def test_a_figure_marks_degenerate_maps_of_signals() -> None:
     figure = explain(torch.stack([torch.zeros(7), torch.rand(7)]), 1).plot(signals())
     assert figure.axes[0].get_title("left") == "class 0: score 1.00, nothing stands out"
     assert not drawn(figure.axes[0]).any()
@@ -1226,7 +1226,7 @@ def test_figure_says_which_signal_has_no_evidence() -> None:
         (np.zeros((2, 3), complex), camlib.CamlibTypeError, "real numbers, got complex128"),
     ],
 )
-def test_what_is_no_signal_is_an_error(images: Any, error: type[Exception], message: str) -> None:
+def test_other_types_and_shapes_of_signals_are_errors(images: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         explain(torch.rand(2, 7), 1).plot(images)
 
@@ -1267,7 +1267,7 @@ def test_notebooks_show_maps_of_unknown_inputs_of_every_rank() -> None:
 
 
 @pytest.mark.slow
-def test_figures_show_themselves_in_a_notebook_that_never_imported_pyplot():
+def test_a_notebook_shows_figures_without_pyplot():
     model, images = (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 14), nn.Flatten()),
         torch.rand(1, 3, 16, 16),

@@ -1,4 +1,4 @@
-"""Every method passes the battery that its tags call for, and what is broken is caught by the check that is for it."""
+"""Every method passes the checks for its tags, and every broken method fails its check."""
 
 from __future__ import annotations
 
@@ -358,12 +358,12 @@ BROKEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BROKEN)
-def test_broken_method_is_caught_by_the_check_that_is_for_it(method: type[camlib.methods.Method]) -> None:
+def test_a_broken_method_fails_its_check(method: type[camlib.methods.Method]) -> None:
     assert BROKEN[method] in failing(method)
 
 
 @pytest.mark.parametrize("method", [Sound, SoundActivation, SoundBaseline])
-def test_what_the_broken_methods_are_made_of_passes(method: type[camlib.methods.Method]) -> None:
+def test_the_bases_of_the_broken_methods_pass(method: type[camlib.methods.Method]) -> None:
     check_method(method)
 
 
@@ -388,7 +388,7 @@ def names(seen: str, method: type[camlib.methods.Method], check: Check) -> bool:
     return seen.startswith(f"{method.__name__} fails the check '{check}': ")
 
 
-def test_first_failing_check_is_told() -> None:
+def test_the_first_failing_check_is_reported() -> None:
     seen = "FindsAnotherLayer fails the check 'finds_the_layer': it reads ['stem'], not ['body']"
     with pytest.raises(AssertionError, match=re.escape(seen)):
         check_method(FindsAnotherLayer)
@@ -418,7 +418,7 @@ def test_model_and_inputs_can_be_given(method: type[camlib.methods.Method]) -> N
 
 
 @pytest.mark.slow
-def test_function_that_binds_a_method_is_checked_like_its_class() -> None:
+def test_a_function_that_makes_a_method_is_checked_like_its_class() -> None:
     few = functools.partial(camlib.SmoothGradCAMPlusPlus, samples=2)
     assert list(map(str, checks(few))) == list(map(str, checks(camlib.SmoothGradCAMPlusPlus)))
     check_method(few)
@@ -440,7 +440,7 @@ def test_function_that_binds_a_method_is_checked_like_its_class() -> None:
         (camlib.CamlibValueError, "1 classes", camlib.GradCAM, {"model": signal_cnn(1), "inputs": torch.ones(2, 2, 9)}),
     ],
 )
-def test_what_cannot_be_checked_is_refused(error: type[Exception], message: str, method: Any, options: Any) -> None:
+def test_wrong_arguments_are_refused(error: type[Exception], message: str, method: Any, options: Any) -> None:
     with pytest.raises(error, match=message):
         checks(method, **options)
 
@@ -466,7 +466,7 @@ CHANGES: dict[str, Callable[[nn.Sequential, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_snapshot_shows_what_was_changed(what: str) -> None:
+def test_a_snapshot_shows_what_changed(what: str) -> None:
     model, images = signal_cnn().train(), torch.rand(2, 2, 12)
     before = snapshot(model, images)
     assert not list(differences(before, snapshot(model, images)))
@@ -476,7 +476,7 @@ def test_snapshot_shows_what_was_changed(what: str) -> None:
 
 
 @pytest.mark.slow
-def test_battery_leaves_the_random_numbers_alone() -> None:
+def test_the_checks_leave_random_numbers_unchanged() -> None:
     model, images = signal_cnn(), torch.rand(2, 2, 12)
     before = snapshot(model, images)
     check_method(Sound)

@@ -123,18 +123,18 @@ def test_unknown_name_suggests_close_ones(name: str, suggestion: str) -> None:
         camlib.colorize(RAMP, name)
 
 
-def test_name_close_to_nothing_is_an_error_all_the_same() -> None:
+def test_a_name_close_to_no_colormap_is_an_error() -> None:
     with pytest.raises(camlib.CamlibValueError, match="colormap 'qqqqqq'; .*viridis"):
         camlib.colorize(RAMP, "qqqqqq")
 
 
 @pytest.mark.parametrize("colormap", [None, 2, cv2.COLORMAP_JET, ["jet"]])
-def test_what_is_no_colormap_is_an_error(colormap: object) -> None:
+def test_another_type_of_colormap_is_an_error(colormap: object) -> None:
     with pytest.raises(camlib.CamlibTypeError, match=f"Colormap, got {type(colormap).__name__}"):
         camlib.colorize(RAMP, colormap)
 
 
-def test_colours_cannot_be_spoilt_for_the_next_caller() -> None:
+def test_changed_colours_do_not_affect_later_calls() -> None:
     camlib.colorize(RAMP, "jet")[:] = 0
     assert np.array_equal(camlib.colorize(RAMP, "jet"), opencv("jet"))
 
@@ -156,12 +156,12 @@ def test_heatmaps_of_every_type(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.001, "1"), (-0.001, "-0.001"), (255.0, "255")])
-def test_heatmap_out_of_range_is_an_error_that_says_the_range(value: float, shown: str) -> None:
+def test_a_heatmap_out_of_range_is_an_error_with_the_range(value: float, shown: str) -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"must lie in \[0, 1\], got .*" + shown):
         camlib.colorize(np.array([[0.5, value]]))
 
 
-def test_signed_map_given_to_colorize_points_to_the_signed_functions() -> None:
+def test_a_signed_map_in_colorize_points_to_the_signed_functions() -> None:
     with pytest.raises(camlib.CamlibValueError, match="the signed functions"):
         camlib.colorize(np.array([[-1.0, 1.0]]))
 

@@ -1,4 +1,4 @@
-"""To the network's input and back: the same pixels as torchvision's, and heat returns to where it came from."""
+"""Inputs have the same pixels as torchvision's, and restored heatmaps are in the right place."""
 
 from __future__ import annotations
 
@@ -81,16 +81,14 @@ def test_resize_center_crop_defaults_to_256_and_224() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(old=sizes, new=sizes, data=st.data())
-def test_resize_brings_a_spot_back(old: tuple[int, int], new: tuple[int, int], data: st.DataObject) -> None:
+def test_resize_restores_a_spot(old: tuple[int, int], new: tuple[int, int], data: st.DataObject) -> None:
     row, column = data.draw(st.integers(0, old[0] - 1)), data.draw(st.integers(0, old[1] - 1))
     assert_returns(Resize(old, new), old, row, column, max(old[0] / new[0], old[1] / new[1]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(old=sizes, new=sizes, data=st.data())
-def test_center_crop_brings_a_spot_back_exactly(
-    old: tuple[int, int], new: tuple[int, int], data: st.DataObject
-) -> None:
+def test_center_crop_restores_a_spot_exactly(old: tuple[int, int], new: tuple[int, int], data: st.DataObject) -> None:
     row, column = data.draw(st.integers(0, old[0] - 1)), data.draw(st.integers(0, old[1] - 1))
     geometry = CenterCrop(old, new)
     picture = spot(old, row, column)
@@ -100,7 +98,7 @@ def test_center_crop_brings_a_spot_back_exactly(
 
 @settings(max_examples=60, deadline=None)
 @given(old=sizes, new=sizes, data=st.data())
-def test_letterbox_brings_a_spot_back(old: tuple[int, int], new: tuple[int, int], data: st.DataObject) -> None:
+def test_letterbox_restores_a_spot(old: tuple[int, int], new: tuple[int, int], data: st.DataObject) -> None:
     """Rounding the inner picture to whole pixels stretches it by a quarter at most (2.5 pixels to 2)."""
     scale = max(old[0] / new[0], old[1] / new[1])
     assume(min(old) / scale > 1.5)  # torch's antialiasing is wrong where the result is a single column
@@ -111,7 +109,7 @@ def test_letterbox_brings_a_spot_back(old: tuple[int, int], new: tuple[int, int]
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(old=st.tuples(st.integers(20, 90), st.integers(20, 90)), data=st.data())
-def test_resize_center_crop_brings_a_spot_back(old: tuple[int, int], data: st.DataObject) -> None:
+def test_resize_center_crop_restores_a_spot(old: tuple[int, int], data: st.DataObject) -> None:
     geometry = resize_center_crop(old, 32, 28)
     row, column = data.draw(st.integers(0, old[0] - 1)), data.draw(st.integers(0, old[1] - 1))
     assume(geometry.restore(torch.ones(28, 28))[row, column] > 0.999)  # well inside the crop
@@ -128,7 +126,7 @@ def test_input_pixels_go_where_the_arithmetic_says(row: int, column: int) -> Non
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 3), (6, 6), (1, 5)])
-def test_coarse_heatmaps_land_on_the_cells_they_came_from(row: int, column: int) -> None:
+def test_coarse_heatmaps_are_restored_to_their_cells(row: int, column: int) -> None:
     """A 7 x 7 map over a 224 crop: the hot cell's centre, taken back through the crop and the resizing."""
     restored = resize_center_crop((480, 640)).restore(spot((7, 7), row, column))
     weights = (restored > 0.999 * restored.max()).double()
@@ -139,7 +137,7 @@ def test_coarse_heatmaps_land_on_the_cells_they_came_from(row: int, column: int)
     assert abs(columns / total - ((column * 32 + 15.5 + 58.5) * 640 / 341 - 0.5)) <= plateau * 640 / 341 / 2 + 1
 
 
-def test_nothing_is_claimed_outside_the_crop() -> None:
+def test_heatmaps_are_zero_outside_the_crop() -> None:
     restored = CenterCrop((6, 9), (3, 4)).restore(torch.ones(2, 2))
     assert restored.sum() == 12
     assert restored[2:5, 2:6].all()  # round(1.5) and round(2.5), to even
@@ -149,7 +147,7 @@ def test_nothing_is_claimed_outside_the_crop() -> None:
     assert far[50, 150] == 1
 
 
-def test_padding_is_dropped_on_the_way_back() -> None:
+def test_restoring_removes_the_padding() -> None:
     heatmap = torch.zeros(10, 10)
     heatmap[3:7, 2:8] = 0.5  # the picture; all else is padding
     heatmap[0] = 1
@@ -160,7 +158,7 @@ def test_padding_is_dropped_on_the_way_back() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(old=sizes, new=sizes)
-def test_letterbox_keeps_proportions_and_sits_in_the_middle(old: tuple[int, int], new: tuple[int, int]) -> None:
+def test_letterbox_keeps_the_aspect_ratio_and_is_centred(old: tuple[int, int], new: tuple[int, int]) -> None:
     result = Letterbox(old, new).apply(torch.ones(old)) > 0.5
     assert result.shape == new
     rows, columns = result.any(1).nonzero().flatten(), result.any(0).nonzero().flatten()
@@ -175,7 +173,7 @@ def test_letterbox_keeps_proportions_and_sits_in_the_middle(old: tuple[int, int]
         assert after - before in (0, 1)
 
 
-def test_letterbox_is_the_resized_picture_between_bars() -> None:
+def test_a_letterbox_is_the_resized_picture_between_bars() -> None:
     picture = torch.rand(2, 3, 30, 60)
     result = Letterbox((30, 60), (20, 20)).apply(picture)
     assert not result[..., :5, :].any()
@@ -191,7 +189,7 @@ def test_same_size_changes_nothing() -> None:
         torch.testing.assert_close(geometry.restore(picture), picture)
 
 
-def test_chains_are_one_after_the_other() -> None:
+def test_a_chain_applies_one_geometry_after_the_other() -> None:
     picture = torch.rand(3, 30, 50)
     chain = Resize((30, 50), (20, 33)).then(CenterCrop((20, 33), (16, 16))).then(Letterbox((16, 16), (12, 24)))
     assert (chain.original, chain.result) == ((30, 50), (12, 24))
@@ -205,7 +203,7 @@ def test_chains_are_one_after_the_other() -> None:
     assert restored[:, 15, 25].tolist() == [1, 1]
 
 
-def test_chains_may_chain_chains() -> None:
+def test_chains_can_be_chained() -> None:
     first = Resize((10, 12), (8, 8)).then(CenterCrop((8, 8), (6, 6)))
     second = Resize((6, 6), (9, 9)).then(CenterCrop((9, 9), (5, 5)))
     picture = torch.rand(10, 12)
@@ -214,7 +212,7 @@ def test_chains_may_chain_chains() -> None:
     torch.testing.assert_close(first.then(second).restore(heatmap), first.restore(second.restore(heatmap)))
 
 
-def test_links_of_a_chain_must_fit() -> None:
+def test_sizes_in_a_chain_must_match() -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"ends at \(20, 33\), but the next takes \(33, 20\)"):
         Resize((30, 50), (20, 33)).then(CenterCrop((33, 20), (16, 16)))
 
@@ -234,7 +232,7 @@ def test_every_batch_shape(kind: Any, batch: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Resize, CenterCrop, Letterbox])
-def test_arrays_come_back_as_arrays(kind: Any) -> None:
+def test_arrays_give_arrays(kind: Any) -> None:
     geometry = kind((10, 14), (8, 8))
     heatmaps, pictures = np.random.default_rng(0).random((2, 3, 5)), np.random.default_rng(1).random((2, 10, 14))
     restored, applied = geometry.restore(heatmaps), geometry.apply(pictures)
@@ -259,7 +257,7 @@ def test_pictures_of_another_size_are_an_error(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Resize, CenterCrop, Letterbox])
 @pytest.mark.parametrize("bad", [(0, 3), (3,), 5, (2.5, 3), None])
-def test_sizes_that_are_none(kind: Any, bad: Any) -> None:
+def test_wrong_sizes_are_errors(kind: Any, bad: Any) -> None:
     for sizes_ in ((bad, (3, 3)), ((3, 3), bad)):
         with pytest.raises(camlib.CamlibValueError, match="two positive integers"):
             kind(*sizes_)
@@ -270,7 +268,7 @@ def test_heatmaps_that_are_not_finite_are_an_error() -> None:
         imaging.Resize((4, 4), (2, 2)).restore(torch.full((2, 2), float("nan")))
 
 
-def test_what_is_given_is_left_as_it_was() -> None:
+def test_arguments_stay_unchanged() -> None:
     for kind in (Resize, CenterCrop, Letterbox):
         geometry = kind((4, 4), (4, 4))
         array = np.arange(16.0).reshape(4, 4)

@@ -1,4 +1,4 @@
-"""Each map comes into its range on its own, whatever its size, type and magnitude."""
+"""Each map is scaled to its range separately, whatever its size, type and magnitude."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def arrays(dims: int = 2) -> st.SearchStrategy[NDArray[np.float32]]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8), (3, 2, 5, 8), (2, 1, 30, 40), (1, 1), (2, 1, 9), (2, 9, 1)])
-def test_each_map_is_normalised_on_its_own(method: str, shape: tuple[int, ...]) -> None:
+def test_each_map_is_normalised_separately(method: str, shape: tuple[int, ...]) -> None:
     maps = np.random.default_rng(1).normal(size=shape) * 10.0 ** np.arange(shape[0])[:, None].reshape(
         -1, *[1] * (len(shape) - 1)
     )
@@ -150,7 +150,7 @@ def test_range_wider_than_the_largest_float_does_not_overflow() -> None:
     assert sorted(set(camlib.normalize(hot, "percentile").flatten().tolist())) == [0.0, 1.0]
 
 
-def test_percentile_tames_a_hot_pixel() -> None:
+def test_percentile_clips_a_hot_pixel() -> None:
     maps = torch.linspace(0, 1, 1000).reshape(20, 50)
     maps[3, 7] = 1000
     assert camlib.normalize(maps).median() < 0.001
@@ -166,7 +166,7 @@ def test_percentile_does_not_stretch_the_noise_below_a_hot_pixel() -> None:
     assert result.sum() < 1.001
 
 
-def test_max_leaves_nothing_of_negative_maps() -> None:
+def test_max_makes_negative_maps_zero() -> None:
     assert camlib.normalize(torch.tensor([[-2.0, -1.0]]), "max").tolist() == [[0.0, 0.0]]
     assert camlib.normalize(torch.tensor([[-2.0, 0.5, 1.0]]), "max").tolist() == [[0.0, 0.5, 1.0]]
 
@@ -187,7 +187,7 @@ def test_constant_means_sixteen_eps(dtype: torch.dtype, size: float) -> None:
     assert not imaging.is_constant(wider.to(dtype))
 
 
-def test_each_map_is_judged_constant_on_its_own() -> None:
+def test_each_map_is_checked_separately_for_a_constant() -> None:
     maps = torch.stack([torch.zeros(2, 3), torch.full((2, 3), -7.0), torch.eye(3)[:2], -torch.eye(3)[:2]])
     assert imaging.is_constant(maps).tolist() == [True, True, False, False]
     assert imaging.is_constant(maps.view(2, 2, 2, 3)).tolist() == [[True, True], [False, False]]
@@ -246,7 +246,7 @@ def test_rounding_noise_is_not_stretched_into_a_picture() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
-def test_what_is_not_finite_is_an_error(bad: float, method: str, kind: Any) -> None:
+def test_non_finite_maps_are_errors(bad: float, method: str, kind: Any) -> None:
     with pytest.raises(camlib.CamlibValueError, match="maps hold NaN or infinity"):
         camlib.normalize(kind([[[1.0, 2.0]], [[bad, 2.0]]]), method)
 
@@ -289,7 +289,7 @@ def test_arrays_of_every_layout() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_callers_array_is_neither_changed_nor_shared(method: str) -> None:
+def test_the_argument_is_neither_changed_nor_shared(method: str) -> None:
     maps = np.array([[1.0, 2.0], [4.0, -3.0]])
     before = maps.copy()
     camlib.normalize(maps, method)[:] = 7
@@ -312,13 +312,13 @@ def test_the_callers_array_is_neither_changed_nor_shared(method: str) -> None:
         (np.ones((2, 0)), camlib.CamlibValueError, r"got \(2, 0\)"),
     ],
 )
-def test_what_is_no_map_is_an_error(maps: object, error: type[Exception], message: str) -> None:
+def test_other_types_and_shapes_of_maps_are_errors(maps: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         camlib.normalize(maps)
 
 
 @pytest.mark.parametrize("method", ["min-max", "MINMAX", "", None, 3])
-def test_unknown_method_names_those_that_are_known(method: object) -> None:
+def test_an_unknown_method_lists_the_known_ones(method: object) -> None:
     with pytest.raises(camlib.CamlibValueError, match="minmax, max, percentile, signed, none") as error:
         camlib.normalize(torch.rand(2, 2), method)
     assert repr(method) in str(error.value)

@@ -1,4 +1,4 @@
-"""A heatmap over a picture: the blend is exact, the channels are RGB, every kind of picture is understood."""
+"""A heatmap over a picture: the blend is exact, the channels are RGB, and all types of pictures are accepted."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_any_heatmap_on_any_picture(size: tuple[int, int], small: tuple[int, int
         assert np.abs(result.astype(int) - jet(resized)).max() <= slack + 4  # one level of jet is 4 of a channel
 
 
-def test_rounding_while_resizing_does_not_take_a_heatmap_out_of_its_range() -> None:
+def test_rounding_in_resizing_keeps_a_heatmap_in_its_range() -> None:
     heatmap = np.array([[1, 1, 1, 0]], np.float32)  # float32 interpolation to 17 x 3 makes 1.0000001 of the ones
     assert camlib.overlay(picture(17, 3), heatmap, "jet", alpha=1)[8, 0].tolist() == [128, 0, 0]
     assert imaging.overlay_signed(picture(17, 3), -heatmap).shape == (17, 3, 3)
@@ -127,7 +127,7 @@ def shown(image: Any) -> NDArray[np.uint8]:
     return rgb
 
 
-def test_pictures_in_every_colour_spelling() -> None:
+def test_colour_pictures_of_every_type() -> None:
     rgb = picture()
     scaled = rgb / 255
     transparent = np.dstack([rgb, np.full((6, 8, 1), 7, np.uint8)])
@@ -148,7 +148,7 @@ def test_pictures_in_every_colour_spelling() -> None:
         assert np.array_equal(shown(image), rgb)
 
 
-def test_pictures_in_every_grey_spelling() -> None:
+def test_gray_pictures_of_every_type() -> None:
     grey = picture()[..., 0]
     expected = np.stack([grey] * 3, -1)
     tensor = torch.from_numpy(grey)
@@ -181,7 +181,7 @@ def test_half_precision_pictures_are_close() -> None:
         assert np.abs(shown((chw / 255).to(dtype)).astype(int) - picture()).max() <= levels
 
 
-def test_batches_are_their_pictures_one_by_one() -> None:
+def test_a_batch_equals_its_pictures() -> None:
     images, heatmaps = np.stack([picture(seed=i) for i in range(3)]), np.stack([heat(3, 4, i) for i in range(3)])
     each = np.stack([camlib.overlay(images[i], heatmaps[i]) for i in range(3)])
     chw = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -192,13 +192,13 @@ def test_batches_are_their_pictures_one_by_one() -> None:
     assert camlib.overlay([images[0]], heatmaps[:1]).shape == (1, 6, 8, 3)
 
 
-def test_lists_of_pictures_may_differ_in_kind() -> None:
+def test_lists_may_mix_types_of_pictures() -> None:
     mixed = [picture(), torch.from_numpy(picture()).permute(2, 0, 1), Image.fromarray(picture()), picture() / 255]
     result = camlib.overlay(mixed, np.stack([heat()] * 4))
     assert all(np.array_equal(one, result[0]) for one in result)
 
 
-def test_pictures_and_heatmaps_are_left_as_they_were() -> None:
+def test_pictures_and_heatmaps_stay_unchanged() -> None:
     image, heatmap = picture(), heat()
     before = image.copy(), heatmap.copy()
     camlib.overlay(image, heatmap)[:] = 0
@@ -231,7 +231,7 @@ def test_pictures_and_heatmaps_are_left_as_they_were() -> None:
         (Image.new("I;16", (8, 6)), camlib.CamlibTypeError, "mode I;16 has no standard range"),
     ],
 )
-def test_what_is_no_picture_is_an_error(image: Any, error: type[Exception], message: str) -> None:
+def test_other_types_and_shapes_of_pictures_are_errors(image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         camlib.overlay(image, np.stack([heat()] * 2) if isinstance(image, list) else heat())
 
@@ -255,13 +255,13 @@ def test_pictures_of_a_batch_have_one_size() -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, 255, float("nan"), float("inf")])
-def test_alpha_out_of_range(alpha: float) -> None:
+def test_alpha_out_of_range_is_an_error(alpha: float) -> None:
     with pytest.raises(camlib.CamlibValueError, match=rf"alpha, .* must be a number in \[0, 1\], got {alpha}"):
         camlib.overlay(picture(), heat(), alpha=alpha)
 
 
 @pytest.mark.parametrize("alpha", [True, None, "hot", "0.5", [0.5]])
-def test_alpha_of_another_kind(alpha: Any) -> None:
+def test_alpha_of_another_type_is_an_error(alpha: Any) -> None:
     with pytest.raises(camlib.CamlibTypeError, match=r"alpha, .* must be a number in \[0, 1\]") as error:
         camlib.overlay(picture(), heat(), alpha=alpha)
     assert repr(alpha) in str(error.value)

@@ -1,4 +1,4 @@
-"""Pictures come from files as a viewer shows them; of a DICOM file's header nothing gets out."""
+"""Pictures from files look as in a viewer; no data of a DICOM header is revealed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def window(x, center, width):
     return ((x - (center - 0.5)) / (width - 1) + 0.5) * 255
 
 
-def test_window_is_that_of_the_standard(tmp_path):
+def test_the_window_follows_the_standard(tmp_path):
     found = shown(tmp_path, dataset(WindowCenter=1800, WindowWidth=1000))
     expected = [[window(float(x), 1800, 1000) for x in row] for row in RAMP]
     assert np.abs(found - np.array(expected)).max() <= 0.5 + 1e-6
@@ -69,7 +69,7 @@ def test_rescale_comes_before_the_window(tmp_path):
     assert np.abs(shown(tmp_path, made) - np.array(expected)).max() <= 0.5 + 1e-6
 
 
-def test_exact_window_and_sigmoid_are_those_of_the_standard(tmp_path):
+def test_linear_exact_and_sigmoid_windows_follow_the_standard(tmp_path):
     exact = shown(tmp_path, dataset(WindowCenter=2000, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"))
     expected = np.clip((RAMP - 2000) / 1000 + 0.5, 0, 1) * 255
     assert np.abs(exact - expected).max() <= 0.5 + 1e-6
@@ -78,12 +78,12 @@ def test_exact_window_and_sigmoid_are_those_of_the_standard(tmp_path):
     assert np.abs(sigmoid - expected).max() <= 0.6
 
 
-def test_of_several_windows_the_first_is_taken(tmp_path):
+def test_the_first_of_several_windows_is_used(tmp_path):
     several = shown(tmp_path, dataset(WindowCenter=[1800, 100], WindowWidth=[1000, 50]))
     assert np.array_equal(several, shown(tmp_path, dataset(WindowCenter=1800, WindowWidth=1000)))
 
 
-def test_table_of_values_of_interest_is_followed(tmp_path):
+def test_a_voi_lut_is_applied(tmp_path):
     table = Dataset()
     table.LUTDescriptor = [256, 0, 8]
     table.LUTData = [255 - value for value in range(256)]
@@ -94,14 +94,14 @@ def test_table_of_values_of_interest_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (16, False), (16, True), (12, True)])
-def test_without_a_window_values_are_stretched_from_least_to_most(tmp_path, bits, signed):
+def test_without_a_window_values_are_stretched_from_lowest_to_highest(tmp_path, bits, signed):
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     stored = np.linspace(low, high, 256).round().astype(np.int64).reshape(8, 32)
     expected = (stored - low) / (high - low) * 255
     assert np.abs(shown(tmp_path, dataset(stored, bits=bits, signed=signed)) - expected).max() <= 0.5 + 1e-6
 
 
-def test_padding_does_not_take_part_in_the_stretch(tmp_path):
+def test_padding_is_excluded_from_the_stretch(tmp_path):
     stored = RAMP.clip(1000, 2000)
     stored[:2] = 0
     found = shown(tmp_path, dataset(stored, PixelPaddingValue=0))
@@ -133,7 +133,7 @@ def test_colours_are_kept_and_gray_is_their_luma(tmp_path):
     assert np.abs(camlib.imaging.read_gray(tmp_path / "colour") - luma).max() <= 1
 
 
-def test_dicom_is_told_by_its_content_not_its_name(tmp_path):
+def test_dicom_is_detected_by_its_content_not_its_name(tmp_path):
     shown(tmp_path, dataset())
     (tmp_path / "picture.dcm").rename(tmp_path / "IM000001")
     assert camlib.imaging.read_gray(tmp_path / "IM000001").shape == RAMP.shape
@@ -188,7 +188,7 @@ def undecodable():
         (undecodable, "JPEG 2000|cannot be read as DICOM"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_without_a_word_of_the_header(tmp_path, make, complaint):
+def test_unreadable_dicom_is_refused_without_quoting_the_header(tmp_path, make, complaint):
     make().save_as(tmp_path / "odd.dcm", enforce_file_format=True)
     with pytest.raises(camlib.CamlibError, match=complaint) as caught:
         camlib.read_image(tmp_path / "odd.dcm")
@@ -197,7 +197,7 @@ def test_what_cannot_be_shown_is_refused_without_a_word_of_the_header(tmp_path, 
     assert "Sentinel" not in said
 
 
-def test_odd_values_in_the_header_raise_no_warnings_that_quote_them(tmp_path, recwarn):
+def test_invalid_values_in_the_header_raise_no_warnings_that_quote_them(tmp_path, recwarn):
     made = dataset()
     made.save_as(tmp_path / "odd.dcm", enforce_file_format=True)
     data = (tmp_path / "odd.dcm").read_bytes().replace(SECRET.encode(), b"Sentinel" + b"\xff" * 8)
@@ -213,7 +213,7 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
         camlib.read_image(tmp_path / "picture.dcm")
 
 
-def test_overlay_of_a_squeezed_picture_comes_back_at_its_own_pixels(tmp_path):
+def test_the_overlay_of_a_resized_picture_has_the_pictures_pixels(tmp_path):
     import torch
 
     from tests.networks import small_cnn
@@ -255,7 +255,7 @@ def test_pictures_are_turned_upright(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
-def test_no_picture_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_a_picture_is_refused_by_name(tmp_path, content):
     (tmp_path / "odd.png").write_bytes(content)
     with pytest.raises(camlib.CamlibValueError, match=r"odd\.png cannot be read as a picture"):
         camlib.read_image(tmp_path / "odd.png")

@@ -1,4 +1,4 @@
-"""Boxes and outlines are those of the pixels at or above the threshold, and of no others."""
+"""Boxes and outlines enclose exactly the pixels at or above the threshold."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_diagonal_neighbours_are_one_region() -> None:
     assert imaging.boxes(heatmap("9..", ".8.", "..7")) == [HotRegion((0, 0, 3, 3), 3, 0.9)]
 
 
-def test_whole_picture_and_none_at_all() -> None:
+def test_the_whole_picture_and_no_region() -> None:
     assert imaging.boxes(np.ones((4, 7))) == [HotRegion((0, 0, 7, 4), 28, 1.0)]
     assert imaging.boxes(np.zeros((4, 7))) == []
     assert imaging.boxes(np.ones((1, 1)), 1) == [HotRegion((0, 0, 1, 1), 1, 1.0)]
@@ -93,7 +93,7 @@ def test_boxes_equal_a_flood_fill(mask: NDArray[np.bool_], seed: int) -> None:
     assert [region.peak for region in found] == sorted((region.peak for region in found), reverse=True)
 
 
-def test_tensors_too() -> None:
+def test_tensors_are_accepted() -> None:
     values = heatmap(".8.", "...")
     assert imaging.boxes(torch.from_numpy(values)) == imaging.boxes(values)
     assert imaging.boxes(torch.from_numpy(values).half())[0].box == (1, 0, 2, 1)
@@ -132,7 +132,7 @@ def test_outline_of_a_rectangle_is_its_rim() -> None:
     assert {(int(x), int(y)) for x, y in outline} == rim
 
 
-def test_hole_has_an_outline_of_its_own() -> None:
+def test_a_hole_has_its_own_outline() -> None:
     values = np.ones((9, 9))
     values[4, 4] = 0
     outlines = [{(int(x), int(y)) for x, y in outline} for outline in imaging.contours(values)]
@@ -142,7 +142,7 @@ def test_hole_has_an_outline_of_its_own() -> None:
 
 @pytest.mark.parametrize("function", [imaging.boxes, imaging.contours])
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.5, float("nan")])
-def test_threshold_out_of_range(function: Any, threshold: float) -> None:
+def test_a_threshold_out_of_range_is_an_error(function: Any, threshold: float) -> None:
     with pytest.raises(camlib.CamlibValueError, match=rf"threshold must be a number in \(0, 1\], got {threshold}"):
         function(np.ones((2, 2)), threshold)
     with pytest.raises(camlib.CamlibTypeError, match="threshold must be a number"):
@@ -150,7 +150,7 @@ def test_threshold_out_of_range(function: Any, threshold: float) -> None:
 
 
 @pytest.mark.parametrize("function", [imaging.boxes, imaging.contours])
-def test_only_a_single_heatmap_in_range(function: Any) -> None:
+def test_only_a_single_heatmap_in_range_is_accepted(function: Any) -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"a single one, \(H, W\), got \(1, 2, 3\)"):
         function(np.ones((1, 2, 3)))
     with pytest.raises(camlib.CamlibValueError, match=r"\[0, 1\], got \[0, 2\]"):
@@ -180,7 +180,7 @@ def test_outlines_are_drawn_in_rgb() -> None:
 
 
 @pytest.mark.parametrize("draw", [imaging.draw_boxes, imaging.draw_contours])
-def test_drawing_leaves_the_picture_as_it_was(draw: Any) -> None:
+def test_drawing_leaves_the_picture_unchanged(draw: Any) -> None:
     image = np.zeros((6, 6, 3), np.uint8)
     assert draw(image, np.ones((6, 6))).any()
     assert not image.any()

@@ -1,4 +1,4 @@
-"""Linear with half-pixel centres: any size to any size along one, two or three axes, each map on its own."""
+"""Linear with half-pixel centres: any size to any size along one, two or three axes, each map separately."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_size_is_height_then_width() -> None:
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 3)])
-def test_every_map_of_a_batch_alone(batch: tuple[int, ...]) -> None:
+def test_each_map_of_a_batch_is_resized_separately(batch: tuple[int, ...]) -> None:
     maps = torch.rand(*batch, 3, 5, dtype=torch.float64)
     result = camlib.resize(maps, (7, 4))
     assert result.shape == (*batch, 7, 4)
@@ -89,7 +89,7 @@ def test_same_size_changes_nothing() -> None:
     assert torch.equal(camlib.resize(maps, (3, 4)), maps)
 
 
-def test_kind_and_precision_are_kept() -> None:
+def test_type_and_precision_are_kept() -> None:
     values = np.arange(6).reshape(2, 3)
     for given_dtype, dtype in [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("i4", "f4"), ("u1", "f4")]:
         result = camlib.resize(values.astype(given_dtype), (4, 6))
@@ -102,7 +102,7 @@ def test_kind_and_precision_are_kept() -> None:
         np.testing.assert_allclose(tensor.numpy(), naive(values, (4, 6)), atol=1e-6)
 
 
-def test_maps_given_are_left_as_they_were() -> None:
+def test_maps_stay_unchanged() -> None:
     maps = np.random.default_rng(0).random((3, 4))
     before = maps.copy()
     camlib.resize(maps, (3, 4))[:] = 9
@@ -114,7 +114,7 @@ def test_maps_given_are_left_as_they_were() -> None:
     "size",
     [None, 5, (), (0,), (5, 6, 7, 8), (5, 6, 0), (0, 5), (5, -1), (2.5, 3), (True, 3), "ab", (None, 3), ("3", "4")],
 )
-def test_sizes_that_are_none(size: object) -> None:
+def test_wrong_sizes_are_errors(size: object) -> None:
     with pytest.raises(camlib.CamlibValueError, match="two positive integers") as error:
         camlib.resize(torch.rand(2, 2), size)
     assert repr(size) in str(error.value)
@@ -153,7 +153,7 @@ def test_volumes_of_any_size_to_any_size(old: tuple[int, int, int], new: tuple[i
         np.testing.assert_allclose(one.numpy(), naive_3d(given_map, new), rtol=0, atol=1e-11)
 
 
-def test_time_is_stretched_apart_from_space() -> None:
+def test_time_is_resized_independently_of_space() -> None:
     maps = torch.tensor([[[0.0]], [[1.0]]])
     assert camlib.resize(maps, (4, 1, 1)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
     assert torch.equal(camlib.resize(maps, (2, 3, 5)), maps.expand(2, 3, 5))
@@ -181,11 +181,11 @@ def test_maps_have_as_many_axes_as_the_size(shape: tuple[int, ...], size: tuple[
 
 
 @pytest.mark.parametrize("size", [[5, 6], torch.Size([5, 6]), (5, 6)])
-def test_sizes_in_every_spelling(size: Any) -> None:
+def test_sizes_of_every_type(size: Any) -> None:
     assert camlib.resize(torch.rand(2, 2), size).shape == (5, 6)
 
 
-def test_what_is_no_map_is_an_error() -> None:
+def test_other_types_and_shapes_of_maps_are_errors() -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"got \(3,\)"):
         camlib.resize(torch.rand(3), (2, 2))
     with pytest.raises(camlib.CamlibValueError, match="NaN or infinity"):

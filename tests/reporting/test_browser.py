@@ -1,4 +1,4 @@
-"""The page in a real browser: it opens in silence, its controls do what they say, and nothing in a name can run."""
+"""The page in a real browser: it opens without messages, its controls work, and no code in a name runs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def shown(page):
     return page.locator(".card:visible").evaluate_all("cards => cards.map(card => card.dataset.name)")
 
 
-def test_page_opens_in_silence_and_shows_everything(opened):
+def test_the_page_opens_without_messages_and_shows_everything(opened):
     page = opened()
     assert len(shown(page)) == 6
     assert page.locator("img:visible").evaluate_all("images => images.every(image => image.naturalWidth > 0)")
@@ -93,7 +93,7 @@ def test_hostile_names_stay_text(opened):
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_filters_filter(opened):
+def test_filters_hide_other_cards(opened):
     page = opened()
     page.select_option("#outcome", "wrong")
     assert shown(page) == ["beta.png", "delta.png"]
@@ -176,7 +176,7 @@ def test_large_picture_is_uncovered_by_dragging(opened):
     assert page.locator("#large .stack").evaluate("stack => stack.style.getPropertyValue('--cut')") == "25%"
 
 
-def test_keys_walk_enlarge_and_close(opened):
+def test_keys_move_enlarge_and_close(opened):
     page = opened()
     page.locator(".card").first.focus()
     page.keyboard.press("ArrowRight")
@@ -228,7 +228,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_either_theme(opened, scheme):
+def test_text_has_contrast_in_both_themes(opened, scheme):
     page = opened(color_scheme=scheme)
     assert page.evaluate(CONTRAST) >= 4.5
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -240,7 +240,7 @@ def test_text_stands_out_in_either_theme(opened, scheme):
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_nothing_hangs_over_the_edge(opened, width):
+def test_nothing_overflows_the_page(opened, width):
     page = opened(viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator(".card").first.press("Enter")
@@ -267,7 +267,7 @@ def test_without_scripts_everything_is_there_side_by_side(opened):
     assert left["x"] + left["width"] <= right["x"]
 
 
-def test_every_control_has_a_name_and_every_picture_words(opened):
+def test_every_control_has_a_name_and_every_picture_an_alt_text(opened):
     page = opened()
     unnamed = page.evaluate("""() => [...document.querySelectorAll("input, select, button")].filter((e) =>
         !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim())).map((e) => e.outerHTML)""")
@@ -275,7 +275,7 @@ def test_every_control_has_a_name_and_every_picture_words(opened):
     assert page.locator(".card img:not([alt]), figure img:not([alt]), .card img[alt='']").count() == 0
 
 
-def test_notebook_shows_the_page_in_a_frame_of_its_own(opened, report):
+def test_a_notebook_shows_the_page_in_a_frame(opened, report):
     page = opened()
     page.set_content(report._repr_html_())
     frame = page.frame_locator("iframe")

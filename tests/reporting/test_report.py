@@ -1,4 +1,4 @@
-"""The page holds what it was given, as text, and refuses what does not fit."""
+"""The page shows all arguments as text, and wrong arguments are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def explanation(images):
     return camlib.GradCAM(small_cnn(channels=16), "3")(images, 1)
 
 
-def test_every_image_is_there_with_its_overlay_and_its_words(explanation, images):
+def test_every_image_has_its_overlay_and_its_text(explanation, images):
     page = Page(
         camlib.report(
             explanation,
@@ -76,7 +76,7 @@ def test_every_image_is_there_with_its_overlay_and_its_words(explanation, images
     assert "(60%)" in page.text
 
 
-def test_pages_ask_the_network_for_nothing(explanation, images):
+def test_pages_request_nothing_from_the_network(explanation, images):
     html = camlib.report(explanation, images).html
     page = Page(html)
     for tag, attributes in page.elements:
@@ -87,7 +87,7 @@ def test_pages_ask_the_network_for_nothing(explanation, images):
     assert "unsafe" not in html
 
 
-def test_everything_given_is_text(explanation, images):
+def test_all_arguments_are_shown_as_text(explanation, images):
     figure = Figure()
     figure.suptitle(HOSTILE)
     html = camlib.report(
@@ -127,7 +127,7 @@ def test_report_is_the_same_every_time_and_saved_whole(explanation, images, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_pictures_may_differ_in_size_and_large_ones_are_made_smaller(explanation):
+def test_pictures_may_differ_in_size_and_large_ones_are_reduced(explanation):
     pictures = [np.zeros((16, 20, 3), np.uint8), np.zeros((900, 1200, 3), np.uint8), np.zeros((7, 5), np.uint8)]
     page = Page(camlib.report(explanation, pictures).html)
     sizes = [(int(a["height"]), int(a["width"])) for a in page.pictures("original")]
@@ -143,7 +143,7 @@ def test_gallery_of_48_pictures_and_three_methods_stays_below_six_megabytes():
     assert len(report.html) < 6e6
 
 
-def test_empty_heatmap_is_said_to_be_empty(images):
+def test_an_empty_heatmap_is_marked(images):
     torch.manual_seed(0)
     model = small_cnn()
     torch.nn.init.zeros_(model[6].weight)
@@ -171,7 +171,7 @@ def test_empty_heatmap_is_said_to_be_empty(images):
         ({"sections": ["text"]}, r"sections must be a list of Section, got \['text'\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(explanation, images, options, complaint):
+def test_wrong_arguments_are_refused(explanation, images, options, complaint):
     with pytest.raises(camlib.CamlibError, match=complaint):
         camlib.report(explanation, images, **options)
 
@@ -234,7 +234,7 @@ def test_ids_are_unique_whatever_sections_are_called(explanation, images):
     assert {a["href"][1:] for a in page.all("a")} <= set(ids)
 
 
-def test_file_name_that_is_no_text_is_shown_and_saved(explanation, images, tmp_path):
+def test_a_file_name_that_is_not_text_is_shown_and_saved(explanation, images, tmp_path):
     name = b"caf\xe9.png".decode(errors="surrogateescape")
     path = camlib.report(explanation, images, names=[name, "b", "c"]).save(tmp_path / "report.html")
     assert "caf?.png" in Page(path.read_text(encoding="utf-8")).text
@@ -243,7 +243,7 @@ def test_file_name_that_is_no_text_is_shown_and_saved(explanation, images, tmp_p
 @pytest.mark.parametrize(
     ("confidence", "words"), [(1.0, "(100%)"), (0.9996, "(over 99%)"), (0.004, "(below 1%)"), (0.994, "(99%)")]
 )
-def test_only_certainty_is_a_hundred_percent(explanation, images, confidence, words):
+def test_only_a_confidence_of_one_is_a_hundred_percent(explanation, images, confidence, words):
     html = camlib.report(explanation, images, predictions=[0] * 3, confidences=[confidence] * 3).html
     assert html.count(words) == 3
 
@@ -286,7 +286,7 @@ def test_numbers_of_numpy_and_torch_are_numbers():
     assert Headline("x", np.float32(0.5), (np.float32(0.25), 0.75)).range == "0.250 to 0.750"
 
 
-def test_unknown_numbers_are_said_to_be_unknown():
+def test_nan_is_shown_as_unknown():
     assert Headline("PPV", float("nan"), (float("nan"), 1.0)).shown == "unknown"
     assert Table(["a", "b"], [["x", float("nan")]]).cells == [["x", "unknown"]]
 

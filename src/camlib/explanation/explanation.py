@@ -17,7 +17,7 @@ from camlib.explanation.titles import title
 from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
-from camlib.plotting import common_size, draw, lay, read
+from camlib.plotting import common_size, draw, overlaid, read
 from camlib.plotting.rows import FigureRow, Style
 from camlib.plotting.strip import SHOWN, strip
 
@@ -160,7 +160,7 @@ class Explanation:
             )
         pictures = read(self.dims, images, len(self))
         size = common_size(pictures)
-        return lay(pictures, self.heatmaps(size).reshape(len(pictures), -1, *size), colormap, alpha).reshape(
+        return overlaid(pictures, self.heatmaps(size).reshape(len(pictures), -1, *size), colormap, alpha).reshape(
             *self.scores.shape, *size, 3
         )
 

@@ -72,7 +72,9 @@ def common_size(pictures: Sequence[NDArray[Any]]) -> tuple[int, ...]:
     return sizes.pop()
 
 
-def lay(pictures: Sequence[NDArray[Any]], heatmaps: Tensor, colormap: Any, alpha: float | str) -> NDArray[np.uint8]:
+def overlaid(
+    pictures: Sequence[NDArray[Any]], heatmaps: Tensor, colormap: Any, alpha: float | str
+) -> NDArray[np.uint8]:
     """Overlay heatmaps (N, K, *grid) on N pictures or clips; return (N K, *grid, 3)."""
     import numpy as np
 
