@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import (
-    METRICS,
-    Case,
+    Explained,
+    HeatmapCase,
     Scorer,
-    Trial,
     adcc,
     arcc,
     average_drop,
@@ -27,7 +26,7 @@ from camlib.metrics import (
     complexity,
     road_combined,
 )
-from camlib.metrics.coherency import coherency_of, harmonic_mean, judge_adcc, judge_arcc
+from camlib.metrics.coherency import harmonic_mean
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 ROAD: dict[str, Any] = {"shares": (0.3, 0.6), "noise": 0.02}
@@ -121,7 +120,9 @@ def test_coherency_of_an_explanation_that_is_there_costs_one_more() -> None:
     cam = camlib.GradCAM(model, "inside.3")
     explanation = cam(x, 1)
     model.images = 0
-    found = coherency_of(cam, explanation, x, 1)
+    explained = Explained(cam, x, 1)
+    explained.explanation = explanation
+    found = coherency.of(explained)
     assert model.images == 2
     assert torch.equal(found, coherency(cam, x, 1))
 
@@ -187,18 +188,16 @@ def test_arcc_is_nothing_where_the_least_relevant_pixels_matter_more() -> None:
 
 
 @weighed
-def test_cases_and_trials_give_the_same(metric: Callable[..., Tensor]) -> None:
-    model, x = small_cnn().double(), images()
-    cam = grad_cam(model)
-    explanation = cam(x, 1)
-    case = Case(Scorer(model, x, 1), cam, explanation, 1)
-    if metric is adcc:
-        found, judged = METRICS["adcc"].judge(case), judge_adcc(Trial(case.scorer, case.heatmaps), case.coherency)
-    else:
-        found = METRICS["arcc"].judge(case, **ROAD)
-        judged = judge_arcc(Trial(case.scorer, case.heatmaps), case.coherency, **ROAD)
-    torch.testing.assert_close(metric(cam, x, 1), found, rtol=1e-8, atol=0)
-    torch.testing.assert_close(judged, found, rtol=1e-8, atol=0)
+def test_a_case_gives_the_same_and_computes_what_metrics_share_once(metric: Callable[..., Tensor]) -> None:
+    model, x = Counting(), images()
+    cam = camlib.GradCAM(model, "inside.3")
+    case = HeatmapCase(Scorer(model, x, 1), Explained(cam, x, 1))
+    evaluated = adcc.evaluate(case) if metric is adcc else arcc.evaluate(case, **ROAD)
+    torch.testing.assert_close(metric(cam, x, 1), evaluated, rtol=1e-8, atol=0)
+    shared = coherency.of(case.explained)
+    model.images = 0
+    assert torch.equal(case.once(coherency.evaluate), shared)
+    assert model.images == 0
 
 
 def test_explanations_and_passes_are_as_few_as_promised() -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import Scorer, Trial, average_drop, average_increase
-from camlib.metrics.confidence import judge_average_drop, judge_average_increase
+from camlib.metrics import ScoredHeatmaps, Scorer, average_drop, average_increase
 from tests.networks import signal_cnn, small_cnn
 
 METRICS = [average_drop, average_increase]
@@ -47,8 +46,8 @@ PICTURES = torch.tensor([[[[1.0, 3.0], [-2.0, 6.0]]], [[[4.0, 0.0], [0.0, 0.0]]]
 )
 def test_drop_and_increase_of_a_mean_by_hand(heatmap: list[list[float]], masked: float, drop: float) -> None:
     heatmaps = torch.tensor([heatmap, [[0.25, 0.0], [0.0, 0.0]]], dtype=torch.float64)
-    trial = Trial(Scorer(Means(), PICTURES, first), heatmaps)
-    assert trial.masked.tolist() == [masked, 0.25]
+    scored = ScoredHeatmaps(Scorer(Means(), PICTURES, first), heatmaps)
+    assert scored.masked_scores.tolist() == [masked, 0.25]
     assert average_drop(Means(), PICTURES, heatmaps, first).tolist() == [drop, 0.75]
     assert average_increase(Means(), PICTURES, heatmaps, first).tolist() == [float(masked > 2), 0.0]
 
@@ -71,9 +70,9 @@ def test_two_passes_an_image_and_a_trial_pays_for_the_masked_ones_once(metric) -
     model = Means()
     metric(model, PICTURES, torch.rand(2, 2, 2), first)
     assert model.rows == 4
-    trial = Trial(Scorer(model, PICTURES, first), torch.rand(2, 2, 2))
+    scored = ScoredHeatmaps(Scorer(model, PICTURES, first), torch.rand(2, 2, 2))
     assert model.rows == 6
-    judge_average_drop(trial), judge_average_increase(trial)
+    average_drop.of(scored), average_increase.of(scored)
     assert model.rows == 8
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import Scorer, Trial, faithfulness_correlation, sensitivity_n
-from camlib.metrics.correlation import judge_faithfulness_correlation, judge_sensitivity_n
+from camlib.metrics import ScoredHeatmaps, Scorer, faithfulness_correlation, sensitivity_n
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 few_sets = functools.partial(faithfulness_correlation, samples=12, share=0.3)
@@ -210,12 +209,12 @@ def test_every_image_runs_once_as_it_is_and_once_for_each_set() -> None:
 def test_a_trial_gives_the_same() -> None:
     pictures, heatmaps = drawn()
     model = small_cnn().double()
-    trial = Trial(Scorer(model, pictures, 1), heatmaps)
+    scored = ScoredHeatmaps(Scorer(model, pictures, 1), heatmaps)
     one: dict[str, Any] = {"samples": 9, "share": 0.4, "baseline": 0.5}
-    found = judge_faithfulness_correlation(trial, generator=seeded(3), **one)
+    found = faithfulness_correlation.of(scored, generator=seeded(3), **one)
     close(faithfulness_correlation(model, pictures, heatmaps, 1, generator=seeded(3), **one), found)
     several: dict[str, Any] = {"samples": 9, "shares": (0.4, 0.1), "baseline": 0.5}
-    found = judge_sensitivity_n(trial, generator=seeded(3), **several)
+    found = sensitivity_n.of(scored, generator=seeded(3), **several)
     close(sensitivity_n(model, pictures, heatmaps, 1, generator=seeded(3), **several), found)
 
 

@@ -12,8 +12,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import Scorer, Trial, deletion, deletion_curve, insertion, insertion_curve, ranks
-from camlib.metrics.curves import judge_deletion, judge_insertion
+from camlib.metrics import ScoredHeatmaps, Scorer, deletion, deletion_curve, insertion, insertion_curve, ranks
 from camlib.metrics.fills import baseline_pictures
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
@@ -112,26 +111,26 @@ def test_the_most_important_pixels_go_and_come_step_by_step(
 
 def test_the_score_of_the_picture_as_it_is_is_the_scorers() -> None:
     pictures, heatmaps = drawn()
-    trial = Trial(Scorer(small_cnn().double(), pictures, 1), heatmaps)
-    model = trial.scorer.model
-    assert torch.equal(deletion_curve(model, pictures, heatmaps, 1)[:, 0], trial.scorer.clean)
-    assert torch.equal(insertion_curve(model, pictures, heatmaps, 1)[:, -1], trial.scorer.clean)
+    scored = ScoredHeatmaps(Scorer(small_cnn().double(), pictures, 1), heatmaps)
+    model = scored.scorer.model
+    assert torch.equal(deletion_curve(model, pictures, heatmaps, 1)[:, 0], scored.scorer.clean)
+    assert torch.equal(insertion_curve(model, pictures, heatmaps, 1)[:, -1], scored.scorer.clean)
 
 
 @pytest.mark.parametrize("options", [{}, {"steps": 5}, {"steps": 5, "baseline": 0.5}])
 def test_areas_are_those_under_the_curves(options: dict[str, Any]) -> None:
     pictures, heatmaps = drawn(3)
     model = small_cnn().double()
-    trial = Trial(Scorer(model, pictures, 1), heatmaps)
+    scored = ScoredHeatmaps(Scorer(model, pictures, 1), heatmaps)
     steps = options.get("steps", 28)
     at = torch.tensor([round(j * 30 / steps) / 30 for j in range(steps + 1)], dtype=torch.float64)
-    pairs = ((deletion, deletion_curve, judge_deletion), (insertion, insertion_curve, judge_insertion))
+    pairs = ((deletion, deletion_curve, deletion.of), (insertion, insertion_curve, insertion.of))
     for area, curve, judge in pairs:
         points = curve(model, pictures, heatmaps, 1, **options)
         assert points.shape == (3, steps + 1)
         by_hand = ((points[:, 1:] + points[:, :-1]) / 2 * at.diff()).sum(1)
         torch.testing.assert_close(area(model, pictures, heatmaps, 1, **options), by_hand, rtol=1e-12, atol=0)
-        torch.testing.assert_close(judge(trial, **options), by_hand, rtol=1e-12, atol=0)
+        torch.testing.assert_close(judge(scored, **options), by_hand, rtol=1e-12, atol=0)
 
 
 def test_deletion_takes_zero_and_insertion_shows_on_a_blur_by_default() -> None:

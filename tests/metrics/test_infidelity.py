@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import Scorer, Trial, infidelity
-from camlib.metrics.infidelity import judge_infidelity
+from camlib.metrics import ScoredHeatmaps, Scorer, infidelity
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 
@@ -180,7 +179,7 @@ def test_a_trial_gives_the_same() -> None:
     pictures, heatmaps = drawn()
     model = small_cnn().double()
     options: dict[str, Any] = {"samples": 4, "sigma": 0.2, "normalize": True, "generator": seeded(3)}
-    found = judge_infidelity(Trial(Scorer(model, pictures, 1), heatmaps), **options)
+    found = infidelity.of(ScoredHeatmaps(Scorer(model, pictures, 1), heatmaps), **options)
     options["generator"] = seeded(3)
     close(infidelity(model, pictures, heatmaps, 1, **options), found)
 

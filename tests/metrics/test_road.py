@@ -12,18 +12,13 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import (
+    ScoredHeatmaps,
     Scorer,
-    Trial,
     impute,
     ranks,
     road_combined,
     road_least_relevant_first,
     road_most_relevant_first,
-)
-from camlib.metrics.road import (
-    judge_road_combined,
-    judge_road_least_relevant_first,
-    judge_road_most_relevant_first,
 )
 from tests.networks import signal_cnn, small_cnn
 
@@ -116,11 +111,11 @@ def test_passes_are_counted_and_the_picture_as_it_is_runs_once() -> None:
 def test_a_trial_is_judged_as_its_images_are() -> None:
     pictures, heatmaps = drawn()
     model = small_cnn().double()
-    trial = Trial(Scorer(model, pictures, 1), heatmaps)
-    judges = [judge_road_most_relevant_first, judge_road_least_relevant_first, judge_road_combined]
+    scored = ScoredHeatmaps(Scorer(model, pictures, 1), heatmaps)
+    judges = [road_most_relevant_first.of, road_least_relevant_first.of, road_combined.of]
     for metric, judge in zip(METRICS, judges, strict=True):
         options = {"shares": [0.3], "noise": 0.2, "tolerance": 1e-6}
-        judged = judge(trial, generator=seeded(4), **options)
+        judged = judge(scored, generator=seeded(4), **options)
         assert torch.equal(judged, metric(model, pictures, heatmaps, 1, generator=seeded(4), **options))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import average_sensitivity, lipschitz_estimate, max_sensitivity
-from camlib.metrics.robustness import explained, method_of
+from camlib.metrics.readings import explain, method_of
 from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 ALL = [max_sensitivity, average_sensitivity, lipschitz_estimate]
@@ -249,7 +249,7 @@ def test_what_explains_nothing_is_refused(metric: Callable[..., Tensor], given: 
 
 def test_an_explainer_must_return_an_explanation() -> None:
     with pytest.raises(camlib.CamlibTypeError, match=r"explainer returned a Tensor; it must return a camlib.Explan"):
-        explained(lambda inputs, target: inputs, images())
+        explain(lambda inputs, target: inputs, images())
 
 
 def test_the_method_inside_smoothings_is_found() -> None:

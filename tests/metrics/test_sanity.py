@@ -541,7 +541,7 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
     "target", [camlib.targets.Probability(1), lambda outputs: outputs[:, 1]], ids=["target", "callable"]
 )
 def test_random_logit_needs_a_class(target: Any) -> None:
-    with pytest.raises(camlib.CamlibTypeError, match="is no class; give None, an int or one int per image"):
+    with pytest.raises(camlib.CamlibTypeError, match="is not a class; give None, an int or one int per image"):
         random_logit(grad_cam(), images(), target)
 
 

@@ -1,4 +1,4 @@
-"""The scorer: one quantity by which all heatmaps are judged, a model left as it was, and what a trial asks for."""
+"""The scorer: one quantity by which all heatmaps are judged, a model left as it was, and what scored heatmaps share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import camlib
 from camlib import targets
-from camlib.metrics import Scorer, Trial
-from camlib.metrics.scorer import checked_heatmaps, in_unit_range
+from camlib.metrics import ScoredHeatmaps, Scorer
+from camlib.metrics.readings import checked_heatmaps, in_unit_range
 from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 
@@ -93,7 +93,7 @@ def test_a_callable_or_a_target_is_scored_as_it_is(score: Callable[[Any], target
     torch.testing.assert_close(Scorer(model, x, targets.Output(1), score=score).clean, logits[:, 1])
 
 
-def test_the_class_is_bound_to_the_images_as_they_are() -> None:
+def test_the_class_is_settled_on_the_images_as_they_are() -> None:
     """Changed so that another class would be predicted, they are still scored by the first."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])[..., None, None].expand(2, 3, 4, 4).contiguous()
@@ -103,7 +103,7 @@ def test_the_class_is_bound_to_the_images_as_they_are() -> None:
 
 
 def test_a_target_is_told_which_image_each_row_is_of() -> None:
-    class Numbers(targets.BoundTarget):
+    class Numbers(targets.Target):
         def scores(self, outputs: Tensor, image_index: Tensor) -> Tensor:
             return image_index.double()
 
@@ -159,10 +159,10 @@ def test_pictures_have_any_number_of_sides(network: Callable[[], nn.Module], sha
     assert scorer.size == shape[2:]
     assert torch.equal(scorer.pictures, x)
     assert scorer.image_index.tolist() == [0, 1]
-    trial = Trial(scorer, masks)
+    scored = ScoredHeatmaps(scorer, masks)
     with torch.no_grad():
         expected = scorer.model(x * masks[:, None]).softmax(1)[[0, 1], scorer.model(x).argmax(1)]
-    torch.testing.assert_close(trial.masked, expected)
+    torch.testing.assert_close(scored.masked_scores, expected)
 
 
 class Sums(nn.Module):
@@ -252,7 +252,7 @@ def judged(model: nn.Module, x: Tensor, heatmaps: Tensor) -> None:
     scorer = Scorer(model, x, chunk_size=1)
     scorer.scores(torch.tensor([0, 1, 1]), as_they_are)
     assert not scorer.clean.requires_grad
-    assert Trial(scorer, heatmaps).masked.shape == (2,)
+    assert ScoredHeatmaps(scorer, heatmaps).masked_scores.shape == (2,)
 
 
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -318,14 +318,14 @@ PAIR = torch.zeros(2, 3, 6, 7)
     [
         ((7, PAIR), camlib.CamlibTypeError, "model must be a torch.nn.Module, got int"),
         ((small_cnn(), "picture"), camlib.CamlibTypeError, "hold neither images"),
-        ((small_cnn(), PAIR.byte()), camlib.CamlibTypeError, "the images are torch.uint8"),
+        ((small_cnn(), PAIR.byte()), camlib.CamlibTypeError, "the pictures are torch.uint8"),
         ((small_cnn(), PAIR[:0]), camlib.CamlibValueError, "inputs are empty"),
         ((small_cnn(), PAIR, 3), camlib.CamlibValueError, "class index 3, but .* 0 to 2"),
         ((small_cnn(), PAIR, [0, 1, 2]), camlib.CamlibValueError, r"shape \(3,\) for 2 images"),
         ((small_cnn(), PAIR, True), camlib.CamlibTypeError, "torch.bool"),
         ((small_cnn(), PAIR, targets.Probability), camlib.CamlibTypeError, "not understood"),
         (
-            (small_cnn(), PAIR, camlib.TopK(2)),
+            (small_cnn(), PAIR, camlib.targets.TopK(2)),
             camlib.CamlibValueError,
             r"2 classes of each; .*heatmaps\[:, k\]",
         ),
@@ -339,11 +339,10 @@ def test_what_cannot_be_scored_is_refused(arguments: tuple[Any, ...], error: typ
         Scorer(*arguments)
 
 
-def test_a_chunk_has_at_least_one_row() -> None:
+@pytest.mark.parametrize("size", [0, -1, "big", True, None])
+def test_a_chunk_has_at_least_one_row(size: Any) -> None:
     with pytest.raises(camlib.CamlibValueError, match="chunk_size"):
-        Scorer(small_cnn(), PAIR, chunk_size=0)
-    with pytest.raises(camlib.CamlibTypeError, match="chunk_size"):
-        Scorer(small_cnn(), PAIR, chunk_size="big")
+        Scorer(small_cnn(), PAIR, chunk_size=size)
 
 
 def test_a_changed_picture_whose_score_is_not_finite_is_an_error() -> None:
@@ -357,21 +356,21 @@ def test_a_changed_picture_whose_score_is_not_finite_is_an_error() -> None:
 
 def test_masked_pictures_are_the_pictures_times_their_heatmaps_and_run_once() -> None:
     model, x, heatmaps = Rows(small_cnn().double()), images(), torch.rand(3, 6, 7)
-    trial = Trial(Scorer(model, x, 1, chunk_size=2), heatmaps)
+    scored = ScoredHeatmaps(Scorer(model, x, 1, chunk_size=2), heatmaps)
     assert model.rows == 3, "nothing runs before it is asked for"
     with torch.no_grad():
         expected = model.model(x * heatmaps[:, None]).softmax(1)[:, 1]
-    torch.testing.assert_close(trial.masked, expected)
-    assert trial.masked is trial.masked
+    torch.testing.assert_close(scored.masked_scores, expected)
+    assert scored.masked_scores is scored.masked_scores
     assert model.rows == 6
 
 
 def test_heatmaps_may_be_arrays_and_of_integers() -> None:
     scorer = Scorer(small_cnn().double(), images())
     array = np.random.default_rng(0).random((3, 6, 7))
-    assert torch.equal(Trial(scorer, array).heatmaps, torch.from_numpy(array))
-    assert Trial(scorer, np.ones((3, 6, 7), np.uint8)).heatmaps.dtype == torch.float32
-    torch.testing.assert_close(Trial(scorer, torch.ones(3, 6, 7).int()).masked, scorer.clean)
+    assert torch.equal(ScoredHeatmaps(scorer, array).values, torch.from_numpy(array))
+    assert ScoredHeatmaps(scorer, np.ones((3, 6, 7), np.uint8)).values.dtype == torch.float32
+    torch.testing.assert_close(ScoredHeatmaps(scorer, torch.ones(3, 6, 7).int()).masked_scores, scorer.clean)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,7 @@ def test_heatmaps_may_be_arrays_and_of_integers() -> None:
         (torch.zeros(3, 6, 7, dtype=torch.cfloat), camlib.CamlibTypeError, "heatmaps must be real"),
         (torch.full((3, 6, 7), torch.nan), camlib.CamlibValueError, "heatmaps hold NaN"),
         (torch.zeros(2, 6, 7), camlib.CamlibValueError, r"shape \(2, 6, 7\); they must be \(3, 6, 7\)"),
-        (torch.zeros(3, 2, 2), camlib.CamlibValueError, r"camlib.resize\(maps, size\)"),
+        (torch.zeros(3, 2, 2), camlib.CamlibValueError, r"camlib.imaging.resize\(maps, size\)"),
         (torch.zeros(6, 7), camlib.CamlibValueError, r"they must be \(3, 6, 7\)"),
         (torch.zeros(3, 4, 6, 7), camlib.CamlibValueError, r"one class at a time: heatmaps\[:, k\] with"),
     ],
@@ -389,16 +388,16 @@ def test_heatmaps_may_be_arrays_and_of_integers() -> None:
 )
 def test_heatmaps_that_do_not_fit_the_images_are_refused(heatmaps: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        Trial(Scorer(small_cnn().double(), images()), heatmaps)
+        ScoredHeatmaps(Scorer(small_cnn().double(), images()), heatmaps)
 
 
 @pytest.mark.parametrize("wrong", [-1e-3, 1.001])
 def test_heatmaps_are_masks_only_within_0_and_1(wrong: float) -> None:
     heatmaps = torch.rand(3, 6, 7)
     heatmaps[1, 2, 3] = wrong
-    trial = Trial(Scorer(small_cnn().double(), images()), heatmaps)
-    with pytest.raises(camlib.CamlibValueError, match=r"they must be in \[0, 1\]: camlib.normalize"):
-        _ = trial.masked
+    scored = ScoredHeatmaps(Scorer(small_cnn().double(), images()), heatmaps)
+    with pytest.raises(camlib.CamlibValueError, match=r"they must be in \[0, 1\]: camlib.imaging.normalize"):
+        _ = scored.masked_scores
     edges = torch.tensor([[0.0, 1.0]])
     assert in_unit_range(edges) is edges
 

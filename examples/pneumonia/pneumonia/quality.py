@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import camlib
-from camlib.metrics import SIMILARITIES, Scorer, Trial, energy_pointing_game, randomization, spearman
-from camlib.metrics.curves import judge_deletion_curve, judge_insertion_curve
+from camlib.metrics import (
+    SIMILARITIES,
+    ScoredHeatmaps,
+    Scorer,
+    deletion_curve,
+    energy_pointing_game,
+    insertion_curve,
+    randomization,
+    spearman,
+)
 from camlib.metrics.fills import Baseline
 from pneumonia.data import CLASSES, Pictures
 from pneumonia.measures import Estimate, means
@@ -318,8 +326,10 @@ def faithfulness(scorer: Scorer, explanation: camlib.Explanation, patients: Sequ
         "center_gaussian": camlib.functional.center_gaussian(size).to(heatmaps).expand_as(heatmaps),
     }
 
+    scored = {name: ScoredHeatmaps(scorer, maps) for name, maps in contenders.items()}
+
     def measured(curve: Callable[..., Tensor], better: str) -> Curves:
-        curves = {name: curve(Trial(scorer, maps), steps=STEPS, baseline=BASELINE) for name, maps in contenders.items()}
+        curves = {name: curve(maps, steps=STEPS, baseline=BASELINE) for name, maps in scored.items()}
         areas = {name: torch.trapezoid(values, dx=1 / STEPS) for name, values in curves.items()}
         rivals = {name: areas["grad_cam"] - area for name, area in areas.items() if name != "grad_cam"}
         return Curves(
@@ -333,7 +343,7 @@ def faithfulness(scorer: Scorer, explanation: camlib.Explanation, patients: Sequ
         )
 
     shares = [step / STEPS for step in range(STEPS + 1)]
-    return Faithfulness(shares, measured(judge_insertion_curve, "higher"), measured(judge_deletion_curve, "lower"))
+    return Faithfulness(shares, measured(insertion_curve.of, "higher"), measured(deletion_curve.of, "lower"))
 
 
 def _comparison(interval: tuple[float, float], better: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -21,9 +22,8 @@ from camlib.inputs.nested import tensors_in
 from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.methods.registry import METHODS
-from camlib.metrics.cases import Case
-from camlib.metrics.registry import Metric, metric_of
-from camlib.metrics.scorer import Scorer
+from camlib.metrics import METRICS, Explained, HeatmapCase, Metric, Scorer
+from camlib.metrics.readings import LocatedHeatmaps
 from camlib.passes.chunks import ChunkSize
 from camlib.passes.network import Network, Reshape, unwrap
 from camlib.smoothing import bound_target
@@ -36,7 +36,7 @@ LOCALISATION = ("pointing_game", "energy_pointing_game")
 BATCH = 16
 """Images at a time, of a tensor of images."""
 
-Columns = dict[str, tuple[Metric, Mapping[str, Any]]]
+Columns = dict[str, tuple[Metric[Any, ...], Mapping[str, Any]]]
 """By name the metrics, with their options."""
 
 
@@ -259,7 +259,9 @@ class _Bench:
             values: dict[str, list[float | None]] = {name: [None] * Inputs(inputs).count for name in self.columns}
             if explanation is not None:
                 scorer = scorer or self._scorer(inputs, explanation, target)
-                case = Case(scorer, explainer, explanation, target, masks)
+                explained = Explained(explainer, scorer.inputs, target)
+                explained.explanation = explanation
+                case = HeatmapCase(scorer, explained, masks)
                 values = {name: self._values(name, case, f"{row}, {name}", failures, start) for name in self.columns}
             found.append({**row._asdict(), "passes": passes, "values": values})
         if start == 0:
@@ -304,13 +306,13 @@ class _Bench:
             outputs=outputs,
         )
 
-    def _values(self, name: str, case: Case, what: str, failures: list[str], start: int) -> list[float | None]:
+    def _values(self, name: str, case: HeatmapCase, what: str, failures: list[str], start: int) -> list[float | None]:
         metric, options = self.columns[name]
         try:
-            numbers = metric.judge(case, **options).double()
+            numbers = (metric.evaluate(case, **options) if options else case.once(metric.evaluate)).double()
         except CamlibError as error:
             failures.append(f"images from {start}: {what}: {error}")
-            return [None] * len(case.heatmaps)
+            return [None] * len(case.scored.values)
         if bool(numbers.isinf().any()):
             failures.append(f"images from {start}: {what}: infinite for {int(numbers.isinf().sum())} images, left out")
         return list(map(or_none, numbers.tolist()))
@@ -327,6 +329,16 @@ def _row(explainer: Method) -> TableRow:
     return TableRow(explainer.name, " + ".join(explainer.layers or ()))
 
 
+def _metric(given: Any) -> Metric[Any, ...]:
+    if isinstance(given, Metric):
+        return given
+    if given not in METRICS:
+        close = difflib.get_close_matches(str(given), METRICS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise CamlibValueError(f"there is no metric {given!r}; {hint}METRICS has {', '.join(sorted(METRICS))}")
+    return METRICS[given]
+
+
 def _columns(metrics: Any, with_masks: bool) -> Columns:
     if metrics is None:
         metrics = (*FAITHFULNESS, *(LOCALISATION if with_masks else ()))
@@ -335,8 +347,10 @@ def _columns(metrics: Any, with_masks: bool) -> Columns:
     options = metrics if isinstance(metrics, Mapping) else {name: {} for name in metrics}
     if not options:
         raise CamlibValueError("metrics is empty; give at least one, such as 'average_drop'")
-    columns = {name: (metric_of(name), told) for name, told in options.items()}
-    needing = [name for name, (metric, _) in columns.items() if metric.of_masks]
+    columns = {
+        metric.name: (metric, set_) for metric, set_ in ((_metric(given), set_) for given, set_ in options.items())
+    }
+    needing = [name for name, (metric, _) in columns.items() if metric.reads is LocatedHeatmaps]
     if needing and not with_masks:
         raise CamlibValueError(f"{', '.join(needing)} compare heatmaps with the truth; give masks=, or leave them out")
     return columns

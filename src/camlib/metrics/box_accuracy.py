@@ -1,4 +1,4 @@
-"""Weakly supervised object localisation (Choe et al. 2020): do boxes around what a heatmap shows fit the true ones?"""
+"""Weakly supervised object localisation (Choe et al. 2020): do the boxes of a heatmap's regions fit the true ones?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibValueError, positive_int
-from camlib.metrics.localisation import checked_boxes, checked_share
-from camlib.metrics.scorer import checked_heatmaps, in_unit_range
+from camlib.metrics.masks import checked_boxes, checked_share
+from camlib.metrics.readings import checked_heatmaps, in_unit_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,21 +21,20 @@ REGIONS = ("largest", "all")
 
 
 def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 100) -> Tensor:
-    r"""Tell whether the box of the heatmap's largest region fits a true one, at the threshold that is best for all.
+    r"""Whether the box of the heatmap's largest region fits a true one, at the best threshold for all images.
 
     .. math::
         \left[\max_b \operatorname{IoU}(\operatorname{box}(H \ge t^*), b) \ge \delta\right], \quad
         t^* = \operatorname{argmax}_t \sum_n \left[\max_b \operatorname{IoU}(\operatorname{box}(H_n \ge t), b) \ge
         \delta\right]
 
-    with thresholds t = 0, 1/T, ..., (T - 1)/T, and of several best the lowest. The mean over images is MaxBoxAcc; Choe
-    et al. 2020, https://arxiv.org/abs/2007.04178. One threshold serves the whole batch, so that an image's result
-    depends on the others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward
-    pass.
+    with thresholds t = 0, 1/T, ..., (T - 1)/T; of several best ones the lowest. The mean over images is MaxBoxAcc; Choe
+    et al. 2020, https://arxiv.org/abs/2007.04178. All images share the threshold, so that each result depends on the
+    others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward pass.
 
     Args:
-        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
+        heatmaps: as for :func:`box_overlaps`.
+        boxes: as for :func:`box_overlaps`.
         iou: :math:`\delta`, the intersection over union that is a hit, in (0, 1].
         thresholds: T, how many.
 
@@ -43,9 +42,8 @@ def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int 
         (N,), 1 or 0.
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: heatmaps that are none of pictures in [0, 1], boxes that are none within the pictures, an
-            image without a box, or an option out of its range.
+        CamlibError: as for :func:`box_overlaps`.
+        CamlibValueError: ``iou`` is not in (0, 1].
 
     Example:
         >>> import torch
@@ -62,15 +60,15 @@ def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int 
 def max_box_acc_v2(
     heatmaps: Any, boxes: Any, *, ious: Sequence[float] = (0.3, 0.5, 0.7), thresholds: int = 100
 ) -> Tensor:
-    r"""Return the share of the IoUs at which a box of any of the heatmap's regions fits a true one.
+    r"""Share of the IoUs at which a box of any of the heatmap's regions fits a true one.
 
-    As :func:`max_box_acc`, but of all regions the box that fits best counts, and the mean is taken over several
+    As :func:`max_box_acc`, but the best fitting box of all regions counts, and the mean is taken over several
     :math:`\delta`, each at its own best threshold. The mean over images is MaxBoxAccV2; Choe et al. 2020,
     https://arxiv.org/abs/2007.04178. Higher is better. No forward pass.
 
     Args:
-        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
+        heatmaps: as for :func:`box_overlaps`.
+        boxes: as for :func:`box_overlaps`.
         ious: :math:`\delta`, the intersections over union that are hits, each in (0, 1].
         thresholds: T, how many.
 
@@ -78,8 +76,8 @@ def max_box_acc_v2(
         (N,), in [0, 1].
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: as for :func:`max_box_acc`, or no IoUs.
+        CamlibError: as for :func:`box_overlaps`.
+        CamlibValueError: ``ious`` are empty, or not in (0, 1].
 
     Example:
         >>> import torch
@@ -89,30 +87,30 @@ def max_box_acc_v2(
         tensor([0.6667])
     """
     if not ious:
-        raise CamlibValueError("ious are empty; at least one intersection over union in (0, 1] must say what a hit is")
+        raise CamlibValueError("ious are empty; give at least one intersection over union in (0, 1]")
     wanted = [checked_share("each of ious", value) for value in ious]
     overlaps = box_overlaps(heatmaps, boxes, thresholds=thresholds, regions="all")
     return torch.stack([_at_best_threshold(overlaps >= value) for value in wanted]).to(overlaps).mean(0)
 
 
 def box_hits(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 100, regions: str = "largest") -> Tensor:
-    """Tell at which thresholds a box of the heatmap fits a true one: the table of which MaxBoxAcc is the best column.
+    """Whether a box of the heatmap fits a true one, for each threshold.
 
     For a data set in several batches: ``torch.cat(tables).float().mean(0).max()`` is its MaxBoxAcc. No forward pass.
 
     Args:
-        heatmaps: (N, H, W) in [0, 1], a tensor or an array.
-        boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
+        heatmaps: as for :func:`box_overlaps`.
+        boxes: as for :func:`box_overlaps`.
         iou: the intersection over union that is a hit, in (0, 1].
-        thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
+        thresholds: as for :func:`box_overlaps`.
         regions: as for :func:`box_overlaps`.
 
     Returns:
         (N, T), bool.
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: as for :func:`max_box_acc`, or unknown regions.
+        CamlibError: as for :func:`box_overlaps`.
+        CamlibValueError: ``iou`` is not in (0, 1].
 
     Example:
         >>> import torch
@@ -126,24 +124,24 @@ def box_hits(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int = 1
 
 
 def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: str = "largest") -> Tensor:
-    """Return how well the heatmap's boxes fit the true ones at each threshold, whatever is then called a hit.
+    """How well the heatmap's boxes fit the true ones, for each threshold.
 
-    Regions are of pixels that reach the threshold, connected along sides or diagonals. No forward pass.
+    A region is a set of pixels that reach the threshold, connected along sides or diagonals. No forward pass.
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
         boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
-        regions: "largest": the box of the region of most pixels, of several equally large ones that whose box starts
-            further up, then further left. "all": the boxes of all.
+        regions: "largest", the box of the region with most pixels (of equally large ones the uppermost, then leftmost);
+            or "all".
 
     Returns:
-        (N, T), the highest intersection over union of such a box and a true one; 0 where no pixel reaches the
-        threshold.
+        (N, T), the highest intersection over union of such a box and a true one; 0 if no pixel reaches the threshold.
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: as for :func:`max_box_acc`, or unknown regions.
+        CamlibTypeError: not tensors or arrays of real numbers.
+        CamlibValueError: heatmaps not of images or not in [0, 1], boxes not within the images, an image without a box,
+            ``thresholds`` is not a positive int, or unknown regions.
 
     Example:
         >>> import torch
@@ -157,14 +155,14 @@ def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: s
     steps = positive_int("thresholds", thresholds)
     maps = in_unit_range(checked_heatmaps(heatmaps))
     if maps.dim() != 3:
-        raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; boxes are of pictures (N, H, W)")
+        raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; boxes need heatmaps of images (N, H, W)")
     corners = checked_boxes(boxes, tuple(maps.shape[1:]), len(maps))
     without = (~(corners[..., 2] > 0).any(1)).nonzero().flatten().tolist()
     if without:
-        raise CamlibValueError(f"images {without} have no box, and no heatmap is right there: leave these images out")
+        raise CamlibValueError(f"images {without} have no box, so no heatmap is right there: leave these images out")
     sweep = [step / steps for step in range(steps)]
     pairs = zip(maps.detach().cpu().numpy(), corners.detach().cpu().double().numpy(), strict=True)
-    # Connected regions are found by cv2, for one heatmap and threshold at a time.
+    # cv2 finds connected regions in one heatmap at one threshold.
     best = [[_best_overlap(_regions(values >= least, regions), true) for least in sweep] for values, true in pairs]
     return torch.tensor(best, dtype=torch.float64).to(maps)
 

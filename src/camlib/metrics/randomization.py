@@ -1,4 +1,4 @@
-"""What randomising a network showed: how similar the heatmaps stay, stage by stage, and a figure of it."""
+"""The result of randomising a network: how similar the heatmaps stay, stage by stage, with its figure."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ STAGE, HEIGHT = 0.55, 4.2
 NARROWEST = 4.5
 """Least width of the axes, in inches: what the title needs."""
 APART = 0.12
-"""Between the marks of two similarities at one stage, as a share of a stage."""
+"""Distance of the marks of two similarities at one stage, as a share of a stage."""
 MARKERS = "osD^vP"
-"""Similarities can be told apart without colours."""
+"""Distinguish the similarities without colour."""
 
 AXES = {
     "cascading": "randomised up to this stage, from the output to the input",
     "independent": "randomised stage, all others as they were",
 }
-"""What is said of the stages, by the order of randomisation."""
+"""Label of the axis of stages, by the order of randomisation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Randomization:
-    """How alike heatmaps are to those of the same network with random parameters; see :func:`randomization`.
+    """Similarity of heatmaps to those of the same network with random parameters; see :func:`randomization`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -48,11 +48,11 @@ class Randomization:
     similarities: Mapping[str, Tensor]
     """Tensors (stages, N) by name, of each image's heatmap before and after; lower is better."""
     random_pair: Mapping[str, float]
-    """How alike two heatmaps are that know nothing of each other, by name, in the mean over pairs of random maps."""
+    """Similarity of two unrelated random heatmaps by name, the mean over pairs."""
     order: Order
-    """Whether stages were randomised one after another and stayed so, or each alone."""
+    """Whether stages were randomised one after another (and stayed random), or each alone."""
     method: str
-    """The name of who explained, :attr:`camlib.Explanation.method`."""
+    """The name of the method, :attr:`camlib.Explanation.method`."""
 
     def plot(self) -> Figure:
         """Draw the similarities stage by stage, with those of random pairs as dotted lines.
@@ -64,7 +64,7 @@ class Randomization:
 
 
 def _plotted(randomization: Randomization) -> Figure:
-    """Means over images with the middle half of them."""
+    """Draw means over images with their interquartile range."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -75,7 +75,7 @@ def _plotted(randomization: Randomization) -> Figure:
     figure = Figure(figsize=(max(NARROWEST, stages * STAGE) + 2.4, HEIGHT), layout="constrained")
     ax = figure.subplots()
     ax.axhline(1, color="0.8", linewidth=1, zorder=0)
-    line = "-" if randomization.order == "cascading" else "none"  # stages that are randomised alone are no curve
+    line = "-" if randomization.order == "cascading" else "none"  # stages that are randomised alone make no curve
     for k, (name, similarity) in enumerate(randomization.similarities.items()):
         values = similarity.detach().double().cpu().numpy()
         places = np.arange(stages) + (k - (count - 1) / 2) * APART

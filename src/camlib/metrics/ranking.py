@@ -1,4 +1,4 @@
-"""Pixels in the order of their importance; ties, of which a heatmap has many, are broken at random."""
+"""Pixels in the order of their importance; ties, which are frequent, are broken at random."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from camlib.inputs.noise import own_generator
 def ranked(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return the pixels of each heatmap, the most important first.
 
-    A ReLU'd map is zero in many places: their order is shuffled, as otherwise the picture's upper left corner would
-    come first. The same shuffle serves every image, so that a batch gives what its images give one by one.
+    A ReLU'd map is zero in many places. Their order is shuffled, or the upper left corner would come first. All images
+    share the shuffle, so that a batch gives the same as its images one by one.
 
     Args:
         heatmaps: (N, ...).
@@ -51,3 +51,14 @@ def ranks(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
     order = ranked(heatmaps, generator)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).reshape(heatmaps.shape)
+
+
+def least_first(ranks: Tensor) -> Tensor:
+    """Return the ranks (N, ...) of the opposite order.
+
+    Example:
+        >>> import torch
+        >>> least_first(torch.tensor([[2, 0, 1]]))
+        tensor([[0, 2, 1]])
+    """
+    return ranks[0].numel() - 1 - ranks

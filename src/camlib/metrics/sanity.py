@@ -1,7 +1,7 @@
-"""Sanity: does the explanation change when the network, or the class, becomes another?
+"""Sanity: does the explanation change when the network, or the class, is another?
 
-An explanation that stays the same while the network forgets what it has learned explains the picture (Adebayo et al.
-2018, https://arxiv.org/abs/1810.03292).
+An explanation that stays the same while the network loses what it has learned explains the image, not the network
+(Adebayo et al. 2018, https://arxiv.org/abs/1810.03292).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,19 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.inputs.noise import own_generator
 from camlib.layers.names import resolve_layers
-from camlib.methods.base import Method
+from camlib.metrics.declaration import metric
 from camlib.metrics.randomization import Order, Randomization
-from camlib.metrics.robustness import explained, method_of
+from camlib.metrics.readings import Explained, explain, method_of
 from camlib.metrics.similarity import SIMILARITIES
-from camlib.smoothing import Explainer, Smoothing, bound_target
+from camlib.smoothing import Explainer
+
+Copied = TypeVar("Copied")
 
 FEWEST_STAGES = 4
-"""A network of fewer parts is taken apart further."""
+"""A network with fewer parts is divided further."""
 
 PAIRS = 32
-"""Of random maps, whose mean similarity is the line for scale."""
+"""Pairs of random maps, whose mean similarity gives the scale."""
 
 
 def randomization(
@@ -42,48 +44,49 @@ def randomization(
     stages: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> Randomization:
-    r"""Randomise a network stage by stage, and see whether the explanation minds.
+    r"""Randomise a network stage by stage, and compare its explanations with the original ones.
 
     .. math::
         \operatorname{similarity}(H_\theta, H_{\theta_l}), \qquad l = 1, \ldots, L
 
     The heatmap of the network as it is, and that of a copy whose parameters are random: with ``order="cascading"`` in
     the first l stages, from the output to the input, with ``"independent"`` in the l-th alone. Figures 2 and 5 of
-    Adebayo et al. 2018, https://arxiv.org/abs/1810.03292. Lower is better: what stays as similar as before does not
-    explain the network. The other way round it proves nothing, as noise is the least similar of all (Binder et al.
-    2023, https://arxiv.org/abs/2211.12486).
+    Adebayo et al. 2018, https://arxiv.org/abs/1810.03292. Lower is better: a heatmap that stays similar does not
+    explain the network. The converse proves nothing, as noise is the least similar of all (Binder et al. 2023,
+    https://arxiv.org/abs/2211.12486).
 
-    Random are the parameters that ``reset_parameters()`` gives, as in a new network, so that batch norms begin anew,
-    too. Parameters that no module resets are shuffled. The stages' parameters are drawn at once: which stages are
-    randomised, and in what order, does not change what they become. The copy asks about the classes that the network
-    itself predicts. The network is left alone; the copies need twice its memory, on its device and on the CPU.
+    The random parameters are those of ``reset_parameters()``, as in a new network, including batch norms. Parameters
+    that no module resets are shuffled. All are drawn at once: which stages are randomised, and in what order, does not
+    change their values. The copy is explained for the classes that the network itself predicts. The network is left
+    alone; the copies need twice its memory, on its device and on the CPU.
 
-    ``1 + stages`` explanations, stages being how many there are.
+    ``1 + |stages|`` explanations.
 
     Args:
         explainer: a :class:`camlib.methods.Method` or a smoothing of one. Its ``forward``, if any, must call the model
             that it is given. What it draws at random should be the same at every call.
         inputs: what its model takes, N images.
-        target: as for :meth:`camlib.methods.Method.__call__`, one class of each image.
+        target: as for :meth:`camlib.methods.Method.__call__`, one class per image.
         order: "cascading" or "independent".
-        similarities: keys of :data:`camlib.metrics.SIMILARITIES`; SSIM and HOG compare pictures only.
-        stages: dotted names of modules or of single parameters, in the order of randomisation. None for the model's
-            parts that have parameters, the last defined first; while there are fewer than four, these are taken apart.
+        similarities: keys of :data:`camlib.metrics.SIMILARITIES`; SSIM and HOG compare images only.
+        stages: dotted names of modules or of single parameters, in the order of randomisation. By default the model's
+            parts with parameters, the last defined first; fewer than four parts are divided into theirs.
         generator: for the parameters and the random pairs; without one, every call draws the same.
 
     Returns:
         The similarities by stage and image, and those of random pairs for scale.
 
     Raises:
-        CamlibTypeError: no explainer, or one that knows no model; names that are no sequence; what the explainer says.
-        CamlibValueError: an unknown order, similarity or stage, or a stage without parameters; there are several
-            classes of each image; what the explainer says.
-        CamlibRuntimeError: the model cannot be copied; what the explainer says of the randomised model.
+        CamlibTypeError: not an explainer, or one without a model; names that are not a sequence.
+        CamlibValueError: an unknown order, similarity or stage, a stage without parameters, or several classes per
+            image.
+        CamlibRuntimeError: the model cannot be copied.
+        CamlibError: what the explainer raises, also for the randomised model.
 
     Example:
         >>> import camlib, torch, torchvision
         >>> from camlib.metrics import randomization
-        >>> sobel = camlib.Sobel(torchvision.models.resnet18(num_classes=4))  # edges, whatever the network is
+        >>> sobel = camlib.Sobel(torchvision.models.resnet18(num_classes=4))  # edges, for any network
         >>> result = randomization(sobel, torch.rand(2, 3, 64, 64), similarities=["spearman"])
         >>> result.stages
         ('fc', 'layer4', 'layer3', 'layer2', 'layer1', 'bn1', 'conv1')
@@ -91,121 +94,84 @@ def randomization(
         True
     """
     own = own_generator(generator)
-    explanation, names, found = _similarities(explainer, inputs, target, order, similarities, stages, own)
-    pair = _random_pair(explanation, _measures(similarities), own)
-    return Randomization(names, found, pair, order, explanation.method)
+    explained = Explained(explainer, inputs, target)
+    names, found = _similarities(explained, order, similarities, stages, own)
+    pair = _random_pair(explained.explanation, _measures(similarities), own)
+    return Randomization(names, found, pair, order, explained.explanation.method)
 
 
+@metric(Explained, "lower")
 def cascading_randomization(
-    explainer: Explainer,
-    inputs: Any,
-    target: Any = None,
+    explained: Explained,
     *,
     similarity: str = "ssim",
     stages: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""How alike heatmaps stay while the network is randomised from the output to the input.
+    r"""Similarity of the heatmaps while the network is randomised from the output to the input.
 
     .. math::
         \frac{1}{L} \sum_{l=1}^{L} \operatorname{similarity}(H_\theta, H_{\theta_l})
 
-    the mean over stages of :func:`randomization` in cascading order (Adebayo et al. 2018,
-    https://arxiv.org/abs/1810.03292). Lower is better, as far as the similarity of random pairs.
+    the mean over stages of :func:`camlib.metrics.randomization` in cascading order (Adebayo et al. 2018,
+    https://arxiv.org/abs/1810.03292). Lower is better, down to the similarity of random pairs.
 
-    ``1 + stages`` explanations, stages being how many there are.
+    ``1 + |stages|`` explanations.
 
     Args:
-        explainer: as for :func:`randomization`.
-        inputs: as for :func:`randomization`.
-        target: as for :func:`randomization`.
         similarity: a key of :data:`camlib.metrics.SIMILARITIES`.
-        stages: as for :func:`randomization`.
+        stages: as for :func:`camlib.metrics.randomization`.
         generator: for the parameters; without one, every call draws the same.
 
     Returns:
         (N,), at most 1.
 
     Raises:
-        CamlibTypeError, CamlibValueError, CamlibRuntimeError: as for :func:`randomization`.
-
-    Example:
-        >>> import camlib, torch, torchvision
-        >>> from camlib.metrics import cascading_randomization
-        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4))
-        >>> cascading_randomization(cam, torch.rand(2, 3, 64, 64), stages=["fc", "layer4"]).shape
-        torch.Size([2])
+        CamlibError: as for :func:`camlib.metrics.randomization`.
     """
-    own = own_generator(generator)
-    return _similarities(explainer, inputs, target, "cascading", [similarity], stages, own)[2][similarity].mean(0)
+    _, found = _similarities(explained, "cascading", [similarity], stages, own_generator(generator))
+    return found[similarity].mean(0)
 
 
+@metric(Explained, "lower", like=cascading_randomization)
 def independent_randomization(
-    explainer: Explainer,
-    inputs: Any,
-    target: Any = None,
+    explained: Explained,
     *,
     similarity: str = "ssim",
     stages: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""How alike heatmaps stay when one stage of the network is randomised, and all others are as they were.
+    r"""Similarity of the heatmaps when one stage of the network is randomised, and all others are as they were.
 
     .. math::
         \frac{1}{L} \sum_{l=1}^{L} \operatorname{similarity}(H_\theta, H_{\theta_l})
 
-    the mean over stages of :func:`randomization` in independent order (Adebayo et al. 2018,
-    https://arxiv.org/abs/1810.03292). Lower is better, as far as the similarity of random pairs.
+    the mean over stages of :func:`camlib.metrics.randomization` in independent order (Adebayo et al. 2018,
+    https://arxiv.org/abs/1810.03292). Lower is better, down to the similarity of random pairs.
 
-    ``1 + stages`` explanations, stages being how many there are.
-
-    Args:
-        explainer: as for :func:`randomization`.
-        inputs: as for :func:`randomization`.
-        target: as for :func:`randomization`.
-        similarity: a key of :data:`camlib.metrics.SIMILARITIES`.
-        stages: as for :func:`randomization`.
-        generator: for the parameters; without one, every call draws the same.
+    ``1 + |stages|`` explanations.
 
     Returns:
         (N,), at most 1.
-
-    Raises:
-        CamlibTypeError, CamlibValueError, CamlibRuntimeError: as for :func:`randomization`.
-
-    Example:
-        >>> import camlib, torch, torchvision
-        >>> from camlib.metrics import independent_randomization
-        >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4))
-        >>> independent_randomization(cam, torch.rand(2, 3, 64, 64), stages=["fc", "layer4"]).shape
-        torch.Size([2])
     """
-    own = own_generator(generator)
-    return _similarities(explainer, inputs, target, "independent", [similarity], stages, own)[2][similarity].mean(0)
+    _, found = _similarities(explained, "independent", [similarity], stages, own_generator(generator))
+    return found[similarity].mean(0)
 
 
-def random_logit(
-    explainer: Explainer,
-    inputs: Any,
-    target: Any = None,
-    *,
-    similarity: str = "ssim",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    r"""How alike the heatmaps of the class and of another one are, which is drawn at random.
+@metric(Explained, "lower")
+def random_logit(explained: Explained, *, similarity: str = "ssim", generator: torch.Generator | None = None) -> Tensor:
+    r"""Similarity of the heatmaps of the class and of another one, drawn at random.
 
     .. math::
         \operatorname{similarity}(H_c, H_{c'}), \quad c' = (c + k) \bmod C, \; k \sim \mathcal{U}\{1, \ldots, C - 1\}
 
-    the same k for every image. Section 5.1 of Sixt et al. 2020, https://arxiv.org/abs/1912.09818. Lower is better: the
-    heatmap of a class-agnostic method is the same, and its similarity 1. Of two classes, which a network of a single
-    logit has too, it is the other one.
+    with the same k for every image. Section 5.1 of Sixt et al. 2020, https://arxiv.org/abs/1912.09818. Lower is better:
+    the heatmaps of a class-agnostic method are equal, and their similarity is 1. With two classes, also those of a
+    single logit, it is the other one.
 
     2 explanations.
 
     Args:
-        explainer: a :class:`camlib.methods.Method`, a smoothing, or anything that is called like one.
-        inputs: what its model takes, N images.
         target: the class, whose logit is explained: None for the one that the model predicts for each image, an int,
             one int per image, or :class:`camlib.targets.Classes`.
         similarity: a key of :data:`camlib.metrics.SIMILARITIES`.
@@ -215,8 +181,8 @@ def random_logit(
         (N,), at most 1.
 
     Raises:
-        CamlibTypeError: no explainer, a target that names no classes, or outputs that hold none.
-        CamlibValueError: an unknown similarity; there are several classes of each image.
+        CamlibTypeError: a target that is not a class, or outputs without classes.
+        CamlibValueError: an unknown similarity.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -226,26 +192,26 @@ def random_logit(
     """
     measure = _measures([similarity])[similarity]
     own = own_generator(generator)
-    if callable(target) or (
-        isinstance(target, targets.Target) and not isinstance(target, (targets.Classes, targets.BoundLogits))
-    ):
+    target = explained.target
+    classes = (targets.Classes, targets.BoundLogits)
+    if callable(target) or (isinstance(target, targets.Target) and not isinstance(target, classes)):
         name = getattr(target, "__name__", type(target).__name__)
         raise CamlibTypeError(
-            f"random_logit explains the logit of another class, and the target {name} is no class; give None, an int "
-            "or one int per image"
+            f"random_logit explains the logit of another class, and the target {name} is not a class; give None, an "
+            "int or one int per image"
         )
-    explanation = explained(explainer, inputs, target)
+    explanation = explained.explanation
     count = targets.two_class_logits(targets.class_outputs(explanation.outputs)).shape[1]
     step = int(torch.randint(1, count, (), generator=own, device=own.device))
     other = (torch.as_tensor(explanation.target) + step) % count
-    return measure(explanation.heatmaps(), explained(explainer, inputs, other).heatmaps())
+    return measure(explained.heatmaps, explain(explained.explainer, explained.inputs, other).heatmaps())
 
 
 def default_stages(model: nn.Module) -> tuple[str, ...]:
-    """Return the parts of a model that have parameters of their own, from the output to the input.
+    """Return the parts of a model that have parameters, from the output to the input.
 
-    They are its children and the parameters that it holds itself, in the reverse of the order of definition; while
-    there are fewer than four, all are taken apart into theirs.
+    They are its children and the parameters that it holds itself, in reverse order of definition; while there are fewer
+    than four, each is divided into its own parts.
 
     Args:
         model: any module.
@@ -268,7 +234,7 @@ def default_stages(model: nn.Module) -> tuple[str, ...]:
 
 
 def _parts(model: nn.Module, stage: str) -> list[str]:
-    """What a stage is made of: parameters that it holds itself, and children with parameters; itself if it has none."""
+    """Return a stage's own parameters and its children with parameters, or the stage itself if it has no children."""
     if stage in _parameters(model):
         return [stage]
     module = model.get_submodule(stage)
@@ -284,34 +250,32 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _similarities(
-    explainer: Explainer,
-    inputs: Any,
-    target: Any,
+    explained: Explained,
     order: Order,
     similarities: Sequence[str],
     stages: Sequence[str] | None,
     generator: torch.Generator,
-) -> tuple[Explanation, tuple[str, ...], dict[str, Tensor]]:
-    """The explanation of the model as it is, the stages, and by name the similarities (stages, N)."""
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Return the stages, and by name the similarities (stages, N)."""
     if order not in ("cascading", "independent"):
         raise CamlibValueError(f'order must be "cascading" or "independent", got {order!r}')
     measures = _measures(similarities)
-    model = method_of(explainer).model
+    model = method_of(explained.explainer).model
     names = _checked_stages(model, stages)
-    explanation = explained(explainer, inputs, target)
-    bound, heatmaps = bound_target(explanation, target), explanation.heatmaps()
+    heatmaps = explained.heatmaps
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.inference_mode(False), torch.no_grad():
         random = _randomized(model, generator)
-        other = _on_a_copy(explainer)  # made after a call, which has found the layer if none was given
+        other = _copied(explained.explainer)  # after a call, which has found the layer if none was given
+        copied = method_of(other).model
         for stage in names:
-            _take(method_of(other).model, random, stage)
-            changed = explained(other, inputs, bound).heatmaps()
+            _load_stage(copied, random, stage)
+            changed = explained.again(explainer=other)
             for name, measure in measures.items():
                 found[name].append(measure(heatmaps, changed))
             if order == "independent":
-                _take(method_of(other).model, model, stage)
-    return explanation, names, {name: torch.stack(rows) for name, rows in found.items()}
+                _load_stage(copied, model, stage)
+    return names, {name: torch.stack(rows) for name, rows in found.items()}
 
 
 def _measures(similarities: Sequence[str]) -> dict[str, Callable[[Any, Any], Tensor]]:
@@ -349,7 +313,7 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
 
 
 def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy, on the CPU, all of whose parameters are random; torch's own random numbers stay as they were."""
+    """Return a copy on the CPU with random parameters; torch's global random state is left alone."""
     fresh = _copied(model).cpu()
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
@@ -366,44 +330,33 @@ def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return fresh
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(thing: Copied) -> Copied:
+    """Return a copy of a model, or of an explainer with its model."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(thing)
     except Exception as error:  # a model may hold anything
         raise CamlibRuntimeError(
-            f"the {type(model).__name__} cannot be copied, and only a copy is randomised; copy.deepcopy(model) says: "
-            f"{error}"
+            f"the {type(thing).__name__} cannot be copied, and only a copy is randomised; copy.deepcopy says: {error}"
         ) from error
 
 
-def _on_a_copy(explainer: Explainer) -> Explainer:
-    """The same explainer, on a copy of its model."""
-    if isinstance(explainer, Method):
-        return explainer.on(_copied(explainer.model))
-    other = copy.copy(explainer)
-    if isinstance(other, Smoothing):
-        other.method = _on_a_copy(other.method)
-    return other
+def _load_stage(model: nn.Module, source: nn.Module, stage: str) -> None:
+    """Copy the parameters and buffers of a stage from another copy of the model."""
+    tensors = _tensors(source)
+    for name, tensor in _tensors(model).items():
+        if name == stage or name.startswith(f"{stage}."):
+            tensor.copy_(tensors[name])
 
 
-def _take(model: nn.Module, source: nn.Module, stage: str) -> None:
-    """Give a stage the parameters and buffers of another copy of the model."""
-    for mine, theirs in zip(_state(model, stage), _state(source, stage), strict=True):
-        mine.copy_(theirs)
-
-
-def _state(model: nn.Module, stage: str) -> list[Tensor]:
-    parameters = _parameters(model)
-    if stage in parameters:
-        return [parameters[stage]]
-    module = model.get_submodule(stage)
-    return [*module.parameters(), *module.buffers()]
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return {name: tensor for each in named for name, tensor in each}
 
 
 def _random_pair(
     explanation: Explanation, measures: Mapping[str, Callable[[Any, Any], Tensor]], generator: torch.Generator
 ) -> dict[str, float]:
-    """How alike heatmaps are of maps that are uniform noise, of the explanation's resolution."""
+    """Return the mean similarity of heatmaps of uniform noise at the explanation's resolution."""
     shape = (2 * PAIRS, *explanation.maps.shape[-explanation.dims :])
     drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(explanation.maps)
     noise = dataclasses.replace(

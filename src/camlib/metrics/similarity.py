@@ -1,10 +1,8 @@
-"""How alike two heatmaps are: correlation of values, of ranks, of edges, and structural similarity."""
+"""Similarity of two heatmaps: correlation of values, of ranks, of edges, and structural similarity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +10,8 @@ from torch.nn import functional
 
 from camlib.errors import CamlibValueError
 from camlib.imaging.normalization import is_constant, normalized
-from camlib.metrics.scorer import checked_heatmaps, in_unit_range
+from camlib.metrics.declaration import measure
+from camlib.metrics.readings import HeatmapPair, in_unit_range
 
 WINDOW = 7
 """Side of SSIM's window, in pixels."""
@@ -24,65 +23,52 @@ ORIENTATIONS, CELLS, BLOCK = 9, 8, 3
 """HOG's orientations of edges, its cells along each side of a picture, and those along each side of a block."""
 
 CLIP, FLOOR = 0.2, 1e-5
-"""HOG's limit on what one orientation counts, and the length of a block that counts as no edge at all."""
+"""HOG's limit on the value of one orientation, and the length of a block that counts as without edges."""
 
 
-def pearson(first: Any, second: Any) -> Tensor:
+@measure(HeatmapPair)
+def pearson(heatmaps: HeatmapPair) -> Tensor:
     r"""Correlate the values of each pair of heatmaps.
 
     .. math::
         r = \frac{\sum_p (a_p - \bar a)(b_p - \bar b)}
             {\sqrt{\sum_p (a_p - \bar a)^2} \sqrt{\sum_p (b_p - \bar b)^2}}
 
-    1 for a heatmap and itself, whatever offset and positive factor are between them. The correlation with a heatmap
+    1 for heatmaps that differ by an offset and a positive factor only. The correlation with a heatmap
     that is constant up to rounding (:func:`camlib.imaging.is_constant`) is 0/0, and counts as 0. No forward pass.
-
-    Args:
-        first: (N, H, W), a tensor or an array; (N, L) or (N, T, H, W), too.
-        second: of the same shape.
 
     Returns:
         (N,), in [-1, 1].
-
-    Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: their shapes differ, or a value is not finite.
 
     Example:
         >>> import torch
         >>> pearson(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[15.0, 10.0, 25.0, 20.0]]))
         tensor([0.6000])
     """
-    return _correlation(*(heatmaps.flatten(1) for heatmaps in _pair(first, second)))
+    return _correlation(heatmaps.values.flatten(1), heatmaps.others.flatten(1))
 
 
-def spearman(first: Any, second: Any) -> Tensor:
+@measure(HeatmapPair)
+def spearman(heatmaps: HeatmapPair) -> Tensor:
     r"""Correlate the ranks of each pair of heatmaps' pixels.
 
     :func:`pearson` of :math:`\operatorname{rank}(a)` and :math:`\operatorname{rank}(b)`; pixels of equal value share
-    their mean rank. 1 where one heatmap is a rising function of the other. The correlation with a heatmap that is
+    their mean rank. 1 if one heatmap is an increasing function of the other. The correlation with a heatmap that is
     constant up to rounding counts as 0. No forward pass.
-
-    Args:
-        first: (N, H, W), a tensor or an array; (N, L) or (N, T, H, W), too.
-        second: of the same shape.
 
     Returns:
         (N,), in [-1, 1].
-
-    Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: their shapes differ, or a value is not finite.
 
     Example:
         >>> import torch
         >>> spearman(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[15.0, 10.0, 900.0, 20.0]]))
         tensor([0.6000])
     """
-    return _correlation(*(_mean_ranks(heatmaps.flatten(1)) for heatmaps in _pair(first, second)))
+    return _correlation(_mean_ranks(heatmaps.values.flatten(1)), _mean_ranks(heatmaps.others.flatten(1)))
 
 
-def ssim(first: Any, second: Any) -> Tensor:
+@measure(HeatmapPair)
+def ssim(heatmaps: HeatmapPair) -> Tensor:
     r"""Compare the local means, contrasts and structures of each pair of heatmaps.
 
     The mean over all windows of 7 x 7 pixels within the picture of
@@ -95,26 +81,13 @@ def ssim(first: Any, second: Any) -> Tensor:
     ``structural_similarity`` with ``data_range=1``. Pictures with a side under 7 pixels have the largest odd window
     that fits. No forward pass.
 
-    Args:
-        first: (N, H, W) in [0, 1], a tensor or an array.
-        second: of the same shape and range.
-
     Returns:
         (N,), in [-1, 1]; 1 for equal heatmaps.
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: their shapes differ, are not those of pictures or have a side under 3 pixels, or values are
-            not in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> heatmaps = torch.rand(2, 16, 16)
-        >>> ssim(heatmaps, heatmaps)
-        tensor([1., 1.])
+        CamlibValueError: heatmaps that are not of images, with a side under 3 pixels, or not in [0, 1].
     """
-    pair = _pair(first, second)
-    a, b = (in_unit_range(_pictures(heatmaps, 3, "ssim"))[:, None] for heatmaps in pair)
+    a, b = (in_unit_range(_pictures(one, 3, "ssim"))[:, None] for one in (heatmaps.values, heatmaps.others))
     shorter = min(a.shape[2:])
     side = min(WINDOW, shorter - 1 + shorter % 2)
 
@@ -130,52 +103,30 @@ def ssim(first: Any, second: Any) -> Tensor:
     return (means * structures).flatten(1).mean(1)
 
 
-def hog(first: Any, second: Any) -> Tensor:
-    r"""Correlate the histograms of oriented gradients (HOG) of each pair of heatmaps: are there edges of one direction?
+@measure(HeatmapPair)
+def hog(heatmaps: HeatmapPair) -> Tensor:
+    r"""Correlate the histograms of oriented gradients (HOG) of each pair of heatmaps: do their edges agree?
 
     :func:`pearson` of the descriptors of scikit-image's ``hog``; Dalal and Triggs 2005,
     https://doi.org/10.1109/CVPR.2005.177. Cells are of :math:`\lfloor H / 8 \rfloor` by
-    :math:`\lfloor W / 8 \rfloor` pixels, of at least 2 along each side; what is left over at the lower and right border
-    is in no cell. In each, central differences vote by their magnitude for one of 9 orientations of 20 degrees. Each
-    block of 3 x 3 cells is divided by its length (L2-Hys): :math:`v / \sqrt{|v|^2 + \epsilon^2}`, cut off at 0.2, and
-    divided once more; :math:`\epsilon = 10^{-5}`, so that in a heatmap in [0, 1] rounding makes no edge. The
-    correlation with a heatmap without an edge counts as 0. No forward pass.
-
-    Args:
-        first: (N, H, W), a tensor or an array; in [0, 1], or [-1, 1] if signed.
-        second: of the same shape.
+    :math:`\lfloor W / 8 \rfloor` pixels, of at least 2 along each side; pixels left over at the lower and right border
+    belong to no cell. In each, central differences vote by their magnitude for one of 9 orientations of 20 degrees.
+    Each block of 3 x 3 cells is divided by its length (L2-Hys): :math:`v / \sqrt{|v|^2 + \epsilon^2}`, cut off at 0.2,
+    and divided once more; :math:`\epsilon = 10^{-5}`, so that rounding makes no edge in a heatmap in [0, 1]. The
+    correlation with a heatmap without edges counts as 0. No forward pass.
 
     Returns:
         (N,), in [-1, 1]; 1 for equal heatmaps.
 
     Raises:
-        CamlibTypeError: no tensors or arrays of real numbers.
-        CamlibValueError: their shapes differ, are not those of pictures or have a side under 6 pixels, or a value is
-            not finite.
-
-    Example:
-        >>> import torch
-        >>> heatmaps = torch.rand(2, 32, 32)
-        >>> hog(heatmaps, heatmaps / 2).round(decimals=3)
-        tensor([1., 1.])
+        CamlibValueError: heatmaps that are not of images, or with a side under 6 pixels.
     """
-    pair = (_pictures(heatmaps, 2 * BLOCK, "hog") for heatmaps in _pair(first, second))
-    return _correlation(*(_oriented_gradients(heatmaps) for heatmaps in pair))
+    pair = (_pictures(one, 2 * BLOCK, "hog") for one in (heatmaps.values, heatmaps.others))
+    return _correlation(*map(_oriented_gradients, pair))
 
 
-SIMILARITIES: dict[str, Callable[[Any, Any], Tensor]] = {
-    "pearson": pearson,
-    "spearman": spearman,
-    "ssim": ssim,
-    "hog": hog,
-}
-"""By name, what tells how alike two heatmaps (N, H, W) are, as (N,)."""
-
-
-def _pair(first: Any, second: Any) -> tuple[Tensor, Tensor]:
-    heatmaps = checked_heatmaps(first)
-    others = checked_heatmaps(second, len(heatmaps), tuple(heatmaps.shape[1:]))
-    return heatmaps, others.to(heatmaps.device)
+SIMILARITIES = {one.name: one for one in (pearson, spearman, ssim, hog)}
+"""Functions of two heatmaps (N, H, W) that return their similarities (N,), by name."""
 
 
 def _pictures(heatmaps: Tensor, least: int, name: str) -> Tensor:
@@ -192,7 +143,7 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _standardised(rows: Tensor) -> Tensor:
-    """Rows of mean zero and length one; zeros where they are constant."""
+    """Return rows of mean zero and length one; zeros if they are constant."""
     scaled = normalized(rows, "minmax")  # or squares of small and of large values leave the floating-point range
     centred = scaled - scaled.mean(1, keepdim=True)
     length = centred.norm(dim=1, keepdim=True)
@@ -200,7 +151,7 @@ def _standardised(rows: Tensor) -> Tensor:
 
 
 def _mean_ranks(rows: Tensor) -> Tensor:
-    """Ranks from 0, doubled, less their mean, which keeps them small whole numbers; those of equal values averaged."""
+    """Return doubled ranks less their mean, small whole numbers; equal values share their mean rank."""
     values = rows.masked_fill(is_constant(rows, 1)[:, None], 0).contiguous()
     ordered = values.sort(1).values.contiguous()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
@@ -208,10 +159,10 @@ def _mean_ranks(rows: Tensor) -> Tensor:
 
 
 def _oriented_gradients(heatmaps: Tensor) -> Tensor:
-    """(N, features)."""
+    """Return the descriptors (N, features)."""
     down = functional.pad(heatmaps[:, 2:] - heatmaps[:, :-2], (0, 0, 1, 1))
     aside = functional.pad(heatmaps[:, :, 2:] - heatmaps[:, :, :-2], (1, 1))
-    # An edge has no sign. Of a little less than 0 the remainder is rounded up to pi, which is of the last orientation.
+    # An edge has no sign. The remainder of slightly less than 0 rounds up to pi, which belongs to the last orientation.
     angles = torch.atan2(down, aside).remainder(math.pi)
     nearest = (angles * (ORIENTATIONS / math.pi)).long().clamp(max=ORIENTATIONS - 1)
     orientations = torch.arange(ORIENTATIONS, device=heatmaps.device)[:, None, None]

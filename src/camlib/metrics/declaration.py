@@ -1,0 +1,203 @@
+"""A metric is one declaration: its function, its entry in METRICS and its torchmetrics class come from it.
+
+It is a function of what it reads and of its own options. What it reads brings the public arguments, their checks and
+their documentation:
+
+>>> import torch
+>>> from camlib.metrics.declaration import metric
+>>> from camlib.metrics.readings import Heatmaps
+>>> @metric(Heatmaps, "lower")
+... def peak(heatmaps: Heatmaps) -> torch.Tensor:
+...     return heatmaps.values.flatten(1).amax(1)
+>>> peak(torch.tensor([[[0.0, 0.5]]])), peak.name, peak.better
+(tensor([0.5000]), 'peak', 'lower')
+
+``camlib.evaluate(..., metrics=[peak])`` takes it as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+
+from torch import Tensor, nn
+
+from camlib import targets
+from camlib.metrics.readings import (
+    Explained,
+    HeatmapCase,
+    HeatmapPair,
+    Heatmaps,
+    LocatedHeatmaps,
+    Reading,
+    ScoredHeatmaps,
+)
+from camlib.passes.chunks import ChunkSize
+from camlib.smoothing import Explainer
+
+R = TypeVar("R", bound=Reading)
+P = ParamSpec("P")
+Better = Literal["higher", "lower"]
+Score = Callable[[Any], targets.Target]
+Forward = Callable[[nn.Module, Any], Any] | None
+
+
+class Measure(Generic[R, P]):
+    """A function of what it reads, called with the public arguments that this is made from."""
+
+    __signature__: inspect.Signature
+
+    def __init__(
+        self, of: Callable[Concatenate[R, P], Tensor], reads: type[R], like: Measure[R, ...] | None = None
+    ) -> None:
+        functools.update_wrapper(self, of)
+        self.of = of
+        """The function that was declared: from what it reads, and its own options, to a tensor."""
+        self.reads = reads
+        self.name = of.__name__
+        _, *own = inspect.signature(of).parameters.values()
+        self._own = [option.name for option in own]
+        self._given: Callable[..., R] = getattr(reads, "given", reads)
+        shared = list(inspect.signature(self._given).parameters.values())
+        asked = [one for one in shared if one.kind is one.POSITIONAL_OR_KEYWORD]
+        self.__signature__ = inspect.Signature([*asked, *own, *shared[len(asked) :]], return_annotation="Tensor")
+        self.__doc__ = _documentation(of, like, self._given, reads.example, self.__signature__.parameters)
+
+    # What type checkers see: the public arguments, then the options.
+    # fmt: off
+    @overload
+    def __call__(self: Measure[Heatmaps, P], heatmaps: Any, *args: P.args, **options: P.kwargs) -> Tensor: ...
+    @overload
+    def __call__(
+        self: Measure[HeatmapPair, P], first: Any, second: Any, *args: P.args, **options: P.kwargs
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self: Measure[LocatedHeatmaps, P], heatmaps: Any, masks: Any, empty: str = ...,
+        *args: P.args, **options: P.kwargs,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self: Measure[ScoredHeatmaps, P], model: nn.Module, inputs: Any, heatmaps: Any, target: Any = ...,
+        score: Score = ..., forward: Forward = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
+        outputs: Any = ..., *args: P.args, **options: P.kwargs,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self: Measure[Explained, P], explainer: Explainer, inputs: Any, target: Any = ...,
+        *args: P.args, **options: P.kwargs,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self: Measure[HeatmapCase, P], explainer: Explainer, inputs: Any, target: Any = ...,
+        score: Score = ..., forward: Forward = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
+        outputs: Any = ..., *args: P.args, **options: P.kwargs,
+    ) -> Tensor: ...
+    # fmt: on
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        """Make what is read of the public arguments, and measure it."""
+        own = {name: options.pop(name) for name in self._own if name in options}
+        return self._measured(self._given(*args, **options), own)
+
+    def _measured(self, read: R, options: Mapping[str, Any]) -> Tensor:
+        function: Callable[..., Tensor] = self.of
+        return read.nan_where_unknown(function(read, **options))
+
+    # Like a function, a measure is pickled by its name, and is a routine for help(), Sphinx and inspect.
+
+    def __reduce__(self) -> str:
+        return self.name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+
+class Metric(Measure[R, P]):
+    """A measure that gives one number per image, with what :func:`camlib.evaluate` needs to know about it.
+
+    Example:
+        >>> from camlib.metrics import METRICS, deletion
+        >>> METRICS["deletion"] is deletion, deletion.name, deletion.better
+        (True, 'deletion', 'lower')
+    """
+
+    def __init__(
+        self,
+        of: Callable[Concatenate[R, P], Tensor],
+        reads: type[R],
+        better: Better,
+        like: Measure[R, ...] | None,
+        in_evaluation: Mapping[str, Any],
+    ) -> None:
+        super().__init__(of, reads, like)
+        self.better: Better = better
+        """Which values are better, as far as its paper says so."""
+        self.in_evaluation = in_evaluation
+        """Options that :meth:`evaluate` sets unless they are given."""
+
+    def evaluate(self, case: HeatmapCase, **options: Any) -> Tensor:
+        """Return (N,) for the heatmaps of a case; what the case knows already is not computed again."""
+        return self._measured(case.read(self.reads), {**self.in_evaluation, **options})
+
+
+def measure(
+    reads: type[R], *, like: Measure[R, ...] | None = None
+) -> Callable[[Callable[Concatenate[R, P], Tensor]], Measure[R, P]]:
+    """Declare a measure, in place of the function.
+
+    Args:
+        reads: what the function takes first.
+        like: another measure, whose documentation of options and errors stands for what is left out.
+    """
+    return lambda of: Measure(of, reads, like)
+
+
+def metric(
+    reads: type[R], better: Better, *, like: Measure[R, ...] | None = None, **in_evaluation: Any
+) -> Callable[[Callable[Concatenate[R, P], Tensor]], Metric[R, P]]:
+    """Declare a metric, in place of the function.
+
+    Args:
+        reads: what the function takes first.
+        better: which values are better.
+        like: another metric, whose documentation of options and errors stands for what is left out.
+        **in_evaluation: options that :func:`camlib.evaluate` sets unless they are given.
+    """
+    return lambda of: Metric(of, reads, better, like, in_evaluation)
+
+
+def _documentation(
+    of: Callable[..., Any],
+    like: Measure[Any, ...] | None,
+    given: Callable[..., Any],
+    example: str | None,
+    names: Iterable[str],
+) -> str:
+    """Return a docstring with the arguments and errors of all that made the signature, in its order."""
+    own, shared, others = (_sections(one) for one in (of, given, like))
+    entries = _entries(shared) | _entries(others) | _entries(own)
+    own["Args"] = "\n".join(entries[name] for name in names if name in entries)
+    errors = [own["Raises"], shared["Raises"]] if "Raises" in own else [others.get("Raises", shared["Raises"])]
+    own["Raises"] = "\n".join(errors)
+    own.setdefault("Returns", others.get("Returns", ""))
+    if example and "Example" not in own:
+        own["Example"] = textwrap.indent(inspect.cleandoc(example.replace("NAME", of.__name__)), "    ")
+    titles = ("Args", "Returns", "Raises", "Example")
+    return "\n\n".join([own[""], *(f"{title}:\n{own[title]}" for title in titles if own.get(title))]) + "\n"
+
+
+def _sections(function: Callable[..., Any] | None) -> dict[str, str]:
+    """Return the sections of a Google docstring by name; the text before them has no name."""
+    parts = re.split(r"^(Args|Returns|Raises|Example):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    return {name: text.rstrip() for name, text in zip(["", *parts[1::2]], parts[::2], strict=True)}
+
+
+def _entries(sections: Mapping[str, str]) -> dict[str, str]:
+    """Return the documentation of each argument by name."""
+    entries = re.split(r"\n(?=    [\w*])", sections.get("Args", ""))
+    return {entry.split(":")[0].strip(" *"): entry for entry in entries}
