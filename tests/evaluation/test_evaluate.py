@@ -16,6 +16,8 @@ import camlib
 from camlib import metrics
 from camlib.evaluation import TableRow
 from camlib.metrics import METRICS
+from camlib.metrics.declaration import metric
+from camlib.metrics.readings import Heatmaps
 from tests.networks import Network, small_cnn
 
 SIDE = 12
@@ -416,14 +418,29 @@ def test_a_metric_that_fails_late_is_listed_and_the_rest_goes_on(images):
     assert not found.values[row]["sparseness"].isnan().any()
 
 
-def test_every_metric_that_judges_single_images_is_in_the_table():
-    functions = {name for name in metrics.__all__ if callable(getattr(metrics, name)) and name.islower()}
-    other = {
-        "box_hits", "box_overlaps", "max_box_acc", "max_box_acc_v2",  # of a data set
-        "box_masks", "deletion_curve", "insertion_curve", "impute", "randomization", "ranked", "ranks",
-        "hog", "pearson", "spearman", "ssim",
-    }  # fmt: skip
-    assert functions - other == set(METRICS)
+def test_every_metric_of_single_images_is_in_the_table():
+    assert list(METRICS) == [
+        "average_drop", "average_increase", "insertion", "deletion", "road_most_relevant_first",
+        "road_least_relevant_first", "road_combined", "infidelity", "faithfulness_correlation", "sensitivity_n",
+        "coherency", "adcc", "arcc", "pointing_game", "energy_pointing_game", "relevance_rank", "top_k_intersection",
+        "iou", "max_sensitivity", "average_sensitivity", "lipschitz_estimate", "cascading_randomization",
+        "independent_randomization", "random_logit", "sparseness", "entropy", "complexity",
+    ]  # fmt: skip
+    assert all(METRICS[name] is getattr(metrics, name) for name in METRICS)
+
+
+@metric(Heatmaps, "lower")
+def peak_row(heatmaps, *, of=0):
+    """The row of the peak."""
+    return (heatmaps.values.flatten(1).argmax(1) // heatmaps.values.shape[2] - of).abs().float()
+
+
+def test_a_metric_of_the_users_own_needs_one_declaration(model, images):
+    found = camlib.evaluate(model, images, ["grad_cam"], ["3"], {peak_row: {"of": 5}, "entropy": {}})
+    heatmaps = camlib.GradCAM(model, "3")(images).heatmaps()
+    assert found.metrics == ["peak_row", "entropy"]
+    assert torch.equal(found.values[found.rows[0]]["peak_row"], peak_row(heatmaps, of=5).double())
+    assert found.better["peak_row"] == "lower"
 
 
 def test_a_vision_transformer_is_judged_too():

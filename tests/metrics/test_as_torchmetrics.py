@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -23,12 +24,19 @@ CLASSES = {
 
 
 def test_each_metric_has_its_class_and_they_agree_which_way_is_better():
-    of_functions = {cls.function.__name__: cls for cls in CLASSES.values()}
-    assert set(of_functions) == set(METRICS)
-    for name, cls in of_functions.items():
+    of_metrics = {cls.metric.name: cls for cls in CLASSES.values()}
+    assert set(of_metrics) == set(METRICS)
+    for name, cls in of_metrics.items():
         assert issubclass(cls, torchmetrics.Metric)
         assert cls.higher_is_better == (METRICS[name].better == "higher"), name
         assert f"camlib.metrics.{name}`" in cls.__doc__
+
+
+def test_classes_are_named_as_their_metrics_and_can_be_pickled():
+    assert {"AverageDrop", "IoU", "ROADCombined", "ADCC", "TopKIntersection", "SensitivityN"} < set(CLASSES)
+    metric = as_torchmetrics.Sparseness()
+    metric.update(torch.rand(2, 6, 6))
+    assert torch.equal(pickle.loads(pickle.dumps(metric)).compute(), metric.compute())
 
 
 def test_batches_of_different_sizes_weigh_by_their_images():
@@ -60,7 +68,7 @@ def test_images_that_cannot_be_judged_are_left_out():
     masks[0, 2, 2] = True
     metric = as_torchmetrics.EnergyPointingGame({"empty": "nan"})
     metric.update(torch.ones(2, 6, 6), masks)
-    assert (float(metric.compute()), int(metric.images)) == (pytest.approx(1 / 36), 1)
+    assert (float(metric.compute()), int(metric.weight)) == (pytest.approx(1 / 36), 1)
 
 
 def test_box_accuracy_takes_the_threshold_that_is_best_for_the_whole_data_set():

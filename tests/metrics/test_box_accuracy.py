@@ -351,7 +351,7 @@ def test_heatmaps_are_those_of_pictures_in_the_unit_range(function: Callable[...
         with pytest.raises(CamlibValueError, match=r"must be in \[0, 1\]: camlib.normalize"):
             function(wrong, boxes)
     for shape in [(1, 4), (1, 4, 4, 4)]:
-        with pytest.raises(CamlibValueError, match=r"heatmaps have shape \(1, 4.*; boxes are of pictures \(N, H, W\)"):
+        with pytest.raises(CamlibValueError, match=r"shape \(1, 4.*; boxes need heatmaps of images \(N, H, W\)"):
             function(torch.rand(shape), boxes)
     with pytest.raises(CamlibTypeError, match="got str"):
         function("heatmaps", boxes)
@@ -362,7 +362,7 @@ def test_boxes_are_checked(function: Callable[..., Tensor]) -> None:
     heatmaps = torch.rand(2, 4, 5)
     with pytest.raises(CamlibValueError, match="boxes are given for 1 images, expected 2"):
         function(heatmaps, one(0, 0, 2, 2))
-    with pytest.raises(CamlibValueError, match="pictures of 4 x 5 pixels"):
+    with pytest.raises(CamlibValueError, match="images of 4 x 5 pixels"):
         function(heatmaps, one(0, 0, 2, 5).repeat(2, 1))
     for boxes, images in (([one(0, 0, 2, 2), torch.zeros(0, 4)], r"\[1\]"), ([torch.zeros(0, 4)] * 2, r"\[0, 1\]")):
         with pytest.raises(CamlibValueError, match=f"images {images} have no box.*leave these images out"):

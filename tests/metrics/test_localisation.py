@@ -16,13 +16,13 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.metrics.localisation import (
-    box_masks,
     energy_pointing_game,
     iou,
     pointing_game,
     relevance_rank,
     top_k_intersection,
 )
+from camlib.metrics.masks import box_masks
 
 Metric = Callable[..., Tensor]
 
@@ -301,7 +301,7 @@ def test_boxes_stand_for_their_masks(metric: Metric) -> None:
 )
 def test_boxes_lie_within_the_picture_and_are_not_empty(box: list[float]) -> None:
     boxes = torch.tensor([[0, 0, 5, 3], box])
-    with pytest.raises(CamlibValueError, match=r"pictures of 3 x 5 pixels .* 0 <= left < right <= 5 and 0 <= top"):
+    with pytest.raises(CamlibValueError, match=r"images of 3 x 5 pixels .* 0 <= left < right <= 5 and 0 <= top"):
         box_masks(boxes, (3, 5))
     with pytest.raises(CamlibValueError) as error:
         pointing_game(torch.rand(2, 3, 5), boxes)
@@ -341,7 +341,7 @@ def test_boxes_are_rows_of_four_numbers() -> None:
 
 @pytest.mark.parametrize("heatmaps", [torch.rand(2, 9), torch.rand(2, 3, 4, 5)])
 def test_boxes_are_for_pictures(heatmaps: Tensor) -> None:
-    with pytest.raises(CamlibValueError, match=r"boxes are of pictures \(N, H, W\), and heatmaps have shape \(2, "):
+    with pytest.raises(CamlibValueError, match=r"boxes need heatmaps of images .* these have shape \(2, "):
         pointing_game(heatmaps, [torch.tensor([[0, 0, 1, 1]])] * 2)
 
 

@@ -24,7 +24,7 @@ import camlib
 from camlib import metrics
 from camlib.metrics.box_accuracy import box_hits
 from camlib.metrics.imputation import impute
-from camlib.metrics.localisation import box_masks
+from camlib.metrics.masks import box_masks
 from camlib.metrics.similarity import SIMILARITIES
 from tests import metric_equations as equations
 from tests.metric_equations import Array

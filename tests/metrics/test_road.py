@@ -201,12 +201,12 @@ def test_the_result_is_in_double_precision_where_heatmaps_or_scores_are(metric) 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_signals_cannot_be_imputed(metric) -> None:
-    with pytest.raises(camlib.CamlibValueError, match=r"ROAD imputes pictures .* \(2, 2, 20\); .*deletion takes any"):
+    with pytest.raises(camlib.CamlibValueError, match=r"ROAD imputes images .* \(2, 2, 20\); .*deletion takes any"):
         metric(signal_cnn(), torch.randn(2, 2, 20), torch.rand(2, 20))
 
 
 SHARE = r"each of the shares must be a number in \(0, 1\)"
-NOISE = "noise, where it is not 0, must be a positive number"
+NOISE = "noise, if it is not 0, must be a positive number"
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -300,8 +300,7 @@ def checked_heatmaps(heatmaps: Any, images: int | None = None, size: tuple[int, 
         advice = (
             "judge one class at a time: heatmaps[:, k] with target[:, k]"
             if of_classes
-            else "explanation.heatmaps() has the input's resolution, and "
-            "camlib.resize(maps, size) gives any other"
+            else "explanation.heatmaps() has the input's resolution, and camlib.resize(maps, size) gives any other"
         )
         raise CamlibValueError(f"heatmaps have shape {tuple(maps.shape)}; they must be {shape}: {advice}")
     return maps
