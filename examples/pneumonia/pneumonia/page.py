@@ -228,7 +228,7 @@ def _flags(called: dict[str, RegionUse]) -> str:
 def _subgroups(results: Results) -> list[Table]:
     rows = [(kind, found.images, str(found.sensitivity), str(found.auroc)) for kind, found in results.subgroups.items()]
     columns = ("kind of pneumonia", "images", "sensitivity", "AUROC against all NORMAL")
-    return [Table(columns, rows, "As the file names say.")] if rows else []
+    return [Table(columns, rows, "Recognised by the file names.")] if rows else []
 
 
 def _subsets(results: Results) -> list[Table]:

@@ -200,8 +200,8 @@ def _overlap(training: Pictures, validation: Pictures, test: Pictures) -> str:
     """Count the patients of each part, and those in two parts, as far as the file names identify patients."""
     known, chosen, kept = (set(part.patients) for part in (training, validation, test))
     return (
-        f"patients by file name: {len(known)} in training, {len(chosen)} in validation, {len(kept)} in test; "
-        f"{len(known & chosen)} in training and validation, {len((known | chosen) & kept)} in one of these and test"
+        f"patients by file name: {len(known)} in training, {len(chosen)} in validation, {len(kept)} in test; shared: "
+        f"{len(known & chosen)} by training and validation, {len((known | chosen) & kept)} by these and test"
     )
 
 
