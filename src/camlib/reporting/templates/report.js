@@ -60,7 +60,7 @@
     large.focus(); // not its first control, which would take the arrow keys
   }
 
-  function beside(card, step) {
+  function neighbour(card, step) {
     const there = visible();
     return there[(there.indexOf(card) + step + there.length) % there.length];
   }
@@ -72,8 +72,8 @@
   }
 
   const keys = {
-    ArrowRight: (card) => beside(card, 1).focus(),
-    ArrowLeft: (card) => beside(card, -1).focus(),
+    ArrowRight: (card) => neighbour(card, 1).focus(),
+    ArrowLeft: (card) => neighbour(card, -1).focus(),
     ArrowDown: (card) => below(card, 1).focus(),
     ArrowUp: (card) => below(card, -1).focus(),
     Enter: show,
@@ -92,12 +92,12 @@
 
   large.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select")) return;
-    if (event.key === "ArrowRight") show(beside(current, 1));
-    if (event.key === "ArrowLeft") show(beside(current, -1));
+    if (event.key === "ArrowRight") show(neighbour(current, 1));
+    if (event.key === "ArrowLeft") show(neighbour(current, -1));
   });
   large.addEventListener("close", () => current.focus());
-  $("before").addEventListener("click", () => show(beside(current, -1)));
-  $("after").addEventListener("click", () => show(beside(current, 1)));
+  $("before").addEventListener("click", () => show(neighbour(current, -1)));
+  $("after").addEventListener("click", () => show(neighbour(current, 1)));
   $("close").addEventListener("click", () => large.close());
   $("large-cut").addEventListener("input", (event) => cut(stage, event.target.value));
   const drag = (event) => {
