@@ -58,8 +58,7 @@ class Concepts:
     bypasses the layer's grid, such as a class token or a skip connection, is unchanged. The logit y of a binary network
     counts as the two classes -y and y."""
     error: float
-    """The part of the features that the factorisation leaves unexplained: the norm of the residual, divided by the norm
-    of the features."""
+    """The norm of what the factorisation leaves unexplained, divided by the norm of the features."""
     layer: str
     """Name of the layer."""
     input_size: tuple[int, ...] | None

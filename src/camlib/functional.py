@@ -1,7 +1,7 @@
 """The equations of the methods, as pure functions of tensors: no model, no hooks, no state.
 
 Each takes what a method's passes have read (activations, gradients, scores of perturbed copies) and returns its map.
-The classes of :mod:`camlib` run the passes and call these functions. Two functions take a model, and return what
+The classes of ``camlib`` run the passes and call these functions. Two functions take a model, and return what
 :func:`full_grad` and :func:`guided_backprop` start from: :func:`full_gradients` and :func:`guided_gradients`.
 """
 

@@ -68,7 +68,7 @@ def contours(heatmap: Any, threshold: float = 0.5) -> list[NDArray[np.int32]]:
         threshold: in (0, 1].
 
     Returns:
-        The points (n, 2) of each outline: (x, y) of the pixels on the edge.
+        A list with an array (n, 2) per outline, of the positions (x, y) of the pixels on the edge.
 
     Raises:
         CamlibValueError: wrong shape, range or threshold.

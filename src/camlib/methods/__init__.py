@@ -1,6 +1,6 @@
 """The methods: each is a pure function of tensors and a thin class that binds it to a model.
 
-This module has the base classes for custom methods. The methods themselves are in :mod:`camlib`, their functions in
+This module has the base classes for custom methods. The methods themselves are in ``camlib``, their functions in
 :mod:`camlib.functional`.
 """
 

@@ -38,7 +38,7 @@ class FullGradients:
     input_term: Tensor
     """(N, C, ...), input times gradient."""
     bias_terms: Mapping[str, Tensor]
-    """By module: the bias times the gradient where it is added; (N, C, ...) for convolutions and batch norms,
+    """By module, the bias times the gradient where it is added; (N, C, ...) for convolutions and batch norms,
     (N, ..., C) for linear layers. From a module's second call on, the name has a number, as in ``"conv (2)"``."""
     scores: Tensor
     """(N,), the scores that are decomposed."""

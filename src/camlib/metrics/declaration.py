@@ -57,7 +57,7 @@ class Measure(Generic[R, P]):
     ) -> None:
         functools.update_wrapper(self, of)
         self.of = of
-        """The function that was declared: from what it reads, and its own options, to a tensor."""
+        """The declared function, from what it reads and its own options to a tensor."""
         self.reads = reads
         self.name = of.__name__
         _, *own = inspect.signature(of).parameters.values()

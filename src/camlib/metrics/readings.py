@@ -192,7 +192,7 @@ class Explained(Reading):
 
     @cached_property
     def explanation(self) -> Explanation:
-        """The explanation of the images as they are: made when first needed, unless it was set."""
+        """The explanation of the images as they are, made when first needed unless it was set."""
         return explain(self.explainer, self.inputs, self.target)
 
     @cached_property

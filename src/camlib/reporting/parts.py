@@ -79,7 +79,7 @@ class Chart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the chart takes the full width: figures wider than seven inches, and PNGs twice as wide as high."""
+        """Whether the chart takes the full width, as figures over seven inches and PNGs twice as wide as high do."""
         if isinstance(self.figure, bytes):
             width, height = struct.unpack(">II", self.figure[16:24])  # a PNG begins with its size
             return bool(width >= 2 * height)
