@@ -56,6 +56,7 @@ class ForwardPass:
         inputs: Inputs,
         outputs: Outputs,
         target: targets.BoundTarget,
+        explained: Tensor | str,
         scores: Tensor,
         watch: Watch,
         features: Mapping[str, Tensor],
@@ -67,6 +68,7 @@ class ForwardPass:
         self.inputs = inputs
         self.outputs = outputs
         self.target = target
+        self.explained = explained
         self.scores = scores
         self.watch = watch
         self.features = features
@@ -94,7 +96,7 @@ class ForwardPass:
     def about(self, target: targets.BoundTarget) -> ForwardPass:
         """Return the same pass with another target, with shared activations and new scores and gradients."""
         other = copy.copy(self)
-        other.target = target
+        other.target, other.explained = target, target.explained
         with torch.enable_grad(), restored(self.precision):
             other.scores = targets.score(target, self.outputs.raw, self.image_index)
         other._derivatives = {}
@@ -283,7 +285,7 @@ class ForwardPass:
             maps=maps,
             scores=self.scores.detach(),
             outputs=self.outputs.detached(),
-            target=self.target.explained,
+            target=self.explained,
             method=method,
             layer=" + ".join(layers),
             input_size=self.size,
@@ -346,9 +348,10 @@ def run(
         if target is not None or not agnostic:
             raise
         bound = NoScore()
+    explained = bound.explained
     with torch.enable_grad():
         scores = targets.score(bound, raw, torch.arange(images, device=outputs.device))
-    return ForwardPass(network, inputs, outputs, bound, scores, watch, features, padding.extent, noted, leaf)
+    return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
 
 
 def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:

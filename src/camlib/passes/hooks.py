@@ -38,9 +38,11 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> with hooked([(layer := nn.Linear(2, 3), lambda module, args, output: 0 * output)]):
-        ...     layer(torch.ones(1, 2)).detach()
-        tensor([[0., 0., 0.]])
+        >>> from camlib.passes.hooks import hooked
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> with hooked([(layer, lambda module, args, output: torch.zeros_like(output))]):
+        ...     print(layer(torch.ones(1, 2)).any())
+        tensor(False)
     """
     thread, grad_mode = threading.get_ident(), torch.is_grad_enabled()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, number, positive_int
 from camlib.targets.base import BoundTarget, Score, Target, image_list
-from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, two_class_logits
+from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, picked, two_class_logits
 
 SATURATED = 0.99
 """Above this probability, its gradient is less than a hundredth of the gradient of the log odds."""
@@ -46,7 +46,7 @@ class BoundClasses(BoundTarget):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
-        return _pick(self.table(class_outputs(outputs)), self.classes[image_index])
+        return picked(self.table(class_outputs(outputs)), self.classes[image_index])
 
 
 class BoundLogits(BoundClasses):
@@ -155,7 +155,7 @@ class Probability(Confidence):
     def bind(self, outputs: Any) -> BoundClasses:
         """Return the probability of the classes of each image; warn where it is saturated."""
         bound = super().bind(outputs)
-        probability = _pick(bound.table(class_outputs(outputs).detach()), bound.classes)
+        probability = picked(bound.table(class_outputs(outputs).detach()), bound.classes)
         if bool((probability > SATURATED).any()):
             most = float(probability.max())
             warnings.warn(
@@ -207,7 +207,7 @@ class BoundContrast(BoundClasses):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the contrasts, (rows,) or (rows, K)."""
-        others = _pick(self.table(class_outputs(outputs)), self.rivals[image_index]).mean(-1)
+        others = picked(self.table(class_outputs(outputs)), self.rivals[image_index]).mean(-1)
         return super().scores(outputs, image_index) - self.weight * others
 
 
@@ -258,7 +258,7 @@ class Contrast(_OfClasses):
 
     def _rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
         if self.against is None:
-            apart = (_pick(logits, classes)[..., None] - (logits if classes.dim() == 1 else logits[:, None])).abs()
+            apart = (picked(logits, classes)[..., None] - (logits if classes.dim() == 1 else logits[:, None])).abs()
             itself = torch.zeros_like(apart, dtype=torch.bool).scatter_(-1, classes[..., None], True)
             # NaN sorts last, behind a class that was masked with -inf
             order = apart.masked_fill(itself, torch.nan).argsort(dim=-1, stable=True)
@@ -308,8 +308,3 @@ def bind(target: Any, outputs: Any) -> BoundTarget:
             "camlib.targets.BoundTarget"
         )
     return bound
-
-
-def _pick(table: Tensor, classes: Tensor) -> Tensor:
-    """Take (rows, ...) columns of (rows, C)."""
-    return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)

@@ -150,3 +150,8 @@ def class_log_probabilities(outputs: Tensor) -> Tensor:
 def _holds_bool(target: Any) -> bool:
     """Whether there is a bool, also in nested sequences with ints, where torch would turn it into an int."""
     return isinstance(target, bool) or (isinstance(target, (list, tuple)) and any(map(_holds_bool, target)))
+
+
+def picked(table: Tensor, classes: Tensor) -> Tensor:
+    """Take (rows, ...) columns of (rows, C)."""
+    return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)
