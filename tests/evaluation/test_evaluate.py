@@ -343,7 +343,7 @@ def test_wrong_arguments_are_told(model, images, masks):
     for arguments, error, told in (
         ({"methods": "grad_cam"}, TypeError, '"all" or a list'),
         ({"methods": ["grad_camm"]}, ValueError, "did you mean 'grad_cam'"),
-        ({"methods": [3]}, TypeError, "a method is a name"),
+        ({"methods": [3]}, TypeError, "each method must be a name"),
         ({"methods": ["grad_cam", "grad_cam"]}, ValueError, "twice"),
         ({"layers": "3"}, TypeError, r"give \['3'\]"),
         ({"layers": ["nowhere"]}, ValueError, "nowhere"),
