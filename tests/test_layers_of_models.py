@@ -377,7 +377,8 @@ def test_optical_flow_is_refused_with_a_reason() -> None:
     with pytest.raises(camlib.CamlibTypeError, match="returns a list.*pass forward="):
         camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs))(pair)
     cam = camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs)[-1])
-    with pytest.raises(camlib.CamlibRuntimeError, match=r"batch of 2, but the outputs have 1 rows.*whose first axis is the images"):
+    expected = "batch of 2, but the outputs have 1 rows.*whose first axis is the images"
+    with pytest.raises(camlib.CamlibRuntimeError, match=expected):
         cam(pair, lambda flow: flow.square().mean((1, 2, 3)))
 
 
