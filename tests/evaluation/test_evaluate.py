@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import camlib
 from camlib import metrics
-from camlib.evaluation import TableRow
+from camlib.evaluation import Failure, TableRow
+from camlib.evaluation.evaluator import _counting
+from camlib.evaluation.run_log import described
 from camlib.metrics import METRICS
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Heatmaps
@@ -93,8 +97,8 @@ def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks)
         model, images[:2], "all", ["3"], {name: asked[name] for name in asked if "randomization" not in name},
         masks[:2], max_passes=200,
     )  # fmt: skip
-    assert set(found.left_out) == {"rise", "le_grad, 3"} or set(found.left_out) == {"rise", "le_grad"}
-    assert "200 forward passes" in found.left_out["rise"]
+    assert set(found.left_out) == {TableRow("rise", ""), TableRow("le_grad", "")}
+    assert found.left_out[TableRow("rise", "")] == "more than 200 forward passes an image"
     assert not found.failures
     assert {row.method for row in found.rows} == set(camlib.METHODS) - {"rise", "le_grad"}
     for row in found.rows:
@@ -105,7 +109,7 @@ def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks)
 def test_a_method_of_too_many_passes_is_stopped_and_named(images):
     counting = Counting(small_cnn(channels=64).eval())
     found = camlib.evaluate(counting, images[:1], ["score_cam"], ["model.3"], ["sparseness"], max_passes=20)
-    assert found.left_out == {"score_cam, model.3": "more than 20 forward passes an image"}
+    assert found.left_out == {TableRow("score_cam", "model.3"): "more than 20 forward passes an image"}
     assert counting.rows < 64
 
 
@@ -121,6 +125,15 @@ def test_passes_are_those_of_the_explanation_alone(images):
     found = camlib.evaluate(Counting(small_cnn().eval()), images, ["grad_cam", "score_cam"], ["model.3"], ["entropy"])
     assert found.passes[TableRow("grad_cam", "model.3")] == 1
     assert found.passes[TableRow("score_cam", "model.3")] == 1 + 4
+
+
+def test_passes_of_other_threads_are_not_counted(model, images):
+    with _counting(model, limit=5) as counted:
+        other = threading.Thread(target=model, args=(images.repeat(2, 1, 1, 1),))
+        other.start()
+        other.join()
+        model(images)
+    assert counted == [5]
 
 
 def test_layers_make_rows_of_their_own(model, images):
@@ -210,12 +223,12 @@ class Failing(camlib.methods.GradientMethod):
 def test_what_fails_on_the_way_is_listed_and_costs_nothing_else(model, images):
     loader = [images[:2], 1000 * images[2:4], images[4:]]
     found = camlib.evaluate(model, loader, ["grad_cam", Failing], ["3"], FEW)
-    assert found.failures == ["images from 2: failing, 3: too bright"]
+    assert found.failures == [Failure(TableRow("failing", "3"), None, (2, 3), "too bright")]
     failing, grad_cam = (next(row for row in found.rows if row.method == name) for name in ("failing", "grad_cam"))
     for name in FEW:
         assert found.values[failing][name].isnan().tolist() == [False, False, True, True, False]
         assert not found.values[grad_cam][name].isnan().any()
-    assert "too bright" in str(found)
+    assert "\nimages 2 to 3: failing, 3: too bright" in str(found)
 
 
 def test_a_metric_that_fails_for_all_is_told_at_once(model, images):
@@ -319,20 +332,96 @@ def test_a_record_tells_other_masks_scores_and_options_apart(model, batches, mas
 def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_path):
     counting = Counting(small_cnn().eval())
     cam, path = camlib.GradCAM(counting), tmp_path / "record.jsonl"
-    for made_anew in range(2):
-        counting.rows = 0
-        target = camlib.targets.Contrast(1, 2)
-        camlib.evaluate(counting, batches, [cam], None, FEW, target=target, path=path)
-        assert made_anew == 0 or counting.rows <= 1  # to find the layer, of explainers by name
+    camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 2), path=path)
+    counting.rows = 0
+    camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 2), path=path)
+    assert counting.rows == 1, "one pass finds the layer of the baselines"
     with pytest.raises(camlib.CamlibValueError, match="other target"):
         camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 0), path=path)
 
 
-def test_generators_are_not_taken_up_again(model, images, tmp_path):
+def test_generators_cannot_be_restored(model, images, tmp_path):
     random = camlib.RandomCAM(model, "3", generator=torch.Generator())
-    with pytest.raises(camlib.CamlibValueError, match="generator cannot be taken up again"):
+    with pytest.raises(camlib.CamlibValueError, match="generator cannot be restored"):
         camlib.evaluate(model, images, [random], ["3"], FEW, path=tmp_path / "record.jsonl")
     camlib.evaluate(model, images, [random], ["3"], FEW)
+
+
+def first_probability(outputs):
+    return outputs.softmax(1)[:, 0]
+
+
+def last_probability(outputs):
+    return outputs.softmax(1)[:, 2]
+
+
+def probability(outputs, category):
+    return outputs.softmax(1)[:, category]
+
+
+class Probability:
+    """A callable that is recognised by its attributes."""
+
+    def __init__(self, category):
+        self.category = category
+
+    def __call__(self, outputs):
+        return outputs.softmax(1)[:, self.category]
+
+    def method(self, outputs):
+        return self(outputs)
+
+
+def nested(category):
+    def inside(outputs):
+        return outputs.softmax(1)[:, category]
+
+    return inside
+
+
+UNRECOGNISABLE = {
+    "lambda": lambda outputs: outputs.softmax(1)[:, 0],
+    "functools.partial": functools.partial(probability, category=0),
+    "nested function": nested(0),
+    "bound method": Probability(0).method,
+}
+
+
+@pytest.mark.parametrize("kind", UNRECOGNISABLE)
+def test_a_function_without_a_name_of_its_own_is_not_recorded(model, images, tmp_path, kind):
+    function, path = UNRECOGNISABLE[kind], tmp_path / "record.jsonl"
+    refused = f"a {kind} cannot be recognised when .*; give a named"
+    asked = {"metrics": ["average_drop"], "path": path}
+    for options in ({"target": function}, {"score": function, "target": 0}, {"forward": function}):
+        with pytest.raises(camlib.CamlibValueError, match=refused):
+            camlib.evaluate(model, images, ["grad_cam"], ["3"], **asked | options)
+    with pytest.raises(camlib.CamlibValueError, match=refused):
+        camlib.evaluate(model, images, [camlib.GradCAM(model, "3", reshape=function)], ["3"], **asked)
+    assert not path.exists()
+    assert camlib.evaluate(model, images, ["grad_cam"], metrics=["average_drop"], target=function).images == 5
+
+
+@pytest.mark.parametrize("pair", [(first_probability, last_probability), (Probability(0), Probability(2))])
+def test_another_function_is_another_evaluation(model, images, tmp_path, pair):
+    asked, path = {"methods": ["grad_cam"], "metrics": ["deletion"]}, tmp_path / "record.jsonl"
+    one, other = (camlib.evaluate(model, images, target=target, **asked) for target in pair)
+    row = one.rows[0]
+    assert not torch.equal(one.values[row]["deletion"], other.values[row]["deletion"])
+    for _ in range(2):
+        found = camlib.evaluate(model, images, target=pair[0], path=path, **asked)
+        assert torch.equal(found.values[row]["deletion"], one.values[row]["deletion"])
+    with pytest.raises(camlib.CamlibValueError, match="an evaluation with other target"):
+        camlib.evaluate(model, images, target=pair[1], path=path, **asked)
+
+
+def test_an_edited_function_is_another_function():
+    versions = []
+    for column in (0, 2, 2):
+        names = {"__name__": "mine"}
+        exec(f"def score(outputs):\n    return outputs[:, {column}]", names)
+        versions.append(described(names["score"]))
+    assert versions[0] != versions[1] == versions[2]
+    assert versions[0][0] == "mine.score"
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -411,8 +500,10 @@ def test_a_metric_that_fails_late_is_listed_and_the_rest_goes_on(images):
         ruled_out = model(bright).argmin(1)
     assert len(set(ruled_out.tolist())) == 1
     found = camlib.evaluate(model, [images[:2], bright], ["grad_cam"], ["model.3"], FEW, target=int(ruled_out[0]))
-    assert len(found.failures) == 3  # methods
-    assert all(failure.startswith("images from 2: ") and ", average_drop: " in failure for failure in found.failures)
+    assert {(failure.row, failure.metric, failure.images) for failure in found.failures} == {
+        (row, "average_drop", (2, 3, 4)) for row in found.rows
+    }
+    assert all("the average drop is undefined for scores <= 0" in failure.why for failure in found.failures)
     row = found.rows[0]
     assert found.values[row]["average_drop"].isnan().tolist() == [False] * 2 + [True] * 3
     assert not found.values[row]["sparseness"].isnan().any()
@@ -447,5 +538,5 @@ def test_a_vision_transformer_is_judged_too():
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
     found = camlib.evaluate(model, torch.rand(2, 3, 32, 32), ["grad_cam", "le_grad", "cam"], None, FEW)
     assert {row.method for row in found.rows} == {"grad_cam", "le_grad", "random_cam", "center_gaussian"}
-    assert any(name.startswith("cam") for name in found.left_out)
+    assert [row.method for row in found.left_out] == ["cam"]
     assert not any(math.isnan(found.mean(row, name)) for row in found.rows for name in FEW)

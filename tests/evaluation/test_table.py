@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from camlib.evaluation import Evaluation, TableRow
+from camlib.evaluation import Evaluation, Failure, TableRow
 
 A, B, C = TableRow("grad_cam", "layer4"), TableRow("random_cam", "layer4"), TableRow("center_gaussian", "")
 NAN = math.nan
@@ -29,8 +29,8 @@ def table(values, better=None):
         values=tensors,
         better=better or {"insertion": "higher", "deletion": "lower"},
         passes=dict.fromkeys(values, 1.0),
-        left_out={"le_grad": "there is no attention"},
-        failures=["images from 0: fem: it failed"],
+        left_out={TableRow("le_grad", ""): "there is no attention"},
+        failures=[Failure(TableRow("fem", "layer4"), "deletion", (0, 2), "it failed")],
     )
 
 
@@ -122,8 +122,9 @@ def test_json_is_strict_and_holds_every_number(three, tmp_path):
     content = json.loads((tmp_path / "table.json").read_text(), parse_constant=pytest.fail)
     assert content["values"][0]["deletion"] == [0.1, 0.2, None]
     assert content["table"][2]["deletion"] is None
-    assert content["left_out"] == {"le_grad": "there is no attention"}
-    assert content["failures"] == ["images from 0: fem: it failed"]
+    assert content["left_out"] == [{"method": "le_grad", "layer": "", "why": "there is no attention"}]
+    (failure,) = content["failures"]
+    assert Failure.of_record(failure) == three.failures[0]
 
 
 def test_printed_table_names_the_best_first_and_what_is_missing(three):
@@ -132,7 +133,7 @@ def test_printed_table_names_the_best_first_and_what_is_missing(three):
     assert lines[1].split()[:3] == ["method", "passes", "rank"]
     assert lines[2].split()[:5] == ["grad_cam,", "layer4", "1", "1.0", "0.800"]
     assert lines[-2] == "left out: le_grad: there is no attention"
-    assert lines[-1] == "images from 0: fem: it failed"
+    assert lines[-1] == "images 0, 2: fem, layer4, deletion: it failed"
 
 
 def test_figure_shows_every_cell_and_colours_columns_by_rank(three):

@@ -52,7 +52,7 @@ def test_table_and_figure_are_written_for_the_layer_of_the_run(run, capsys):
 def test_resuming_repeats_no_batch(run, monkeypatch):
     arguments = ["methods", "--run", str(run), "--images", "2", "--methods", "grad_cam", "--layers", "layer3"]
     assert main(arguments) == 0
-    monkeypatch.setattr("camlib.evaluation.run._Bench.judged", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("camlib.evaluation.evaluator.Evaluator.evaluated", lambda *_: pytest.fail("evaluated again"))
     assert main([*arguments, "--resume"]) == 0
 
 

@@ -1,6 +1,6 @@
 """Methods by metrics: which of them to trust for a model and its images."""
 
-from camlib.evaluation.run import evaluate
-from camlib.evaluation.table import Evaluation, TableRow
-
-__all__ = ["Evaluation", "TableRow", "evaluate"]
+from camlib.evaluation.run import evaluate as evaluate
+from camlib.evaluation.table import Evaluation as Evaluation
+from camlib.evaluation.table import Failure as Failure
+from camlib.evaluation.table import TableRow as TableRow

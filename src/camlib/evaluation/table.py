@@ -1,4 +1,4 @@
-"""The result: a number for each image in every cell of methods by metrics; means, intervals, ranks, files, a figure."""
+"""The result, methods by metrics with a value for each image: means, intervals, ranks, files and a figure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESAMPLES, PARTS = 2000, 20
-"""Of the images, for an interval, and in how many parts they are drawn."""
+"""Of the images, for an interval, and the number of parts in which they are drawn."""
 
 
 BASELINES = ("random_cam", "center_gaussian", "sobel")
-"""In italics: what does not beat them says nothing."""
+"""In italics: a method that does not beat these is uninformative."""
 COLORMAP = "cividis"
 """Perceptually even, and the same to colour-blind eyes."""
 CELL = (1.35, 0.34)
@@ -46,12 +46,51 @@ class TableRow(NamedTuple):
         return f"{self.method}, {self.layer}" if self.layer else self.method
 
 
+def row_in(record: Mapping[str, Any]) -> TableRow:
+    """Return the row that a JSON record is about."""
+    return TableRow(record["method"], record["layer"])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Images that have no value, and why.
+
+    Example:
+        >>> print(Failure(TableRow("grad_cam", "layer4"), "average_drop", (2, 3), "the score is 0"))
+        images 2 to 3: grad_cam, layer4, average_drop: the score is 0
+    """
+
+    row: TableRow
+    """Of the table."""
+    metric: str | None
+    """The metric that failed; None if the method did."""
+    images: tuple[int, ...]
+    """Numbers of the images."""
+    why: str
+    """The error."""
+
+    def __str__(self) -> str:
+        first, last = self.images[0], self.images[-1]
+        listed = f"{first} to {last}" if last - first == len(self.images) - 1 else ", ".join(map(str, self.images))
+        images = f"images {listed}" if len(self.images) > 1 else f"image {first}"
+        return f"{images}: {self.row}{f', {self.metric}' if self.metric else ''}: {self.why}"
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {**self.row._asdict(), "metric": self.metric, "images": list(self.images), "why": self.why}
+
+    @staticmethod
+    def of_record(record: Mapping[str, Any]) -> Failure:
+        """Return the failure that :meth:`as_record` describes."""
+        return Failure(row_in(record), record["metric"], tuple(record["images"]), record["why"])
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Methods by metrics, with a number for each image.
+    """Methods by metrics, with a value for each image.
 
-    Intervals are percentiles of the mean over resamples of the images: they tell how much another draw of images would
-    change, and nothing of other models or data.
+    Intervals are percentiles of the mean over resamples of the images: they show how much another sample of images
+    would change, and nothing about other models or data.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -65,15 +104,15 @@ class Evaluation:
     """
 
     values: Mapping[TableRow, Mapping[str, Tensor]]
-    """Numbers (N,) by row and metric, float64 on the CPU; NaN where an image could not be judged."""
+    """Values (N,) by row and metric, float64 on the CPU; NaN for images that could not be judged."""
     better: Mapping[str, str]
-    """What is better by each metric, "higher" or "lower"."""
+    """Which values of each metric are better, "higher" or "lower"."""
     passes: Mapping[TableRow, float]
-    """Forward passes of an image that the explanation takes where it is made alone; those of a tail do not count."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Methods that are not in the table, and why."""
-    failures: Sequence[str] = ()
-    """What went wrong on the way; the images concerned are NaN."""
+    """Forward passes of an image that the explanation takes alone; passes of a tail do not count."""
+    left_out: Mapping[TableRow, str] = field(default_factory=dict)
+    """Rows that are not in the table, and why."""
+    failures: Sequence[Failure] = ()
+    """Values that are NaN because something failed."""
 
     @property
     def rows(self) -> list[TableRow]:
@@ -95,7 +134,7 @@ class Evaluation:
         return float(self.values[row][metric].nanmean())
 
     def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
-        """Return the bootstrap interval of the mean; every cell sees the same resamples."""
+        """Return the bootstrap interval of the mean, over the same resamples for every cell."""
         return _interval(self.values[row][metric], confidence)
 
     def difference(
@@ -103,8 +142,8 @@ class Evaluation:
     ) -> tuple[float, tuple[float, float]]:
         """Return by how much a row is better than another: the mean over images, and its bootstrap interval.
 
-        Positive is better, whichever way the metric counts. Differences are taken image by image: what makes an image
-        hard for both cancels.
+        Positive is better, for any metric. Differences are taken image by image, so that what makes an image hard for
+        both cancels.
         """
         differences = self._sign(metric) * (self.values[row][metric] - self.values[other][metric])
         return float(differences.nanmean()), _interval(differences, confidence)
@@ -112,8 +151,8 @@ class Evaluation:
     def mean_ranks(self) -> dict[TableRow, float]:
         """Return each row's rank by :meth:`comparable_means`, 1 the best, averaged over the metrics; ties share a rank.
 
-        Metrics ask for different things, and a mean of ranks weighs them alike: a summary, not a verdict. Rows without
-        a value share the last ranks.
+        Metrics measure different things, and a mean of ranks weighs them equally: a summary, not a verdict. Rows
+        without a value share the last ranks.
         """
         ranks: dict[TableRow, list[float]] = {row: [] for row in self.rows}
         for metric in self.metrics:
@@ -124,9 +163,9 @@ class Evaluation:
         return {row: sum(found) / len(found) for row, found in ranks.items()}
 
     def comparable_means(self, metric: str) -> dict[TableRow, float]:
-        """Return each row's mean over those images that every row has a value of, so that none is spared the hard ones.
+        """Return each row's mean over the images that all rows have a value for, so that rows are comparable.
 
-        Rows without any value are left aside: theirs is NaN.
+        Rows without any value are ignored, and are NaN.
         """
         values = {row: found[metric] for row, found in self.values.items()}
         judged = [numbers for numbers in values.values() if not numbers.isnan().all()]
@@ -166,7 +205,7 @@ class Evaluation:
             writer.writerows(records)
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write everything, the number of each image included; what is not a number is null."""
+        """Write everything, with the value of each image; NaN is null."""
         content = {
             "images": self.images,
             "better": dict(self.better),
@@ -175,8 +214,8 @@ class Evaluation:
                 {**row._asdict(), **{metric: list(map(or_none, of.tolist())) for metric, of in found.items()}}
                 for row, found in self.values.items()
             ],
-            "left_out": dict(self.left_out),
-            "failures": list(self.failures),
+            "left_out": [{**row._asdict(), "why": why} for row, why in self.left_out.items()],
+            "failures": [failure.as_record() for failure in self.failures],
         }
         Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -201,9 +240,9 @@ class Evaluation:
             lines.append([str(row), f"{record['passes']:.4g}", f"{record['mean_rank']:.1f}", *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        notes = [f"left out: {name}: {reason}" for name, reason in self.left_out.items()]
+        notes = [f"left out: {row}: {why}" for row, why in self.left_out.items()]
         head = f"{self.images} images; means with 95% intervals over images; + higher, - lower is better"
-        return "\n".join([head, *(line.rstrip() for line in table), *notes, *self.failures])
+        return "\n".join([head, *(line.rstrip() for line in table), *notes, *map(str, self.failures)])
 
     def _sign(self, metric: str) -> int:
         return 1 if self.better[metric] == "higher" else -1
@@ -251,7 +290,7 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
 
 
 def _place(evaluation: Evaluation, row: TableRow, metric: str) -> float:
-    """Where a cell stands among those of its column by rank, 0 the worst, 1 the best."""
+    """Return the place of a cell in its column by rank, from 0, the worst, to 1, the best."""
     sign = 1 if evaluation.better[metric] == "higher" else -1
     means = {other: sign * mean for other, mean in evaluation.comparable_means(metric).items()}
     own, known = means[row], [value for value in means.values() if not math.isnan(value)]
@@ -271,7 +310,7 @@ def _cell(evaluation: Evaluation, row: TableRow, metric: str) -> Any:
 
 
 def or_none(value: Any) -> Any:
-    """Return a value as JSON has it: None for what is not a number.
+    """Return a value as JSON: None for what is not a finite number.
 
     Example:
         >>> or_none(float("nan")), or_none(0.5)
@@ -281,7 +320,7 @@ def or_none(value: Any) -> Any:
 
 
 def _interval(values: Tensor, confidence: float) -> tuple[float, float]:
-    generator = torch.Generator().manual_seed(0)  # the same resamples for every cell, a few at a time
+    generator = torch.Generator().manual_seed(0)  # the same resamples for every cell, in parts to save memory
     shape = (RESAMPLES // PARTS, len(values))
     means = torch.cat([values[torch.randint(len(values), shape, generator=generator)].nanmean(1) for _ in range(PARTS)])
     tail = (1 - confidence) / 2

@@ -44,20 +44,22 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         ...     print(layer(torch.ones(1, 2)).any())
         tensor(False)
     """
-    thread, grad_mode = threading.get_ident(), torch.is_grad_enabled()
-
-    def of_this_thread(hook: Hook) -> Hook:
-        return lambda module, args, output: hook(module, args, output) if threading.get_ident() == thread else None
-
+    grad_mode = torch.is_grad_enabled()
     handles = []
     try:
         for module, hook in hooks:
-            handles.append(module.register_forward_hook(of_this_thread(hook)))
+            handles.append(module.register_forward_hook(in_this_thread(hook)))
         yield
     finally:
         for handle in handles:
             handle.remove()
         torch.set_grad_enabled(grad_mode)
+
+
+def in_this_thread(hook: Hook) -> Hook:
+    """Return a hook that acts only in the thread that calls this."""
+    thread = threading.get_ident()
+    return lambda module, args, more: hook(module, args, more) if threading.get_ident() == thread else None
 
 
 def tap(output: Any, layer: str) -> tuple[Tensor, Any]:

@@ -1,0 +1,131 @@
+"""The images of an evaluation, batch by batch, each with its target and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camlib import targets
+from camlib.errors import CamlibValueError, positive_int
+from camlib.inputs import Inputs
+from camlib.targets.indices import integers
+
+SIZE = 16
+"""Images per batch of a tensor."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the images."""
+
+    start: int
+    """The number of the first one among all images."""
+    inputs: Inputs
+    target: Any
+    """What is explained."""
+    masks: Tensor | None
+    """(N, H, W), where the objects are, if known."""
+
+    @property
+    def images(self) -> range:
+        """The numbers of the images."""
+        return range(self.start, self.start + self.inputs.count)
+
+    @property
+    def first(self) -> Batch:
+        """The first image alone."""
+        one = slice(0, 1)
+        target = self.target[one] if isinstance(self.target, Tensor) else self.target
+        return Batch(self.start, _first(self.inputs, 1), target, None if self.masks is None else self.masks[one])
+
+
+class Batches:
+    """All batches of a loader, with the target and the masks of their images.
+
+    Args:
+        loader: batches: inputs, or tuples that begin with them, as a DataLoader gives; or a tensor of images.
+        target: as for :func:`camlib.evaluate`.
+        masks: (M, H, W) of bools, or None.
+        max_images: where the loader is not read further.
+
+    Raises:
+        CamlibTypeError: ``target`` or ``max_images`` is of another type.
+        CamlibValueError: ``target`` or ``max_images`` cannot work; on iteration, there are no images, or targets or
+            masks are of another number or size.
+    """
+
+    def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None) -> None:
+        self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
+        self.target = _checked_target(target)
+        """Of all images."""
+        self._masks = masks
+        self._limit = None if max_images is None else positive_int("max_images", max_images)
+
+    @property
+    def total(self) -> int | None:
+        """How many images there are, if known."""
+        known = [self._limit, None if self._masks is None else len(self._masks)]
+        return min((count for count in known if count is not None), default=None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = 0
+        for given in self._loader:
+            inputs = Inputs(given[0] if isinstance(given, (tuple, list)) and not Inputs(given).is_list else given)
+            if self._limit is not None and start + inputs.count > self._limit:
+                inputs = _first(inputs, self._limit - start)
+            images = range(start, start + inputs.count)
+            yield Batch(start, inputs, self._target_of(images), self._masks_of(images, inputs))
+            start = images.stop
+            if start == self._limit:
+                break
+        if not start:
+            raise CamlibValueError("the loader gave no images; give at least one batch")
+        for name, of_images in (("masks", self._masks), ("target", self.target)):
+            if self._limit is None and hasattr(of_images, "__len__") and len(of_images) != start:
+                raise CamlibValueError(
+                    f"{name} is of {len(of_images)} images, and the loader gave {start}; give one for each"
+                )
+
+    def _target_of(self, images: range) -> Any:
+        if not isinstance(self.target, Tensor):
+            return self.target
+        if len(self.target) < images.stop:
+            raise CamlibValueError(
+                f"target has classes of {len(self.target)} images, and there are more; give one for each image"
+            )
+        return self.target[images.start : images.stop]
+
+    def _masks_of(self, images: range, inputs: Inputs) -> Tensor | None:
+        if self._masks is None:
+            return None
+        masks = torch.as_tensor(self._masks[images.start : images.stop])
+        if tuple(masks.shape) != (len(images), *(inputs.size or ())):
+            raise CamlibValueError(
+                f"masks of images {images[0]} to {images[-1]} have shape {tuple(masks.shape)}, and the inputs "
+                f"{tuple(inputs.images.shape)}; give a mask for each image, of the inputs' size"
+            )
+        return masks
+
+
+def _first(inputs: Inputs, count: int) -> Inputs:
+    index = torch.arange(count, device=inputs.images.device)
+    return inputs.pick(index, inputs.count)
+
+
+def _checked_target(target: Any) -> Any:
+    """Return the target; classes of all images, of whatever type, as a tensor (M,)."""
+    if target is None or callable(target) or isinstance(target, (targets.Target, int, targets.TopK)):
+        return target
+    classes = integers(target)
+    if classes.dim() == 0:
+        return int(classes)
+    if classes.dim() != 1:
+        raise CamlibValueError(
+            f"target has shape {tuple(classes.shape)}; a metric judges one heatmap of each image: give one class for "
+            "each, or for all"
+        )
+    return classes

@@ -1,0 +1,227 @@
+"""What evaluates a batch: a network, explainers that work on it, and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from camlib import targets
+from camlib.errors import CamlibError, CamlibRuntimeError
+from camlib.evaluation.batches import Batch
+from camlib.evaluation.plan import AnyMetric, Columns, row_of
+from camlib.evaluation.run_log import described, digest_of
+from camlib.evaluation.table import Failure, TableRow, or_none, row_in
+from camlib.explanation import Explanation
+from camlib.inputs import Inputs
+from camlib.methods import Method
+from camlib.methods.base import explain_together, shares_pass
+from camlib.metrics import Explained, HeatmapCase, Scorer
+from camlib.passes.chunks import ChunkSize
+from camlib.passes.hooks import in_this_thread
+from camlib.passes.network import Network
+from camlib.smoothing import bound_target
+
+Result = Tensor | CamlibError
+"""A value for each image, or why there is none."""
+NOT_OPTIONS = ("network", "layers", "_found")
+"""Attributes of a method that are not its options."""
+
+
+class Evaluator:
+    """Explains batches with every method, and evaluates the heatmaps with every metric.
+
+    Args:
+        network: of all methods.
+        columns: the metrics with their options.
+        score: as for :func:`camlib.evaluate`.
+        chunk_size: as for :func:`camlib.evaluate`.
+        max_passes: as for :func:`camlib.evaluate`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        columns: Columns,
+        *,
+        score: Callable[[Any], targets.Target],
+        chunk_size: ChunkSize,
+        max_passes: int,
+    ) -> None:
+        self._network = network
+        self._columns = columns
+        self._score = score
+        self._chunk_size = chunk_size
+        self._max_passes = max_passes
+        self._passes: dict[Method, float] = {}
+        """Of the methods that work."""
+        self._left_out: dict[TableRow, str] = {}
+        """Why the others do not."""
+
+    def described(self, explainers: Sequence[Method]) -> dict[str, Any]:
+        """Return as JSON what must be the same to resume, except for the target."""
+        return {
+            "methods": [[*row_of(one), described(type(one)), _options(one)] for one in explainers],
+            "metrics": [[metric.name, described(metric.of), described(set_)] for metric, set_ in self._columns.items()],
+            "score": described(self._score),
+            "max_passes": self._max_passes,
+            "model": digest_of(self._network.module),
+        }
+
+    def resume(self, explainers: Sequence[Method], line: Mapping[str, Any]) -> None:
+        """Keep the explainers that worked when a line was recorded."""
+        self._left_out = {row_in(entry): entry["why"] for entry in line["left_out"]}
+        passes = {row_in(entry): entry["passes"] for entry in line["rows"]}
+        self._passes = {one: passes[row] for one in explainers if (row := row_of(one)) in passes}
+
+    def choose(self, explainers: Sequence[Method], first: Batch) -> None:
+        """Keep the explainers that explain the first image in no more passes than allowed.
+
+        Raises:
+            CamlibRuntimeError: none of them does.
+        """
+        for explainer in explainers:
+            try:
+                self._passes[explainer] = self._counted(explainer, first)
+            except _TooManyPassesError:
+                self._left_out[row_of(explainer)] = f"more than {self._max_passes} forward passes an image"
+            except CamlibError as error:
+                self._left_out[row_of(explainer)] = str(error)
+        if not self._passes:
+            why = "; ".join(f"{row}: {reason}" for row, reason in self._left_out.items())
+            raise CamlibRuntimeError(f"no method could explain the first image: {why}")
+
+    def _counted(self, explainer: Method, first: Batch) -> float:
+        """Return the passes that explaining one image takes."""
+        declared = explainer.forward_passes
+        if declared is not None and declared > self._max_passes:
+            raise _TooManyPassesError
+        with _counting(self._network.module, self._max_passes) as counted:
+            explainer(first.inputs.raw, first.target)
+        return counted[0] if declared is None else declared
+
+    def evaluated(self, batch: Batch) -> dict[str, Any]:
+        """Return the values of a batch as JSON.
+
+        Raises:
+            CamlibRuntimeError: a metric fails for every method on the first batch, which is the caller's mistake.
+        """
+        failures: list[Failure] = []
+        results = dict(self._results(batch, failures))
+        for metric in self._columns if batch.start == 0 and results else ():
+            errors = [found[metric.name] for found in results.values()]
+            if all(isinstance(error, CamlibError) for error in errors):
+                raise CamlibRuntimeError(f"{metric.name} failed for every method; {errors[0]}")
+        rows = []
+        for explainer, passes in self._passes.items():
+            row, found = row_of(explainer), results.get(explainer, {})
+            failures += _failures(row, found, batch.images)
+            numbers = {metric.name: _or_none(found.get(metric.name), batch.images) for metric in self._columns}
+            rows.append({**row._asdict(), "passes": passes, "values": numbers})
+        return {
+            "images": len(batch.images),
+            "rows": rows,
+            "left_out": [{**row._asdict(), "why": why} for row, why in self._left_out.items()],
+            "failures": [failure.as_record() for failure in failures],
+        }
+
+    def _results(self, batch: Batch, failures: list[Failure]) -> Iterator[tuple[Method, dict[str, Result]]]:
+        """Yield the results of each method that explains the batch, by metric; methods that fail are appended."""
+        explanations, target = self._explained(batch, failures)
+        if not explanations:
+            return
+        scorer = self._scorer(batch, explanations, target)
+        for explainer in self._passes:
+            if explainer in explanations:
+                explained = Explained(explainer, scorer.inputs, target)
+                explained.explanation = explanations[explainer]
+                case = HeatmapCase(scorer, explained, batch.masks)
+                yield explainer, {metric.name: _result(metric, case, set_) for metric, set_ in self._columns.items()}
+
+    def _scorer(self, batch: Batch, explanations: Mapping[Method, Explanation], target: Any) -> Scorer:
+        """Return the scorer of a batch, of the classes that were explained."""
+        first = next(explanations[one] for one in self._passes if one in explanations)
+        return Scorer(
+            self._network.module,
+            batch.inputs.raw,
+            first.target if isinstance(first.target, Tensor) else target,
+            score=self._score,
+            forward=self._network.forward,
+            chunk_size=self._chunk_size,
+            outputs=first.outputs if isinstance(first.outputs, Tensor) else None,
+        )
+
+    def _explained(self, batch: Batch, failures: list[Failure]) -> tuple[dict[Method, Explanation], Any]:
+        """Return the explanations, from one pass where possible, and the target that they share."""
+        network = next(iter(self._passes)).network
+        sharing = [
+            one
+            for one in self._passes
+            if shares_pass(one) and one.forward_passes == 1 and one.network.is_called_as(network)
+        ]
+        inputs, target = batch.inputs.raw, batch.target
+        found: dict[Method, Explanation] = {}
+        if sharing:
+            with contextlib.suppress(CamlibError):  # failures are reported when methods run one by one below
+                found = dict(zip(sharing, explain_together(sharing, inputs, target), strict=True))
+                target = bound_target(found[sharing[0]], target)
+        for explainer in self._passes:
+            if explainer not in found:
+                try:
+                    found[explainer] = explainer(inputs, target)
+                    target = bound_target(found[explainer], target)
+                except CamlibError as error:
+                    failures.append(Failure(row_of(explainer), None, tuple(batch.images), str(error)))
+        return found, target
+
+
+def _result(metric: AnyMetric, case: HeatmapCase, options: Mapping[str, Any]) -> Result:
+    try:
+        return (metric.evaluate(case, **options) if options else case.once(metric.evaluate)).double()
+    except CamlibError as error:
+        return error
+
+
+def _failures(row: TableRow, results: Mapping[str, Result], images: range) -> Iterator[Failure]:
+    """Yield what went wrong with the metrics of a row."""
+    for name, result in results.items():
+        if isinstance(result, CamlibError):
+            yield Failure(row, name, tuple(images), str(result))
+        elif infinite := result.isinf().nonzero().flatten().tolist():
+            yield Failure(row, name, tuple(images[image] for image in infinite), "the value is infinite")
+
+
+def _or_none(result: Result | None, images: range) -> list[float | None]:
+    """Return the values of the images as JSON, None where there is none."""
+    return list(map(or_none, result.tolist())) if isinstance(result, Tensor) else [None] * len(images)
+
+
+class _TooManyPassesError(CamlibRuntimeError):
+    """A method has taken more forward passes than allowed."""
+
+
+@contextlib.contextmanager
+def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
+    """Count the images that run through a model in this thread; more than the limit raise _TooManyPassesError."""
+    counted = [0]
+
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        counted[0] += next((len(tensor) for tensor in Inputs((args, kwargs)).tensors if tensor.dim()), 0)
+        if counted[0] > limit:
+            raise _TooManyPassesError
+
+    handle = model.register_forward_pre_hook(in_this_thread(count), with_kwargs=True)
+    try:
+        yield counted
+    finally:
+        handle.remove()
+
+
+def _options(explainer: Method) -> dict[str, Any]:
+    own = {key: value for key, value in vars(explainer).items() if key not in NOT_OPTIONS}
+    network = explainer.network
+    return {
+        key: described(value) for key, value in (own | {"forward": network.forward, "reshape": network.reshape}).items()
+    }

@@ -1,0 +1,92 @@
+"""What is evaluated: methods, each at one or several layers, by metrics."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from camlib.comparison import bound_to
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.evaluation.table import TableRow
+from camlib.methods import Method
+from camlib.methods.registry import METHODS
+from camlib.metrics import METRICS, Metric
+from camlib.metrics.readings import LocatedHeatmaps
+from camlib.passes.network import Network
+
+BASELINES = ("random_cam", "center_gaussian")
+"""Always among the methods: a method that does not beat these is uninformative."""
+FAITHFULNESS = ("average_drop", "average_increase", "insertion", "deletion", "road_combined")
+LOCALISATION = ("pointing_game", "energy_pointing_game")
+
+AnyMetric = Metric[Any, ...]
+Columns = Mapping[AnyMetric, Mapping[str, Any]]
+"""The metrics with their options."""
+
+
+def row_of(explainer: Method) -> TableRow:
+    """Return the table's row for an explainer."""
+    return TableRow(explainer.name, " + ".join(explainer.layers or ()))
+
+
+def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
+    """Return the metrics, as for :func:`camlib.evaluate`.
+
+    Raises:
+        CamlibTypeError: a single string.
+        CamlibValueError: there are none, one is unknown, or one needs masks and there are none.
+    """
+    if metrics is None:
+        metrics = (*FAITHFULNESS, *(LOCALISATION if with_masks else ()))
+    if isinstance(metrics, str):
+        raise CamlibTypeError(f"metrics must be a list of names or a mapping, got a single string; give [{metrics!r}]")
+    options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in metrics}
+    if not options:
+        raise CamlibValueError("metrics is empty; give at least one, such as 'average_drop'")
+    columns = {_metric(given): of_metric for given, of_metric in options.items()}
+    names = [metric.name for metric in columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise CamlibValueError(f"{twice} is among the metrics twice; give each metric its own name")
+    needing = [metric.name for metric in columns if metric.reads is LocatedHeatmaps]
+    if needing and not with_masks:
+        raise CamlibValueError(f"{', '.join(needing)} compare heatmaps with masks; give masks=, or leave them out")
+    return columns
+
+
+def _metric(given: Any) -> AnyMetric:
+    if isinstance(given, Metric):
+        return given
+    if given not in METRICS:
+        close = difflib.get_close_matches(str(given), METRICS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise CamlibValueError(f"there is no metric {given!r}; {hint}METRICS has {', '.join(sorted(METRICS))}")
+    return METRICS[given]
+
+
+def explainers_of(methods: Any, network: Network, layers: Sequence[str] | None) -> list[Method]:
+    """Return the methods bound to a network, once for each layer that they are to read.
+
+    Raises:
+        CamlibTypeError: a single string, or something that is not a method.
+        CamlibValueError: an unknown method or layer, or a method that calls the model differently.
+    """
+    if isinstance(methods, str) and methods != "all":
+        raise CamlibTypeError(f'methods must be "all" or a list of them, got {methods!r}')
+    if isinstance(layers, str):
+        raise CamlibTypeError(f"layers must be a list of names, got a single string; give [{layers!r}]")
+    given = list(METHODS) if isinstance(methods, str) else list(methods)
+    named = {getattr(method, "name", method) for method in given}
+    found: list[Method] = []
+    for method in (*given, *(name for name in BASELINES if name not in named)):
+        explainer = bound_to(method, network, None)
+        each = layers if layers and explainer.layers is None and explainer.finds_one_layer else [None]
+        found += [explainer if layer is None else bound_to(method, network, [layer]) for layer in each]
+    for explainer in found:
+        if explainer.network.forward is not network.forward:
+            raise CamlibValueError(
+                f"{explainer!r} calls the model by another forward, and all are evaluated on the same outputs; give "
+                "evaluate(..., forward=...), and the method by name"
+            )
+    return found
