@@ -85,6 +85,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(Method|Layer|Network|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|Explainer|Reshape|Forward|.*\bBoundTarget"
-        r"|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*)",
+        r"|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
+        r"|camlib\.metrics\.declaration\.R)",
     ),
 ]
