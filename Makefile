@@ -9,11 +9,13 @@ JUDGED := runs/phantoms-128
 
 # The tests of `make quick`: at least one file for each package of the library; CONTRIBUTING.md says which. The slow tests of
 # these files are left out.
-QUICK := $(addprefix tests/,test_house.py test_import.py targets imaging test_explanation.py test_padding.py \
-	test_capture.py test_untouched.py test_discovery.py test_targets.py test_grad_cam.py methods/test_methods.py \
-	methods/test_compare.py methods/test_smoothing.py methods/test_concepts.py test_noise.py test_testing.py \
-	metrics/test_box_accuracy.py metrics/test_confidence.py metrics/test_correlation.py metrics/test_curves.py \
-	metrics/test_localisation.py metrics/test_scorer.py evaluation reporting/test_report.py)
+QUICK := $(addprefix tests/,test_house.py test_import.py test_documents.py test_registry.py test_errors.py targets imaging \
+	test_explanation.py test_padding.py test_capture.py test_untouched.py test_discovery.py \
+	test_targets.py test_grad_cam.py methods/test_methods.py methods/test_compare.py \
+	methods/test_smoothing.py methods/test_concepts.py test_noise.py test_testing.py \
+	metrics/test_box_accuracy.py metrics/test_confidence.py metrics/test_correlation.py \
+	metrics/test_curves.py metrics/test_localisation.py metrics/test_scorer.py evaluation \
+	reporting/test_report.py)
 
 .PHONY: help install quick test test-quick test-oldest lint types docs package demo judge benchmark clean
 
