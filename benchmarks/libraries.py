@@ -138,20 +138,20 @@ def captum_call(method: str, model: nn.Module, images: Tensor, layer: str) -> Of
     """Captum's."""
     from captum import attr
 
-    leaf = images.clone().requires_grad_()
-    if method == "occlusion":
-        window, stride = (images.shape[1], WINDOW, WINDOW), (images.shape[1], STRIDE, STRIDE)
-        occlusion = attr.Occlusion(model)
-        return lambda category: occlusion.attribute(images, window, stride, target=category, perturbations_per_eval=16)
-    if method == "guided_backprop":
-        guided = attr.GuidedBackprop(model)
-        return lambda category: guided.attribute(leaf, target=category)
-    _needs_grids(model)
-    if method == "guided_grad_cam":
-        both = attr.GuidedGradCam(model, model.get_submodule(layer))
-        return lambda category: both.attribute(leaf, target=category)
-    of_layer = attr.LayerGradCam(model, model.get_submodule(layer))
-    return lambda category: of_layer.attribute(images, target=category, relu_attributions=True)
+    if method in ("grad_cam", "guided_grad_cam"):
+        _needs_grids(model)
+    module, channels = model.get_submodule(layer), images.shape[1]
+    options: dict[str, Any] = {"inputs": images.clone().requires_grad_(method.startswith("guided"))}
+    if method == "grad_cam":
+        explainer, options = attr.LayerGradCam(model, module), options | {"relu_attributions": True}
+    elif method == "guided_grad_cam":
+        explainer = attr.GuidedGradCam(model, module)
+    elif method == "guided_backprop":
+        explainer = attr.GuidedBackprop(model)
+    else:
+        explainer, options = attr.Occlusion(model), options | {"perturbations_per_eval": 16}
+        options |= {"sliding_window_shapes": (channels, WINDOW, WINDOW), "strides": (channels, STRIDE, STRIDE)}
+    return lambda category: explainer.attribute(target=category, **options)
 
 
 PEERS: dict[str, tuple[tuple[str, ...], Callable[[str, nn.Module, Tensor, str], OfClass]]] = {

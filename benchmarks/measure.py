@@ -42,6 +42,18 @@ def ratio(own: list[float], base: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(own, base, strict=True))
 
 
+def compared(calls: Mapping[str, Call], rounds: int, device: str = "cpu") -> dict[str, dict[str, float]]:
+    """By call: the seconds of its first run, the median of later rounds, and its ratio to the first of the calls."""
+    first = {name: seconds(call, device) for name, call in calls.items()}
+    took = in_turns(calls, rounds, device)
+    base = next(iter(took.values()))
+    return {
+        name: {"seconds of the first call": first[name], "seconds": statistics.median(took[name])}
+        | {"time": ratio(took[name], base)}
+        for name in calls
+    }
+
+
 def passes(model: nn.Module, call: Call) -> int:
     """How many images run through the network in a call."""
     rows: list[int] = []

@@ -14,7 +14,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,24 +53,8 @@ Compared = Iterator[tuple[str, Any, Any]]
 """Names of metrics, camlib's values and a peer's."""
 
 
-class Case(NamedTuple):
-    """Heatmaps of pictures, and the explainer that made them, if one did."""
-
-    model: nn.Module
-    images: Tensor
-    heatmaps: Tensor
-    explainer: tuple[str, bool] | None
-
-    def given(self) -> tuple[nn.Module, Tensor, Tensor, int]:
-        """What camlib's metrics take."""
-        return self.model, self.images, self.heatmaps, CLASS
-
-    def masks(self) -> Tensor:
-        """A rectangle for each picture."""
-        masks = torch.zeros(IMAGES, SIDE, SIDE, dtype=torch.bool)
-        for n in range(IMAGES):
-            masks[n, 5 : 15 + 3 * n, 10:25] = True
-        return masks
+Cam = camlib.GradCAM | None
+"""What made the heatmaps."""
 
 
 def network() -> tuple[nn.Module, Tensor]:
@@ -87,12 +71,14 @@ def network() -> tuple[nn.Module, Tensor]:
     return model, images
 
 
-def with_quantus(case: Case) -> Compared:
+def with_quantus(model: nn.Module, images: Tensor, h: Tensor, cam: Cam) -> Compared:
     """Localisation and shape."""
     import quantus
 
-    h, masks = case.heatmaps, case.masks()
-    given = {"x_batch": case.images.numpy(), "y_batch": np.full(IMAGES, CLASS), "a_batch": h[:, None].numpy()}
+    masks = torch.zeros(IMAGES, SIDE, SIDE, dtype=torch.bool)
+    for n in range(IMAGES):
+        masks[n, 5 : 15 + 3 * n, 10:25] = True
+    given = {"x_batch": images.numpy(), "y_batch": np.full(IMAGES, CLASS), "a_batch": h[:, None].numpy()}
 
     def of(peer: Callable[..., Any], masks: Any = None, **options: Any) -> Any:
         return peer(normalise=False, disable_warnings=True, **options)(
@@ -109,79 +95,61 @@ def with_quantus(case: Case) -> Compared:
     yield "entropy", metrics.entropy(h), of(quantus.Complexity, abs=True)
 
 
-def with_captum(case: Case) -> Compared:
+def with_captum(model: nn.Module, images: Tensor, h: Tensor, cam: Cam) -> Compared:
     """Infidelity of given perturbations; sensitivity, with the copies that camlib drew."""
     import captum.metrics
 
-    noise = 0.1 * torch.randn(8, *case.images.shape[1:], dtype=torch.float64)
+    noise = 0.1 * torch.randn(8, *images.shape[1:], dtype=torch.float64)
     repeated = noise.repeat(IMAGES, 1, 1, 1)
     for normalize in (False, True):
-        own = metrics.infidelity(*case.given(), perturbations=noise, normalize=normalize)
+        own = metrics.infidelity(model, images, h, CLASS, perturbations=noise, normalize=normalize)
         theirs = captum.metrics.infidelity(
-            lambda images: case.model(images).softmax(1),
-            lambda images: (repeated, images - repeated),
-            case.images,
-            case.heatmaps[:, None].expand_as(case.images),
+            lambda inputs: model(inputs).softmax(1),
+            lambda inputs: (repeated, inputs - repeated),
+            images,
+            h[:, None].expand_as(images),
             target=CLASS,
             n_perturb_samples=len(noise),
             normalize=normalize,
         )
         # The numbers are squares of sums over all pixels: their ratio is compared.
         yield "infidelity, normalized" if normalize else "infidelity", own / theirs, torch.ones_like(theirs)
-    if case.explainer:
-        layer, relu = case.explainer
+    if cam:
         shown: list[Tensor] = []
-
-        class Shown(camlib.GradCAM):
-            """Keeps the pictures."""
-
-            def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
-                shown.append(inputs.clone())
-                return super().__call__(inputs, target)
-
-        own = metrics.max_sensitivity(Shown(case.model, layer, relu=relu), case.images, CLASS, samples=5)
+        with model.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone())):
+            own = metrics.max_sensitivity(cam, images, CLASS, samples=5)
         copies = torch.stack(shown[1:], 1).flatten(0, 1)  # of the first picture, of the second, ...
-        theirs = captum.metrics.sensitivity_max(
-            lambda inputs: (explained(case, *inputs if isinstance(inputs, tuple) else (inputs,)),),
-            case.images,
-            lambda _: copies,
-            n_perturb_samples=5,
-        )
+
+        def explain(inputs: Any) -> tuple[Tensor]:
+            return (cam(inputs[0] if isinstance(inputs, tuple) else inputs, CLASS).heatmaps(),)
+
+        theirs = captum.metrics.sensitivity_max(explain, images, lambda _: copies, n_perturb_samples=5)
         yield "max_sensitivity", own, theirs
 
 
-def explained(case: Case, images: Tensor) -> Tensor:
-    """The heatmaps of other pictures."""
-    layer, relu = case.explainer or ("", True)
-    return camlib.GradCAM(case.model, layer, relu=relu)(images.double(), CLASS).heatmaps()
-
-
-def with_grad_cam(case: Case) -> Compared:
+def with_grad_cam(model: nn.Module, images: Tensor, h: Tensor, cam: Cam) -> Compared:
     """Drop, increase, complexity, ROAD without noise, and what explains again: coherency and ARCC."""
     from pytorch_grad_cam.metrics import arcc, road
     from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
-    targets, h = [ClassifierOutputSoftmaxTarget(CLASS)] * IMAGES, case.heatmaps.numpy()
-    single = (case.images.float(), h, targets, copy.deepcopy(case.model).float())  # it imputes in no other precision
-    double = (case.images, h, targets, case.model)
-    yield "average_drop", metrics.average_drop(*case.given()), DropInConfidence()(*double)
-    yield "average_increase", metrics.average_increase(*case.given()), IncreaseInConfidence()(*double)
-    yield "complexity", metrics.complexity(case.heatmaps), arcc.Complexity()(h)
-    own = metrics.road_combined(*case.given(), noise=0.0, tolerance=1e-10)
+    targets = [ClassifierOutputSoftmaxTarget(CLASS)] * IMAGES
+    single = (images.float(), h.numpy(), targets, copy.deepcopy(model).float())  # it imputes in no other precision
+    double = (images, h.numpy(), targets, model)
+    yield "average_drop", metrics.average_drop(model, images, h, CLASS), DropInConfidence()(*double)
+    yield "average_increase", metrics.average_increase(model, images, h, CLASS), IncreaseInConfidence()(*double)
+    yield "complexity", metrics.complexity(h), arcc.Complexity()(h.numpy())
+    own = metrics.road_combined(model, images, h, CLASS, noise=0.0, tolerance=1e-10)
     yield "road_combined", own, without_noise(road.ROADCombined([20, 40, 60, 80]))(*single)
-    if case.explainer:
+    if cam:
 
         def again(input_tensor: Tensor, targets: Any) -> Any:
-            return explained(case, input_tensor).numpy()
+            return cam(input_tensor.double(), CLASS).heatmaps().numpy()
 
-        layer, relu = case.explainer
-        ours = camlib.GradCAM(case.model, layer, relu=relu), case.images, CLASS
-        coherency = arcc.Coherency()(*double, again)
-        yield "coherency", metrics.coherency(*ours), coherency
+        yield "coherency", metrics.coherency(cam, images, CLASS), arcc.Coherency()(*double, again)
         theirs = arcc.ARCC(again, [20, 40, 60, 80])
         without_noise(theirs.road)
-        yield "arcc", metrics.arcc(*ours, noise=0.0), theirs(*single)
+        yield "arcc", metrics.arcc(cam, images, CLASS, noise=0.0), theirs(*single)
 
 
 def without_noise(road: Any) -> Any:
@@ -197,7 +165,7 @@ def without_noise(road: Any) -> Any:
     return road
 
 
-def with_torchcam(case: Case) -> Compared:
+def with_torchcam(model: nn.Module, images: Tensor, h: Tensor, cam: Cam) -> Compared:
     """Drop, increase, deletion and insertion."""
     import torchcam.metrics
 
@@ -210,38 +178,38 @@ def with_torchcam(case: Case) -> Compared:
     def of(peer: Any, *keys: str) -> list[list[float]]:
         found = []
         for n in range(IMAGES):  # one picture at a time, because it sums over them
-            peer.cam_extractor.heatmaps = case.heatmaps[n : n + 1]
+            peer.cam_extractor.heatmaps = h[n : n + 1]
             peer.reset()
-            peer.update(case.images[n : n + 1], CLASS)
+            peer.update(images[n : n + 1], CLASS)
             found.append([peer.summary()[key] for key in keys])
         return [list(column) for column in zip(*found, strict=True)]
 
-    extractor = Given(model=case.model, fuse_cams=lambda cams: cams[0], _hooks_off=contextlib.nullcontext)
+    extractor = Given(model=model, fuse_cams=lambda cams: cams[0], _hooks_off=contextlib.nullcontext)
     softmax = functools.partial(torch.softmax, dim=-1)
     drop, increase = of(torchcam.metrics.ClassificationMetric(extractor, softmax), "avg_drop", "conf_increase")
-    yield "average_drop", metrics.average_drop(*case.given()), drop
-    yield "average_increase", metrics.average_increase(*case.given()), increase
+    yield "average_drop", metrics.average_drop(model, images, h, CLASS), drop
+    yield "average_increase", metrics.average_increase(model, images, h, CLASS), increase
     curves = torchcam.metrics.DeletionInsertionMetric(extractor, softmax, steps=STEPS)
     deletion, insertion = of(curves, "deletion_auc", "insertion_auc")
-    yield "deletion", metrics.deletion(*case.given(), steps=STEPS, baseline="zero"), deletion
-    yield "insertion", metrics.insertion(*case.given(), steps=STEPS, baseline="zero"), insertion
+    yield "deletion", metrics.deletion(model, images, h, CLASS, steps=STEPS, baseline="zero"), deletion
+    yield "insertion", metrics.insertion(model, images, h, CLASS, steps=STEPS, baseline="zero"), insertion
 
 
-def with_scikit_image(case: Case) -> Compared:
+def with_scikit_image(model: nn.Module, images: Tensor, h: Tensor, cam: Cam) -> Compared:
     """Similarities of the heatmaps and noisy ones."""
     import scipy.stats
     import skimage.feature
     import skimage.metrics
 
-    other = (case.heatmaps + torch.rand_like(case.heatmaps)) / 2
-    pairs = list(zip(case.heatmaps.numpy(), other.numpy(), strict=True))
+    other = (h + torch.rand_like(h)) / 2
+    pairs = list(zip(h.numpy(), other.numpy(), strict=True))
     hog = functools.partial(skimage.feature.hog, pixels_per_cell=(SIDE // 8, SIDE // 8), cells_per_block=(3, 3))
     ssim = [skimage.metrics.structural_similarity(a, b, data_range=1.0) for a, b in pairs]
-    yield "ssim", similarity.ssim(case.heatmaps, other), ssim
+    yield "ssim", similarity.ssim(h, other), ssim
     descriptors = [scipy.stats.pearsonr(hog(a), hog(b)).statistic for a, b in pairs]
-    yield "hog", similarity.hog(case.heatmaps, other), descriptors
+    yield "hog", similarity.hog(h, other), descriptors
     ranks = [scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic for a, b in pairs]
-    yield "spearman", similarity.spearman(case.heatmaps, other), ranks
+    yield "spearman", similarity.spearman(h, other), ranks
 
 
 def imputed(images: Tensor) -> Compared:
@@ -251,15 +219,6 @@ def imputed(images: Tensor) -> Compared:
     known, imputer = torch.rand(IMAGES, SIDE, SIDE) < 0.2, NoisyLinearImputer(noise=0.0)
     theirs = [imputer(image.float(), mask.float()) for image, mask in zip(images, known, strict=True)]
     yield "impute", impute(images, known, tolerance=1e-12), torch.stack(theirs)
-
-
-PEERS = {
-    "captum": with_captum,
-    "grad-cam": with_grad_cam,
-    "quantus": with_quantus,
-    "scikit-image": with_scikit_image,
-    "torchcam": with_torchcam,
-}
 
 
 def rows(peer: str, on: str, compared: Compared) -> list[dict[str, Any]]:
@@ -272,7 +231,7 @@ def rows(peer: str, on: str, compared: Compared) -> list[dict[str, Any]]:
         why = [REASONS.get((metric, peer, on), "?")] if difference > AGREES else []
         why += [NOTHING] if np.isnan(others).any() else []
         row = {"metric": metric, "peer": "scipy" if metric == "spearman" else peer, "on": on, "difference": difference}
-        found.append(row | ({"why": "; ".join(why)} if why else {}))
+        found.append(row | {"why": "; ".join(why)})
     return found
 
 
@@ -280,12 +239,19 @@ def main() -> None:
     """Compare, print, write the JSON."""
     model, images = network()
     maps = (torch.randperm(IMAGES * SIDE**2).double() / IMAGES / SIDE**2).reshape(IMAGES, SIDE, SIDE)
-    cases = {RANDOM: Case(model, images, maps, None)}
+    cases: dict[str, tuple[Tensor, Cam]] = {RANDOM: (maps, None)}
     for on, (layer, relu) in EXPLAINERS.items():
-        maps = camlib.GradCAM(model, layer, relu=relu)(images, CLASS).heatmaps()
-        cases[on] = Case(model, images, maps, (layer, relu))
+        cam = camlib.GradCAM(model, layer, relu=relu)
+        cases[on] = cam(images, CLASS).heatmaps(), cam
+    peers = {"captum": with_captum, "grad-cam": with_grad_cam, "quantus": with_quantus}
+    peers |= {"scikit-image": with_scikit_image, "torchcam": with_torchcam}
     with warnings.catch_warnings(action="ignore"):  # of peers, about heatmaps of zeros
-        found = [row for on, case in cases.items() for peer, of in PEERS.items() for row in rows(peer, on, of(case))]
+        found = [
+            row
+            for on, case in cases.items()
+            for peer, of in peers.items()
+            for row in rows(peer, on, of(model, images, *case))
+        ]
     found += rows("grad-cam", "a fifth known", imputed(images))
     found.sort(key=lambda row: (row["peer"], row["metric"]))
     print(*found, sep="\n")

@@ -16,7 +16,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,7 +27,7 @@ import camlib
 from benchmarks import results
 from benchmarks.libraries import COMPARE, PERTURBING, NotOfferedError, build, network, offering, resident_memory
 from benchmarks.libraries import expected_passes as expected
-from benchmarks.measure import Call, in_turns, passes, ratio, seconds, tensor_peak
+from benchmarks.measure import Call, compared, in_turns, passes, ratio, tensor_peak
 from camlib.comparison import DEFAULT_METHODS
 from camlib.metrics.similarity import spearman
 
@@ -42,23 +41,13 @@ GROWTH = {
     "classes": (1, 3, 10, 30, 100),
     "channels": (32, 64, 128, 256, 512, 1024, 2048),
 }
-GOALS: list[tuple[str, str, int, dict[str, float]]] = [
-    ("ablation_cam", "resnet18", 3, {"times faster than grad-cam": 100, "maps apart": 1e-4}),
-    (
-        "score_cam",
-        "resnet18",
-        3,
-        {
-            "times faster than the faster peer": 1.25,
-            "the same in bfloat16": 2.2,
-            "rank correlation of bfloat16": 0.99,
-            "memory of torchcam's": 0.6,
-            "memory of grad-cam's": 0.3,
-        },
-    ),
-    ("ablation_cam", "resnet50", 1, {"times faster than grad-cam": 50, "maps apart": 1e-4}),
-]
-"""What the perturbation methods were to reach: method, model, rounds, goals. Memory and distances are upper bounds."""
+GOALS: dict[tuple[str, str, int], dict[str, float]] = {
+    ("ablation_cam", "resnet18", 3): {"times faster than grad-cam": 100, "maps apart": 1e-4},
+    ("score_cam", "resnet18", 3): {"times faster than the faster peer": 1.25, "the same in bfloat16": 2.2}
+    | {"rank correlation of bfloat16": 0.99, "memory of torchcam's": 0.6, "memory of grad-cam's": 0.3},
+    ("ablation_cam", "resnet50", 1): {"times faster than grad-cam": 50, "maps apart": 1e-4},
+}
+"""By method, model and rounds, what was to be reached: lower bounds, but for memory and distances."""
 CHUNK = 16
 """Images in a pass when precisions are compared: a batch, or a chunk of Score-CAM's masked images."""
 
@@ -67,7 +56,7 @@ class Suite:
     """What has been measured so far, which is in the file at all times, and the time that is left."""
 
     def __init__(self, found: dict[str, Any], device: str = "cpu", side: int = 224, minutes: float = 40) -> None:
-        self.found = found | {name: [] for name in ("goals", "cells", "growth", "variants")}
+        self.found = found | {name: [] for name in ("goals", "cells", "growth", "overlays", "variants")}
         self.device, self.side, self.rounds = device, side, 3
         self._start, self._minutes = time.monotonic(), minutes
 
@@ -114,12 +103,13 @@ class Suite:
 
     def goals(self) -> None:
         """What the perturbation methods were to reach."""
-        for method, name, rounds, goals in GOALS:
+        for (method, name, rounds), goals in GOALS.items():
             seen = perturbation(method, name, rounds)
             for what, asked in goals.items():
-                at_most = "memory" in what or "apart" in what
-                line = {"what": f"{method}, {name}: {what}", "asked": asked, "at most": at_most, "seen": seen[what]}
-                self.add("goals", line | {"met": seen[what] <= asked if at_most else seen[what] >= asked})
+                upper = "memory" in what or "apart" in what
+                met = seen[what] <= asked if upper else seen[what] >= asked
+                line = {"what": f"{method}, {name}: {what}", "asked": asked, "seen": seen[what]}
+                self.add("goals", line | {"met": "yes" if met else "no", "bound": "at most" if upper else "at least"})
 
     def growth(self) -> None:
         """Seconds against the number of images and classes (Grad-CAM) and channels (Ablation-CAM, synthetic)."""
@@ -130,23 +120,20 @@ class Suite:
             method, classes = "ablation_cam" if what == "channels" else "grad_cam", number if what == "classes" else 1
             libraries = ("forward", "camlib", "grad-cam")
             calls = {of: build(of, method, model, batch, layer, range(classes))[1] for of in libraries}
-            in_turns(calls, 1)
-            took = in_turns(calls, self.rounds if number < 30 else 1, self.device)
-            medians = {library: statistics.median(found) for library, found in took.items()}
-            self.add("growth", {"of": what, "number": number, "seconds": medians})
+            took = compared(calls, self.rounds if number < 30 else 1, self.device)
+            self.add("growth", {"of": what, "number": number, "seconds": {of: took[of]["seconds"] for of in took}})
 
     def precisions(self, name: str) -> None:
         """Seconds per image in both precisions, relative to the eager forward pass of that precision."""
         for precision in ("float32", "bfloat16"):
             images, calls = precision_calls(name, self.side, self.device)
             with torch.autocast(self.device, torch.bfloat16, enabled=precision == "bfloat16"):
-                first_call = {subject: seconds(call, self.device) for subject, call in calls.items()}
-                took = in_turns(calls, self.rounds - 1, self.device)
-            each = {subject: statistics.median(took[subject]) / images[subject] for subject in calls}
-            for subject in calls:
-                line = {"model": name, "precision": precision, "subject": subject, "seconds an image": each[subject]}
-                line |= {"forwards of time": each[subject] / each["forward"]}
-                self.add("variants", line | {"seconds of the first call": first_call[subject]})
+                took = compared(calls, self.rounds - 1, self.device)
+            for subject, one in took.items():
+                line: dict[str, Any] = {"model": name, "precision": precision, "subject": subject}
+                line |= {"seconds an image": one["seconds"] / images[subject]}
+                line |= {"forwards of time": one["time"] * CHUNK / images[subject]}
+                self.add("variants", line | {"seconds of the first call": one["seconds of the first call"]})
 
     def overlays(self) -> None:
         """Images per second of camlib.overlay, and of OpenCV alone, which colors and blends the same."""
@@ -157,8 +144,8 @@ class Suite:
             colors = cv2.applyColorMap((255 * heatmap).astype(np.uint8), cv2.COLORMAP_JET)
             return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colors, cv2.COLOR_BGR2RGB), 0.5, 0)
 
-        took = in_turns({"camlib.overlay": lambda: camlib.overlay(picture, heatmap), "cv2": opencv}, 150)
-        self.found["overlays per second"] = {name: 1 / statistics.median(found) for name, found in took.items()}
+        took = compared({"camlib.overlay": lambda: camlib.overlay(picture, heatmap), "cv2": opencv}, 150)
+        self.add("overlays", *({"subject": name, "per second": 1 / one["seconds"]} for name, one in took.items()))
 
 
 def measured(name: str, images: int, classes: int) -> Iterator[tuple[str, list[str]]]:
@@ -215,8 +202,10 @@ def perturbation(method: str, name: str, rounds: int) -> dict[str, float]:
         "rank correlation of bfloat16": float(spearman(exact, half)),
         "maps apart": apart(exact, torch.from_numpy(theirs)),
     }
-    own = resident_memory("camlib", method, name)
-    return seen | {f"memory of {peer}'s": own / resident_memory(peer, method, name) for peer in peers}
+    if method == "score_cam":
+        own = resident_memory("camlib", method, name)
+        seen |= {f"memory of {peer}'s": own / resident_memory(peer, method, name) for peer in peers}
+    return seen
 
 
 def apart(maps: Tensor, others: Tensor) -> float:
@@ -260,9 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=40, help="no cell is begun later")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--output", type=Path, default=results.FOLDER, help="the folder of suite.json")
     arguments = parser.parse_args()
-    results.FOLDER = arguments.output
     found = results.provenance("torch", "torchvision", "grad-cam", "torchcam", "captum")
     found["machine"] += f", native bfloat16: {torch.cpu._is_avx512_bf16_supported()}"
     found["machine"] += f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""

@@ -5,7 +5,6 @@ The pages show them by ``.. measured:: NAME``. ``python -m benchmarks.tables NAM
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -48,14 +47,16 @@ def pivot(
 NETWORK, IMAGES, METHOD = {"network": "model"}, {"images": "images"}, {"method": "method"}
 
 
-def batches(name: str) -> Lines:
-    """Time and, where it was measured, peak memory in brackets, relative to a bare forward pass."""
+def listing(name: str, what: str, columns: str) -> Lines:
+    """A line for each record of a result, by columns like ``heading = {key:.2f} | heading = {key}``."""
+    heads, cells = zip(*(column.split(" = ") for column in columns.split(" | ")), strict=True)
+    return [[*heads], *([cell.format_map(one) for cell in cells] for one in load(name)[what])]
 
-    def cell(one: Record) -> str:
-        return f"{one['time']:.2f}" + (f" ({one['memory']:.2f})" if "memory" in one else "")
 
+def batches(name: str, cell: str) -> Lines:
+    """Time and memory relative to a bare forward pass."""
     cells = [one for one in load(name)["cells"] if one["subject"] != "forward"]
-    return pivot(cells, NETWORK | IMAGES, "subject", cell)
+    return pivot(cells, NETWORK | IMAGES, "subject", cell.format_map)
 
 
 def suite(rows: dict[str, str], column: str, expected: Iterable[str] = (), **wanted: Any) -> Lines:
@@ -69,32 +70,6 @@ def suite(rows: dict[str, str], column: str, expected: Iterable[str] = (), **wan
 
     cells = [one for one in load("suite")["cells"] if wanted.items() <= one.items()]
     return pivot(cells, rows, column, cell, expected)
-
-
-def goals() -> Lines:
-    """The goals of the methods that perturb."""
-    lines = [["goal", "asked", "seen", "met"]]
-    for goal in load("suite")["goals"]:
-        asked = f"{'at most' if goal['at most'] else 'at least'} {goal['asked']:g}"
-        lines.append([goal["what"], asked, f"{goal['seen']:.3g}", "yes" if goal["met"] else "no"])
-    return lines
-
-
-def precisions() -> Lines:
-    """Time in both precisions, eager and compiled."""
-    lines = [["network", "precision", "subject", "ms per image", "forwards of time", "first call, s"]]
-    for one in load("suite")["variants"]:
-        times = f"{1000 * one['seconds an image']:.1f}", f"{one['forwards of time']:.2f}"
-        lines.append(
-            [one["model"], one["precision"], one["subject"], *times, f"{one['seconds of the first call']:.1f}"]
-        )
-    return lines
-
-
-def overlays() -> Lines:
-    """Overlays per second."""
-    rates = load("suite")["overlays per second"]
-    return [["subject", "overlays per second"], *([subject, f"{rate:.0f}"] for subject, rate in rates.items())]
 
 
 def coverage(method: str) -> list[Record]:
@@ -240,13 +215,6 @@ def parity() -> Lines:
     return lines
 
 
-def metric_parity() -> Lines:
-    """Differences between metrics, and why."""
-    rows = load("metric_parity")["rows"]
-    head = ["metric", "peer", "on", "largest difference", "why"]
-    return [head, *([*map(row.get, head[:3]), f"{row['difference']:.0e}", row.get("why", "")] for row in rows)]
-
-
 def choice() -> Lines:
     """What separates the methods when one is to be chosen: what they need and cost, and how much better than random.
 
@@ -286,19 +254,36 @@ def provenance() -> Lines:
     return lines
 
 
-PER_METHOD = (choice, coverage_methods, coverage_models, coverage_refusals, methods, photographs)
-OTHERS = (faithfulness, goals, metric_parity, overlays, parity, parity_reasons, precisions, provenance)
-of_suite, alone = functools.partial(functools.partial, suite), {"library": "camlib", "images": 1, "classes": 1}
-TABLES: dict[str, Callable[[], Lines]] = {
-    "grad_cam": functools.partial(batches, "grad_cam"),
-    "compare": functools.partial(batches, "compare"),
-    "suite_methods": of_suite(METHOD, "model", camlib.METHODS, **alone),
-    "suite_grad_cam": of_suite(IMAGES | NETWORK, "library", method="grad_cam", classes=1),
-    "suite_1_image": of_suite(NETWORK | METHOD, "library", images=1, classes=1),
-    "suite_10_classes": of_suite(NETWORK | METHOD, "library", images=1, classes=10),
-    "suite_8_images": of_suite(NETWORK | METHOD, "library", images=8, classes=1),
-    "suite_32_images": of_suite(NETWORK | METHOD, "library", images=32, classes=1),
-} | {made.__name__: made for made in (*PER_METHOD, *OTHERS)}
+GOALS = "goal = {what} | asked = {bound} {asked:g} | seen = {seen:.3g} | met = {met}"
+PRECISIONS = (
+    "network = {model} | precision = {precision} | subject = {subject} | seconds per image = {seconds an image:.4f} | "
+    "forwards of time = {forwards of time:.2f} | seconds of the first call = {seconds of the first call:.1f}"
+)
+METRICS_APART = "metric = {metric} | peer = {peer} | on = {on} | largest difference = {difference:.0e} | why = {why}"
+FUNCTIONS = (
+    choice,
+    coverage_methods,
+    coverage_models,
+    coverage_refusals,
+    faithfulness,
+    methods,
+    parity,
+    parity_reasons,
+)
+TABLES: dict[str, Callable[[], Lines]] = {made.__name__: made for made in (*FUNCTIONS, photographs, provenance)} | {
+    "grad_cam": lambda: batches("grad_cam", "{time:.2f} ({memory:.2f})"),
+    "compare": lambda: batches("compare", "{time:.2f}"),
+    "suite_methods": lambda: suite(METHOD, "model", camlib.METHODS, library="camlib", images=1, classes=1),
+    "suite_grad_cam": lambda: suite(IMAGES | NETWORK, "library", method="grad_cam", classes=1),
+    "suite_1_image": lambda: suite(NETWORK | METHOD, "library", images=1, classes=1),
+    "suite_10_classes": lambda: suite(NETWORK | METHOD, "library", images=1, classes=10),
+    "suite_8_images": lambda: suite(NETWORK | METHOD, "library", images=8, classes=1),
+    "suite_32_images": lambda: suite(NETWORK | METHOD, "library", images=32, classes=1),
+    "goals": lambda: listing("suite", "goals", GOALS),
+    "precisions": lambda: listing("suite", "variants", PRECISIONS),
+    "overlays": lambda: listing("suite", "overlays", "subject = {subject} | overlays per second = {per second:.0f}"),
+    "metric_parity": lambda: listing("metric_parity", "rows", METRICS_APART),
+}
 """What makes each table, by name."""
 
 
