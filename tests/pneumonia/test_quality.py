@@ -21,6 +21,7 @@ from pneumonia.data import Pictures
 from pneumonia.measures import Estimate
 from pneumonia.model import build
 from pneumonia.network import Network
+from pneumonia.page import flags
 from pneumonia.quality import METHODS, agreement, faithfulness, quality, randomisation, region_use, regions
 from pneumonia.results import plain
 
@@ -57,7 +58,7 @@ def patients(count):
 def region_use_of(region, inputs):
     model = Reader(region)
     explanation = camlib.GradCAM(model, "seen")(inputs, 1)
-    return region_use(Scorer(model, inputs, 1), explanation, 0.5, patients(len(inputs)), 0).regions
+    return region_use(Scorer(model, inputs, 1), explanation, 0.5, patients(len(inputs)), 0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def estimates(results):
 
 
 def test_network_that_reads_the_corners_is_detected_by_its_heatmap_and_by_covering_them():
-    corners = region_use_of("corners", bright("corners"))["corners"]
+    corners = region_use_of("corners", bright("corners")).regions["corners"]
     assert corners.area == pytest.approx(regions(SIDE)["corners"].double().mean())
     assert corners.energy.value == pytest.approx(1)
     assert corners.energy_by_area.value == pytest.approx(1 / corners.area)
@@ -112,13 +113,19 @@ def test_network_that_reads_the_corners_is_detected_by_its_heatmap_and_by_coveri
 
 
 def test_covering_what_a_network_does_not_read_changes_nothing():
-    found = region_use_of("middle", bright("middle"))
+    found = region_use_of("middle", bright("middle")).regions
     for region in ("corners", "border"):
         assert found[region].change == found[region].flips == NOTHING
         assert found[region].energy.value == 0
         assert not found[region].flagged
     assert found["middle"].flips.value == 1
     assert found["middle"].flagged
+
+
+def test_report_names_the_flagged_regions_except_the_middle():
+    corners, middle = (region_use_of(region, bright(region)) for region in ("corners", "middle"))
+    assert flags({"NORMAL": corners, "PNEUMONIA": middle}).startswith("Flagged: corners (images called NORMAL)")
+    assert flags({"PNEUMONIA": middle}) == "Neither corners nor border are flagged."
 
 
 def test_even_energy_is_no_preference():

@@ -193,7 +193,7 @@ def _trust(heatmaps: HeatmapResults) -> list[Chart | Table | str]:
             "Does the network rely on borders and markers?",
             quality_figures.draw_shortcuts(quality.shortcuts),
             "Heatmap energy by area in corners, border and middle, and the effect of covering them.",
-            f"Images {quality.shortcuts.rule}. {_flags(quality.shortcuts.called)}",
+            f"Images {quality.shortcuts.rule}. {flags(quality.shortcuts.called)}",
         ),
         Chart(
             "Do the methods agree?",
@@ -215,7 +215,8 @@ def _trust(heatmaps: HeatmapResults) -> list[Chart | Table | str]:
     return parts
 
 
-def _flags(called: dict[str, RegionUse]) -> str:
+def flags(called: dict[str, RegionUse]) -> str:
+    """Name the regions that are flagged, except the middle, which is a reference."""
     flagged = [
         f"{region} (images called {name})"
         for name, use in called.items()
