@@ -377,7 +377,7 @@ def test_optical_flow_is_refused_with_a_reason() -> None:
     with pytest.raises(camlib.CamlibTypeError, match="returns a list.*pass forward="):
         camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs))(pair)
     cam = camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs)[-1])
-    expected = "batch of 2, but the outputs have 1 rows.*whose first axis is the images"
+    expected = "no layer returns a feature map that leads to the score"
     with pytest.raises(camlib.CamlibRuntimeError, match=expected):
         cam(pair, lambda flow: flow.square().mean((1, 2, 3)))
 

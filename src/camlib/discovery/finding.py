@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from camlib.discovery.confirmation import contradiction, followed, is_followed, token_layout
 from camlib.discovery.graph import Graph, Tapped
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.inputs import Inputs, Outputs
@@ -119,8 +120,7 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
 
 def find_layer_in(network: Network, inputs: Inputs) -> str:
     """Return :func:`find_layer` for a network and its parsed inputs."""
-    found = _find(network, inputs)
-    return found.name(found.last)
+    return _named(network, _find(network, inputs), [])[-1]
 
 
 def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[str]:
@@ -150,7 +150,16 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
     """Return :func:`find_stages` for a network and its parsed inputs."""
     found = _find(network, inputs)
-    return list(dict.fromkeys(map(found.name, found.stages())))
+    return _named(network, found, found.stages())
+
+
+def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
+    """The names of the maps, and of the one to explain; the network keeps their layouts."""
+    names = list(dict.fromkeys(map(found.name, [*records, found.last])))
+    for record, layout in found.layouts.items():
+        if record.name in names:
+            network.layouts[record.name, tuple(record.tensor.shape[1:]), found.size] = layout
+    return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,20 +211,24 @@ def _find(network: Network, inputs: Inputs) -> _Found:
                 return None
             point, passed_on = tap(output, name)
             clone = passed_on if isinstance(passed_on, Tensor) else passed_on[0]
-            records.append(Tapped(len(records), name, module, point, clone.grad_fn))
+            records.append(Tapped(len(records), name, module, point, clone.grad_fn, positions.of(first)))
             return passed_on
 
         return hook
 
-    with undisturbed(network.module), hooked((module, record(name)) for name, module in _submodules(network)):
-        score = _score(Outputs(network.run(first)))
+    positions = followed(first)
+    with undisturbed(network.module):
+        # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
+        with positions, hooked((module, record(name)) for name, module in _submodules(network)):
+            outputs = network.run(first)
+        with torch.enable_grad():
+            score = _score(Outputs(outputs))
         if score.grad_fn is None:
             raise CamlibRuntimeError(
                 "no layer leads to the model's outputs: they are detached, not differentiable (such as an argmax), or "
                 f"computed without submodules; {_seen(records)}"
             )
-        size = None if first.is_list else first.size  # detectors resize images
-        return _choose(network.module, records, score, size)
+        return _choose(network.module, records, score, first)
 
 
 def _score(outputs: Outputs) -> Tensor:
@@ -236,17 +249,24 @@ def _score(outputs: Outputs) -> Tensor:
     return outputs.main
 
 
-def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, size: Size | None) -> _Found:
+def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, inputs: Inputs) -> _Found:
     """Ask the four questions of the module docstring about the records, starting at the last one."""
-    layouts = _grids(model, records, size)
-    graph = Graph(outputs, [record.node for record in layouts])
+    size = None if inputs.is_list else inputs.size  # detectors resize images
+    inferred = _grids(model, records, size)
+    layouts = _confirmed(records, inferred, inputs)
+    graph = Graph(outputs, layouts)
     maps = [record for record, layout in layouts.items() if graph.is_map(record, layout)]
     pooling = tuple(f"{name}." for name, module in model.named_modules() if name and _pools(module))
     features = [
         record for record in maps if graph.is_feature_map(record, outputs) and not f"{record.name}.".startswith(pooling)
     ]
     if not features:
-        raise CamlibRuntimeError(f"no layer returns a feature map that leads to the score; {_seen(records)}")
+        passed_over = [
+            _passed_over(record, inferred, inputs) for record in records if record in inferred.keys() - layouts
+        ]
+        raise CamlibRuntimeError(
+            f"no layer returns a feature map that leads to the score; {'; '.join([*passed_over[-1:], _seen(records)])}"
+        )
     connected = _connected(features, outputs, layouts)
     reaching = [record for record in features if record.node in connected]
     if not reaching:
@@ -287,6 +307,31 @@ def _grids(model: nn.Module, records: list[Tapped], size: Size | None) -> dict[T
     return layouts
 
 
+def _confirmed(records: list[Tapped], layouts: dict[Tapped, Layout], inputs: Inputs) -> dict[Tapped, Layout]:
+    """The layouts that the positions of the pass confirm; all of them if no position could be followed.
+
+    The layout of tokens follows from their positions.
+    """
+    if not any(is_followed(record.place, inputs) for record in records):
+        return layouts
+    confirmed = {}
+    for record in records:
+        shape = tuple(record.tensor.shape)
+        layout = token_layout(record.place, shape, inputs) or layouts.get(record)
+        if layout is None or math.prod(layout.grid) == 1 or not is_followed(record.place, inputs):
+            continue
+        if len(record.tensor) == inputs.count and contradiction(record.place, layout, shape, inputs) is None:
+            confirmed[record] = layout
+    return confirmed
+
+
+def _passed_over(record: Tapped, inferred: dict[Tapped, Layout], inputs: Inputs) -> str:
+    """Why a record that has the shape of a map is none."""
+    shape = tuple(record.tensor.shape)
+    problem = contradiction(record.place, inferred[record], shape, inputs) or "its cells do not come from the images"
+    return f"{record.name!r} {shape} is not a map of the images: {problem}"
+
+
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
@@ -300,7 +345,7 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
     for record, gradient in zip(records, gradients, strict=True):
         layout = layouts[record]
         if gradient is not None and isinstance(layout, Tokens):
-            gradient = gradient[:, layout.prefix :]
+            gradient = gradient[:, layout.prefix : layout.prefix + math.prod(layout.grid)]
         if gradient is not None and bool((gradient != 0).any()):
             reached.add(record.node)
     return reached

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from camlib.discovery.positions import Place
 from camlib.layers.layouts import Layout, Tokens
 
 # Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.
@@ -37,6 +38,7 @@ class Tapped:
     module: nn.Module
     tensor: Tensor  # the tapped tensor
     node: Any  # the autograd node of its clone, which is unique to the record
+    place: Place  # where its elements come from
 
 
 class Graph:
@@ -44,13 +46,14 @@ class Graph:
 
     Args:
         outputs: the tensor of scores.
-        maps: the nodes of all feature maps, in order of computation.
+        maps: all feature maps, in order of computation.
     """
 
-    def __init__(self, outputs: Tensor, maps: Sequence[Any]) -> None:
+    def __init__(self, outputs: Tensor, maps: Collection[Tapped]) -> None:
         self._root = outputs.grad_fn
+        self._maps = maps
         self._inputs = _inputs_first(self._root)
-        self._first = next((node for node in maps if node in self._inputs), None)
+        self._first = next((one.node for one in maps if one.node in self._inputs), None)
         self._flow = self._marked([self._first], self._uses)  # what depends on the image: no parameters, no constants
         self._rows = self._marked([self._first], self._keeps_rows)
         self._before_projection: set[Any] = set()
@@ -170,19 +173,21 @@ class Graph:
     def outermost(self, record: Tapped, records: list[Tapped]) -> str | None:
         """The name of the outermost module that contains the values' source and returns the same values.
 
-        None if all such modules are called more than once, because a name would not identify the call.
+        Modules that return the values in another shape, which is not a map, do not count. None if all such modules are
+        called more than once, because a name would not identify the call.
         """
         by_node = {other.node: other for other in records}
         maker = record
         for node in self._rearranged(record.node):  # back to the module that returned these values first
             maker = by_node.get(node, maker)
         around = [  # and forward to the containers that return them unchanged
-            other.name
+            other
             for other in records[maker.order + 1 :]
             if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
         ]
         called = Counter(other.name for other in records)
-        return min((name for name in (maker.name, *around) if called[name] == 1), key=len, default=None)
+        names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
+        return min(names, key=len, default=None)
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:

@@ -72,6 +72,16 @@ class Inputs:
         return None
 
     @property
+    def location(self) -> tuple[int, tuple[int, ...]] | None:
+        """The number of the images' tensor in :attr:`tensors`, and its spatial axes; None if there are no images."""
+        if self.is_list:
+            return 0, (1, 2)
+        if self._batch is None:
+            return None
+        axes = (1, 3, 4) if self._frames_first else tuple(range(2, self._batch.dim()))
+        return next(number for number, tensor in enumerate(self.tensors) if tensor is self._batch), axes
+
+    @property
     def _frames_first(self) -> bool:
         return self._batch is not None and self._batch.dim() == 5 and self._batch.shape[2] == 3 != self._batch.shape[1]
 

@@ -47,14 +47,14 @@ class ChannelsLast:
 
 @dataclass(frozen=True)
 class Tokens:
-    """(N, prefix + h * w, C): class and register tokens, then the patches row by row (in videos, frame by frame)."""
+    """(N, T, C): class and register tokens, then the patches row by row (in videos, frame by frame), then others."""
 
     grid: Size
     prefix: int
 
     def to_grid(self, features: Tensor) -> Tensor:
-        """Return (N, C, ...), without the prefix tokens."""
-        patches = features[..., self.prefix :, :].movedim(-1, -2)
+        """Return (N, C, ...), with the patches alone."""
+        patches = features[..., self.prefix : self.prefix + math.prod(self.grid), :].movedim(-1, -2)
         return patches.reshape(*patches.shape[:-1], *self.grid)
 
 

@@ -121,6 +121,7 @@ class Method(ABC):
         """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
         other.network = Network.of(model, self.network.forward, self.network.reshape)
+        other.network.layouts.update(self.network.layouts)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -353,6 +354,8 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     found: dict[Any, Sequence[str]] = {}
     _ = ready.size  # images of different sizes are refused before the network runs
     layers = [method.layers_for(ready, found) for method in methods]
+    for method in methods:
+        network.layouts.update(method.network.layouts)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own

@@ -217,7 +217,9 @@ class ForwardPass:
             shape = tuple(self.features[layer].shape)
             size = None if self.inputs.is_list else self.size  # detectors resize their images
             model = self.network.module
-            layout = layout_of(model, model.get_submodule(layer), shape, size)
+            layout = self.network.layouts.get((layer, shape[1:], size))
+            if layout is None:
+                layout = layout_of(model, model.get_submodule(layer), shape, size)
             if layout is None:
                 raise grid_error(shape, size, layer)
             self._layouts[layer] = layout

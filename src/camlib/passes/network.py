@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning
 from camlib.inputs import Inputs
+from camlib.layers.layouts import Layout
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, inputs) -> outputs``."""
@@ -36,6 +37,8 @@ class Network:
     """``forward(model, inputs) -> outputs`` in place of ``model(inputs)``."""
     reshape: Reshape | None = None
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
+    layouts: dict[Any, Layout] = field(default_factory=dict)
+    """The layouts that were found with the layers, by name, shape without the rows, and size of the inputs."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:

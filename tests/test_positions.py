@@ -1,0 +1,263 @@
+"""Positions followed through a pass: a map is shown only where its cells were seen to come from the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from torch import Tensor, nn
+
+import camlib
+from camlib.discovery.confirmation import contradiction, followed, token_layout
+from camlib.discovery.positions import Positions
+from camlib.inputs import Inputs
+from camlib.layers.layouts import ChannelsFirst, Tokens
+
+
+def own_places(positions: Positions, features: Tensor, axis: int) -> Tensor:
+    """The coordinates of a tensor along an axis of the first input, in full."""
+    return positions.of(features)[0, axis].values.expand(features.shape)
+
+
+def centres(features: Tensor, image: Tensor, cell: tuple[int, ...]) -> tuple[float, float]:
+    """The mean place of the pixels that a cell of (1, C, h, w) reads, weighted by the gradient of a linear network."""
+    (gradient,) = torch.autograd.grad(features[(0, slice(None), *cell)].sum(), image, retain_graph=True)
+    weights = gradient.abs().sum((0, 1))
+    rows, columns = torch.arange(float(weights.shape[0])), torch.arange(float(weights.shape[1]))
+    total = weights.sum()
+    return float((weights.sum(1) * rows).sum() / total), float((weights.sum(0) * columns).sum() / total)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 5, 3), nn.Conv2d(1, 1, 3, 2, 2, dilation=2),
+        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 1, 3, 2)), nn.ConvTranspose2d(1, 1, 3, 1, 1),
+        nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d((4, 6)), nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 1, 3, 2, 1)),
+        nn.PixelUnshuffle(2), nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 1, 1)),
+    ],
+)  # fmt: skip
+def test_cells_are_where_the_gradient_says(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
+    image = torch.rand(1, 1, 24, 36, requires_grad=True)
+    with Positions([image]) as positions:
+        features = network(image)
+    rows, columns = own_places(positions, features, 2), own_places(positions, features, 3)
+    for cell in ((1, 2), (2, 3)):  # padding does not reach them
+        place = float(rows[(0, 0, *cell)]), float(columns[(0, 0, *cell)])
+        assert place == pytest.approx(centres(features, image, cell), abs=1e-3)
+
+
+def test_rearrangements_move_the_places() -> None:
+    image = torch.arange(48.0).view(1, 1, 6, 8)
+    with torch.no_grad(), Positions([image]) as positions:
+        rolled = image.roll((1, -2), (2, 3)).unfold(2, 3, 3).unfold(3, 4, 4).flatten(2, 3).permute(0, 2, 3, 4, 1)
+        chosen = torch.cat([torch.zeros(1, 1, 1), rolled.flatten(1, 3)[:, [3, 1, 40]]], 1)
+    for features in (rolled, chosen[:, 1:]):
+        with torch.no_grad(), Positions([image]) as positions:
+            again = image.roll((1, -2), (2, 3)).unfold(2, 3, 3).unfold(3, 4, 4).flatten(2, 3).permute(0, 2, 3, 4, 1)
+            again = again if features is rolled else again.flatten(1, 3)[:, [3, 1, 40]]
+        assert torch.equal(own_places(positions, again, 2) * 8 + own_places(positions, again, 3), features)
+
+
+def test_a_batch_filled_image_by_image_keeps_the_places() -> None:
+    image = torch.rand(3, 6, 8)
+    with torch.no_grad(), Positions([image]) as positions:
+        batch = image.new_zeros(1, 3, 8, 8)
+        batch[0, :, :6, :8].copy_(image)
+        features = nn.Conv2d(3, 2, 1)(batch)
+    assert own_places(positions, features, 1)[0, 0, :, 0].tolist() == list(range(8))
+
+
+def test_mixing_all_positions_leaves_none() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), Positions([image]) as positions:
+        tokens = image.flatten(2)
+        mixed = nn.Linear(64, 64)(tokens)
+        residual = tokens + mixed
+        pooled = image.mean((2, 3))
+    assert {axis for _, axis in positions.of(mixed)} & {2, 3} == set()
+    assert {axis for _, axis in positions.of(residual)} >= {2, 3}
+    assert {axis for _, axis in positions.of(pooled)} & {2, 3} == set()
+
+
+class TestContradiction:
+    images = torch.rand(1, 3, 32, 48)
+
+    def problem(self, layout: Any, order: Tensor | None = None) -> str | None:
+        with torch.no_grad(), followed(Inputs(self.images)) as positions:
+            patches = nn.functional.avg_pool2d(self.images, 8).flatten(2).mT
+            tokens = torch.cat([torch.zeros(1, 1, 3), patches if order is None else patches[:, order]], 1)
+        return contradiction(positions.of(tokens), layout, tuple(tokens.shape), Inputs(self.images))
+
+    def test_the_true_layout_is_confirmed(self) -> None:
+        assert self.problem(Tokens((4, 6), 1)) is None
+
+    def test_another_prefix_or_order_is_not(self) -> None:
+        assert "do not come from the images" in str(self.problem(Tokens((4, 6), 0)))
+        assert "not in the order of a 3 x 8 grid" in str(self.problem(Tokens((3, 8), 1)))
+        assert "not in the order" in str(self.problem(Tokens((4, 6), 1), torch.arange(24).flip(0)))
+        assert "not in the order" in str(self.problem(Tokens((4, 6), 1), torch.arange(24).view(6, 4).mT.flatten()))
+
+    def test_an_axis_that_is_no_place_is_not(self) -> None:
+        with torch.no_grad(), followed(Inputs(self.images)) as positions:
+            rows = nn.Conv2d(3, 4, 8, 8)(self.images).mean(3, keepdim=True).expand(1, 4, 4, 6).clone()
+        layout = ChannelsFirst((4, 6))
+        assert "axis 3" in str(contradiction(positions.of(rows), layout, tuple(rows.shape), Inputs(self.images)))
+
+    def test_tokens_have_the_layout_of_their_positions(self) -> None:
+        with torch.no_grad(), followed(Inputs(self.images)) as positions:
+            patches = nn.functional.avg_pool2d(self.images, 8).flatten(2).mT
+            tokens = torch.cat([torch.zeros(1, 2, 3), patches, torch.zeros(1, 5, 3)], 1)
+            some = patches[:, [0, 3, 5, 7]]
+        layout = token_layout(positions.of(tokens), tuple(tokens.shape), Inputs(self.images))
+        assert layout == Tokens((4, 6), 2)
+        assert torch.equal(layout.to_grid(tokens), patches.mT.unflatten(2, (4, 6)))
+        assert token_layout(positions.of(some), tuple(some.shape), Inputs(self.images)) is None
+
+
+def trunk() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 4, 1), nn.ReLU())
+
+
+class LevelsAsRows(nn.Module):
+    """A detection head that returns (N, 84, anchors)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(16, 84, 1), nn.Conv2d(16, 84, 1)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        return torch.cat([self.fine(fine).flatten(2), self.coarse(coarse).flatten(2)], 2).sigmoid()
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, 8, 1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+        self.head = LevelsAsRows()
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.first(images)
+        return self.head(fine, self.second(fine))
+
+
+class WithVitals(nn.Module):
+    """A radiograph and 24 hours of vital signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vitals, self.xray = nn.LSTM(8, 16, batch_first=True), trunk()
+        self.head = nn.Linear(48, 2)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        vitals, xray = self.vitals(inputs["vitals"])[0].mean(1), self.xray(inputs["xray"]).mean((2, 3))
+        return self.head(torch.cat([vitals, xray], 1))
+
+
+class Frames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn, self.lstm, self.head = trunk(), nn.LSTM(32, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        features = self.cnn(frames.flatten(0, 1)).mean((2, 3)).view(*frames.shape[:2], -1)
+        return self.head(self.lstm(features)[0][:, -1])
+
+
+def test_rows_of_classes_are_no_map() -> None:
+    explanation = camlib.GradCAM(Detector().eval())(torch.rand(2, 3, 64, 64), lambda out: out[:, 4:].amax((1, 2)))
+    assert explanation.layer == "first"
+
+
+def test_hours_of_vital_signs_are_no_map() -> None:
+    inputs = {"vitals": torch.rand(2, 24, 8), "xray": torch.rand(2, 3, 64, 64)}
+    explanation = camlib.GradCAM(WithVitals().eval())(inputs, 1)
+    assert explanation.layer == "xray"
+    with torch.no_grad(), camlib.capture(model := WithVitals().eval(), "xray") as captured:
+        outputs = model(inputs)
+    weights = captured.gradients(outputs[:, 1]).mean((2, 3))
+    expected = torch.einsum("nc,ncij->nij", weights, captured.activations).relu()
+    torch.testing.assert_close(camlib.GradCAM(model)(inputs, 1).maps, expected)
+
+
+def test_frames_that_became_a_sequence_are_refused() -> None:
+    with pytest.raises(camlib.CamlibRuntimeError, match=r"'lstm' \(1, 4, 16\) is not a map of the images"):
+        camlib.GradCAM(Frames().eval())(torch.rand(1, 4, 3, 64, 64))
+
+
+def test_a_spectrogram_transformer_is_refused() -> None:
+    config = transformers.ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    with pytest.raises(camlib.CamlibRuntimeError, match="is not a map of the images"):
+        camlib.GradCAM(transformers.ASTForAudioClassification(config).eval())(torch.rand(1, 1024, 128))
+
+
+def naive(model: nn.Module, layer: str, images: Tensor, grid: tuple[int, int], prefix: int, **options: Any) -> Tensor:
+    """Grad-CAM of class 1 by plain autograd, with the layout written out."""
+    kept = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output))
+    outputs = model(images, **options).logits
+    handle.remove()
+    features = kept[-1]
+    (gradient,) = torch.autograd.grad(outputs[:, 1].sum(), features)
+    features, gradient = (t[:, prefix:].mT.unflatten(2, grid) for t in (features, gradient))
+    return (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach()
+
+
+@pytest.mark.parametrize(("size", "cells"), [(112, 3), (240, 7)])
+def test_patches_that_do_not_tile_the_image_have_the_grid_of_the_network(size: int, cells: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        patch_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    model, images = (
+        transformers.ViTForImageClassification(config).double().eval(),
+        torch.rand(2, 3, size, size).double(),
+    )
+    explainer = camlib.GradCAM(model, forward=lambda m, x: m(x, interpolate_pos_encoding=True))
+    explanation = explainer(images, 1)
+    expected = naive(model, explanation.layer, images, (cells, cells), 1, interpolate_pos_encoding=True)
+    torch.testing.assert_close(explanation.maps, expected)
+
+
+@pytest.mark.parametrize(("size", "cells"), [(80, 3), (144, 5), (216, 7)])
+def test_merges_that_pad_have_the_grid_of_the_network(size: int, cells: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.Swinv2Config(
+        image_size=size, embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=3
+    )
+    model, images = transformers.Swinv2ForImageClassification(config).double().eval(), torch.rand(2, 3, size, size)
+    explanation = camlib.GradCAM(model)(images.double(), 1)
+    expected = naive(model, explanation.layer, images.double(), (cells, cells), 0)
+    torch.testing.assert_close(explanation.maps, expected)
+
+
+def test_stages_in_another_order_are_left_out() -> None:
+    model = timm.create_model("hiera_tiny_224").eval()
+    assert camlib.find_stages(model, torch.rand(1, 3, 224, 224)) == ["patch_embed", "blocks.11"]
+
+
+def test_a_map_of_inner_windows_is_not_the_layer() -> None:
+    model = timm.create_model("tnt_s_legacy_patch16_224").eval()
+    assert camlib.GradCAM(model)(torch.rand(1, 3, 224, 224)).maps.shape == (1, 14, 14)
+
+
+def test_a_checkpointed_transformer_has_the_layer_of_the_same_without() -> None:
+    model, images = timm.create_model("vit_tiny_patch16_224").eval(), torch.rand(1, 3, 224, 224)
+    expected = camlib.find_layer(model, images)
+    model.set_grad_checkpointing(True)
+    assert camlib.find_layer(model, images) == expected
+
+
+def test_following_leaves_the_outputs_as_they_are() -> None:
+    model, images = torchvision.models.resnet18(num_classes=4).eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        with followed(Inputs(images)):
+            assert torch.equal(model(images), expected)
