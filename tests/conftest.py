@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from types import ModuleType
+
 import pytest
 import torch
+
+NOT_INSTALLED = "ultralytics is not installed: pip install ultralytics"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,3 +28,18 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The package, which is only a test's dependency (AGPL): without it a test fails in CI, and is skipped elsewhere.
+
+    Its settings are kept out of the home folder, and it is kept off the network.
+    """
+    os.environ["YOLO_CONFIG_DIR"] = str(tmp_path_factory.mktemp("ultralytics"))
+    os.environ["YOLO_OFFLINE"] = "true"
+    if os.environ.get("CI"):
+        import ultralytics as package
+    else:
+        package = pytest.importorskip("ultralytics", reason=NOT_INSTALLED)
+    return package
