@@ -38,13 +38,12 @@ def fresh(package: ModuleType, name: str, end_to_end: bool = False) -> Any:
     torch.manual_seed(1)
     yolo = package.YOLO(f"{name}.yaml")
     head = yolo.model.model[-1]
+    for module in yolo.model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:  # a fixed one sums the bins of the boxes
+            nn.init.kaiming_normal_(module.weight)
     for heads in (head.cv3, getattr(head, "one2one_cv3", None)):
         for level in heads or ():
-            nn.init.normal_(level[-1].weight, std=0.5)
             nn.init.zeros_(level[-1].bias)
-    for module in yolo.model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.8, 1.6)
     if end_to_end:
         yolo.model.end2end = True
     yolo.model.double()
@@ -167,6 +166,23 @@ class TestUltralytics:
         fused = yolo.predictor.model.model  # a copy, with frozen and fused weights
         assert not any(weight.requires_grad for weight in fused.parameters())
         quietly(fused, LEVELS[name])(images.float(), targets.Box())
+
+    @each_yolo
+    def test_ultralytics_reported_detection_is_explained_by_its_box(self, ultralytics, name, end_to_end):
+        yolo, images = fresh(ultralytics, name, end_to_end), self.pictures().float()
+        yolo.model.float()
+        head = {"nms": False} if end_to_end else {}
+        reported = yolo.predict(images, conf=1e-9, max_det=1, verbose=False, device="cpu", **head)
+        boxes = torch.stack([result.boxes.xyxy[0] for result in reported])
+        labels = torch.stack([result.boxes.cls[0] for result in reported]).long()
+        confidences = torch.stack([result.boxes.conf[0] for result in reported])
+        if name != "yolo26n":  # whose fresh boxes are small
+            assert bool((boxes == 0).any() | (boxes == torch.tensor([128, 96, 128, 96])).any()), "none is cut off"
+        cam = quietly(yolo, LEVELS[name], fuse="max")
+        explanation = cam(images, targets.Box(boxes, labels, iou=0.95))  # predict fuses weights, which rounds
+        torch.testing.assert_close(explanation.scores, confidences, atol=2e-3, rtol=0)
+        again = targets.bind(targets.Box(boxes, labels, iou=0.95), explanation.outputs)
+        torch.testing.assert_close(targets.score(again, explanation.outputs, torch.arange(2)), explanation.scores)
 
     @each_yolo
     def test_ultralytics_levels_are_what_the_head_reads(self, ultralytics, name, end_to_end):

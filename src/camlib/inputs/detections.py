@@ -56,7 +56,7 @@ SIGMOID = frozenset(
 )
 """Those whose post-processor takes the sigmoid of each logit; labels are columns: classes, or words searched for."""
 SIZES = "image_sizes_of_inputs"
-"""The attribute by which a network's outputs remember the sizes of its images: see :func:`remember_sizes`."""
+"""The attribute by which a network's outputs remember the sizes of their images: see :func:`remember_sizes`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,14 @@ class Detections:
         scores: (M,); or (M, C), the scores of all classes, where each box is a candidate for each class.
         labels: (M,), the class of each score; None if there are none, or if the scores are of all classes.
         relative: whether the boxes are in units of the image's width and height, not in pixels.
+        size: (2,), the image's height and width, if the boxes may reach beyond it and are reported without that part.
     """
 
     boxes: Tensor | None
     scores: Tensor
     labels: Tensor | None = None
     relative: bool = False
+    size: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -97,6 +99,13 @@ class Detections:
                 "'labels'"
             )
         return self.boxes
+
+    @property
+    def inside(self) -> Tensor | None:
+        """The parts of the boxes inside the image, which the post-processing reports; None if these are the boxes."""
+        if self.size is None:
+            return None
+        return self.corners.clamp(min=0).minimum(self.size.to(self.corners.device).flip(0).repeat(2))
 
     def best(self) -> tuple[Tensor, Tensor | None]:
         """Return the score (M,) of each box and its label (M,), which is None if the boxes have none."""
@@ -229,13 +238,15 @@ class _Decoded:
 
     def detections(self) -> Iterator[Detections]:
         """Yield the detections of each image."""
-        scores = self.scores
-        if self.chosen:
-            for rows, of_image in zip(self.table, scores, strict=True):
-                yield Detections(None if self.rotated else rows[:, :4], of_image, rows[:, 5].detach().long())
-            return
-        for columns, of_image in zip(self.table, scores, strict=True):
-            yield Detections(None if self.rotated else _corners(columns[:4].T), of_image.T)
+        boxes = self.table[..., :4] if self.chosen else _corners(self.table[:, :4].mT)
+        sizes = sizes_of(self.table)
+        for image, scores in enumerate(self.scores):
+            yield Detections(
+                boxes=None if self.rotated else boxes[image],
+                scores=scores if self.chosen else scores.T,
+                labels=self.table[image, :, 5].detach().long() if self.chosen else None,
+                size=None if sizes is None else sizes[min(image, len(sizes) - 1)],
+            )
 
 
 def _decoded(raw: Any) -> _Decoded | None:
@@ -319,16 +330,19 @@ def _corners(boxes: Tensor) -> Tensor:
 
 
 def remember_sizes(raw: Any, inputs: Inputs) -> None:
-    """Note the sizes of the images on outputs whose boxes are relative to them; they hold no other trace of pixels.
+    """Note the sizes of the images on the outputs of detectors, which hold no other trace of them.
 
-    The sizes become an attribute of the outputs, which copies keep. Other outputs are left alone.
+    Boxes that are fractions of the image need the sizes, and boxes in pixels are reported up to the image's border. The
+    sizes become an attribute of Hugging Face's outputs, or of the tensor of an ultralytics network's predictions. Other
+    outputs are left alone.
 
     Args:
         raw: what a model returned.
         inputs: what it took. A "pixel_mask" (N, H, W) in it says which pixels are no padding: the boxes are relative to
             these.
     """
-    if not {kind.__name__ for kind in type(raw).__mro__} & (SOFTMAX | SIGMOID):
+    decoded = _decoded(raw)
+    if decoded is None and not {kind.__name__ for kind in type(raw).__mro__} & (SOFTMAX | SIGMOID):
         return
     size = inputs.size
     if size is None or len(size) != 2:
@@ -339,10 +353,18 @@ def remember_sizes(raw: Any, inputs: Inputs) -> None:
         sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], 1)
     else:
         sizes = torch.tensor([list(size)])
-    setattr(raw, SIZES, sizes)
+    setattr(raw if decoded is None else decoded.table, SIZES, sizes)
 
 
 def sizes_of(raw: Any) -> Tensor | None:
     """Return the sizes that :func:`remember_sizes` noted, (N, 2), or (1, 2) if all are the same; None without them."""
     sizes = getattr(raw, SIZES, None)
     return sizes if isinstance(sizes, Tensor) else None
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """Return a tensor detached, with what :func:`remember_sizes` noted on it."""
+    found = tensor.detach()
+    if (sizes := sizes_of(tensor)) is not None:
+        setattr(found, SIZES, sizes)
+    return found

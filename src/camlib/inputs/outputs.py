@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camlib.inputs.detections import class_scores_in, is_list_of_mappings, is_listed
+from camlib.inputs.detections import class_scores_in, detached, is_list_of_mappings, is_listed
 from camlib.inputs.nested import map_tensors, named_entries, tensors_in
 
 NAMES = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
@@ -82,4 +82,4 @@ class Outputs:
         """Return the raw outputs with every tensor detached; None if there are no tensors."""
         if isinstance(self.raw, Tensor):
             return self.raw.detach()
-        return map_tensors(Tensor.detach, self.raw) if self.tensors else None
+        return map_tensors(detached, self.raw) if self.tensors else None

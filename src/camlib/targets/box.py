@@ -124,7 +124,10 @@ class BoundBox(BoundTarget):
         """Return the IoU and the score, (K,) each, of the detection that overlaps best with each box of an image."""
         from torchvision.ops import box_iou
 
-        overlaps = box_iou(self.boxes[image].reshape(-1, 4).double(), detection.corners.detach().double())
+        boxes = self.boxes[image].reshape(-1, 4).double()
+        overlaps = box_iou(boxes, detection.corners.detach().double())
+        if (inside := detection.inside) is not None:  # a box is given as it is, or as it is reported
+            overlaps = overlaps.maximum(box_iou(boxes, inside.detach().double()))
         labels = None if self.labels is None else self.labels[image]
         scores, eligible = detection.of_labels(labels, len(overlaps))
         overlaps = overlaps.masked_fill(~eligible, 0)
