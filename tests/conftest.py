@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
 import pytest
 import torch
+
+NO_ULTRALYTICS = "ultralytics is not installed: pip install ultralytics"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,3 +30,25 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests that need ultralytics where it is missing; with the variable CI set they fail instead."""
+    if "ultralytics" in getattr(item, "fixturenames", ()) and not os.environ.get("CI"):
+        skip_without_ultralytics()
+
+
+def skip_without_ultralytics() -> None:
+    """Skip the test if the package is missing."""
+    if importlib.util.find_spec("ultralytics") is None:
+        pytest.skip(NO_ULTRALYTICS)
+
+
+@pytest.fixture(scope="session")
+def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The package, a dependency of tests alone (AGPL), with its settings out of the home folder and off the network."""
+    os.environ["YOLO_CONFIG_DIR"] = str(tmp_path_factory.mktemp("ultralytics"))
+    os.environ["YOLO_OFFLINE"] = "true"
+    if not os.environ.get("CI"):
+        skip_without_ultralytics()
+    return importlib.import_module("ultralytics")

@@ -57,7 +57,9 @@ PAGES = sorted(
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore")  # of the other libraries beside which some pages run
-def test_examples_of_the_documentation_are_true(page):
+def test_examples_of_the_documentation_are_true(page, request):
+    if "ultralytics" in (ROOT / "docs" / page).read_text():
+        request.getfixturevalue("ultralytics")
     torch.manual_seed(0)
     failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert not failed

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
+from camlib.inputs import detections_in
 
 CAT, DOG = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 30.0]
 
@@ -145,7 +146,7 @@ def test_detections_without_labels():
 )
 def test_iou_is_intersection_over_union(box, iou):
     target = bound(outputs=[found(([0.0, 0, 4, 4], 0.9, 1))])
-    overlaps, _ = target.match(found((box, 0.5, 1)), 0)
+    overlaps, _ = target.match(detections_in([found((box, 0.5, 1))])[0], 0)
     assert overlaps.tolist() == pytest.approx([iou])
 
 
@@ -186,7 +187,7 @@ def test_boxes_that_match_nothing_or_do_not_fit_are_refused(make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bound(CAT, outputs=torch.zeros(2, 3)), "needs a list with a mapping.*returns a Tensor"),
+        (lambda: bound(CAT, outputs=torch.zeros(2, 3)), "needs detections: a list with a mapping.*returns a tensor"),
         (lambda: bound(CAT, outputs={"loss": torch.tensor(1.0)}), "returns a dict.*eval mode"),
         (lambda: bound("cat"), "boxes 'cat' are not understood"),
         (lambda: bound([True, False, True, True]), r"boxes hold torch\.bool"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from camlib.inputs.detections import class_scores_in, detached, is_list_of_mappings, is_listed
 from camlib.inputs.nested import map_tensors, named_entries, tensors_in
 
 NAMES = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
@@ -37,8 +38,12 @@ class Outputs:
 
     @property
     def main(self) -> Tensor | None:
-        """The main tensor, which :meth:`named` finds by the names that libraries use; None if there is none."""
-        return self.named(NAMES)
+        """The main tensor, which :meth:`named` finds by the names that libraries use; None if there is none.
+
+        Of an ultralytics network, it is the tensor of all scores.
+        """
+        named = self.named(NAMES)
+        return class_scores_in(self.raw) if named is None else named
 
     def named(self, names: Sequence[str]) -> Tensor | None:
         """Return the outputs if they are a tensor, or else the first of the named entries that is a tensor.
@@ -62,7 +67,7 @@ class Outputs:
         This is the length of a list of mappings (detections), or of the first axis of :attr:`main`, or of the first
         tensor that has axes (a loss has none).
         """
-        if self._is_list_of_mappings:
+        if is_list_of_mappings(self.raw):
             return len(self.raw)
         if isinstance(self.raw, Tensor):
             return len(self.raw) if self.raw.dim() else None
@@ -71,15 +76,10 @@ class Outputs:
     @property
     def is_detections(self) -> bool:
         """Whether it is a list of mappings with "boxes" and "scores", one for each image."""
-        return self._is_list_of_mappings and all("boxes" in found and "scores" in found for found in self.raw)
-
-    @property
-    def _is_list_of_mappings(self) -> bool:
-        raw = self.raw
-        return isinstance(raw, (list, tuple)) and bool(raw) and all(isinstance(one, Mapping) for one in raw)
+        return is_listed(self.raw)
 
     def detached(self) -> Any:
         """Return the raw outputs with every tensor detached; None if there are no tensors."""
         if isinstance(self.raw, Tensor):
             return self.raw.detach()
-        return map_tensors(Tensor.detach, self.raw) if self.tensors else None
+        return map_tensors(detached, self.raw) if self.tensors else None

@@ -21,6 +21,9 @@ FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax", dims: int = 2) -> Tensor:
     """Resize maps to the finest grid among them (the one with the most cells), normalise each, and fuse them.
 
+    Each is normalised by itself, also the levels of one pyramid: maps of different layers have no common unit, and the
+    same evidence is spread over more cells of a finer map. A map of zeros stays zero.
+
     Args:
         maps: for each layer (..., h, w); the grids may differ.
         how: a key of :data:`FUSIONS`.

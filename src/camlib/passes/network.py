@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning
 from camlib.inputs import Inputs
+from camlib.inputs.detections import remember_sizes
+from camlib.inputs.nested import map_tensors
 from camlib.layers.layouts import Layout
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -52,6 +54,8 @@ class Network:
     def ready(self, raw: Any) -> Inputs:
         """Parse the inputs, replace inference tensors by clones, and check that the inputs fit the model.
 
+        The model's caches that hold inference tensors are replaced, too: see :func:`renew_caches`.
+
         Raises:
             CamlibRuntimeError: a parameter or buffer was created in inference mode, or is not initialised.
             CamlibValueError: the batch is empty, or the inputs and the model are on different devices.
@@ -64,6 +68,7 @@ class Network:
                 "the model's parameters were created in torch.inference_mode(), where autograd cannot use them; "
                 "create or load the model outside inference_mode, or pass copy.deepcopy(model) made outside it"
             )
+        renew_caches(self.module)
         homes = {tensor.device for tensor in tensors}
         inputs = Inputs(raw)
         for tensor in inputs.tensors:
@@ -77,7 +82,7 @@ class Network:
         if not any(map(Tensor.is_inference, inputs.tensors)):
             return inputs
         with torch.inference_mode(False):  # or the clones would be inference tensors again
-            return inputs.map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+            return inputs.map(_usable)
 
     def run(self, inputs: Inputs) -> Any:
         """Return the model's outputs, without its compiled code, which would not see new hooks.
@@ -85,6 +90,11 @@ class Network:
         Raises:
             CamlibTypeError: the inputs hold no tensor (but a PIL image or an array, for example), and the model fails.
         """
+        outputs = self._outputs(inputs)
+        remember_sizes(outputs, inputs)
+        return outputs
+
+    def _outputs(self, inputs: Inputs) -> Any:
         if self.forward is not None:
             return self.forward(self.module, inputs.raw)
         compiled = getattr(self.module, "_compiled_call_impl", None) is not None
@@ -103,13 +113,14 @@ class Network:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers.
+    """Return the module inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``YOLO`` wrappers.
 
     Hooks added after compilation do not fire, and replicas have no hooks, so camlib runs the module itself, eagerly
-    and on one device. A warning says so.
+    and on one device. Ultralytics' ``YOLO`` has no forward pass: a call of it predicts in inference mode, from files,
+    with the network that is its ``model`` or a copy. A warning says so.
 
     Raises:
-        CamlibTypeError: ``model`` is not a module, or is scripted.
+        CamlibTypeError: ``model`` is not a module, is scripted, or is a ``YOLO`` without a network in PyTorch.
     """
     if not isinstance(model, nn.Module):
         raise CamlibTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -123,10 +134,33 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             _say(f"wrapped in {type(model).__name__}: camlib runs the module inside, on one device")
             model = model.module
+        elif _only_predicts(model):
+            inner = model.model
+            if not isinstance(inner, nn.Module):
+                raise CamlibTypeError(
+                    f"the {type(model).__name__} holds no network in PyTorch, but a {type(inner).__name__}: {inner!r}. "
+                    "Load the original weights instead of an exported model"
+                )
+            _say(
+                f"a {type(model).__name__}, whose call predicts in inference mode: camlib runs its .model, a "
+                f"{type(inner).__name__}, which takes tensors (N, 3, H, W) as its own preprocessing makes them"
+            )
+            model = inner
         else:
             if getattr(model, "_compiled_call_impl", None) is not None:
                 _say("compiled in place: camlib runs it eagerly")
             return model
+
+
+def _only_predicts(model: nn.Module) -> bool:
+    """Whether a module has no forward pass but predicts with a network that it holds, as ultralytics' YOLO does."""
+    kind = type(model)
+    return (
+        kind.forward is nn.Module.forward
+        and callable(getattr(kind, "predict", None))
+        and hasattr(model, "model")
+        and hasattr(model, "task")
+    )
 
 
 def _say(what: str) -> None:
@@ -139,3 +173,39 @@ def state(model: nn.Module) -> Iterator[Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def renew_caches(model: nn.Module) -> None:
+    """Replace the inference tensors in the plain attributes of modules by clones, which autograd can use.
+
+    A module that keeps tensors from one pass to the next, such as the anchors of a detector's head, keeps inference
+    tensors after a pass in ``torch.inference_mode()``. The clones are equal and stay: any later pass can use them.
+    """
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.nn."):
+            continue  # torch's own modules keep nothing
+        caches = [
+            name
+            for name, value in module.__dict__.items()
+            if type(value) not in _PLAIN and name not in _OF_EVERY_MODULE and _holds_inference_tensors(value)
+        ]
+        for name in caches:
+            with torch.inference_mode(False):
+                setattr(module, name, map_tensors(_usable, getattr(module, name)))
+
+
+def _holds_inference_tensors(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_inference()
+    if isinstance(value, (tuple, list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return any(type(item) not in _PLAIN and _holds_inference_tensors(item) for item in items)
+    return False
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor

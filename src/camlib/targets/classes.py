@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, number, positive_int
+from camlib.inputs import detections_in
 from camlib.targets.base import BoundTarget, Score, Target, image_list
+from camlib.targets.detected import bind_detected
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, picked, two_class_logits
 
 SATURATED = 0.99
@@ -71,7 +73,7 @@ class _OfClasses(Target):
 
     classes: Any = None
 
-    def bind(self, outputs: Any) -> BoundClasses:
+    def bind(self, outputs: Any) -> BoundTarget:
         """Return the score of the classes of each image.
 
         Raises:
@@ -95,6 +97,9 @@ class Classes(_OfClasses):
     A binary network with the single logit y has two classes, y_1 = y and y_0 = -y. From outputs that are a mapping or
     a dataclass, "logits" or "out" is read.
 
+    Detections have no logit of a class. Their score of a class is the highest among the detections of that class in the
+    image, as the detector reports it; 0 if a perturbed image has none. :class:`Box` reads the same outputs.
+
     Args:
         classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
             each image; or :class:`camlib.TopK`. Checked against the outputs.
@@ -106,16 +111,17 @@ class Classes(_OfClasses):
         tensor([3, 1])
     """
 
-    def bind(self, outputs: Any) -> BoundLogits:
-        """Return the logits of the classes of each image."""
-        return BoundLogits(self._indices(outputs))
+    def bind(self, outputs: Any) -> BoundTarget:
+        """Return the logits of the classes of each image, or the best detections of these classes."""
+        found = detections_in(outputs)
+        return BoundLogits(self._indices(outputs)) if found is None else bind_detected(self.classes, found)
 
 
 class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
 
     The score that :mod:`camlib.metrics` use. To explain it, use :class:`Probability`, which is the same but warns where
-    its gradient is close to zero.
+    its gradient is close to zero. The scores of detections are probabilities: of these, it is the highest of the class.
 
     Args:
         classes: as for :class:`Classes`.
@@ -127,6 +133,11 @@ class Confidence(_OfClasses):
         >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
         tensor([0.5000, 1.0000])
     """
+
+    def bind(self, outputs: Any) -> BoundTarget:
+        """Return the probability of the classes of each image, or the best detections of these classes."""
+        found = detections_in(outputs)
+        return super().bind(outputs) if found is None else bind_detected(self.classes, found)
 
     @staticmethod
     def _table(outputs: Tensor) -> Tensor:
@@ -152,9 +163,11 @@ class Probability(Confidence):
         True
     """
 
-    def bind(self, outputs: Any) -> BoundClasses:
+    def bind(self, outputs: Any) -> BoundTarget:
         """Return the probability of the classes of each image; warn where it is saturated."""
         bound = super().bind(outputs)
+        if not isinstance(bound, BoundClasses):
+            return bound
         probability = picked(bound.table(class_outputs(outputs).detach()), bound.classes)
         if bool((probability > SATURATED).any()):
             most = float(probability.max())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs import Outputs
+from camlib.inputs.detections import class_scores_in
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def class_outputs(outputs: Any) -> Tensor:
     logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(("logits", "out"))
     if logits is None:
         keys = f" with keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
-        kind = "camlib.targets.Box(...) for a detection" if Outputs(outputs).is_detections else "a callable target"
+        detector = Outputs(outputs).is_detections or class_scores_in(outputs) is not None
+        kind = "a class index or camlib.targets.Box(...) for a detection" if detector else "a callable target"
         raise CamlibTypeError(
             f"the model returns a {type(outputs).__name__}{keys}, which has no class scores; pass "
             f"forward=lambda model, inputs: ... to pick the tensor of logits, or {kind}"
