@@ -23,10 +23,18 @@ else:
             return import_module(f"camlib.{name}")
         if name == "__all__":
             return __dir__()
-        try:
-            return vars(import_module("camlib._public"))[name]
-        except KeyError:
-            raise AttributeError(f"module 'camlib' has no attribute {name!r}") from None
+        public = vars(import_module("camlib._public"))
+        if name in public:
+            return public[name]
+        raise AttributeError(f"module 'camlib' has no attribute {name!r}{_hint(name, __dir__())}")
+
+    def _hint(name: str, known: list[str]) -> str:
+        """Suggest the public name that is spelt most like another library's, or like a slip."""
+        difflib = import_module("difflib")
+        plain = {one.lower().replace("_", ""): one for one in known}
+        wanted = name.lower().replace("_", "").removesuffix("pp") + "plusplus" * name.lower().endswith("pp")
+        close = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.7)
+        return f"; did you mean {plain[close[0]]!r}?" if close and name[:1] != "_" else ""
 
     def __dir__() -> list[str]:
         return [name for name in vars(import_module("camlib._public")) if not name.startswith("_")]

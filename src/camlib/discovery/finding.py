@@ -98,10 +98,11 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
 
     Args:
         model: any module.
-        inputs: what the model takes; for a tensor or a list of images, only the first image is run.
+        inputs: what the model takes; of a tensor or a list of images, only the first image is run, or all where the
+            model does not take one alone.
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``. The outputs must be a tensor,
-            detections (the layer leads to all their scores), or have a tensor named "logits", "out", "pooler_output",
-            "image_embeds" or "last_hidden_state".
+            detections (the layer leads to all their scores), or have a tensor named "logits", "out",
+            "logits_per_image", "pooler_output", "image_embeds" or "last_hidden_state".
 
     Returns:
         The layer's dotted name. Costs one forward pass and one backward pass.
@@ -128,7 +129,8 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
     Args:
         model: any module.
-        inputs: what the model takes; for a tensor or a list of images, only the first image is run.
+        inputs: what the model takes; of a tensor or a list of images, only the first image is run, or all where the
+            model does not take one alone.
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
 
     Returns:
@@ -200,8 +202,20 @@ class _Found:
 
 
 def _find(network: Network, inputs: Inputs) -> _Found:
-    """Run the first image with every module tapped, and read the graph."""
+    """Run the first image, or all images if the model does not take one alone, and read the graph."""
     first = inputs.first()
+    try:
+        return _find_in(network, first)
+    except (CamlibRuntimeError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        if first is inputs or len(first.raw) == len(inputs.raw):
+            raise
+    return _find_in(network, inputs)
+
+
+def _find_in(network: Network, first: Inputs) -> _Found:
+    """Run some images with every module tapped, and read the graph."""
     records: list[Tapped] = []
 
     def record(name: str) -> Hook:
@@ -217,9 +231,10 @@ def _find(network: Network, inputs: Inputs) -> _Found:
         return hook
 
     positions = followed(first)
+    tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
     with undisturbed(network.module):
         # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
-        with positions, hooked((module, record(name)) for name, module in _submodules(network)):
+        with positions, hooked(tapped):
             outputs = network.run(first)
         with torch.enable_grad():
             score = _score(Outputs(outputs))

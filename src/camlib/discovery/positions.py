@@ -226,6 +226,11 @@ def _rearranged(call: _Call) -> list[dict[Axis, Coordinate | None]]:
     return places
 
 
+def _windows_as_channels(call: _Call) -> list[dict[Axis, Coordinate | None]]:
+    """The pixels of windows as channels; padding would be read as a place."""
+    return [{}] if any(call.named("padding")) else _rearranged(call)
+
+
 def _rolled(call: _Call) -> list[dict[Axis, Coordinate | None]]:
     if call.func._schema.name == "aten::roll" and not call.named("dims"):
         return _rearranged(call)
@@ -430,6 +435,7 @@ _RULES: dict[str, Rule] = {
     ),
     **_all("masked_select repeat_interleave native_channel_shuffle channel_shuffle movedim swapaxes", _rearranged),
     **_all("triu tril rot90", _rearranged),
+    "im2col": _windows_as_channels,
     **_all("roll flip", _rolled),
     **_all("cat stack", _concatenated),
     **_all("topk sort", _gathered),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,8 @@ from camlib.inputs.nested import map_tensors, tensors_in
 
 Size = tuple[int, ...]
 """(L,), (H, W) or (T, H, W): samples, pixels or voxels of the input."""
+_TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""What Hugging Face calls the inputs of a text."""
 
 
 class Inputs:
@@ -21,10 +23,12 @@ class Inputs:
 
     The images are the first tensor (N, C, H, W), or the list of images (C, H, W) that detectors take. If there are
     none, they are the first floating-point tensor (N, C, T, H, W), or (N, T, 3, H, W), the layout of Hugging Face's
-    videos; and if there is none of these, the first floating-point tensor (N, C, L).
+    videos; and if there is none of these, the first floating-point tensor (N, C, L). Patches that Hugging Face has cut
+    out already, "pixel_values" with fewer than four axes, are no images, since they do not show where they were.
 
     Args:
         raw: what the model takes.
+        texts_apart: whether texts in it do not belong to the images one by one, so that :meth:`pick` keeps them all.
 
     Example:
         >>> import torch
@@ -34,9 +38,10 @@ class Inputs:
         ((8, 32, 48), None)
     """
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, texts_apart: bool = False) -> None:
         self.raw = raw
         """What the model takes."""
+        self.texts_apart = texts_apart
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
         """All tensors in ``raw``, in order."""
         self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
@@ -68,7 +73,7 @@ class Inputs:
         for axes in () if self.is_list else (4, 5, 3):
             for tensor in self.tensors:
                 if tensor.dim() == axes and (axes == 4 or tensor.is_floating_point()):
-                    return tensor
+                    return None if axes == 3 and tensor is self._pixel_values else tensor
         return None
 
     @property
@@ -80,6 +85,23 @@ class Inputs:
             return None
         axes = (1, 3, 4) if self._frames_first else tuple(range(2, self._batch.dim()))
         return next(number for number, tensor in enumerate(self.tensors) if tensor is self._batch), axes
+
+    @property
+    def _pixel_values(self) -> Any:
+        return self.raw.get("pixel_values") if isinstance(self.raw, Mapping) else None
+
+    @property
+    def pictures(self) -> tuple[Tensor, ...]:
+        """The tensors that hold the images, as the model gets them; none if there are no images."""
+        return self.tensors if self.is_list else () if self._batch is None else (self._batch,)
+
+    @cached_property
+    def texts(self) -> tuple[Tensor, ...]:
+        """The tensors that hold texts: those that Hugging Face names so, or integers (rows, tokens)."""
+        if isinstance(self.raw, Mapping):
+            found = [self.raw[name] for name in _TEXT if name in self.raw]
+            return tuple(one for one in found if isinstance(one, Tensor))
+        return tuple(one for one in self.tensors if one.dim() == 2 and one.dtype in (torch.int64, torch.int32))
 
     @property
     def _frames_first(self) -> bool:
@@ -130,12 +152,16 @@ class Inputs:
 
         Args:
             index: (rows,), the number of each row's image.
-            images: the number of images; tensors of another length are returned unchanged.
+            images: the number of images; tensors of another length, and texts apart, are returned unchanged.
         """
         if self.is_list:
             return Inputs([self.raw[image] for image in index.tolist()])
 
+        kept = self.texts if self.texts_apart else ()
+
         def pick(tensor: Tensor) -> Tensor:
+            if any(tensor is text for text in kept):
+                return tensor
             return tensor.index_select(0, index) if tensor.dim() and len(tensor) == images else tensor
 
         return self.map(pick)
@@ -153,7 +179,7 @@ class Inputs:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""
-        return Inputs(map_tensors(function, self.raw))
+        return Inputs(map_tensors(function, self.raw), self.texts_apart)
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor that has as many axes as the images, also to masks.

@@ -11,8 +11,12 @@ from torch import Tensor
 from camlib.inputs.detections import class_scores_in, detached, is_list_of_mappings, is_listed
 from camlib.inputs.nested import map_tensors, named_entries, tensors_in
 
-NAMES = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
+NAMES = ("logits", "out", "logits_per_image", "pooler_output", "image_embeds", "last_hidden_state")
 """Names of the main tensor, in order of priority: those of Hugging Face, and torchvision's "out"."""
+CLASSES = NAMES[:3]
+"""Those of tensors with a score for each class, or for each text that an image is compared with."""
+EMBEDDINGS = NAMES[3:]
+"""Those of tensors without classes."""
 
 
 class Outputs:

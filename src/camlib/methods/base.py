@@ -17,6 +17,7 @@ from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.names import resolve_layers
 from camlib.methods.fusion import FUSIONS, fuse
+from camlib.methods.options import refuses_unknown_options
 from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
@@ -44,7 +45,7 @@ class Method(ABC):
         fuse: how to combine the maps of several layers: "mean" (the default), "max" or "product".
 
     Raises:
-        CamlibTypeError: ``model`` is not a module.
+        CamlibTypeError: ``model`` is not a module, or there is no such option.
         CamlibValueError: the layer or fusion does not exist, or the method does not use an option that was given.
 
     Example:
@@ -85,6 +86,7 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         cls.layerless = cls.reads != "layers"
 
+    @refuses_unknown_options
     def __init__(
         self,
         model: nn.Module,

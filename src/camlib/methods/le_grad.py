@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, positive_int
+from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import infer_layout
 from camlib.methods.base import Layer, Method, Reads
-from camlib.passes.attention import ExplicitAttention
+from camlib.passes.attention import ATTENTION, ExplicitAttention
 from camlib.passes.forward_pass import ForwardPass, reshaped
 from camlib.passes.hooks import tap
 from camlib.passes.leaf import no_checkpoints
 from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.origins import Origins
 
 
 def le_grad(gradients: Sequence[Tensor]) -> Tensor:
@@ -54,7 +56,8 @@ class LeGrad(Method):
     ``nn.MultiheadAttention``, or a written-out softmax. During the call the first two are computed explicitly; their
     outputs equal those of the fused kernels up to rounding. Attention must be global: the keys are the patches of one
     image, the same in each block, after at most 16 class and register tokens, which the map leaves out. Attention
-    pooling with learned queries counts as a block.
+    pooling with learned queries counts as a block. Attention that is not computed from the image is left out, such as
+    that of CLIP's text tower; so is attention to image and text together, unless ``reshape`` picks the patches.
 
     The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect.
 
@@ -100,9 +103,37 @@ class LeGrad(Method):
         """Return :func:`camlib.functional.le_grad` of the patches, for each class."""
         check_finite({"score": [forward_pass.scores.detach()]})
         with torch.enable_grad():
-            read = self._read(forward_pass.noted[self.name].seen, forward_pass)
+            read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
             of_classes = [_gradients(one, read) for one in forward_pass.score_of_each_class]
             return {"": forward_pass.stacked([self._map(gradients, forward_pass) for gradients in of_classes])}
+
+    def _of_images(self, attention: _Attention, forward_pass: ForwardPass) -> list[Tensor]:
+        """The attention that is computed from the images, without what is known to be of a text.
+
+        Raises:
+            CamlibRuntimeError: all of it is of a text, at least in part.
+        """
+        inputs, buffers = forward_pass.inputs, {id(buffer) for buffer in self.model.buffers()}
+        images, texts = set(map(id, inputs.pictures)), set(map(id, inputs.texts))
+        alone: list[Tensor] = []
+        with_text: list[Tensor] = []
+        for weights, origins in zip(attention.seen, attention.origins, strict=True):
+            given = [one for one in origins if id(one) not in buffers]
+            unknown = [one for one in given if id(one) not in images | texts]
+            of_image = any(id(one) in images for one in given) or any(one.is_floating_point() for one in unknown)
+            if images and not of_image:
+                continue
+            has_text = any(id(one) in texts for one in given) or any(map(_is_text, unknown))
+            (with_text if has_text else alone).append(weights)
+        found = alone or (with_text if self.network.reshape is not None else [])
+        if attention.seen and not found:
+            to = "a text and the image together" if with_text else "a text"
+            raise CamlibRuntimeError(
+                f"{type(self.model).__name__} attends to {to}, and never to the patches of the image alone; pass "
+                "reshape=, a function from the relevance of all tokens (N, keys, 1) to that of the patches "
+                "(N, 1, h, w), or use camlib.GradCAM"
+            )
+        return found
 
     def _read(self, seen: list[Tensor], forward_pass: ForwardPass) -> list[Tensor]:
         """The attention of the blocks to read; all have the same patches as keys."""
@@ -141,6 +172,11 @@ class LeGrad(Method):
         return layout.to_grid(relevance).squeeze(1)
 
 
+def _is_text(tensor: Tensor) -> bool:
+    """Whether a tensor that is neither an input nor the model's looks like the words (N, tokens) of a text."""
+    return tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32)
+
+
 def _gradients(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
     """The gradients of scores (N,), one per image, with respect to the attention of each block."""
     found: Sequence[Tensor | None] = [None]
@@ -173,12 +209,21 @@ class _Attention(ExplicitAttention):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
+        self.origins: list[list[Tensor]] = []
+        """The origins of each; see :class:`camlib.passes.origins.Origins`."""
+        self._origins = Origins()
+        self._arguments: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, attention in its explicit form; also record attention that networks write out."""
+        kwargs = kwargs or {}
+        is_softmax = func in _SOFTMAX
+        if is_softmax or func in ATTENTION:
+            self._arguments = [*tensors_in(list(args[:2])), *tensors_in(list(kwargs.values()))]
         output = super().__torch_function__(func, types, args, kwargs)
-        if func in _SOFTMAX and output.dim() >= 4 and _axis(*args, **(kwargs or {})) in (-1, output.dim() - 1):
-            return self.keep(output)
+        if is_softmax and output.dim() >= 4 and _axis(*args, **kwargs) in (-1, output.dim() - 1):
+            output = self.keep(output)
+        self._origins.note(func, args, kwargs, output)
         return output
 
     def keep(self, weights: Tensor) -> Tensor:
@@ -186,6 +231,7 @@ class _Attention(ExplicitAttention):
         passed_on: Tensor
         weights, passed_on = tap(weights, "attention")
         self.seen.append(weights)
+        self.origins.append(self._origins.of(self._arguments))
         return passed_on
 
 

@@ -43,6 +43,10 @@ def method_named(name: str) -> type[Method]:
         CamlibValueError: no method has that name; the error suggests similar names.
     """
     if name not in METHODS:
+        of_class = {cls.__name__.lower(): key for key, cls in METHODS.items()}
+        key = of_class.get(str(name).lower())
+        if key is not None:
+            raise CamlibValueError(f"there is no method {name!r}; did you mean {key!r}, its key in camlib.METHODS?")
         close = difflib.get_close_matches(str(name), METHODS, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise CamlibValueError(f"there is no method {name!r}; {hint}METHODS has {', '.join(sorted(METHODS))}")

@@ -12,6 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError
 
+ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+"""torch's attention functions."""
+
 
 class ExplicitAttention(TorchFunctionMode):
     """Replaces torch's attention functions by their explicit form, in this thread, while the context is open."""

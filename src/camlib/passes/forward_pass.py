@@ -15,6 +15,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Outputs
 from camlib.layers.layouts import Layout, Tokens, grid_error, layout_of
+from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
 from camlib.passes.network import Network, Reshape
@@ -217,6 +218,8 @@ class ForwardPass:
             shape = tuple(self.features[layer].shape)
             size = None if self.inputs.is_list else self.size  # detectors resize their images
             model = self.network.module
+            if model.get_submodule(layer) in self.network.text_modules:
+                raise text_error(layer, shape)
             layout = self.network.layouts.get((layer, shape[1:], size))
             if layout is None:
                 layout = layout_of(model, model.get_submodule(layer), shape, size)

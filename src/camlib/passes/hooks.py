@@ -36,6 +36,9 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
     Args:
         hooks: pairs of a module and its hook.
 
+    Raises:
+        CamlibTypeError: a module is scripted.
+
     Example:
         >>> import torch
         >>> from camlib.passes.hooks import hooked
@@ -48,6 +51,11 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
     handles = []
     try:
         for module, hook in hooks:
+            if isinstance(module, torch.jit.ScriptModule):
+                raise CamlibTypeError(
+                    f"the model contains a ScriptModule, {module.original_name}, which takes no hooks; build it from "
+                    "the original module, or give layer=, a layer outside the ScriptModule"
+                )
             handles.append(module.register_forward_hook(in_this_thread(hook)))
         yield
     finally:
@@ -81,7 +89,8 @@ def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
         )
     if torch.is_inference_mode_enabled():
         raise CamlibRuntimeError(
-            f"layer {layer!r} ran in torch.inference_mode(), which does not allow autograd; use torch.no_grad()"
+            f"layer {layer!r} ran in torch.inference_mode(), which does not allow autograd; use torch.no_grad(). "
+            "If the model itself switches inference_mode on, explain the network inside it, such as model.model"
         )
     point = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
     torch.set_grad_enabled(True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from camlib.inputs import Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
 from camlib.layers.layouts import Layout
+from camlib.layers.texts import has_two_towers, text_modules
+from camlib.passes.calling import Arguments, batches_only, explained
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, inputs) -> outputs``."""
@@ -36,7 +39,8 @@ class Network:
     module: nn.Module
     """The model, without wrappers."""
     forward: Forward | None = None
-    """``forward(model, inputs) -> outputs`` in place of ``model(inputs)``."""
+    """``forward(model, inputs) -> outputs`` in place of ``model(inputs)``, ``model(**inputs)`` or ``model(*inputs)``,
+    of which :class:`camlib.passes.calling.Arguments` decides."""
     reshape: Reshape | None = None
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
     layouts: dict[Any, Layout] = field(default_factory=dict)
@@ -70,7 +74,7 @@ class Network:
             )
         renew_caches(self.module)
         homes = {tensor.device for tensor in tensors}
-        inputs = Inputs(raw)
+        inputs = Inputs(raw, self._texts_apart)
         for tensor in inputs.tensors:
             if self.forward is None and homes and tensor.device not in homes:
                 home = ", ".join(sorted(map(str, homes)))
@@ -84,32 +88,48 @@ class Network:
         with torch.inference_mode(False):  # or the clones would be inference tensors again
             return inputs.map(_usable)
 
+    @cached_property
+    def arguments(self) -> Arguments:
+        """How the model takes its inputs."""
+        return Arguments(self.module)
+
+    @cached_property
+    def text_modules(self) -> set[nn.Module]:
+        """The modules whose tokens are a text."""
+        return text_modules(self.module)
+
+    @cached_property
+    def _texts_apart(self) -> bool:
+        return has_two_towers(self.module)
+
     def run(self, inputs: Inputs) -> Any:
         """Return the model's outputs, without its compiled code, which would not see new hooks.
 
         Raises:
-            CamlibTypeError: the inputs hold no tensor (but a PIL image or an array, for example), and the model fails.
+            CamlibTypeError: the model fails, and its inputs are of a kind or dtype that it does not take.
+            CamlibValueError: a single image without the axis of the batch.
+            CamlibRuntimeError: the model fails at tensors of inference mode that it keeps.
         """
         outputs = self._outputs(inputs)
         remember_sizes(outputs, inputs)
         return outputs
 
     def _outputs(self, inputs: Inputs) -> Any:
-        if self.forward is not None:
-            return self.forward(self.module, inputs.raw)
-        compiled = getattr(self.module, "_compiled_call_impl", None) is not None
-        call: Callable[[Any], Any] = self.module._call_impl if compiled else self.module
         try:
-            return call(inputs.raw)
-        except (AttributeError, TypeError) as error:
-            if inputs.tensors:
+            if self.forward is not None:
+                return self.forward(self.module, inputs.raw)
+            compiled = getattr(self.module, "_compiled_call_impl", None) is not None
+            call: Callable[..., Any] = self.module._call_impl if compiled else self.module
+            if isinstance(inputs.raw, Tensor) and inputs.raw.dim() != 3:
+                return call(inputs.raw)
+            args, named = self.arguments.of(inputs.raw)
+            with batches_only(self.module, inputs):
+                return call(*args, **named)
+        except Exception as error:
+            in_words = explained(self.module, None if self.forward else self.arguments, inputs, error)
+            if in_words is None:
                 raise
-            kind = type(inputs.raw)
-            raise CamlibTypeError(
-                f"{type(self.module).__name__} cannot take {kind.__module__}.{kind.__name__} as inputs; pass what the "
-                "model takes, usually a tensor (N, C, H, W): the transforms of the model's weights make one from a PIL "
-                "image"
-            ) from error
+            raise in_words from error
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs import Outputs
 from camlib.inputs.detections import class_scores_in
+from camlib.inputs.outputs import CLASSES, EMBEDDINGS
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,18 @@ def check_range(indices: Tensor, count: int | None, what: str = "target") -> Non
 def class_outputs(outputs: Any) -> Tensor:
     """Return the scores of the classes, (N, C), from what a model returned; (N,) becomes (N, 1).
 
-    From a mapping or dataclass, "logits" or else "out" is read.
+    From a mapping or dataclass, "logits", "out" or "logits_per_image" is read.
 
     Raises:
         CamlibTypeError: outputs of another kind; the message says what to pass instead.
     """
-    logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(("logits", "out"))
+    logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(CLASSES)
+    if logits is None and Outputs(outputs).named(EMBEDDINGS) is not None:
+        raise CamlibTypeError(
+            f"the model returns a {type(outputs).__name__} without logits, an embedding, whose entries are no classes; "
+            "give a target: camlib.targets.Similarity(reference) for the likeness to the embedding of another image "
+            "or of a text, or a callable of the outputs"
+        )
     if logits is None:
         keys = f" with keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
         detector = Outputs(outputs).is_detections or class_scores_in(outputs) is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
+from camlib.inputs.outputs import NAMES
 from camlib.targets.base import BoundTarget, Target, image_list
 from camlib.targets.indices import as_tensor, described
 
@@ -17,8 +18,8 @@ from camlib.targets.indices import as_tensor, described
 class Similarity(Target):
     r"""The cosine similarity of the model's outputs f to a reference r: :math:`f \cdot r / (|f| |r|)`.
 
-    Outputs are embeddings (rows, D) or (rows, D, 1, 1), or a mapping or dataclass that holds them as
-    :attr:`camlib.inputs.Outputs.main`. A perturbed image whose embedding is zero scores 0.
+    Outputs are embeddings (rows, D) or (rows, D, 1, 1), or a mapping or dataclass that holds them as "image_embeds", as
+    CLIP's and SigLIP's, or as :attr:`camlib.inputs.Outputs.main`. A perturbed image whose embedding is zero scores 0.
 
     Args:
         reference: (D,) for all images, (N, D), or (N, K, D) for K maps of each image: for example the embedding of
@@ -97,7 +98,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _embeddings(outputs: Any) -> Tensor:
-    embeddings = Outputs(outputs).main
+    embeddings = Outputs(outputs).named(("image_embeds", *NAMES))
     if embeddings is not None and embeddings.dim() > 2 and set(embeddings.shape[2:]) == {1}:
         embeddings = embeddings.flatten(1)
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():

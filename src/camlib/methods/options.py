@@ -1,0 +1,55 @@
+"""Options that do not exist are refused with the name of the one that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from camlib.errors import CamlibTypeError
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+_ELSEWHERE = {
+    "target_layers": "layer=, which takes a name, a module, or a list of these",
+    "target_layer": "layer=, which takes a name, a module, or a list of these",
+    "layers": "layer=, which takes a name, a module, or a list of these",
+    "reshape_transform": "reshape=",
+    "forward_func": "forward=",
+    "target": "the second argument of the call: cam(images, target)",
+    "targets": "the second argument of the call: cam(images, target)",
+    "target_category": "the second argument of the call: cam(images, target)",
+    "use_cuda": "model.cuda(): camlib computes where the model is",
+    "input_shape": "nothing: camlib finds the layer from the images of the first call",
+}
+"""What other libraries call an option, and what camlib has in its place."""
+
+
+def refuses_unknown_options(init: Init) -> Init:
+    """Decorate an ``__init__`` to say which option was meant when it gets an unknown one."""
+    own = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in own:
+                raise _unknown(type(self), name, own)
+        init(self, *args, **options)
+
+    return cast(Init, checked)
+
+
+def _unknown(cls: type[Any], name: str, own: list[str]) -> CamlibTypeError:
+    """The error for an option that neither the base class nor the method has."""
+    of_method = [
+        one.name for one in inspect.signature(cls).parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    options = [one for one in dict.fromkeys([*of_method, *own]) if one != "model"]
+    close = difflib.get_close_matches(name, options, n=1)
+    instead = _ELSEWHERE.get(name) or (f"{close[0]}=" if close else None)
+    if getattr(cls, "layerless", False) and (instead or "").startswith("layer="):
+        instead, options = None, [one for one in options if one != "layer"]
+    hint = f"use {instead}" if instead else f"it has {', '.join(options)}"
+    return CamlibTypeError(f"{cls.__name__} has no option {name!r}; {hint}")
