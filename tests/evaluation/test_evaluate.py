@@ -24,6 +24,7 @@ from camlib import metrics
 from camlib.evaluation import Failure, TableRow
 from camlib.evaluation.evaluator import _counting
 from camlib.evaluation.run_log import described
+from camlib.inputs import Inputs
 from camlib.metrics import METRICS
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Heatmaps
@@ -343,6 +344,29 @@ def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_pat
     assert counting.rows == 1, "one pass finds the layer of the baselines"
     with pytest.raises(camlib.CamlibValueError, match="other target"):
         camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 0), path=path)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_inputs_of_a_batch_are_parsed_once(model, images, tmp_path, monkeypatch, as_list):
+    batch = list(images) if as_list else images
+    parsed, init = [], Inputs.__init__
+    monkeypatch.setattr(Inputs, "__init__", lambda self, raw, *more: (parsed.append(raw), init(self, raw, *more))[1])
+    asked = {"methods": ["grad_cam", "rise"], "metrics": ["deletion", "coherency", "adcc"], "max_passes": 9000}
+    forward = (lambda m, x: m(torch.stack(x))) if as_list else None
+    camlib.evaluate(model, [batch], forward=forward, path=None if as_list else tmp_path / "record.jsonl", **asked)
+    assert any(raw is batch for raw in parsed)
+    assert len({id(raw) for raw in parsed}) == len(parsed)
+
+
+class Overridden(camlib.GradCAM):
+    def __call__(self, inputs, target=None):
+        assert isinstance(inputs, torch.Tensor)
+        return super().__call__(inputs, target)
+
+
+def test_a_call_of_the_users_own_gets_what_the_model_takes(model, images):
+    found = camlib.evaluate(model, images, [Overridden(model, "3")], metrics=["coherency"])
+    assert "grad_cam" in [row.method for row in found.rows]
 
 
 def test_generators_cannot_be_restored(model, images, tmp_path):

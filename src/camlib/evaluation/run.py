@@ -117,7 +117,7 @@ def _lines(
             explainers = _located(explainers, batch.first)
             if path is not None:
                 log = RunLog(path, evaluator.described(explainers) | {"target": described(batches.target)})
-        digest = digest_of([batch.inputs.raw, batch.masks]) if log else ""
+        digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
         line = log.batch(number, digest) if log else None
         if number == 0 and line is None:
             evaluator.choose(explainers, batch.first)
@@ -136,7 +136,7 @@ def _located(explainers: Sequence[Method], first: Batch) -> list[Method]:
     Raises:
         CamlibValueError: two of them are the same method at the same layer.
     """
-    found = located(explainers, first.inputs.raw)
+    found = located(explainers, first.inputs)
     rows = list(map(row_of, found))
     twice = next((row for row in rows if rows.count(row) > 1), None)
     if twice:

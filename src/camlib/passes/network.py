@@ -62,7 +62,7 @@ class Network:
                 "create or load the model outside inference_mode, or pass copy.deepcopy(model) made outside it"
             )
         homes = {tensor.device for tensor in tensors}
-        inputs = Inputs(raw)
+        inputs = raw if isinstance(raw, Inputs) else Inputs(raw)
         for tensor in inputs.tensors:
             if self.forward is None and homes and tensor.device not in homes:
                 home = ", ".join(sorted(map(str, homes)))
