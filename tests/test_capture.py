@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -286,6 +287,27 @@ def test_non_finite_values_are_an_error_that_names_the_layer(images: Tensor, wha
             model.head.weight[1, 2] = torch.nan
     with pytest.raises(RuntimeError, match=f"the {what} at layer 'norm' is not finite"):
         maps_of(model, images)
+
+
+class Divided(camlib.methods.ActivationMethod):
+    name = "divided"
+
+    def maps(self, activations: Tensor) -> Tensor:
+        return activations.mean(1) / 0
+
+
+class OfInputs(camlib.methods.Method):
+    name = "of_inputs"
+    reads = "inputs"
+
+    def maps_by_layer(self, forward_pass: Any) -> dict[str, Tensor]:
+        return {"": forward_pass.repeated(forward_pass.inputs.images.mean(1) / 0)}
+
+
+@pytest.mark.parametrize(("kind", "what"), [(Divided, "map at layer 'norm'"), (OfInputs, "map")])
+def test_non_finite_maps_are_an_error_that_names_the_layer(images: Tensor, kind: Any, what: str) -> None:
+    with pytest.raises(RuntimeError, match=f"the {what} is not finite"):
+        kind(Network().eval(), *["norm"] * (kind is Divided))(images)
 
 
 def test_empty_batch_is_an_error() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -19,6 +24,7 @@ from camlib import metrics
 from camlib.evaluation import Failure, TableRow
 from camlib.evaluation.evaluator import _counting
 from camlib.evaluation.run_log import described
+from camlib.inputs import Inputs
 from camlib.metrics import METRICS
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Heatmaps
@@ -340,6 +346,29 @@ def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_pat
         camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 0), path=path)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_inputs_of_a_batch_are_parsed_once(model, images, tmp_path, monkeypatch, as_list):
+    batch = list(images) if as_list else images
+    parsed, init = [], Inputs.__init__
+    monkeypatch.setattr(Inputs, "__init__", lambda self, raw, *more: (parsed.append(raw), init(self, raw, *more))[1])
+    asked = {"methods": ["grad_cam", "rise"], "metrics": ["deletion", "coherency", "adcc"], "max_passes": 9000}
+    forward = (lambda m, x: m(torch.stack(x))) if as_list else None
+    camlib.evaluate(model, [batch], forward=forward, path=None if as_list else tmp_path / "record.jsonl", **asked)
+    assert any(raw is batch for raw in parsed)
+    assert len({id(raw) for raw in parsed}) == len(parsed)
+
+
+class Overridden(camlib.GradCAM):
+    def __call__(self, inputs, target=None):
+        assert isinstance(inputs, torch.Tensor)
+        return super().__call__(inputs, target)
+
+
+def test_a_call_of_the_users_own_gets_what_the_model_takes(model, images):
+    found = camlib.evaluate(model, images, [Overridden(model, "3")], metrics=["coherency"])
+    assert "grad_cam" in [row.method for row in found.rows]
+
+
 def test_generators_cannot_be_restored(model, images, tmp_path):
     random = camlib.RandomCAM(model, "3", generator=torch.Generator())
     with pytest.raises(camlib.CamlibValueError, match="generator cannot be restored"):
@@ -379,11 +408,35 @@ def nested(category):
     return inside
 
 
+def decorated(function):
+    @functools.wraps(function)
+    def inner(outputs):
+        return function(outputs)
+
+    return inner
+
+
+def hidden(category):
+    """A nested function under the name of another."""
+    function = nested(category)
+    function.__qualname__ = "first_probability"
+    return function
+
+
+decorated_first, decorated_last = decorated(first_probability), decorated(last_probability)
+
+
+def through_decorated(outputs):
+    return decorated_first(outputs)
+
+
 UNRECOGNISABLE = {
     "lambda": lambda outputs: outputs.softmax(1)[:, 0],
     "functools.partial": functools.partial(probability, category=0),
     "nested function": nested(0),
     "bound method": Probability(0).method,
+    "decorated function": decorated_last,
+    r"function that calls .*first_probability, a decorated or nested function,": through_decorated,
 }
 
 
@@ -422,6 +475,96 @@ def test_an_edited_function_is_another_function():
         versions.append(described(names["score"]))
     assert versions[0] != versions[1] == versions[2]
     assert versions[0][0] == "mine.score"
+
+
+READS = """
+def score(outputs):
+    return (lambda column: half(outputs[:, column]))(CAT)
+
+def half(values):
+    return score(values) if values.dim() == 2 else values * FACTOR
+
+CAT, FACTOR, UNREAD = {cat}, {factor}, {unread}
+"""
+
+
+def test_a_nested_function_under_another_name_is_not_recognised():
+    with pytest.raises(camlib.CamlibValueError, match="a nested function cannot be recognised"):
+        described(hidden(0))
+
+
+def described_source(source, name="score"):
+    names = {"__name__": "mine", "torch": torch, "functools": functools}
+    exec(source, names)
+    return described(names[name])
+
+
+def test_an_edited_constant_or_helper_is_another_function():
+    def version(cat="0", factor="1", unread="0", source=READS):
+        return described_source(source.format(cat=cat, factor=factor, unread=unread))
+
+    assert version() == version() == version(unread="5")
+    others = [
+        version(cat="2"), version(cat="'0'"), version(cat="torch.tensor(0)"), version(cat="torch.tensor(1)"),
+        version(cat="{'cat': 0}"), version(cat="(0,)"), version(cat="(0, {1})"), version(factor="0.5"),
+        version(cat="torch.nn.Linear(1, 1)"), version(source=READS.replace("* FACTOR", "+ FACTOR")),
+    ]  # fmt: skip
+    assert all(one != other for one, other in itertools.combinations([version(), *others], 2))
+
+
+def test_a_cached_helper_is_followed():
+    source = "@functools.cache\ndef column():\n    return {}\n\ndef score(outputs):\n    return outputs[:, column()]"
+    assert described_source(source.format(0)) != described_source(source.format(2))
+
+
+def test_a_record_is_the_same_in_another_process(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "NAMES = {'cat', 'dog', 'bird'}\n\n"
+        "def score(outputs):\n"
+        "    return outputs[:, len(NAMES) if 'a' in {'a', 'b', 'c', 'd'} else 0]\n"
+    )
+    code = (
+        "import json, mine; from camlib.evaluation.run_log import described; print(json.dumps(described(mine.score)))"
+    )
+    found = []
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+        found.append(done.stdout)
+    assert found[0] == found[1] == found[2]
+
+
+class Slots:
+    __slots__ = ("category",)
+
+    def __init__(self, category):
+        self.category = category
+
+    def __call__(self, outputs):
+        return outputs[:, self.category]
+
+
+def test_an_object_without_attributes_of_its_own_is_not_recorded(model, images, tmp_path):
+    with pytest.raises(camlib.CamlibValueError, match=r"a .*\.Slots cannot be recognised .* without __slots__"):
+        camlib.evaluate(model, images, ["grad_cam"], ["3"], FEW, target=Slots(0), path=tmp_path / "record.jsonl")
+
+
+def test_options_of_other_types_are_told_apart():
+    many = np.arange(5000.0)
+    pairs = [
+        (many, np.where(many == 2500, 0, many)), (np.int64(3), np.int64(4)), ({"a", "b"}, {"a"}), (b"a", b"b"),
+        (torch.float32, torch.float64), (range(2), range(3)),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert json.dumps(described(one)) != json.dumps(described(other))
+        assert described(one) == described(copy.deepcopy(one))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_can_be_recorded(name):
+    json.dumps(described(METRICS[name].of))
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         start = 0
         for given in self._loader:
-            inputs = Inputs(given[0] if isinstance(given, (tuple, list)) and not Inputs(given).is_list else given)
+            inputs = _inputs_of(given)
             if self._limit is not None and start + inputs.count > self._limit:
                 inputs = _first(inputs, self._limit - start)
             images = range(start, start + inputs.count)
@@ -109,6 +109,14 @@ class Batches:
                 f"{tuple(inputs.images.shape)}; give a mask for each image, of the inputs' size"
             )
         return masks
+
+
+def _inputs_of(given: Any) -> Inputs:
+    """Return the inputs that a batch is, or begins with."""
+    if isinstance(given, tuple):
+        return Inputs(given[0])
+    inputs = Inputs(given)
+    return Inputs(given[0]) if isinstance(given, list) and not inputs.is_list else inputs
 
 
 def _first(inputs: Inputs, count: int) -> Inputs:

@@ -19,8 +19,9 @@ from camlib.inputs import Inputs
 from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
+from camlib.metrics.readings import called
 from camlib.passes.chunks import ChunkSize
-from camlib.passes.hooks import in_this_thread
+from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
 from camlib.smoothing import bound_target
 
@@ -99,7 +100,7 @@ class Evaluator:
         if declared is not None and declared > self._max_passes:
             raise _TooManyPassesError
         with _counting(self._network.module, self._max_passes) as counted:
-            explainer(first.inputs.raw, first.target)
+            called(explainer, first.inputs, first.target)
         return counted[0] if declared is None else declared
 
     def evaluated(self, batch: Batch) -> dict[str, Any]:
@@ -145,7 +146,7 @@ class Evaluator:
         first = next(explanations[one] for one in self._passes if one in explanations)
         return Scorer(
             self._network.module,
-            batch.inputs.raw,
+            batch.inputs,
             first.target if isinstance(first.target, Tensor) else target,
             score=self._score,
             forward=self._network.forward,
@@ -161,7 +162,7 @@ class Evaluator:
             for one in self._passes
             if shares_pass(one) and one.forward_passes == 1 and one.network.is_called_as(network)
         ]
-        inputs, target = batch.inputs.raw, batch.target
+        inputs, target = batch.inputs, batch.target
         found: dict[Method, Explanation] = {}
         if sharing:
             with contextlib.suppress(CamlibError):  # failures are reported when methods run one by one below
@@ -170,7 +171,7 @@ class Evaluator:
         for explainer in self._passes:
             if explainer not in found:
                 try:
-                    found[explainer] = explainer(inputs, target)
+                    found[explainer] = called(explainer, inputs, target)
                     target = bound_target(found[explainer], target)
                 except CamlibError as error:
                     failures.append(Failure(row_of(explainer), None, tuple(batch.images), str(error)))
@@ -212,11 +213,8 @@ def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
         if counted[0] > limit:
             raise _TooManyPassesError
 
-    handle = model.register_forward_pre_hook(in_this_thread(count), with_kwargs=True)
-    try:
+    with pre_hooked(model, count):
         yield counted
-    finally:
-        handle.remove()
 
 
 def _options(explainer: Method) -> dict[str, Any]:

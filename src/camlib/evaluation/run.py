@@ -44,8 +44,8 @@ def evaluate(
 
     The baselines ``random_cam`` and ``center_gaussian`` are always among the methods. All methods that need one forward
     pass share it, and its gradient. All metrics of a batch share the scores of the images as they are, and those of a
-    method its explanation and the scores of its masked images. All methods explain the same class of an image, and all
-    are judged by the same quantity.
+    method its explanation and the scores of its masked images. All methods explain the same class of an image, and the
+    metrics of all read the same score.
 
     Forward passes of an image: one for all methods that share it, those of each other method, and for each method those
     of each metric. Before that, each method is tried on the first image.
@@ -55,7 +55,8 @@ def evaluate(
         loader: batches: inputs, or tuples that begin with them, as a DataLoader gives; or a tensor of images.
         methods: "all" of :data:`camlib.METHODS`, or names, classes and explainers of this model. Those that the model
             does not support (LeGrad without attention, say) are left out, and reported.
-        layers: names: a method that reads one layer is evaluated at each of them. None for the one that is found.
+        layers: names of layers, at each of which the methods that read one layer are evaluated; None for the layer
+            that :func:`camlib.find_layer` finds.
         metrics: names in :data:`camlib.metrics.METRICS` or metrics, or a mapping from these to options, such as
             ``{"insertion": {"steps": 10}}``. By default average drop and increase, insertion, deletion, ROAD combined,
             and with masks the pointing game and its energy.
@@ -63,16 +64,18 @@ def evaluate(
             for an image whose mask is empty.
         target: None for the predicted class of each image; a class, or one for each image in their order; or, the same
             for every batch, a callable or a :class:`camlib.targets.Target`.
-        score: the quantity by which heatmaps are judged, as for :class:`camlib.metrics.Scorer`.
-        max_images: of the loader; the rest is not read.
-        max_passes: of an image for its explanation; a method that needs more is stopped, and left out.
+        score: the quantity that the metrics read, as for :class:`camlib.metrics.Scorer`.
+        max_images: the most images to evaluate; by default all.
+        max_passes: the most forward passes for the explanation of an image; a method that needs more is left out.
         forward: as for :class:`camlib.methods.Method`.
         reshape: as for :class:`camlib.methods.Method`.
         chunk_size: :attr:`camlib.passes.chunks.Chunks.size`, for the metrics' passes.
         progress: whether to show a progress bar over the images.
         path: a file to which the values of each batch are appended. Batches that it already holds are not evaluated
-            again: a stopped evaluation resumes. Functions among the options must have a name of their own, by which
-            they are recognised: no lambda, no ``functools.partial``.
+            again, so that a stopped evaluation resumes. Functions among the options must be named functions, defined
+            with def at the top of a module, without a decorator: no lambda, no ``functools.partial``. They are
+            recognised by their code, the constants of their module that they read, and the functions of their module
+            that they call; classes, and functions of other modules, only by their names.
 
     Raises:
         CamlibValueError: an unknown method, metric or layer, no images, masks of another number or size, or a ``path``
@@ -114,7 +117,7 @@ def _lines(
             explainers = _located(explainers, batch.first)
             if path is not None:
                 log = RunLog(path, evaluator.described(explainers) | {"target": described(batches.target)})
-        digest = digest_of([batch.inputs.raw, batch.masks]) if log else ""
+        digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
         line = log.batch(number, digest) if log else None
         if number == 0 and line is None:
             evaluator.choose(explainers, batch.first)
@@ -133,7 +136,7 @@ def _located(explainers: Sequence[Method], first: Batch) -> list[Method]:
     Raises:
         CamlibValueError: two of them are the same method at the same layer.
     """
-    found = located(explainers, first.inputs.raw)
+    found = located(explainers, first.inputs)
     rows = list(map(row_of, found))
     twice = next((row for row in rows if rows.count(row) > 1), None)
     if twice:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
@@ -9,8 +11,8 @@ import json
 import os
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
-from types import CodeType, MethodType
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,6 +20,11 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibValueError
 from camlib.inputs import Inputs
+
+WITH_REPR = (bytes, complex, range, slice, torch.dtype, torch.device, PurePath)
+"""Types whose ``repr`` says everything, in every process."""
+CONSTANTS = (bool, int, float, str, bytes, complex, Tensor, nn.Module)
+"""Types of constants that a function may read from its module, with NumPy's."""
 
 
 class RunLog:
@@ -97,14 +104,21 @@ def digest_of(value: Any) -> str:
 def described(value: Any) -> Any:
     """Return an option as JSON, the same in another process and different for another option.
 
+    A class is described by its name. A function is described by its name, its code, its defaults and what it reads
+    from its module: constants (numbers, strings, arrays, tensors, modules, dataclasses, and containers of these), and
+    functions, which are described in the same way. Functions of other modules are described by their names.
+
     Raises:
-        CamlibValueError: it cannot be recognised: a random generator, whose state changes; a lambda, a nested function,
-            a bound method or a ``functools.partial``, of which others have the same name.
+        CamlibValueError: it cannot be recognised: a random generator, whose state changes; a lambda, a nested or
+            decorated function, a bound method or a ``functools.partial``, of which others have the same name; an object
+            without attributes in ``__dict__``.
 
     Example:
         >>> described({"steps": 3, "function": abs, "shares": (0.2, 0.4)})
         {'steps': 3, 'function': 'builtins.abs', 'shares': [0.2, 0.4]}
     """
+    import numpy as np
+
     if isinstance(value, torch.Generator):
         raise CamlibValueError(
             "a generator cannot be restored when an evaluation resumes; leave generator= out (every call then draws "
@@ -114,48 +128,118 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, Tensor):
         return digest_of(value)
+    if isinstance(value, np.generic):
+        return described(value.item())
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [described(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(described(item)) for item in value)
     if isinstance(value, nn.Module):
         return [_name(type(value)), digest_of(value)]
     if isinstance(value, type) or inspect.isroutine(value) or isinstance(value, functools.partial):
         return _function(value)
-    return [_name(type(value)), described(vars(value))] if hasattr(value, "__dict__") else repr(value)
+    if isinstance(value, WITH_REPR):
+        return repr(value)
+    if not hasattr(value, "__dict__"):
+        raise CamlibValueError(
+            f"a {_name(type(value))} cannot be recognised when an evaluation resumes, as it keeps no attributes in "
+            "__dict__; give an object of a class without __slots__, or leave path= out"
+        )
+    return [_name(type(value)), described(vars(value))]
 
 
 def _function(function: Any) -> Any:
-    """Describe a class or function by its name, and a function also by its code, which may have been edited.
+    """Describe a class or function by its name, and a function also by what it does, which may have been edited.
 
     Raises:
-        CamlibValueError: its name is not its own.
+        CamlibValueError: other functions have the same name.
     """
-    inner = inspect.unwrap(function)
-    name = _name(inner)
+    name = _name(function)
     for kind, is_it in (
-        ("functools.partial", isinstance(inner, functools.partial)),
-        ("bound method", isinstance(inner, MethodType)),
+        ("functools.partial", isinstance(function, functools.partial)),
+        ("bound method", isinstance(function, MethodType)),
         ("lambda", name.endswith("<lambda>")),
-        ("nested function", "<locals>" in name and not isinstance(inner, type)),
+        ("decorated function", hasattr(function, "__wrapped__") and not isinstance(function, type)),
+        ("nested function", "<locals>" in name and not isinstance(function, type)),
+        ("nested function", bool(getattr(function, "__closure__", None))),
     ):
         if is_it:
-            raise CamlibValueError(
-                f"a {kind} cannot be recognised when an evaluation resumes; give a named function, defined with def at "
-                "the top of a module, or leave path= out"
-            )
-    code = getattr(inner, "__code__", None)
-    return name if code is None else [name, _code(code), described([inner.__defaults__, inner.__kwdefaults__])]
+            raise _unrecognisable(kind)
+    return [name, _digest_of_function(function, set())] if isinstance(function, FunctionType) else name
+
+
+def _unrecognisable(kind: str) -> CamlibValueError:
+    return CamlibValueError(
+        f"a {kind} cannot be recognised when an evaluation resumes; give a named function, defined with def at the top "
+        "of a module, or leave path= out"
+    )
+
+
+def _digest_of_function(function: FunctionType, seen: set[FunctionType]) -> str:
+    """Return a digest of what a function does, wherever in its file it is.
+
+    Args:
+        function: one whose module defines it.
+        seen: the functions that are described already, which may call each other; extended by this one.
+
+    Raises:
+        CamlibValueError: it has a closure, or calls a function of its module that has one, such as a decorated one.
+    """
+    if function.__closure__:
+        raise _unrecognisable(f"function that calls {_name(function)}, a decorated or nested function,")
+    seen.add(function)
+    names = function.__globals__
+    read = {name: _global(names[name], function, seen) for name in _globals_in(function.__code__) if name in names}
+    parts = [_code(function.__code__), described([function.__defaults__, function.__kwdefaults__]), read]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _global(value: Any, reader: FunctionType, seen: set[FunctionType]) -> Any:
+    """Describe what a function reads from its module."""
+    if isinstance(value, FunctionType) or (hasattr(value, "__wrapped__") and not isinstance(value, type)):
+        inner = value if isinstance(value, FunctionType) else value.__wrapped__  # of functools.cache, or a metric
+        follow = isinstance(inner, FunctionType) and inner.__module__ == reader.__module__ and inner not in seen
+        return [_name(inner), _digest_of_function(inner, seen) if follow else ""]
+    return described(value) if _is_constant(value) else _name(value if isinstance(value, type) else type(value))
+
+
+def _is_constant(value: Any) -> bool:
+    import numpy as np
+
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_constant, value))
+    if isinstance(value, Mapping):
+        return all(map(_is_constant, value.values()))
+    if dataclasses.is_dataclass(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        return _is_constant(vars(value))
+    return value is None or isinstance(value, (*CONSTANTS, np.generic, np.ndarray))
 
 
 def _name(thing: Any) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
+def _globals_in(code: CodeType) -> list[str]:
+    """Return the names that code, and the functions inside it, look up in their module."""
+    own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_globals_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return sorted(own.union(*inner))
+
+
 def _code(code: CodeType) -> str:
-    """Return a digest of what a function does, wherever in its file it is."""
-    constants = [_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    """Return a digest of code without the names and the lines of its file."""
+    constants = [_constant(one) for one in code.co_consts]
     return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()
+
+
+def _constant(one: Any) -> str:
+    if isinstance(one, CodeType):
+        return _code(one)
+    return repr(sorted(map(repr, one))) if isinstance(one, frozenset) else repr(one)  # a set's order changes
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -217,7 +217,9 @@ class Method(ABC):
         forward_pass = self.about(forward_pass)
         by_layer = self.maps_by_layer(forward_pass)
         axes = forward_pass.scores.dim() + len(forward_pass.size or (0, 0))
+        checked = {}
         for layer, maps in by_layer.items():
+            checked[f"map at layer {layer!r}" if layer else "map"] = [maps]
             if not isinstance(maps, Tensor) or maps.dim() != axes:
                 shape = tuple(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
                 of_layer = f" of layer {layer!r}" if layer else ""
@@ -225,7 +227,7 @@ class Method(ABC):
                     f"{type(self).__name__} returned {shape}{of_layer}; maps must be tensors (N, ...) with "
                     f"{axes - forward_pass.scores.dim()} grid axes and no channel axis, or (N, K, ...) for K classes"
                 )
-        check_finite({f"map{_at(layer)}": [maps] for layer, maps in by_layer.items()})
+        check_finite(checked)
         layers = {}
         for layer, maps in by_layer.items():
             layers[layer] = maps.relu() if self.relu else maps
@@ -238,10 +240,6 @@ class Method(ABC):
     def __repr__(self) -> str:
         layer = "none" if self.layerless else "to be found" if self.layers is None else repr(" + ".join(self.layers))
         return f"{type(self).__name__}({type(self.model).__name__}, layer={layer})"
-
-
-def _at(layer: str) -> str:
-    return f" at layer {layer!r}" if layer else ""
 
 
 class LayerMethod(Method):

@@ -187,7 +187,8 @@ class Explained(Reading):
 
     def __init__(self, explainer: Explainer, inputs: Any, target: Any = None) -> None:
         self.explainer = explainer
-        self.inputs = inputs
+        self.inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        """The inputs, parsed."""
         self.target = target
 
     @cached_property
@@ -203,11 +204,11 @@ class Explained(Reading):
     @cached_property
     def pictures(self) -> Tensor:
         """(N, C, ...), the images among the inputs."""
-        return Inputs(self.inputs).floats
+        return self.inputs.floats
 
     def again(self, pictures: Tensor | None = None, explainer: Explainer | None = None) -> Tensor:
         """Return heatmaps (N, H, W) of the same classes, for other images or by another explainer."""
-        inputs = self.inputs if pictures is None else Inputs(self.inputs).with_images(pictures).raw
+        inputs = self.inputs if pictures is None else self.inputs.with_images(pictures)
         target = bound_target(self.explanation, self.target)
         return explain(explainer or self.explainer, inputs, target).heatmaps()
 
@@ -256,7 +257,7 @@ class HeatmapCase(Reading):
         explanation, method = explained.explanation, method_of(explainer)
         scored = explanation.target if isinstance(explanation.target, Tensor) else target
         known = {} if "forward" in options else {"forward": method.network.forward, "outputs": explanation.outputs}
-        return cls(Scorer(method.model, inputs, scored, **known | options), explained)
+        return cls(Scorer(method.model, explained.inputs, scored, **known | options), explained)
 
     def read(self, kind: type[Reading]) -> Any:
         """Return the part that a metric reads; NaN, and no error, is the result where a mask is empty.
@@ -324,6 +325,11 @@ def in_unit_range(heatmaps: Tensor) -> Tensor:
 def explain(explainer: Explainer, inputs: Any, target: Any = None) -> Explanation:
     """Return an explanation with one map per image.
 
+    Args:
+        explainer: a :class:`camlib.methods.Method`, a smoothing, or any callable like one.
+        inputs: what its model takes, parsed or not.
+        target: as for :meth:`camlib.methods.Method.__call__`.
+
     Raises:
         CamlibTypeError: not an explainer, or it returns no explanation.
         CamlibValueError: several maps per image.
@@ -339,7 +345,7 @@ def explain(explainer: Explainer, inputs: Any, target: Any = None) -> Explanatio
             f"explainer must be an explainer such as camlib.GradCAM(model), got {given}; a metric that re-runs the "
             "explanation takes (explainer, inputs, target)"
         )
-    explanation = explainer(inputs, target)
+    explanation = called(explainer, inputs, target)
     if not isinstance(explanation, Explanation):
         raise CamlibTypeError(
             f"explainer returned a {type(explanation).__name__}; it must return a camlib.Explanation, as "
@@ -351,6 +357,12 @@ def explain(explainer: Explainer, inputs: Any, target: Any = None) -> Explanatio
             "each; judge one at a time: target[:, k], and None for the class that the model predicts"
         )
     return explanation
+
+
+def called(explainer: Explainer, inputs: Any, target: Any) -> Any:
+    """Call an explainer; parsed inputs are not parsed again by a method, and given as they were to anything else."""
+    takes_parsed = type(explainer).__call__ is Method.__call__
+    return explainer(inputs.raw if isinstance(inputs, Inputs) and not takes_parsed else inputs, target)
 
 
 def method_of(explainer: Explainer) -> Method:

@@ -66,8 +66,8 @@ class Scorer:
         network = Network.of(model, forward)
         self.model = network.module
         ready = network.ready(inputs)
-        self.inputs = ready.raw
-        """What the model takes."""
+        self.inputs = ready
+        """The inputs, parsed."""
         self.pictures = ready.floats
         """(N, C, ...), as the model gets them."""
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))

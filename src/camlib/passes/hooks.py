@@ -70,6 +70,30 @@ def in_this_thread(hook: Hook) -> Hook:
     return lambda module, args, more: hook(module, args, more) if threading.get_ident() == thread else None
 
 
+@contextlib.contextmanager
+def pre_hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
+    """Keep a hook, which acts only in this thread, before a module's forward inside the block.
+
+    Args:
+        module: the module.
+        hook: ``hook(module, args, kwargs)``; it is called before the module, and returns None.
+
+    Example:
+        >>> import torch
+        >>> from camlib.passes.hooks import pre_hooked
+        >>> layer, shapes = torch.nn.Linear(2, 3), []
+        >>> with pre_hooked(layer, lambda module, args, kwargs: shapes.append(tuple(args[0].shape))):
+        ...     _ = layer(torch.ones(1, 2))
+        >>> shapes
+        [(1, 2)]
+    """
+    handle = module.register_forward_pre_hook(in_this_thread(hook), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def tap(output: Any, layer: str) -> tuple[Tensor, Any]:
     """Cut the graph at a module's output, or continue the graph if an earlier layer was already cut.
 

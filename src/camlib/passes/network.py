@@ -74,7 +74,7 @@ class Network:
             )
         renew_caches(self.module)
         homes = {tensor.device for tensor in tensors}
-        inputs = Inputs(raw, self._texts_apart)
+        inputs = raw if isinstance(raw, Inputs) else Inputs(raw, self._texts_apart)
         for tensor in inputs.tensors:
             if self.forward is None and homes and tensor.device not in homes:
                 home = ", ".join(sorted(map(str, homes)))
