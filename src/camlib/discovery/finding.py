@@ -3,7 +3,7 @@
 The layer to find is the last feature map that can influence the score at every position, before its grid is
 pooled, flattened or turned into class scores. Four questions are asked about each feature map, starting at the last:
 
-1. Is it a grid of more than one cell?
+1. Is it a grid of more than one cell, each of which comes from its own place in the images (see ``positions``)?
 2. Is it a map of features, and neither the output of a pooling layer nor class scores that are only pooled afterwards?
 3. Does everything that reaches the score pass through it? A branch inside a residual block does not qualify. In
    networks where finer maps join later, such as feature pyramids, this condition would only hold far too early. There
