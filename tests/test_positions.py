@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import camlib
+from camlib.discovery import positions as positions_module
 from camlib.discovery.confirmation import contradiction, followed, token_layout
 from camlib.discovery.positions import Positions
 from camlib.inputs import Inputs
@@ -261,3 +262,15 @@ def test_following_leaves_the_outputs_as_they_are() -> None:
         expected = model(images)
         with followed(Inputs(images)):
             assert torch.equal(model(images), expected)
+
+
+def test_an_operation_called_in_an_unforeseen_way_loses_the_places_and_no_more(monkeypatch) -> None:
+    def fail(call: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setitem(positions_module._RULES, "relu", fail)
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), Positions([image]) as positions:
+        after, beside = image.relu(), image + 1
+    assert not positions.of(after)
+    assert positions.of(beside)

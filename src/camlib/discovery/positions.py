@@ -98,15 +98,17 @@ class Positions(TorchDispatchMode):
                 self._set(tensor, {})  # not that of a freed tensor
             return output
         call = _Call(self, func, args, kwargs, output)
-        if name in ("copy_", "index_put_", "masked_scatter_", "scatter_"):
-            self._write(name, call)
-            return output
-        rule = _rule(name, func)
-        for result, place in zip(call.results, rule(call) if rule else [], strict=False):
+        try:
+            if name in ("copy_", "index_put_", "masked_scatter_", "scatter_"):
+                self._write(name, call)
+                return output
+            rule = _rule(name, func)
+            places = rule(call) if rule else []
+        except Exception:  # arguments that the rule does not expect: the places are unknown, and the pass goes on
+            places = []
+        places += [{}] * (len(call.results) - len(places))
+        for result, place in zip(call.results, places, strict=False):
             self._set(result, {axis: one for axis, one in place.items() if one is not None and one.is_known})
-        if rule is None:
-            for result in call.results:
-                self._set(result, {})
         return output
 
     def _write(self, name: str, call: _Call) -> None:
@@ -118,7 +120,7 @@ class Positions(TorchDispatchMode):
         if name == "copy_" and whole is target:
             self._set(target, {axis: _aligned(one, target) for axis, one in written.items()})
             return
-        place, was, view = {}, self.of(whole), self.of(target)
+        place, was = {}, self.of(whole)
         for axis in {*was, *written}:
             values = torch.full(tuple(whole.shape), math.nan)
             if axis in was:
@@ -139,7 +141,7 @@ class Positions(TorchDispatchMode):
         if key in self._known:
             self._known[key][1].clear()
         self._set(whole, place)
-        if view is not None and whole is not target:
+        if whole is not target:
             self._set(target, self._seen_by(target, whole, place))
 
     @staticmethod
