@@ -274,3 +274,66 @@ def test_an_operation_called_in_an_unforeseen_way_loses_the_places_and_no_more(m
         after, beside = image.relu(), image + 1
     assert not positions.of(after)
     assert positions.of(beside)
+
+
+class TestNamedLayers:
+    images = torch.rand(2, 3, 112, 112, dtype=torch.double)
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(
+            patch_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
+        return transformers.ViTForImageClassification(config).double().eval()
+
+    def test_tokens_have_the_grid_of_the_network(self) -> None:
+        model = self.model()
+        explainer = camlib.GradCAM(
+            model, "vit.layers.0", forward=lambda m, x: m(x, interpolate_pos_encoding=True), relu=True
+        )
+        expected = naive(model, "vit.layers.0", self.images, (3, 3), 1, interpolate_pos_encoding=True)
+        torch.testing.assert_close(explainer(self.images, 1).maps, expected)
+
+    def test_the_places_are_followed_once_for_each_size(self) -> None:
+        model, passes = self.model(), []
+        model.register_forward_pre_hook(lambda module, args: passes.append(args))
+        explainer = camlib.GradCAM(model, "vit.layers.0", forward=lambda m, x: m(x, interpolate_pos_encoding=True))
+        counts = []
+        for size in (112, 112, 240):
+            explainer(torch.rand(1, 3, size, size, dtype=torch.double), 1)
+            counts.append(len(passes))
+        assert counts == [2, 3, 5]
+
+    def test_tokens_in_another_order_are_refused(self) -> None:
+        model = timm.create_model("hiera_tiny_224").eval()
+        expected = r"'blocks.2' returns shape \(1, 784, 192\).*not in the order of a 28 x 28 grid.*pass reshape="
+        with pytest.raises(camlib.CamlibValueError, match=expected):
+            camlib.GradCAM(model, "blocks.2")(torch.rand(1, 3, 224, 224), 1)
+
+    def test_a_choice_of_tokens_is_refused(self) -> None:
+        config = transformers.ViTMAEConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
+        model = transformers.ViTMAEModel(config).eval()
+        with pytest.raises(camlib.CamlibValueError, match="do not come from the images.*pass reshape="):
+            camlib.GradCAM(model, "layers.1")(
+                torch.rand(1, 3, 224, 224), lambda out: out.last_hidden_state.mean((1, 2))
+            )
+
+    def test_reshape_is_the_way_out(self) -> None:
+        model = self.model()
+        explainer = camlib.GradCAM(
+            model, "vit.layers.0", forward=lambda m, x: m(x, interpolate_pos_encoding=True),
+            reshape=lambda tokens: tokens[:, 1:].mT.unflatten(2, (3, 3)),
+        )  # fmt: skip
+        expected = naive(model, "vit.layers.0", self.images, (3, 3), 1, interpolate_pos_encoding=True)
+        torch.testing.assert_close(explainer(self.images, 1).maps, expected)
+
+    def test_detection_tokens_behind_the_patches_are_left_out(self) -> None:
+        config = transformers.YolosConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=[64, 64],
+            num_detection_tokens=10,
+        )  # fmt: skip
+        model = transformers.YolosForObjectDetection(config).eval()
+        explanation = camlib.GradCAM(model, "vit.encoder.layer.0")(torch.rand(1, 3, 64, 64), 1)
+        assert explanation.maps.shape == (1, 4, 4)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 from camlib.discovery.confirmation import contradiction, followed, is_followed, token_layout
 from camlib.discovery.graph import Graph, Tapped
-from camlib.errors import CamlibRuntimeError, CamlibTypeError
+from camlib.discovery.positions import Place
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.inputs import Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import Layout, Size, Tokens, layout_of, one_stride
@@ -162,6 +164,57 @@ def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
         if record.name in names:
             network.layouts[record.name, tuple(record.tensor.shape[1:]), found.size] = layout
     return names
+
+
+def locate_tokens(network: Network, inputs: Inputs, shapes: Mapping[str, Size]) -> None:
+    """Find the layouts of layers that return tokens, by their positions in a pass; the network keeps them.
+
+    Costs one forward pass of the first image, or nothing if the layouts are known. Where no position can be followed,
+    the layout is inferred from the shape as before.
+
+    Args:
+        network: the network.
+        inputs: its inputs.
+        shapes: the shape of each layer's output, by name.
+
+    Raises:
+        CamlibValueError: the tokens of a layer are not a grid of the images, row by row.
+    """
+    unknown = {name for name, shape in shapes.items() if (name, shape[1:], inputs.size) not in network.layouts}
+    unknown -= {name for name in unknown if network.module.get_submodule(name) in network.text_modules}  # refused later
+    if not unknown:
+        return
+    seen: list[tuple[str, Size, Place]] = []
+
+    def note(name: str) -> Hook:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = next(tensors_in(output), None)
+            if tensor is not None:
+                seen.append((name, tuple(tensor.shape), positions.of(tensor)))
+
+        return hook
+
+    first = inputs.first()
+    positions = followed(first)
+    tapped = [(module, note(name)) for name, module in _submodules(network)]
+    with undisturbed(network.module), positions, hooked(tapped):
+        network.run(first)
+    if not any(is_followed(place, first) for _, _, place in seen):
+        return
+    for name, shape, place in seen:
+        if name not in unknown:
+            continue
+        layout = token_layout(place, shape, first)
+        problem = (
+            "its cells do not come from the images" if layout is None else contradiction(place, layout, shape, first)
+        )
+        if layout is None or problem:
+            raise CamlibValueError(
+                f"layer {name!r} returns shape {shape}, whose tokens are not the patches of the images row by row: "
+                f"{problem or 'its cells do not come from the images'}; choose another layer, leave layer= out, or "
+                "pass reshape=, a function from that tensor to (N, C, h, w)"
+            )
+        network.layouts[name, shape[1:], inputs.size] = layout
 
 
 @dataclass(frozen=True, eq=False)

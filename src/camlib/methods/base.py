@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from camlib.discovery.finding import find_layer_in
+from camlib.discovery.finding import find_layer_in, locate_tokens
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
@@ -369,5 +369,8 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
             forward_pass = run(
                 network, ready, together, differentiated, target, agnostic=agnostic, around=around, leaf=leaf
             )
+        if network.reshape is None and not ready.is_list and len(ready.size or ()) > 1:
+            tokens = {name: tuple(tensor.shape) for name, tensor in forward_pass.features.items() if tensor.dim() == 3}
+            locate_tokens(network, ready, tokens)
         with full_precision(forward_pass.device):
             yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
