@@ -97,7 +97,7 @@ class Inputs:
 
     @cached_property
     def texts(self) -> tuple[Tensor, ...]:
-        """The tensors that hold texts: those that Hugging Face names so, or integers (rows, tokens)."""
+        """The tensors that hold texts, which Hugging Face names so, or integers (rows, tokens)."""
         if isinstance(self.raw, Mapping):
             found = [self.raw[name] for name in _TEXT if name in self.raw]
             return tuple(one for one in found if isinstance(one, Tensor))
