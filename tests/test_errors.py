@@ -46,7 +46,9 @@ def test_numbers_become_those_of_python(value: Any) -> None:
     [
         ({}, "a finite number", [0, -1e300, 5], [math.nan, math.inf, -math.inf]),
         ({"above": 0}, "a positive number", [1e-300, 5], [0, -0.0, -1, math.nan, math.inf]),
-        ({"at_least": 0}, "a number in [0, inf)", [0, 5], [-1e-9, math.inf]),
+        ({"at_least": 0}, "a number of at least 0", [0, 5], [-1e-9, math.inf]),
+        ({"above": 2}, "a number above 2", [2.5], [2, math.inf]),
+        ({"at_least": 0, "instead": "None"}, "None or a number of at least 0", [0], [-1]),
         ({"above": 0, "below": 1}, "a number in (0, 1)", [0.5], [0, 1, 1.5, math.nan]),
         ({"above": 0, "at_most": 1}, "a number in (0, 1]", [0.5, 1], [0, 1.01]),
         ({"at_least": 0, "at_most": 1}, "a number in [0, 1]", [0, 0.5, 1], [-0.01, 255, math.nan, math.inf]),

@@ -794,7 +794,7 @@ def test_degenerate_maps_of_every_rank(dims: int) -> None:
     ("dims", "what", "shape"),
     [
         (1, "signal", r"size=\(length,\)"),
-        (2, "picture", r"size=\(height, width\)"),
+        (2, "image", r"size=\(height, width\)"),
         (3, "volume or video", r"size=\(time, height, width\)"),
     ],
 )
@@ -1167,7 +1167,7 @@ def test_signals_colours_are_those_of_the_bar() -> None:
         assert np.array(figure.axes[0].images[0].cmap(0.0, bytes=True)[:3]).tolist() == lowest
         bar = figure.axes[-1].collections[-1]
         assert np.array(bar.cmap(0.0, bytes=True)[:3]).tolist() == lowest
-    with pytest.raises(camlib.CamlibValueError, match="alpha, .* must be a number"):
+    with pytest.raises(camlib.CamlibValueError, match='alpha must be "heat" or a number in .0, 1., got 2'):
         explain(torch.rand(1, 7), 1).plot(signals()[:1], alpha=2)
 
 

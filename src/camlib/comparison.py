@@ -139,26 +139,26 @@ def compare(
     if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise CamlibTypeError(f"methods must be a list, got {methods!r}")
     layers = None if layer is None else list(resolve_layers(network.module, layer))
-    bound = [bound_to(method, network, layers) for method in methods]
-    names = [method.name for method in bound]
+    given = [on_network(method, network, layers) for method in methods]
+    names = [method.name for method in given]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
     if len(set(names)) < len(names):
         raise CamlibValueError(f"each method can be compared once, got {', '.join(names)}")
-    sharing = [method for method in bound if shares_pass(method) and method.network.is_called_as(network)]
+    sharing = [method for method in given if shares_pass(method) and method.network.is_called_as(network)]
     found: dict[str, Explanation] = {}
     if sharing:
         found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
         target = bound_target(found[sharing[0].name], target)
-    for method in bound:
+    for method in given:
         if method.name not in found:
             found[method.name] = method(images, target)
             target = bound_target(found[method.name], target)
     return Comparison({name: found[name] for name in names})
 
 
-def bound_to(method: Any, network: Network, layers: Sequence[str] | None) -> Method:
-    """Return a method bound to a network and, if it has no layers yet, to the given layers."""
+def on_network(method: Any, network: Network, layers: Sequence[str] | None) -> Method:
+    """Return a method on a network and, if it has no layers yet, at the given layers."""
     if isinstance(method, Method):
         if method.model is not network.module:
             raise CamlibValueError(f"{method!r} explains another model than the one given to compare")

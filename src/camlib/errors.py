@@ -34,11 +34,21 @@ def number(
     below: float = math.inf,
     at_least: float = -math.inf,
     at_most: float = math.inf,
+    instead: str = "",
 ) -> float:
     """Return a finite number within bounds.
 
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+        above: a bound that it must exceed.
+        below: a bound that it must not reach.
+        at_least: its least value.
+        at_most: its greatest value.
+        instead: another value that the argument takes, for errors.
+
     Raises:
-        CamlibTypeError: ``value`` is no real number; a bool is none.
+        CamlibTypeError: ``value`` is not a real number; bools are refused.
         CamlibValueError: it is out of bounds, infinite or NaN.
 
     Example:
@@ -52,8 +62,11 @@ def number(
     begin = "[" if at_least > above else "("
     end = "]" if at_most < below else ")"
     wanted = "a finite number" if (low, high) == (-math.inf, math.inf) else f"a number in {begin}{low:g}, {high:g}{end}"
+    if high == math.inf and low > -math.inf:
+        wanted = f"a number of at least {low:g}" if at_least > above else f"a number above {low:g}"
     if (above, high) == (0, math.inf):
         wanted = "a positive number"
+    wanted = f"{instead} or {wanted}" if instead else wanted
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
     found = float(value)
@@ -71,19 +84,25 @@ def positive_number(name: str, value: object, below: float = math.inf) -> float:
     return number(name, value, above=0, below=below)
 
 
-def positive_int(name: str, value: object) -> int:
+def positive_int(name: str, value: object, instead: str = "") -> int:
     """Return an int of at least 1.
 
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+        instead: another value that the argument takes, for errors.
+
     Raises:
-        CamlibTypeError: ``value`` is no integer; a bool is none.
+        CamlibTypeError: ``value`` is not an integer; bools are refused.
         CamlibValueError: it is less than 1.
 
     Example:
         >>> positive_int("samples", 8)
         8
     """
+    wanted = f"{instead} or an int of at least 1" if instead else "an int of at least 1"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise CamlibTypeError(f"{name} must be an int of at least 1, got {value!r}")
+        raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
     if value < 1:
-        raise CamlibValueError(f"{name} must be an int of at least 1, got {value!r}")
+        raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
     return int(value)

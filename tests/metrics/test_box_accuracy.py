@@ -381,10 +381,11 @@ def test_thresholds_are_some(function: Callable[..., Tensor], thresholds: Any) -
 @pytest.mark.parametrize("value", [0, -0.5, 1.01, math.nan, "0.5", True, None])
 def test_an_iou_is_a_share(value: Any) -> None:
     heatmaps, boxes = torch.rand(1, 4, 4), one(0, 0, 2, 2)
+    error = CamlibTypeError if value in ("0.5", True, None) else CamlibValueError
     for function in (max_box_acc, box_hits):
-        with pytest.raises(CamlibValueError, match=r"iou must be a number in \(0, 1\], got"):
+        with pytest.raises(error, match=r"iou must be a number in \(0, 1\], got"):
             function(heatmaps, boxes, iou=value)
-    with pytest.raises(CamlibValueError, match=r"each of ious must be a number in \(0, 1\], got"):
+    with pytest.raises(error, match=r"each of ious must be a number in \(0, 1\], got"):
         max_box_acc_v2(heatmaps, boxes, ious=(0.5, value))
 
 

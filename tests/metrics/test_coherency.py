@@ -307,7 +307,7 @@ def test_signals_pictures_and_volumes_in_single_precision(model: nn.Module, inpu
 
 @each
 def test_several_classes_of_each_image_are_refused(metric: Callable[..., Tensor]) -> None:
-    with pytest.raises(camlib.CamlibValueError, match=r"names 2 classes of each; judge one at a time"):
+    with pytest.raises(camlib.CamlibValueError, match=r"names 2 classes of each; evaluate one at a time"):
         metric(grad_cam(), images(), [[0, 1], [1, 2]])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.metrics import ScoredHeatmaps, Scorer, deletion, deletion_curve, insertion, insertion_curve, ranks
-from camlib.metrics.fills import baseline_pictures
+from camlib.metrics.fills import baseline_images
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 CURVES = [deletion_curve, insertion_curve]
@@ -139,7 +139,7 @@ def test_deletion_takes_zero_and_insertion_shows_on_a_blur_by_default() -> None:
     deletion(taken, pictures, heatmaps, first, steps=1)
     insertion(shown, pictures, heatmaps, first, steps=1)
     assert torch.equal(torch.stack(taken.seen[2:]), torch.zeros_like(pictures))
-    assert torch.equal(torch.stack(shown.seen[2:]), baseline_pictures(pictures, "blur"))
+    assert torch.equal(torch.stack(shown.seen[2:]), baseline_images(pictures, "blur"))
 
 
 # Properties ---------------------------------------------------------------------------------------------------------
@@ -225,24 +225,24 @@ def test_the_result_is_in_double_precision_where_heatmaps_or_scores_are(metric) 
 def test_blur_is_a_gaussian_along_each_side_with_replicated_borders(shape: tuple[int, ...]) -> None:
     pictures = torch.randn(shape, dtype=torch.float64)
     blurred = ndimage.gaussian_filter(pictures.numpy(), 5, axes=tuple(range(2, len(shape))), mode="nearest", radius=5)
-    torch.testing.assert_close(baseline_pictures(pictures, "blur"), torch.from_numpy(blurred), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(baseline_images(pictures, "blur"), torch.from_numpy(blurred), rtol=1e-12, atol=1e-13)
 
 
 def test_blur_of_half_precision_is_computed_in_single_whatever_autocast_says() -> None:
     pictures = torch.randn(2, 3, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        blurred = baseline_pictures(pictures, "blur")
-    assert torch.equal(blurred, baseline_pictures(pictures.float(), "blur").bfloat16())
+        blurred = baseline_images(pictures, "blur")
+    assert torch.equal(blurred, baseline_images(pictures.float(), "blur").bfloat16())
 
 
 def test_baselines_are_numbers_or_what_is_broadcast_to_a_picture() -> None:
     pictures = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     colour, whole = torch.tensor([1, 2, 3]).view(3, 1, 1), torch.randn(3, 4, 5, dtype=torch.float64)
-    assert torch.equal(baseline_pictures(pictures, "zero"), torch.zeros_like(pictures))
-    assert torch.equal(baseline_pictures(pictures, -2), torch.full_like(pictures, -2))
-    assert torch.equal(baseline_pictures(pictures, 0.1), torch.full_like(pictures, 0.1))
-    assert torch.equal(baseline_pictures(pictures, colour), colour.double().expand_as(pictures))
-    assert torch.equal(baseline_pictures(pictures, whole), torch.stack([whole, whole]))
+    assert torch.equal(baseline_images(pictures, "zero"), torch.zeros_like(pictures))
+    assert torch.equal(baseline_images(pictures, -2), torch.full_like(pictures, -2))
+    assert torch.equal(baseline_images(pictures, 0.1), torch.full_like(pictures, 0.1))
+    assert torch.equal(baseline_images(pictures, colour), colour.double().expand_as(pictures))
+    assert torch.equal(baseline_images(pictures, whole), torch.stack([whole, whole]))
 
 
 @pytest.mark.parametrize("metric", AREAS)

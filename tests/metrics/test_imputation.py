@@ -230,10 +230,10 @@ FIRST, SECOND = torch.tensor([True, False]), torch.tensor([False, True])
 @pytest.mark.parametrize(
     ("pictures", "known", "match"),
     [
-        ([0.0], SEEN, "pictures must be a tensor of floats .*, got list"),
-        (ZEROS.long(), SEEN, "pictures must be a tensor of floats .*, got torch.int64"),
-        (ZEROS, SEEN.float(), "known must be a tensor of bools .*, got torch.float32"),
-        (ZEROS, None, "known must be a tensor of bools .*, got NoneType"),
+        ([0.0], SEEN, "images must be a floating-point tensor .*, got list"),
+        (ZEROS.long(), SEEN, "images must be a floating-point tensor .*, got torch.int64"),
+        (ZEROS, SEEN.float(), "known must be a bool tensor .*, got torch.float32"),
+        (ZEROS, None, "known must be a bool tensor .*, got NoneType"),
     ],
 )
 def test_another_type_is_refused(pictures: Any, known: Any, match: str) -> None:
@@ -244,7 +244,7 @@ def test_another_type_is_refused(pictures: Any, known: Any, match: str) -> None:
 @pytest.mark.parametrize(
     ("pictures", "known", "match"),
     [
-        (ZEROS[0], SEEN, r"pictures have shape \(3, 4, 5\) and known \(2, 4, 5\)"),
+        (ZEROS[0], SEEN, r"images have shape \(3, 4, 5\) and known \(2, 4, 5\)"),
         (ZEROS.mT, SEEN, r"must be \(R, C, H, W\) and \(R, H, W\)"),
         (ZEROS, SEEN[:1], r"known \(1, 4, 5\)"),
         (ZEROS, SEEN & FIRST.view(2, 1, 1), "no pixel of image 1 is known; at least one"),

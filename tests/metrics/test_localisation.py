@@ -403,20 +403,24 @@ def test_heatmaps_are_checked(metric: Metric) -> None:
 
 @pytest.mark.parametrize("tolerance", [-1, math.inf, math.nan, "15", True, None])
 def test_tolerance_is_a_distance(tolerance: Any) -> None:
-    with pytest.raises(CamlibValueError, match="tolerance must be a number of pixels, at least 0, got"):
+    error = CamlibValueError if isinstance(tolerance, float) or tolerance == -1 else CamlibTypeError
+    with pytest.raises(error, match="tolerance must be a number of at least 0, got"):
         pointing_game(torch.rand(1, 4, 4), torch.ones(1, 4, 4), tolerance=tolerance)
 
 
 @pytest.mark.parametrize("k", [0, -3, 17, 1000, 2.0, True, None])
 def test_k_is_a_number_of_pixels_that_there_are(k: Any) -> None:
-    with pytest.raises(CamlibValueError, match="k must be an int from 1 to the 16 pixels of a heatmap, got"):
+    error = CamlibValueError if type(k) is int else CamlibTypeError
+    told = "at most 16, the number of pixels of a heatmap" if k in (17, 1000) else "an int of at least 1"
+    with pytest.raises(error, match=f"k must be {told}, got"):
         top_k_intersection(torch.rand(1, 4, 4), torch.ones(1, 4, 4), k=k)
     assert top_k_intersection(torch.rand(1, 4, 4), torch.ones(1, 4, 4), k=16).tolist() == [1]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, math.nan, "0.5", True])
 def test_threshold_is_a_share(threshold: Any) -> None:
-    with pytest.raises(CamlibValueError, match=r"threshold must be a number in \(0, 1\], got"):
+    error = CamlibTypeError if threshold in ("0.5", True) else CamlibValueError
+    with pytest.raises(error, match=r"threshold must be a number in \(0, 1\], got"):
         iou(torch.rand(1, 4, 4), torch.ones(1, 4, 4), threshold=threshold)
 
 

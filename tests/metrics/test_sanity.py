@@ -499,7 +499,7 @@ class Uncopied(nn.Sequential):
         ({"stages": ["7"]}, ValueError, "has no layer '7'"),
         ({"stages": ["1"]}, ValueError, "stage '1', a ReLU, has no parameters to randomise"),
         ({"generator": 7}, TypeError, "generator must be a torch.Generator"),
-        ({"target": camlib.TopK(2)}, ValueError, "names 2 classes of each; judge one at a time"),
+        ({"target": camlib.TopK(2)}, ValueError, "names 2 classes of each; evaluate one at a time"),
     ],
 )
 def test_errors_name_what_was_given_and_wanted(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -275,10 +275,10 @@ def test_what_is_no_heatmap_is_not_compared(similarity: Callable[[Any, Any], Ten
         (
             ssim,
             (2, 40),
-            r"\(2, 40\); ssim compares pictures \(N, H, W\) of at least 3 x 3 pixels: camlib.resize",
+            r"\(2, 40\); ssim compares heatmaps \(N, H, W\) of at least 3 x 3 pixels: camlib.resize",
         ),
         (ssim, (2, 9, 2), "at least 3 x 3"),
-        (hog, (2, 2, 9, 9), r"\(2, 2, 9, 9\); hog compares pictures \(N, H, W\) of at least 6 x 6 pixels"),
+        (hog, (2, 2, 9, 9), r"\(2, 2, 9, 9\); hog compares heatmaps \(N, H, W\) of at least 6 x 6 pixels"),
         (hog, (2, 5, 30), "at least 6 x 6"),
     ],
 )

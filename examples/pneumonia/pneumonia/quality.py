@@ -385,8 +385,8 @@ def region_use(
 
 def _covered(scorer: Scorer, mask: Tensor) -> Tensor:
     """The scores (N,) of the pictures with their median gray where the mask (H, W) is true."""
-    gray = scorer.pictures.flatten(2).median(2).values[..., None, None]
-    pictures = torch.where(mask, gray, scorer.pictures)
+    gray = scorer.images.flatten(2).median(2).values[..., None, None]
+    pictures = torch.where(mask, gray, scorer.images)
     return scorer.scores(scorer.image_index, lambda _, rows: pictures[rows])
 
 

@@ -50,18 +50,18 @@ class Batches:
         loader: batches: inputs, or tuples that begin with them, as a DataLoader gives; or a tensor of images.
         target: as for :func:`camlib.evaluate`.
         masks: (M, H, W) of bools, or None.
-        max_images: where the loader is not read further.
+        max_images: the most images to read.
 
     Raises:
         CamlibTypeError: ``target`` or ``max_images`` is of another type.
-        CamlibValueError: ``target`` or ``max_images`` cannot work; on iteration, there are no images, or targets or
-            masks are of another number or size.
+        CamlibValueError: ``target`` or ``max_images`` cannot work; on iteration, there are no images, or the number or
+            the size of targets or masks does not match them.
     """
 
     def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None) -> None:
         self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
         self.target = _checked_target(target)
-        """Of all images."""
+        """The target of all images."""
         self._masks = masks
         self._limit = None if max_images is None else positive_int("max_images", max_images)
 
@@ -87,7 +87,7 @@ class Batches:
         for name, of_images in (("masks", self._masks), ("target", self.target)):
             if self._limit is None and hasattr(of_images, "__len__") and len(of_images) != start:
                 raise CamlibValueError(
-                    f"{name} is of {len(of_images)} images, and the loader gave {start}; give one for each"
+                    f"{name} has entries for {len(of_images)} images, but the loader gave {start}; give one for each"
                 )
 
     def _target_of(self, images: range) -> Any:
@@ -95,7 +95,7 @@ class Batches:
             return self.target
         if len(self.target) < images.stop:
             raise CamlibValueError(
-                f"target has classes of {len(self.target)} images, and there are more; give one for each image"
+                f"target has classes for {len(self.target)} images, but there are more; give one for each image"
             )
         return self.target[images.start : images.stop]
 
@@ -133,7 +133,7 @@ def _checked_target(target: Any) -> Any:
         return int(classes)
     if classes.dim() != 1:
         raise CamlibValueError(
-            f"target has shape {tuple(classes.shape)}; a metric judges one heatmap of each image: give one class for "
-            "each, or for all"
+            f"target has shape {tuple(classes.shape)}; a metric evaluates one heatmap of each image: give one class "
+            "for each, or for all"
         )
     return classes

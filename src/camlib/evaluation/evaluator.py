@@ -12,7 +12,7 @@ from camlib import targets
 from camlib.errors import CamlibError, CamlibRuntimeError
 from camlib.evaluation.batches import Batch
 from camlib.evaluation.plan import AnyMetric, Columns, row_of
-from camlib.evaluation.run_log import described, digest_of
+from camlib.evaluation.run_log import as_json, digest_of
 from camlib.evaluation.table import Failure, TableRow, or_none, row_in
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs
@@ -35,7 +35,7 @@ class Evaluator:
     """Explains batches with every method, and evaluates the heatmaps with every metric.
 
     Args:
-        network: of all methods.
+        network: the network of all methods.
         columns: the metrics with their options.
         score: as for :func:`camlib.evaluate`.
         chunk_size: as for :func:`camlib.evaluate`.
@@ -57,16 +57,16 @@ class Evaluator:
         self._chunk_size = chunk_size
         self._max_passes = max_passes
         self._passes: dict[Method, float] = {}
-        """Of the methods that work."""
+        """Forward passes of an image for each method that works."""
         self._left_out: dict[TableRow, str] = {}
-        """Why the others do not."""
+        """The reasons why the other rows are left out."""
 
-    def described(self, explainers: Sequence[Method]) -> dict[str, Any]:
+    def description(self, explainers: Sequence[Method]) -> dict[str, Any]:
         """Return as JSON what must be the same to resume, except for the target."""
         return {
-            "methods": [[*row_of(one), described(type(one)), _options(one)] for one in explainers],
-            "metrics": [[metric.name, described(metric.of), described(set_)] for metric, set_ in self._columns.items()],
-            "score": described(self._score),
+            "methods": [[*row_of(one), as_json(type(one)), _options(one)] for one in explainers],
+            "metrics": [[metric.name, as_json(metric.of), as_json(set_)] for metric, set_ in self._columns.items()],
+            "score": as_json(self._score),
             "max_passes": self._max_passes,
             "model": digest_of(self._network.module),
         }
@@ -221,5 +221,5 @@ def _options(explainer: Method) -> dict[str, Any]:
     own = {key: value for key, value in vars(explainer).items() if key not in NOT_OPTIONS}
     network = explainer.network
     return {
-        key: described(value) for key, value in (own | {"forward": network.forward, "reshape": network.reshape}).items()
+        key: as_json(value) for key, value in (own | {"forward": network.forward, "reshape": network.reshape}).items()
     }

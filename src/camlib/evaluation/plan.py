@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from camlib.comparison import bound_to
+from camlib.comparison import on_network
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.evaluation.table import TableRow
 from camlib.methods import Method
@@ -15,8 +15,8 @@ from camlib.metrics import METRICS, Metric
 from camlib.metrics.readings import LocatedHeatmaps
 from camlib.passes.network import Network
 
-BASELINES = ("random_cam", "center_gaussian")
-"""Always among the methods: a method that does not beat these is uninformative."""
+ALWAYS_EVALUATED = ("random_cam", "center_gaussian")
+"""Baselines that are always among the methods: a method that does not beat them is uninformative."""
 FAITHFULNESS = ("average_drop", "average_increase", "insertion", "deletion", "road_combined")
 LOCALISATION = ("pointing_game", "energy_pointing_game")
 
@@ -66,7 +66,7 @@ def _metric(given: Any) -> AnyMetric:
 
 
 def explainers_of(methods: Any, network: Network, layers: Sequence[str] | None) -> list[Method]:
-    """Return the methods bound to a network, once for each layer that they are to read.
+    """Return the methods on a network, once for each layer that they are to read.
 
     Raises:
         CamlibTypeError: a single string, or something that is not a method.
@@ -79,10 +79,10 @@ def explainers_of(methods: Any, network: Network, layers: Sequence[str] | None) 
     given = list(METHODS) if isinstance(methods, str) else list(methods)
     named = {getattr(method, "name", method) for method in given}
     found: list[Method] = []
-    for method in (*given, *(name for name in BASELINES if name not in named)):
-        explainer = bound_to(method, network, None)
+    for method in (*given, *(name for name in ALWAYS_EVALUATED if name not in named)):
+        explainer = on_network(method, network, None)
         each = layers if layers and explainer.layers is None and explainer.finds_one_layer else [None]
-        found += [explainer if layer is None else bound_to(method, network, [layer]) for layer in each]
+        found += [explainer if layer is None else on_network(method, network, [layer]) for layer in each]
     for explainer in found:
         if explainer.network.forward is not network.forward:
             raise CamlibValueError(

@@ -15,7 +15,7 @@ from camlib.errors import CamlibValueError, positive_int
 from camlib.evaluation.batches import Batch, Batches
 from camlib.evaluation.evaluator import Evaluator
 from camlib.evaluation.plan import AnyMetric, columns_of, explainers_of, row_of
-from camlib.evaluation.run_log import RunLog, described, digest_of
+from camlib.evaluation.run_log import RunLog, as_json, digest_of
 from camlib.evaluation.table import Evaluation, Failure, TableRow, row_in
 from camlib.methods import Method
 from camlib.passes.chunks import ChunkSize
@@ -47,7 +47,7 @@ def evaluate(
     method its explanation and the scores of its masked images. All methods explain the same class of an image, and the
     metrics of all read the same score.
 
-    Forward passes of an image: one for all methods that share it, those of each other method, and for each method those
+    An image takes one forward pass for all methods that share it, those of each other method, and for each method those
     of each metric. Before that, each method is tried on the first image.
 
     Args:
@@ -116,7 +116,7 @@ def _lines(
         if number == 0:
             explainers = _located(explainers, batch.first)
             if path is not None:
-                log = RunLog(path, evaluator.described(explainers) | {"target": described(batches.target)})
+                log = RunLog(path, evaluator.description(explainers) | {"target": as_json(batches.target)})
         digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
         line = log.batch(number, digest) if log else None
         if number == 0 and line is None:

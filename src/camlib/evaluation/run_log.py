@@ -33,7 +33,7 @@ class RunLog:
     An incomplete last line, of a process that was killed, is removed.
 
     Args:
-        path: of the file, which is created if it does not exist.
+        path: the file, which is created if it does not exist.
         asked: what must be the same to resume.
 
     Raises:
@@ -62,8 +62,8 @@ class RunLog:
             ) from error
         if changed:
             raise CamlibValueError(
-                f"{self._path} is of an evaluation with other {', '.join(changed)}; give another path, or delete the "
-                "file to start again"
+                f"{self._path} is the record of another evaluation (different {', '.join(changed)}); give another path, or "
+                "delete the file to start again"
             )
         os.truncate(self._path, len(complete.encode()))
         return [head, *lines]
@@ -79,8 +79,8 @@ class RunLog:
         line = self._lines[number + 1]
         if line.get("digest") != digest:
             raise CamlibValueError(
-                f"batch {number} is of other images or masks than those recorded in {self._path}; give them in the "
-                "same order and batches (no shuffling), or another path"
+                f"batch {number} has other images or masks than those recorded in {self._path}; give them in the same "
+                "order and batches (no shuffling), or give another path"
             )
         return line
 
@@ -101,7 +101,7 @@ def digest_of(value: Any) -> str:
     return digest.hexdigest()
 
 
-def described(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return an option as JSON, the same in another process and different for another option.
 
     A class is described by its name. A function is described by its name, its code, its defaults and what it reads
@@ -114,7 +114,7 @@ def described(value: Any) -> Any:
             without attributes in ``__dict__``.
 
     Example:
-        >>> described({"steps": 3, "function": abs, "shares": (0.2, 0.4)})
+        >>> as_json({"steps": 3, "function": abs, "shares": (0.2, 0.4)})
         {'steps': 3, 'function': 'builtins.abs', 'shares': [0.2, 0.4]}
     """
     import numpy as np
@@ -129,15 +129,15 @@ def described(value: Any) -> Any:
     if isinstance(value, Tensor):
         return digest_of(value)
     if isinstance(value, np.generic):
-        return described(value.item())
+        return as_json(value.item())
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Mapping):
-        return {str(key): described(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [described(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(repr(described(item)) for item in value)
+        return sorted(repr(as_json(item)) for item in value)
     if isinstance(value, nn.Module):
         return [_name(type(value)), digest_of(value)]
     if isinstance(value, type) or inspect.isroutine(value) or isinstance(value, functools.partial):
@@ -149,7 +149,7 @@ def described(value: Any) -> Any:
             f"a {_name(type(value))} cannot be recognised when an evaluation resumes, as it keeps no attributes in "
             "__dict__; give an object of a class without __slots__, or leave path= out"
         )
-    return [_name(type(value)), described(vars(value))]
+    return [_name(type(value)), as_json(vars(value))]
 
 
 def _function(function: Any) -> Any:
@@ -194,7 +194,7 @@ def _digest_of_function(function: FunctionType, seen: set[FunctionType]) -> str:
     seen.add(function)
     names = function.__globals__
     read = {name: _global(names[name], function, seen) for name in _globals_in(function.__code__) if name in names}
-    parts = [_code(function.__code__), described([function.__defaults__, function.__kwdefaults__]), read]
+    parts = [_code(function.__code__), as_json([function.__defaults__, function.__kwdefaults__]), read]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -204,7 +204,7 @@ def _global(value: Any, reader: FunctionType, seen: set[FunctionType]) -> Any:
         inner = value if isinstance(value, FunctionType) else value.__wrapped__  # of functools.cache, or a metric
         follow = isinstance(inner, FunctionType) and inner.__module__ == reader.__module__ and inner not in seen
         return [_name(inner), _digest_of_function(inner, seen) if follow else ""]
-    return described(value) if _is_constant(value) else _name(value if isinstance(value, type) else type(value))
+    return as_json(value) if _is_constant(value) else _name(value if isinstance(value, type) else type(value))
 
 
 def _is_constant(value: Any) -> bool:

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESAMPLES, PARTS = 2000, 20
-"""Of the images, for an interval, and the number of parts in which they are drawn."""
-
-
+"""Resamples of the images for an interval, and the number of parts in which they are drawn."""
 BASELINES = ("random_cam", "center_gaussian", "sobel")
-"""In italics: a method that does not beat these is uninformative."""
+"""Methods in italics: a method that does not beat these is uninformative."""
 COLORMAP = "cividis"
-"""Perceptually even, and the same to colour-blind eyes."""
+"""Perceptually uniform, and readable for colour-blind people."""
 CELL = (1.35, 0.34)
-"""Width and height in inches."""
+"""Width and height of a cell, in inches."""
 
 
 class TableRow(NamedTuple):
@@ -61,7 +59,7 @@ class Failure:
     """
 
     row: TableRow
-    """Of the table."""
+    """The row of the table."""
     metric: str | None
     """The metric that failed; None if the method did."""
     images: tuple[int, ...]
@@ -104,11 +102,11 @@ class Evaluation:
     """
 
     values: Mapping[TableRow, Mapping[str, Tensor]]
-    """Values (N,) by row and metric, float64 on the CPU; NaN for images that could not be judged."""
+    """Values (N,) by row and metric, float64 on the CPU; NaN for images that could not be evaluated."""
     better: Mapping[str, str]
     """Which values of each metric are better, "higher" or "lower"."""
     passes: Mapping[TableRow, float]
-    """Forward passes of an image that the explanation takes alone; passes of a tail do not count."""
+    """Forward passes of an image for its explanation alone; passes of a tail do not count."""
     left_out: Mapping[TableRow, str] = field(default_factory=dict)
     """Rows that are not in the table, and why."""
     failures: Sequence[Failure] = ()
@@ -130,7 +128,7 @@ class Evaluation:
         return len(self.values[self.rows[0]][self.metrics[0]])
 
     def mean(self, row: TableRow, metric: str) -> float:
-        """Return the mean over the images that could be judged; NaN if there is none."""
+        """Return the mean over the images that could be evaluated; NaN if there is none."""
         return float(self.values[row][metric].nanmean())
 
     def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
@@ -168,9 +166,11 @@ class Evaluation:
         Rows without any value are ignored, and are NaN.
         """
         values = {row: found[metric] for row, found in self.values.items()}
-        judged = [numbers for numbers in values.values() if not numbers.isnan().all()]
+        evaluated = [numbers for numbers in values.values() if not numbers.isnan().all()]
         common = (
-            torch.stack([~numbers.isnan() for numbers in judged]).all(0) if judged else torch.zeros(self.images).bool()
+            torch.stack([~numbers.isnan() for numbers in evaluated]).all(0)
+            if evaluated
+            else torch.zeros(self.images).bool()
         )
         return {row: float(numbers[common].mean()) for row, numbers in values.items()}
 
@@ -183,7 +183,7 @@ class Evaluation:
         """Return a mapping for each row, the best mean rank first.
 
         It holds method, layer, passes and mean_rank, and for each METRIC its mean, METRIC_low and METRIC_high, and in
-        METRIC_images how many images could be judged.
+        METRIC_images how many images could be evaluated.
         """
         ranks = self.mean_ranks()
         found = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import files
 from camlib.explanation.extent import Extent, cells_of_input, resized_to_input
-from camlib.explanation.joining import joined, picked
+from camlib.explanation.joining import joined, sliced
 from camlib.explanation.titles import title
 from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.resizing import SIZES, checked_grid
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_INPUTS = {1: "signal", 2: "picture", 3: "volume or video"}
+_INPUTS = {1: "signal", 2: "image", 3: "volume or video"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Explanation:
     layer: str
     """The layer's name for display; several names are joined by ``" + "``."""
     input_size: tuple[int, ...] | None
-    """(H, W) of the input, or None if it held no picture; (L,) of a signal, (T, H, W) of a volume or a video."""
+    """(H, W) of the input, or None if it held no image; (L,) of a signal, (T, H, W) of a volume or a video."""
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution."""
     extent: Extent = None
@@ -275,7 +275,7 @@ class Explanation:
             index = slice(index, index + 1 or None)
         if not isinstance(index, slice):
             raise CamlibTypeError(f"index must be an int or a slice, got {type(index).__name__}")
-        return Explanation(**picked(vars(self), index))
+        return Explanation(**sliced(vars(self), index))
 
     def __repr__(self) -> str:
         size = "?" if self.input_size is None else " x ".join(map(str, self.input_size))

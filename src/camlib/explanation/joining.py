@@ -61,7 +61,7 @@ def _kind(fields: Fields) -> dict[str, Any]:
     }
 
 
-def picked(fields: Fields, index: slice) -> dict[str, Any]:
+def sliced(fields: Fields, index: slice) -> dict[str, Any]:
     """Return the fields of a slice of the images."""
     images, outputs = len(fields["maps"]), fields["outputs"]
 

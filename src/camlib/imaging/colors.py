@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_COLORMAP = "jet"
-"""The colormap wherever none is given: red is high, blue is low."""
+"""The default colormap: red is high, blue is low."""
 
 DEFAULT_SIGNED_COLORMAP = "coolwarm"
-"""The colormap of signed heatmaps wherever none is given: red is positive, blue is negative."""
+"""The default colormap of signed heatmaps: red is positive, blue is negative."""
 
 LEVELS = 256
 """Entries of a colormap's lookup table."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 
-METHODS = ("minmax", "max", "percentile", "signed", "none")
+NORMALIZATIONS = ("minmax", "max", "percentile", "signed", "none")
+"""Values of ``method`` for :func:`normalize`."""
 
 GRIDS = {1: "(..., l)", 2: "(..., h, w)", 3: "(..., t, h, w)"}
 """The shape of maps of signals, of pictures, and of volumes or videos, by their number of dimensions."""
@@ -121,8 +122,8 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
         tensor([[0.0000, 0.2500],
                 [0.5000, 1.0000]])
     """
-    if method not in METHODS:
-        raise CamlibValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in NORMALIZATIONS:
+        raise CamlibValueError(f"method must be one of {', '.join(NORMALIZATIONS)}, got {method!r}")
     tensor = as_maps(maps, dims=checked_dims(dims))
     if method != "none":
         tensor = normalized(tensor.flatten(-dims), method).reshape(tensor.shape)

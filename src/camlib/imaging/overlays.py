@@ -77,7 +77,9 @@ def _blend(picture: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float | str
     import numpy as np
 
     opacity = (
-        np.abs(heatmap)[..., None] if alpha == "heat" else number('alpha, if not "heat",', alpha, at_least=0, at_most=1)
+        np.abs(heatmap)[..., None]
+        if alpha == "heat"
+        else number("alpha", alpha, at_least=0, at_most=1, instead='"heat"')
     )
     blended = (1 - opacity) * picture.astype(np.float64) + opacity * color(heatmap)
     rounded: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The methods: each is a pure function of tensors and a thin class that binds it to a model.
+"""The methods: each is a pure function of tensors and a thin class that holds the model.
 
 This module has the base classes for custom methods. The methods themselves are in ``camlib``, their functions in
 :mod:`camlib.functional`.

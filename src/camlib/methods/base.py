@@ -1,4 +1,4 @@
-"""The base classes of all methods: they bind a method to a model and turn one forward pass into explanations."""
+"""The base classes of all methods: each is a method on a model, and turns one forward pass into explanations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Reads = Literal["layers", "attention", "input gradient", "inputs"]
 
 
 class Method(ABC):
-    """A method bound to a model. A subclass defines :meth:`maps_by_layer`, from one forward pass to maps.
+    """A method on a model. A subclass defines :meth:`maps_by_layer`, from one forward pass to maps.
 
     Args:
         model: any module. Wrappers of ``torch.compile`` and ``DataParallel`` are removed, with a warning.

@@ -49,7 +49,7 @@ from camlib.metrics.declaration import Measure as Measure
 from camlib.metrics.declaration import Metric as Metric
 from camlib.metrics.imputation import impute as impute
 from camlib.metrics.masks import box_masks as box_masks
-from camlib.metrics.randomization import Randomization as Randomization
+from camlib.metrics.randomization_result import Randomization as Randomization
 from camlib.metrics.ranking import ranked as ranked
 from camlib.metrics.ranking import ranks as ranks
 from camlib.metrics.sanity import randomization as randomization

@@ -2,7 +2,7 @@
 
 They need the package torchmetrics: ``pip install -e '.[metrics]'``. Every metric of :data:`camlib.metrics.METRICS` has
 a class, named as the metric in capitalised words: ``AverageDrop``, ``IoU``, ``ROADCombined``. ``update`` takes what the
-metric takes; ``compute`` returns the mean over all images, without those that could not be judged (NaN).
+metric takes; ``compute`` returns the mean over all images, without those that could not be evaluated (NaN).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ImageMean(torchmetrics.MeanMetric):
     """
 
     metric: ClassVar[metrics.Metric[Any, ...]]
-    """What judges a batch."""
+    """The metric that evaluates a batch."""
 
     def __init__(self, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(nan_strategy="ignore", **kwargs)
@@ -47,7 +47,7 @@ class ImageMean(torchmetrics.MeanMetric):
         self.set_dtype(torch.float64)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Judge a batch."""
+        """Evaluate a batch."""
         super().update(type(self).metric(*args, **self.options, **kwargs))
 
 

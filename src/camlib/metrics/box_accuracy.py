@@ -28,9 +28,9 @@ def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int 
         t^* = \operatorname{argmax}_t \sum_n \left[\max_b \operatorname{IoU}(\operatorname{box}(H_n \ge t), b) \ge
         \delta\right]
 
-    with thresholds t = 0, 1/T, ..., (T - 1)/T; of several best ones the lowest. The mean over images is MaxBoxAcc; Choe
-    et al. 2020, https://arxiv.org/abs/2007.04178. All images share the threshold, so that each result depends on the
-    others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward pass.
+    with thresholds t = 0, 1/T, ..., (T - 1)/T; the lowest one if several are best. The mean over images is MaxBoxAcc;
+    Choe et al. 2020, https://arxiv.org/abs/2007.04178. All images share the threshold, so that each result depends on
+    the others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward pass.
 
     Args:
         heatmaps: as for :func:`box_overlaps`.
@@ -132,8 +132,8 @@ def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: s
         heatmaps: (N, H, W) in [0, 1], a tensor or an array.
         boxes: (N, 4), or a list of N tensors (M, 4), as for :func:`camlib.metrics.box_masks`.
         thresholds: T, how many; they are 0, 1/T, ..., (T - 1)/T.
-        regions: "largest", the box of the region with most pixels (of equally large ones the uppermost, then leftmost);
-            or "all".
+        regions: "largest", the box of the region with most pixels (the uppermost, then leftmost, if several have as
+            many); or "all".
 
     Returns:
         (N, T), the highest intersection over union of such a box and a true one; 0 if no pixel reaches the threshold.
@@ -168,7 +168,7 @@ def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: s
 
 
 def _at_best_threshold(hits: Tensor) -> Tensor:
-    """Return the column of hits (N, T) that has most of them."""
+    """Return the column of hits (N, T) with the most of them."""
     counts = hits.sum(0).tolist()
     return hits[:, counts.index(max(counts))]
 

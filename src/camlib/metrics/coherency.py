@@ -11,7 +11,7 @@ from camlib.errors import CamlibValueError
 from camlib.metrics.confidence import average_drop
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Explained, HeatmapCase
-from camlib.metrics.road import SHARES, road_combined
+from camlib.metrics.road import IMPUTED_SHARES, road_combined
 from camlib.metrics.shape import complexity
 from camlib.metrics.similarity import pearson
 
@@ -32,8 +32,8 @@ def coherency(explained: Explained) -> Tensor:
     Returns:
         (N,), in [0, 1].
     """
-    heatmaps, pictures = explained.heatmaps, explained.pictures
-    return (1 + pearson(heatmaps, explained.again(pictures * heatmaps[:, None].to(pictures)))) / 2
+    heatmaps, images = explained.heatmaps, explained.images
+    return (1 + pearson(heatmaps, explained.again(images * heatmaps[:, None].to(images)))) / 2
 
 
 @metric(HeatmapCase, "higher")
@@ -60,7 +60,7 @@ def adcc(case: HeatmapCase) -> Tensor:
 def arcc(
     case: HeatmapCase,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = IMPUTED_SHARES,
     noise: float = 0.01,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -117,6 +117,6 @@ def harmonic_mean(parts: Sequence[Tensor]) -> Tensor:
     if bool((table < 0).any()):
         raise CamlibValueError(
             f"parts of a harmonic mean must not be negative, got {float(table.min()):.3g}; an average drop above 1 "
-            "comes from a negative score: judge by the probability, leaving score out"
+            "comes from a negative score: evaluate by the probability: leave score out"
         )
     return len(table) / table.reciprocal().sum(0)  # the reciprocal of 0 is infinite, and the mean 0

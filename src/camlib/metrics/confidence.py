@@ -39,8 +39,8 @@ def average_drop(heatmaps: ScoredHeatmaps) -> Tensor:
     if bool((clean <= 0).any()):
         raise CamlibValueError(
             f"the score of {image_list(clean <= 0)} is {float(clean.min()):.3g}, and the average drop is undefined for "
-            "scores <= 0; judge by the probability (leave score out and give a class as the target), of a class whose "
-            "probability does not underflow"
+            "scores <= 0; evaluate by the probability (leave score out and give a class as the target), of a class "
+            "whose probability does not underflow"
         )
     drop = (clean - heatmaps.masked_scores).clamp(min=0) / clean
     return drop.to(torch.result_type(drop, heatmaps.values))

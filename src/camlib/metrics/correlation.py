@@ -11,13 +11,13 @@ from camlib.errors import CamlibTypeError, CamlibValueError, positive_int, posit
 from camlib.imaging.normalization import normalized
 from camlib.inputs.noise import own_generator
 from camlib.metrics.declaration import metric
-from camlib.metrics.fills import Baseline, baseline_pictures
+from camlib.metrics.fills import Baseline, baseline_images
 from camlib.metrics.readings import ScoredHeatmaps
 from camlib.metrics.similarity import pearson
 from camlib.passes.precision import full_precision
 
-SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Shares of the pixels that sensitivity-n removes."""
+SHARES_OF_SETS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Shares of the pixels in the sets that sensitivity-n removes."""
 
 
 @metric(ScoredHeatmaps, "higher")
@@ -46,7 +46,7 @@ def faithfulness_correlation(
         heatmaps: (N, H, W), signed or not, at the inputs' resolution; (N, L) of signals, (N, T, H, W) of volumes or
             videos.
         samples: how many sets, at least 2.
-        share: of the pixels that are in a set, between 0 and 1.
+        share: the share of the pixels that are in a set, between 0 and 1.
         baseline: what replaces pixels: "zero", "blur", a number, or a tensor that is broadcast to an image (C, ...).
         generator: for the sets; without one, every call draws the same.
 
@@ -66,7 +66,7 @@ def sensitivity_n(
     heatmaps: ScoredHeatmaps,
     *,
     samples: int = 20,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = SHARES_OF_SETS,
     baseline: Baseline = "zero",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -84,7 +84,7 @@ def sensitivity_n(
 
     Args:
         samples: how many sets of each size, at least 2.
-        shares: Q, of the pixels that are in a set, between 0 and 1.
+        shares: Q, the shares of the pixels that are in a set, between 0 and 1.
         generator: for the sets, drawn size by size; without one, every call draws the same.
 
     Returns:
@@ -109,24 +109,24 @@ def _correlations(
     baseline: Baseline,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(N, shares), the correlation over sets of each size."""
+    """Return the correlation (N, shares) over sets of each size."""
     if positive_int("samples", samples) < 2:
         raise CamlibValueError("samples must be at least 2, got 1: one pair of numbers has no correlation")
     scorer, own = heatmaps.scorer, own_generator(generator)
-    images, pixels = len(scorer.pictures), heatmaps.values[0].numel()
+    count, pixels = len(scorer.images), heatmaps.values[0].numel()
     sizes = [_size(share, pixels) for share in shares]
     sets = torch.cat([_random_sets(pixels, size, samples, own) for size in sizes]).to(heatmaps.values.device)
     with full_precision(sets.device):
         # An offset and a factor cancel in the correlation of sets of one size; a constant becomes exact zeros.
         cells = normalized(heatmaps.values.flatten(1), "minmax")
         given = cells @ sets.to(cells.dtype).T
-    removed, instead = sets.reshape(-1, 1, *scorer.size), baseline_pictures(scorer.pictures, baseline)
+    removed, instead = sets.reshape(-1, 1, *scorer.size), baseline_images(scorer.images, baseline)
     scores = scorer.scores_of_variants(
-        len(removed), lambda pictures, image, k: torch.where(removed[k], instead[image], pictures)
+        len(removed), lambda images, index, k: torch.where(removed[k], instead[index], images)
     )
     # The clean score cancels, too; without it a score that is constant up to rounding is recognised as constant.
-    pairs = (values.reshape(images * len(sizes), samples) for values in (given, -scores))
-    return pearson(*pairs).reshape(images, len(sizes))
+    pairs = (values.reshape(count * len(sizes), samples) for values in (given, -scores))
+    return pearson(*pairs).reshape(count, len(sizes))
 
 
 def _size(share: float, pixels: int) -> int:
@@ -140,7 +140,7 @@ def _size(share: float, pixels: int) -> int:
 
 
 def _random_sets(pixels: int, size: int, samples: int, generator: torch.Generator) -> Tensor:
-    """(samples, pixels) bool: sets of ``size`` different pixels, each as likely as any other."""
+    """Return random sets of ``size`` different pixels, (samples, pixels) bool, each as likely as any other."""
     device = generator.device
     drawn = torch.rand((samples, pixels), generator=generator, device=device, dtype=torch.float64)
     return torch.zeros_like(drawn, dtype=torch.bool).scatter_(1, drawn.topk(size, dim=1).indices, True)

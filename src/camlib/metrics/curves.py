@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camlib.errors import positive_int
 from camlib.metrics.declaration import measure, metric
-from camlib.metrics.fills import Baseline, baseline_pictures
+from camlib.metrics.fills import Baseline, baseline_images
 from camlib.metrics.ranking import least_first, ranks
 from camlib.metrics.readings import ScoredHeatmaps
 from camlib.metrics.scorer import Scorer
@@ -34,7 +34,7 @@ def deletion_curve(
         steps: in how many steps all pixels are replaced; RISE replaces 224 x 8 pixels at a time, which is 28 steps of
             224 x 224.
         baseline: what replaces them: "zero" (RISE's choice), "blur", a number or a tensor (C, 1, 1); see
-            :func:`camlib.metrics.fills.baseline_pictures`.
+            :func:`camlib.metrics.fills.baseline_images`.
         generator: shuffles ties, which a ReLU'd map has many of; without one, every call draws the same.
 
     Returns:
@@ -89,7 +89,7 @@ def insertion_curve(
 
     Args:
         baseline: the image that they are inserted into: "blur" (RISE's choice, as sharp borders on grey are features,
-            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_pictures`.
+            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`.
 
     Returns:
         (N, steps + 1), in the precision of the scores.
@@ -129,11 +129,11 @@ def _counts(heatmaps: ScoredHeatmaps, steps: int) -> list[int]:
 
 def _scores_of_kept(counts: list[int], order: Tensor, scorer: Scorer, baseline: Baseline) -> Tensor:
     """Return the scores (N, counts) of images that keep so many pixels, the first of an order (N, ...) of ranks."""
-    instead = baseline_pictures(scorer.pictures, baseline)
+    instead = baseline_images(scorer.images, baseline)
     kept = torch.tensor(counts, device=order.device).reshape(-1, *[1] * (order.dim() - 1))
     return scorer.scores_of_variants(
         len(counts),
-        lambda pictures, image, k: torch.where((order[image] < kept[k])[:, None], pictures, instead[image]),
+        lambda images, index, k: torch.where((order[index] < kept[k])[:, None], images, instead[index]),
     )
 
 

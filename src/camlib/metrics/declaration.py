@@ -38,13 +38,14 @@ from camlib.metrics.readings import (
     ScoredHeatmaps,
 )
 from camlib.passes.chunks import ChunkSize
+from camlib.passes.network import Forward
 from camlib.smoothing import Explainer
 
 R = TypeVar("R", bound=Reading)
 P = ParamSpec("P")
 Better = Literal["higher", "lower"]
-Score = Callable[[Any], targets.Target]
-Forward = Callable[[nn.Module, Any], Any] | None
+Scored = Callable[[Any], targets.Target]
+"""From classes to the target that is scored."""
 
 
 class Measure(Generic[R, P]):
@@ -84,7 +85,7 @@ class Measure(Generic[R, P]):
     @overload
     def __call__(
         self: Measure[ScoredHeatmaps, P], model: nn.Module, inputs: Any, heatmaps: Any, target: Any = ...,
-        score: Score = ..., forward: Forward = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
+        score: Scored = ..., forward: Forward | None = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
         outputs: Any = ..., *args: P.args, **options: P.kwargs,
     ) -> Tensor: ...
     @overload
@@ -95,12 +96,12 @@ class Measure(Generic[R, P]):
     @overload
     def __call__(
         self: Measure[HeatmapCase, P], explainer: Explainer, inputs: Any, target: Any = ...,
-        score: Score = ..., forward: Forward = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
+        score: Scored = ..., forward: Forward | None = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
         outputs: Any = ..., *args: P.args, **options: P.kwargs,
     ) -> Tensor: ...
     # fmt: on
     def __call__(self, *args: Any, **options: Any) -> Tensor:
-        """Make what is read of the public arguments, and measure it."""
+        """Make what the metric reads from the public arguments, and measure it."""
         own = {name: options.pop(name) for name in self._own if name in options}
         return self._measured(self._given(*args, **options), own)
 

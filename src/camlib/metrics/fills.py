@@ -1,4 +1,4 @@
-"""What takes the place of pixels that a metric takes away."""
+"""What replaces the pixels that a metric removes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from camlib.passes.numbers import single_or_double
 Baseline = float | Tensor | Literal["zero", "blur"]
 
 SIGMA = 5.0
-"""Of the Gaussian blur, in pixels, as in RISE's code."""
+"""Standard deviation of the Gaussian blur, in pixels, as in RISE's code."""
 
 REACH = 5
-"""How many pixels to each side the blur sees: 11 taps."""
+"""Radius of the blur, in pixels: 11 taps."""
 
 
-def baseline_pictures(pictures: Tensor, baseline: Baseline) -> Tensor:
-    """Return the pictures that pixels are taken from in the place of a picture's own.
+def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
+    """Return the images whose pixels replace removed ones.
 
     Args:
-        pictures: (N, C, ...), of floats.
-        baseline: "zero", which is grey where images are normalised; "blur", each picture under a Gaussian of sigma 5
-            pixels and 11 taps along each side, borders replicated; a number; or a tensor that is broadcast to a picture
+        images: (N, C, ...), of floats.
+        baseline: "zero", which is grey where images are normalised; "blur", each image under a Gaussian of sigma 5
+            pixels and 11 taps along each side, borders replicated; a number; or a tensor that is broadcast to an image
             (C, ...), such as the mean of each channel (C, 1, 1).
 
     Returns:
-        (N, C, ...), like the pictures; it may share memory, so do not write into it.
+        (N, C, ...), like the images; it may share memory, so do not write into it.
 
     Raises:
         CamlibTypeError: ``baseline`` is none of these.
@@ -38,39 +38,39 @@ def baseline_pictures(pictures: Tensor, baseline: Baseline) -> Tensor:
 
     Example:
         >>> import torch
-        >>> baseline_pictures(torch.rand(2, 3, 8, 8), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))[1, :, 0, 0]
+        >>> baseline_images(torch.rand(2, 3, 8, 8), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))[1, :, 0, 0]
         tensor([0.1000, 0.2000, 0.3000])
-        >>> baseline_pictures(torch.rand(2, 3, 8, 8), "blur").shape
+        >>> baseline_images(torch.rand(2, 3, 8, 8), "blur").shape
         torch.Size([2, 3, 8, 8])
     """
     if isinstance(baseline, str) and baseline == "blur":
-        return _blurred(pictures)
+        return _blurred(images)
     value = 0 if isinstance(baseline, str) and baseline == "zero" else baseline
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise CamlibTypeError(
             f'baseline must be "zero", "blur", a number or a tensor, got {type(baseline).__name__}: {baseline!r}'
         )
-    values = torch.as_tensor(value, dtype=pictures.dtype, device=pictures.device).detach()
+    values = torch.as_tensor(value, dtype=images.dtype, device=images.device).detach()
     if not bool(values.isfinite().all()):
-        raise CamlibValueError(f"baseline holds NaN or infinity as {pictures.dtype}; give finite numbers")
+        raise CamlibValueError(f"baseline holds NaN or infinity as {images.dtype}; give finite numbers")
     try:
-        return values.expand(pictures.shape[1:]).expand(pictures.shape)
+        return values.expand(images.shape[1:]).expand(images.shape)
     except RuntimeError as error:
         raise CamlibValueError(
-            f"baseline of shape {tuple(values.shape)} cannot be broadcast to pictures {tuple(pictures.shape[1:])}; "
+            f"baseline of shape {tuple(values.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
             "give a number, or a tensor with one value for each channel, (C, 1, 1)"
         ) from error
 
 
-def _blurred(pictures: Tensor) -> Tensor:
+def _blurred(images: Tensor) -> Tensor:
     """Blur along every spatial axis: by sums, as a convolution would round under autocast and, on a GPU, to TF32."""
     offsets = range(-REACH, REACH + 1)
     weights = [math.exp(-(offset**2) / (2 * SIGMA**2)) for offset in offsets]
-    blurred = single_or_double(pictures.detach())
-    for axis in range(2, pictures.dim()):
-        places = torch.arange(pictures.shape[axis], device=pictures.device)
+    blurred = single_or_double(images.detach())
+    for axis in range(2, images.dim()):
+        places = torch.arange(images.shape[axis], device=images.device)
         sharp, blurred = blurred, torch.zeros_like(blurred)
         for weight, offset in zip(weights, offsets, strict=True):
             seen = (places + offset).clamp(0, len(places) - 1)
             blurred = blurred + weight / sum(weights) * sharp.index_select(axis, seen)
-    return blurred.to(pictures.dtype)
+    return blurred.to(images.dtype)

@@ -13,17 +13,17 @@ from camlib.passes.numbers import single_or_double
 from camlib.targets.base import image_list
 
 ITERATIONS = 400
-"""After which the imputation gives up; a tenth of them is much already."""
+"""The most iterations, after which the imputation gives up; it seldom takes a tenth of them."""
 
 HAT = 3.0
-"""What the energy of the hat that a coarse cell stands for counts as, far from known pixels. It is 4.4 on the coarsest
-grid to 5.9 on the finest; with less, as the grids overlap, there are one or two iterations fewer."""
+"""The energy that is assumed for the hat function of a coarse cell, far from known pixels. The true one is 4.4 on the
+coarsest grid to 5.9 on the finest; as the grids overlap, a smaller value saves one or two iterations."""
 
 Levels: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Of each grid, from the picture's to a single cell: sums of weights (1, 1, h, w), and 1 / energies (R, 1, h, w)."""
+"""For each grid, from the image's to a single cell: sums of weights (1, 1, h, w), and 1 / energies (R, 1, h, w)."""
 
 
-def impute(pictures: Tensor, known: Tensor, *, tolerance: float = 1e-4) -> Tensor:
+def impute(images: Tensor, known: Tensor, *, tolerance: float = 1e-4) -> Tensor:
     r"""Fill in unknown pixels, each with the weighted mean of its eight neighbours, all at the same time.
 
     .. math::
@@ -32,37 +32,38 @@ def impute(pictures: Tensor, known: Tensor, *, tolerance: float = 1e-4) -> Tenso
 
     for each unknown p; neighbours beyond the border are left out. Rong et al. 2022, "A Consistent and Efficient
     Evaluation Strategy for Attribution Methods" (ROAD), https://arxiv.org/abs/2202.00449, without the
-    noise. What is filled in is smooth and lies between the values around it: of what was taken away it says little.
+    noise. The imputed values are smooth and lie between the values around them, so they reveal little of what was
+    removed.
 
-    The equations of all pictures are solved together, by conjugate gradients that start from a coarse-to-fine guess and
-    look at ever coarser grids (Bramble, Pasciak and Xu 1990, https://doi.org/10.2307/2008789), so that wide gaps need
+    The equations of all images are solved together, by conjugate gradients with a coarse-to-fine first guess and a
+    multilevel preconditioner (Bramble, Pasciak and Xu 1990, https://doi.org/10.2307/2008789), so that wide gaps need
     hardly more iterations than narrow ones.
 
     Args:
-        pictures: (R, C, H, W), of floats. What the unknown pixels hold is not looked at.
-        known: (R, H, W) bool, for all channels of a picture.
-        tolerance: how far a pixel may be from the mean of its neighbours, as a share of the range of the picture's
-            known pixels. From the exact solution it is further, as such errors add up across a gap: by default about a
-            thousandth of the range where four fifths of a picture of 224 x 224 are missing.
+        images: (R, C, H, W), floating point. The values of unknown pixels are ignored.
+        known: (R, H, W) bool, for all channels of an image.
+        tolerance: how far a pixel may be from the mean of its neighbours, as a share of the range of the image's
+            known pixels. Its distance from the exact solution is larger, as such errors add up across a gap: by default
+            about a thousandth of the range where four fifths of an image of 224 x 224 are missing.
 
     Returns:
         (R, C, H, W), the known pixels as they are. Half precision is computed in single.
 
     Raises:
-        CamlibTypeError: pictures are no tensor of floats, or ``known`` is none of bools.
-        CamlibValueError: shapes do not fit, a picture has no known pixel or one that is not finite, or the tolerance is
+        CamlibTypeError: ``images`` is not a floating-point tensor, or ``known`` is not a bool tensor.
+        CamlibValueError: shapes do not fit, an image has no known pixel or one that is not finite, or the tolerance is
             not positive, or less than rounding allows.
         CamlibRuntimeError: the tolerance is not met after 400 iterations.
 
     Example:
         >>> import torch
         >>> from camlib.metrics import impute
-        >>> picture = torch.tensor([[0.0, 0.0, 0.0], [6.0, torch.nan, 6.0], [0.0, 12.0, 0.0]])
-        >>> round(float(impute(picture[None, None], ~picture.isnan()[None])[0, 0, 1, 1]), 3)  # (6 + 6 + 12) / 6
+        >>> image = torch.tensor([[0.0, 0.0, 0.0], [6.0, torch.nan, 6.0], [0.0, 12.0, 0.0]])
+        >>> round(float(impute(image[None, None], ~image.isnan()[None])[0, 0, 1, 1]), 3)  # (6 + 6 + 12) / 6
         4.0
     """
-    _check(pictures, known)
-    seen, values = known[:, None], single_or_double(pictures.detach())
+    _check(images, known)
+    seen, values = known[:, None], single_or_double(images.detach())
     finest = 32 * torch.finfo(values.dtype).eps
     if positive_number("tolerance", tolerance) < finest:
         raise CamlibValueError(f"tolerance must be at least {finest:.1g} in {values.dtype}, got {tolerance:g}")
@@ -72,19 +73,19 @@ def impute(pictures: Tensor, known: Tensor, *, tolerance: float = 1e-4) -> Tenso
         raise CamlibValueError(f"a known pixel of {image_list(~span.isfinite())} is not finite, or their range is not")
     span = torch.where(span > 0, span, 1)
     found = _solved(torch.where(seen, (values - low) / span, 0), (~seen).to(values), tolerance)
-    return torch.where(seen, pictures.detach(), (low + span * found).to(pictures.dtype))
+    return torch.where(seen, images.detach(), (low + span * found).to(images.dtype))
 
 
-def _check(pictures: Tensor, known: Tensor) -> None:
-    if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
-        kind = pictures.dtype if isinstance(pictures, Tensor) else type(pictures).__name__
-        raise CamlibTypeError(f"pictures must be a tensor of floats (R, C, H, W), got {kind}")
+def _check(images: Tensor, known: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise CamlibTypeError(f"images must be a floating-point tensor (R, C, H, W), got {kind}")
     if not isinstance(known, Tensor) or known.dtype != torch.bool:
         kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
-        raise CamlibTypeError(f"known must be a tensor of bools (R, H, W), got {kind}; mask > 0 makes one of numbers")
-    if pictures.dim() != 4 or known.shape != (len(pictures), *pictures.shape[2:]):
+        raise CamlibTypeError(f"known must be a bool tensor (R, H, W), got {kind}; mask > 0 makes one from numbers")
+    if images.dim() != 4 or known.shape != (len(images), *images.shape[2:]):
         raise CamlibValueError(
-            f"pictures have shape {tuple(pictures.shape)} and known {tuple(known.shape)}; they must be (R, C, H, W) "
+            f"images have shape {tuple(images.shape)} and known {tuple(known.shape)}; they must be (R, C, H, W) "
             "and (R, H, W)"
         )
     nothing = ~known.flatten(1).any(1)
@@ -93,9 +94,9 @@ def _check(pictures: Tensor, known: Tensor) -> None:
 
 
 def _solved(values: Tensor, unknown: Tensor, tolerance: float) -> Tensor:
-    """Return values (R, C, H, W) with the unknown ones (R, 1, H, W) filled in; a channel that is done stays as it is.
+    """Return values (R, C, H, W) with the unknown ones (R, 1, H, W) filled in; a converged channel stays as it is.
 
-    With S the sum over a pixel and its neighbours, weighted by 4, 2 and 1, and n its value for a picture of ones, the
+    With S the sum over a pixel and its neighbours, weighted by 4, 2 and 1, and n its value for an image of ones, the
     equations are n x = S x at the unknown pixels, which is symmetric and positive definite.
     """
     levels = _levels(unknown)
@@ -111,22 +112,22 @@ def _solved(values: Tensor, unknown: Tensor, tolerance: float) -> Tensor:
         better = _preconditioned(residual, levels).mul_(unknown)
         product = _dot(residual, better)
         direction = torch.addcmul(better, torch.where(active, product / before, 0), direction)
-        image = (sums * direction).sub_(_spread(direction)).mul_(unknown)
-        step = torch.where(active, product / _dot(direction, image), 0)
+        applied = (sums * direction).sub_(_spread(direction)).mul_(unknown)
+        step = torch.where(active, product / _dot(direction, applied), 0)
         found.addcmul_(step, direction)
-        residual.addcmul_(step, image, value=-1)
+        residual.addcmul_(step, applied, value=-1)
         before = product
     raise CamlibRuntimeError(
         f"after {ITERATIONS} iterations the imputation of {image_list(active)} is not within the tolerance of "
-        f"{tolerance:g}; allow a larger one, or give pictures in double precision"
+        f"{tolerance:g}; allow a larger one, or give images in double precision"
     )
 
 
 def _levels(unknown: Tensor) -> Levels:
-    """Return the grids on which the residual is looked at.
+    """Return the grids of the preconditioner.
 
-    The energy of a pixel is n - 4; that of a coarse cell's hat is that of its slopes, and of its value at pixels beside
-    known ones, where what is filled in may not go along with the hat.
+    The energy of a pixel is n - 4. That of a coarse cell's hat function is the energy of its slopes, plus the weights
+    of the known pixels beside it, which do not change.
     """
     sums = _spread(torch.ones_like(unknown[:1]))
     ground = unknown * _spread(1 - unknown)
@@ -139,7 +140,7 @@ def _levels(unknown: Tensor) -> Levels:
 
 
 def _guess(values: Tensor, known: Tensor, levels: Levels) -> Tensor:
-    """Return values that are known in part, filled up with those of the coarser grids (pull-push)."""
+    """Return values with the unknown ones filled in from the coarser grids (pull-push)."""
     (sums, _), *coarser = levels
     if not coarser:
         return values
@@ -149,7 +150,7 @@ def _guess(values: Tensor, known: Tensor, levels: Levels) -> Tensor:
 
 
 def _preconditioned(residual: Tensor, levels: Levels) -> Tensor:
-    """Return about the error that leaves this residual: on each grid, the residual over the energy."""
+    """Return an estimate of the error from its residual: on each grid, the residual divided by the energy."""
     (sums, inverse), *coarser = levels
     own = inverse * residual
     if not coarser:
@@ -177,7 +178,7 @@ def _pooled(fine: Tensor) -> Tensor:
 
 
 def _spread(cells: Tensor) -> Tensor:
-    """Return the sums over each cell and its neighbours, weighted 1 2 1 along both sides; beyond the border is nothing.
+    """Return the sums over each cell and its neighbours, weighted 1 2 1 along both sides; zeros beyond the border.
 
     By shifts, as a convolution would round under autocast and, on a GPU, to TF32.
     """
@@ -190,5 +191,5 @@ def _spread(cells: Tensor) -> Tensor:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Return the product of each channel with the other, (R, C, 1, 1)."""
+    """Return the dot product of each channel with the other, (R, C, 1, 1)."""
     return (one * other).sum((2, 3), keepdim=True)

@@ -43,9 +43,9 @@ def infidelity(
     .. math::
         \beta = \frac{\sum_k a_k b_k}{\sum_k a_k^2}
 
-    so that only its shape is judged, and it is never worse than a heatmap of zeros. Where that is 0/0 it is 1.
+    so that only its shape counts, and it is never worse than a heatmap of zeros. Where that is 0/0 it is 1.
 
-    ``N (1 + samples)`` forward passes of an image. All perturbations (samples, C, H, W) are held at once.
+    ``N (1 + samples)`` forward passes of an image. All perturbations (samples, C, H, W) are in memory at once.
 
     Args:
         heatmaps: (N, H, W), signed or not, at the inputs' resolution; (N, L) of signals, (N, T, H, W) of volumes or
@@ -66,13 +66,13 @@ def infidelity(
             another shape, or not finite.
     """
     scorer = heatmaps.scorer
-    shape = tuple(scorer.pictures.shape[1:])
+    shape = tuple(scorer.images.shape[1:])
     if perturbations is None:
         check_noise(samples, sigma)
-        noise = sigma * normal((samples, *shape), own_generator(generator), scorer.pictures)
+        noise = sigma * normal((samples, *shape), own_generator(generator), scorer.images)
     else:
-        noise = _checked(perturbations, shape).to(scorer.pictures)
-    scores = scorer.scores_of_variants(len(noise), lambda pictures, _, sample: pictures - noise[sample])
+        noise = _checked(perturbations, shape).to(scorer.images)
+    scores = scorer.scores_of_variants(len(noise), lambda images, _, sample: images - noise[sample])
     lost = (scorer.clean[:, None] - scores).to(heatmaps.values.device)
     with full_precision(lost.device):
         dtype = torch.promote_types(lost.dtype, heatmaps.values.dtype)

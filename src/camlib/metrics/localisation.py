@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibValueError, number, positive_int
 from camlib.metrics.declaration import metric
 from camlib.metrics.masks import checked_share
 from camlib.metrics.ranking import ranked, ranks
@@ -34,15 +32,15 @@ def pointing_game(
         (N,), 1 or 0.
 
     Raises:
-        CamlibValueError: a negative tolerance.
+        CamlibTypeError: the tolerance is not a number.
+        CamlibValueError: it is negative.
 
     Example:
         >>> import torch
         >>> pointing_game(torch.eye(3)[None] * torch.arange(3), torch.tensor([[0, 0, 1, 1]]), tolerance=2)
         tensor([0.])
     """
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
-        raise CamlibValueError(f"tolerance must be a number of pixels, at least 0, got {tolerance!r}")
+    number("tolerance", tolerance, at_least=0)
     maps, inside = heatmaps.values, heatmaps.inside
     size = tuple(maps.shape[1:])
     squares = torch.zeros((), dtype=torch.long, device=maps.device)
@@ -137,7 +135,8 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
         (N,), in [0, 1].
 
     Raises:
-        CamlibValueError: k is not from 1 to the number of pixels.
+        CamlibTypeError: k is not an int.
+        CamlibValueError: it is not from 1 to the number of pixels.
 
     Example:
         >>> import torch
@@ -145,8 +144,8 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
         tensor([1.])
     """
     pixels = heatmaps.values[0].numel()
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= pixels:
-        raise CamlibValueError(f"k must be an int from 1 to the {pixels} pixels of a heatmap, got {k!r}")
+    if positive_int("k", k) > pixels:
+        raise CamlibValueError(f"k must be at most {pixels}, the number of pixels of a heatmap, got {k!r}")
     chosen = ranked(heatmaps.values, generator)[:, :k]
     return heatmaps.inside.flatten(1).gather(1, chosen).sum(1).to(heatmaps.values.dtype) / k
 
@@ -168,6 +167,7 @@ def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
         (N,), in [0, 1].
 
     Raises:
+        CamlibTypeError: the threshold is not a number.
         CamlibValueError: heatmaps not in [0, 1], or a threshold not in (0, 1].
 
     Example:

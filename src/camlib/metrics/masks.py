@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, number
 from camlib.imaging.normalization import as_maps
 from camlib.imaging.resizing import checked_size
 
@@ -76,11 +76,9 @@ def checked_share(name: str, value: object) -> float:
     """Return a number in (0, 1].
 
     Raises:
-        CamlibValueError: it is not one.
+        CamlibTypeError, CamlibValueError: as for :func:`camlib.errors.number`.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise CamlibValueError(f"{name} must be a number in (0, 1], got {value!r}")
-    return float(value)
+    return number(name, value, above=0, at_most=1)
 
 
 def _corners(boxes: Any, name: str) -> Tensor:

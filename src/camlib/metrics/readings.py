@@ -23,10 +23,10 @@ class Reading:
     """What a metric reads, made from the metric's public arguments: by ``given``, or else by the constructor."""
 
     example: ClassVar[str | None] = None
-    """Of a call, for the docstrings of metrics; NAME stands for the metric."""
+    """An example of a call for the docstrings of metrics, in which NAME stands for the metric."""
 
     def nan_where_unknown(self, values: Tensor) -> Tensor:
-        """Return a metric's values, NaN for images that it cannot judge."""
+        """Return a metric's values, NaN for images that it cannot evaluate."""
         return values
 
 
@@ -47,7 +47,7 @@ class Heatmaps(Reading):
 
 
 class HeatmapPair(Reading):
-    """Heatmaps and others of the same images.
+    """Two heatmaps of each image.
 
     Args:
         first: (N, H, W), a tensor or an array; also (N, L) or (N, T, H, W).
@@ -111,7 +111,7 @@ class ScoredHeatmaps(Reading):
     """Heatmaps with the :class:`Scorer` of their images; what several metrics need is computed once.
 
     Args:
-        scorer: of the images.
+        scorer: the scorer of the images.
         heatmaps: (N, H, W), a tensor or an array, at the inputs' resolution.
 
     Raises:
@@ -137,7 +137,7 @@ class ScoredHeatmaps(Reading):
 
     def __init__(self, scorer: Scorer, heatmaps: Any) -> None:
         self.scorer = scorer
-        self.values = checked_heatmaps(heatmaps, len(scorer.pictures), scorer.size).to(scorer.pictures.device)
+        self.values = checked_heatmaps(heatmaps, len(scorer.images), scorer.size).to(scorer.images.device)
         """(N, H, W)."""
 
     @classmethod
@@ -159,8 +159,8 @@ class ScoredHeatmaps(Reading):
     @cached_property
     def masked_scores(self) -> Tensor:
         """(N,), the scores of the images multiplied by their heatmaps, which must be in [0, 1]."""
-        masks = in_unit_range(self.values)[:, None].to(self.scorer.pictures.dtype)
-        return self.scorer.scores(self.scorer.image_index, lambda pictures, rows: pictures * masks[rows])
+        masks = in_unit_range(self.values)[:, None].to(self.scorer.images.dtype)
+        return self.scorer.scores(self.scorer.image_index, lambda images, rows: images * masks[rows])
 
 
 class Explained(Reading):
@@ -202,13 +202,13 @@ class Explained(Reading):
         return self.explanation.heatmaps()
 
     @cached_property
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         """(N, C, ...), the images among the inputs."""
         return self.inputs.floats
 
-    def again(self, pictures: Tensor | None = None, explainer: Explainer | None = None) -> Tensor:
+    def again(self, images: Tensor | None = None, explainer: Explainer | None = None) -> Tensor:
         """Return heatmaps (N, H, W) of the same classes, for other images or by another explainer."""
-        inputs = self.inputs if pictures is None else self.inputs.with_images(pictures)
+        inputs = self.inputs if images is None else self.inputs.with_images(images)
         target = bound_target(self.explanation, self.target)
         return explain(explainer or self.explainer, inputs, target).heatmaps()
 
@@ -217,7 +217,7 @@ class HeatmapCase(Reading):
     """Heatmaps with everything that a metric may read about them.
 
     Args:
-        scorer: of the images.
+        scorer: the scorer of the images.
         explained: these images with their explanation.
         masks: (N, H, W), where the objects are, if known.
 
@@ -299,7 +299,7 @@ def checked_heatmaps(heatmaps: Any, images: int | None = None, size: tuple[int, 
     if not fits or (images is not None and len(maps) != images):
         of_classes = size is not None and maps.dim() == 2 + len(size) and tuple(maps.shape[2:]) == size
         advice = (
-            "judge one class at a time: heatmaps[:, k] with target[:, k]"
+            "evaluate one class at a time: heatmaps[:, k] with target[:, k]"
             if of_classes
             else "explanation.heatmaps() has the input's resolution, and camlib.resize(maps, size) gives any other"
         )
@@ -353,8 +353,8 @@ def explain(explainer: Explainer, inputs: Any, target: Any = None) -> Explanatio
         )
     if explanation.has_class_axis:
         raise CamlibValueError(
-            f"a metric judges one heatmap of each image, and the target names {explanation.scores.shape[1]} classes of "
-            "each; judge one at a time: target[:, k], and None for the class that the model predicts"
+            f"a metric evaluates one heatmap of each image, and the target names {explanation.scores.shape[1]} classes "
+            "of each; evaluate one at a time: target[:, k], and None for the class that the model predicts"
         )
     return explanation
 

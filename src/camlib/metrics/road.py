@@ -8,21 +8,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, positive_number
+from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_number
 from camlib.inputs.noise import normal, own_generator
 from camlib.metrics.declaration import metric
 from camlib.metrics.imputation import impute
 from camlib.metrics.ranking import least_first, ranks
 from camlib.metrics.readings import ScoredHeatmaps
 
-SHARES = (0.2, 0.4, 0.6, 0.8)
+IMPUTED_SHARES = (0.2, 0.4, 0.6, 0.8)
+"""Shares of the pixels that are imputed."""
 
 
 @metric(ScoredHeatmaps, "lower")
 def road_most_relevant_first(
     heatmaps: ScoredHeatmaps,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = IMPUTED_SHARES,
     noise: float = 0.01,
     tolerance: float = 1e-4,
     generator: torch.Generator | None = None,
@@ -43,7 +44,7 @@ def road_most_relevant_first(
 
     Args:
         heatmaps: (N, H, W), at the inputs' resolution.
-        shares: of the pixels, between 0 and 1; each must leave at least one pixel in place, and one to be imputed.
+        shares: the shares of the pixels to impute, between 0 and 1; each must impute at least one pixel and leave one.
         noise: standard deviation, in units of the input; 0 adds none. Drawn once per pixel, channel and share; all
             images share it.
         tolerance: as for :func:`camlib.metrics.impute`.
@@ -53,8 +54,9 @@ def road_most_relevant_first(
         (N,), between -1 and 1 for probabilities.
 
     Raises:
-        CamlibValueError: the inputs are not images with two sides, ``shares`` is empty or leaves nothing in place or to
-            be imputed, ``noise`` is negative, or ``tolerance`` not positive.
+        CamlibTypeError: ``shares`` is not a sequence, or one of them, ``noise`` or ``tolerance`` not a number.
+        CamlibValueError: the inputs are not images with two sides, ``shares`` is empty, a share imputes no pixel or all
+            pixels, ``noise`` is negative, or ``tolerance`` not positive.
     """
     order, change = _imputing(heatmaps, shares, noise, tolerance, generator)
     return change(order)
@@ -64,7 +66,7 @@ def road_most_relevant_first(
 def road_least_relevant_first(
     heatmaps: ScoredHeatmaps,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = IMPUTED_SHARES,
     noise: float = 0.01,
     tolerance: float = 1e-4,
     generator: torch.Generator | None = None,
@@ -87,7 +89,7 @@ def road_least_relevant_first(
 def road_combined(
     heatmaps: ScoredHeatmaps,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = IMPUTED_SHARES,
     noise: float = 0.01,
     tolerance: float = 1e-4,
     generator: torch.Generator | None = None,
@@ -120,23 +122,22 @@ def _imputing(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return ranks (N, H, W), and from ranks to the mean change (N,) of the score without the first pixels."""
     scorer = heatmaps.scorer
-    if scorer.pictures.dim() != 4:
+    if scorer.images.dim() != 4:
         raise CamlibValueError(
-            f"ROAD imputes images (N, C, H, W), and the inputs are {tuple(scorer.pictures.shape)}; "
-            "camlib.metrics.deletion takes any number of sides"
+            f"ROAD imputes images (N, C, H, W), and the inputs are {tuple(scorer.images.shape)}; "
+            "camlib.metrics.deletion also takes signals, videos and volumes"
         )
     counts = _counts(shares, math.prod(scorer.size))
-    if noise != 0:
-        positive_number("noise, if it is not 0,", noise)
+    number("noise", noise, at_least=0)
     own = own_generator(generator)
     order = ranks(heatmaps.values, own)
-    drawn = noise * normal((len(counts), *scorer.pictures.shape[1:]), own, scorer.pictures)
+    drawn = noise * normal((len(counts), *scorer.images.shape[1:]), own, scorer.images)
     count = torch.tensor(counts, device=order.device)[:, None, None]
 
     def change(order: Tensor) -> Tensor:
-        def without(pictures: Tensor, image: Tensor, k: Tensor) -> Tensor:
-            removed = order[image] < count[k]
-            return impute(pictures, ~removed, tolerance=tolerance) + removed[:, None] * drawn[k]
+        def without(images: Tensor, index: Tensor, k: Tensor) -> Tensor:
+            removed = order[index] < count[k]
+            return impute(images, ~removed, tolerance=tolerance) + removed[:, None] * drawn[k]
 
         changes = (scorer.scores_of_variants(len(counts), without) - scorer.clean[:, None]).mean(1)
         return changes.to(torch.result_type(changes, heatmaps.values))
@@ -145,12 +146,14 @@ def _imputing(
 
 
 def _counts(shares: Sequence[float], pixels: int) -> list[int]:
-    if not isinstance(shares, Sequence) or not shares:
-        raise CamlibValueError(f"shares must be a sequence of numbers, such as (0.2, 0.4), got {shares!r}")
+    if isinstance(shares, str) or not isinstance(shares, Sequence):
+        raise CamlibTypeError(f"shares must be a sequence of numbers such as (0.2, 0.4), got {shares!r}")
+    if not shares:
+        raise CamlibValueError("shares is empty; give at least one number between 0 and 1")
     counts = [round(positive_number("each of the shares", share, below=1) * pixels) for share in shares]
     for share, count in zip(shares, counts, strict=True):
         if not 0 < count < pixels:
             raise CamlibValueError(
-                f"a share of {share:g} is {count} of the {pixels} pixels; at least one must be imputed and one stay"
+                f"a share of {share:g} is {count} of the {pixels} pixels; at least one must be imputed, and one left"
             )
     return counts

@@ -103,12 +103,12 @@ class _Changes(NamedTuple):
 def _changes(explained: Explained, radius: float, samples: int, generator: torch.Generator | None) -> _Changes:
     radius, own = positive_number("radius", radius), own_generator(generator)
     positive_int("samples", samples)
-    heatmaps, pictures = explained.heatmaps, explained.pictures
+    heatmaps, images = explained.heatmaps, explained.images
     of_heatmaps, of_images = [], []
     for _ in range(samples):
-        drawn = torch.rand(pictures.shape[1:], generator=own, device=own.device, dtype=torch.float64)
+        drawn = torch.rand(images.shape[1:], generator=own, device=own.device, dtype=torch.float64)
         step = radius * (2 * drawn - 1)
-        of_heatmaps.append(_norms(explained.again(pictures + step.to(pictures)) - heatmaps))
+        of_heatmaps.append(_norms(explained.again(images + step.to(images)) - heatmaps))
         of_images.append(step.norm().to(heatmaps))
     return _Changes(torch.stack(of_heatmaps), _norms(heatmaps), torch.stack(of_images))
 

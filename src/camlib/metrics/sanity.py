@@ -1,4 +1,4 @@
-"""Sanity: does the explanation change when the network, or the class, is another?
+"""Sanity: does the explanation change with the network and with the class?
 
 An explanation that stays the same while the network loses what it has learned explains the image, not the network
 (Adebayo et al. 2018, https://arxiv.org/abs/1810.03292).
@@ -20,7 +20,7 @@ from camlib.explanation import Explanation
 from camlib.inputs.noise import own_generator
 from camlib.layers.names import resolve_layers
 from camlib.metrics.declaration import metric
-from camlib.metrics.randomization import Order, Randomization
+from camlib.metrics.randomization_result import Order, Randomization
 from camlib.metrics.readings import Explained, explain, method_of
 from camlib.metrics.similarity import SIMILARITIES
 from camlib.smoothing import Explainer
@@ -49,7 +49,7 @@ def randomization(
     .. math::
         \operatorname{similarity}(H_\theta, H_{\theta_l}), \qquad l = 1, \ldots, L
 
-    The heatmap of the network as it is, and that of a copy whose parameters are random: with ``order="cascading"`` in
+    This compares the network's heatmap with that of a copy whose parameters are random: with ``order="cascading"`` in
     the first l stages, from the output to the input, with ``"independent"`` in the l-th alone. Figures 2 and 5 of
     Adebayo et al. 2018, https://arxiv.org/abs/1810.03292. Lower is better: a heatmap that stays similar does not
     explain the network. The converse proves nothing, as noise is the least similar of all (Binder et al. 2023,
@@ -57,8 +57,8 @@ def randomization(
 
     The random parameters are those of ``reset_parameters()``, as in a new network, including batch norms. Parameters
     that no module resets are shuffled. All are drawn at once: which stages are randomised, and in what order, does not
-    change their values. The copy is explained for the classes that the network itself predicts. The network is left
-    alone; the copies need twice its memory, on its device and on the CPU.
+    change their values. The copy is explained for the classes that the network itself predicts. The network does not
+    change; the copies need twice its memory, on its device and on the CPU.
 
     ``1 + |stages|`` explanations.
 
@@ -166,8 +166,8 @@ def random_logit(explained: Explained, *, similarity: str = "ssim", generator: t
         \operatorname{similarity}(H_c, H_{c'}), \quad c' = (c + k) \bmod C, \; k \sim \mathcal{U}\{1, \ldots, C - 1\}
 
     with the same k for every image. Section 5.1 of Sixt et al. 2020, https://arxiv.org/abs/1912.09818. Lower is better:
-    the heatmaps of a class-agnostic method are equal, and their similarity is 1. With two classes, also those of a
-    single logit, it is the other one.
+    the heatmaps of a class-agnostic method are equal, and their similarity is 1. Of two classes, which a single logit
+    has, too, c' is the other one.
 
     2 explanations.
 

@@ -1,4 +1,4 @@
-"""The network's score of each image, by which heatmaps are judged."""
+"""The network's score of each image, by which metrics evaluate heatmaps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from camlib.passes.perturbed import PerturbedPasses
 class Scorer:
     """A network's score of each image of a batch: of the images as they are, and of perturbed ones.
 
-    Heatmaps are judged by one quantity, whatever was explained: by default the probability of the class (softmax, or
-    sigmoid for a binary network). The model runs in eval mode and is left as it was found.
+    Heatmaps are evaluated by one quantity, whatever was explained: by default the probability of the class (softmax, or
+    sigmoid for a binary network). The model runs in eval mode; its state is restored afterwards.
 
     Building it takes ``N`` forward passes of an image, or none if ``outputs`` are given; scoring takes one per row.
 
@@ -40,14 +40,15 @@ class Scorer:
 
     Raises:
         CamlibTypeError: the inputs hold no images of floats, or the target is not understood.
-        CamlibValueError: the same, several classes per image, or outputs of other images.
+        CamlibValueError: the target cannot work or names several classes per image, or ``outputs`` has another number
+            of rows.
         CamlibRuntimeError: a score is not finite.
 
     Example:
         >>> import torch, torchvision
         >>> from camlib.metrics import Scorer
         >>> scorer = Scorer(torchvision.models.resnet18(num_classes=4), torch.rand(2, 3, 64, 64), target=1)
-        >>> scorer.clean.shape, scorer.scores(torch.tensor([0, 0, 1]), lambda pictures, rows: 0 * pictures).shape
+        >>> scorer.clean.shape, scorer.scores(torch.tensor([0, 0, 1]), lambda images, rows: 0 * images).shape
         (torch.Size([2]), torch.Size([3]))
     """
 
@@ -68,23 +69,22 @@ class Scorer:
         ready = network.ready(inputs)
         self.inputs = ready
         """The inputs, parsed."""
-        self.pictures = ready.floats
+        self.images = ready.floats
         """(N, C, ...), as the model gets them."""
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         with undisturbed(self.model):
             known = Outputs(network.run(ready) if outputs is None else outputs)
-            if (rows := known.rows) not in (None, len(self.pictures)):
+            if (rows := known.rows) not in (None, len(self.images)):
                 raise CamlibValueError(
-                    f"the outputs are of {rows} images, and the inputs of {len(self.pictures)}; a metric needs a row "
-                    "of outputs for each image"
+                    f"the outputs have {rows} rows for {len(self.images)} images; a metric needs one row for each image"
                 )
             bound = targets.bind(target if is_target else score(target), known.raw)
-            index = torch.arange(len(self.pictures), device=known.device if known.tensors else self.pictures.device)
+            index = torch.arange(len(self.images), device=known.device if known.tensors else self.images.device)
             clean = single_or_double(targets.score(bound, known.raw, index))
         if clean.dim() != 1:
             raise CamlibValueError(
-                f"a metric judges one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
-                "judge one at a time: heatmaps[:, k] with target[:, k]"
+                f"a metric evaluates one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
+                "evaluate one at a time: heatmaps[:, k] with target[:, k]"
             )
         check_finite({"score": [clean]})
         self.clean = clean
@@ -92,7 +92,7 @@ class Scorer:
         self._passes = PerturbedPasses(
             network=network,
             inputs=ready,
-            count=len(self.pictures),
+            count=len(self.images),
             target=bound,
             device=clean.device,
             chunks=Chunks(chunk_size, progress),
@@ -102,12 +102,12 @@ class Scorer:
     @property
     def size(self) -> tuple[int, ...]:
         """(H, W) of the images; (L,) of signals, (T, H, W) of volumes and videos."""
-        return tuple(self.pictures.shape[2:])
+        return tuple(self.images.shape[2:])
 
     @property
     def image_index(self) -> Tensor:
         """(N,), the number of each image."""
-        return torch.arange(len(self.pictures), device=self.pictures.device)
+        return torch.arange(len(self.images), device=self.images.device)
 
     def scores(self, image_index: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Return the scores (rows,) of perturbed images, which run in chunks; one forward pass of an image per row.
@@ -124,11 +124,11 @@ class Scorer:
         """Return the scores (N, count) of perturbed versions of each image.
 
         Args:
-            count: how many of each image.
+            count: how many versions of each image.
             change: from the images (r, C, ...) of some rows, the number (r,) of each row's image and that (r,) of its
                 version, to perturbed images.
         """
         image = self.image_index.repeat_interleave(count)
-        version = torch.arange(count, device=image.device).repeat(len(self.pictures))
-        scores = self.scores(image, lambda pictures, rows: change(pictures, image[rows], version[rows]))
-        return scores.reshape(len(self.pictures), count)
+        version = torch.arange(count, device=image.device).repeat(len(self.images))
+        scores = self.scores(image, lambda images, rows: change(images, image[rows], version[rows]))
+        return scores.reshape(len(self.images), count)

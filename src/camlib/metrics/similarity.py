@@ -20,7 +20,7 @@ STABILISERS = 0.01**2, 0.03**2
 """SSIM's constants (K1 L)^2 and (K2 L)^2 for values in [0, 1], a range L of 1."""
 
 ORIENTATIONS, CELLS, BLOCK = 9, 8, 3
-"""HOG's orientations of edges, its cells along each side of a picture, and those along each side of a block."""
+"""HOG's orientations of edges, its cells along each side of a heatmap, and those along each side of a block."""
 
 CLIP, FLOOR = 0.2, 1e-5
 """HOG's limit on the value of one orientation, and the length of a block that counts as without edges."""
@@ -71,15 +71,15 @@ def spearman(heatmaps: HeatmapPair) -> Tensor:
 def ssim(heatmaps: HeatmapPair) -> Tensor:
     r"""Compare the local means, contrasts and structures of each pair of heatmaps.
 
-    The mean over all windows of 7 x 7 pixels within the picture of
+    The mean over all windows of 7 x 7 pixels within the heatmap of
 
     .. math::
         \frac{(2 \mu_a \mu_b + C_1)(2 \sigma_{ab} + C_2)}{(\mu_a^2 + \mu_b^2 + C_1)(\sigma_a^2 + \sigma_b^2 + C_2)},
         \quad C_1 = 0.01^2,\ C_2 = 0.03^2
 
     with sample variances (divided by 48); Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861, as scikit-image's
-    ``structural_similarity`` with ``data_range=1``. Pictures with a side under 7 pixels have the largest odd window
-    that fits. No forward pass.
+    ``structural_similarity`` with ``data_range=1``. For heatmaps with a side under 7 pixels, the window is the largest
+    odd one that fits. No forward pass.
 
     Returns:
         (N,), in [-1, 1]; 1 for equal heatmaps.
@@ -87,7 +87,7 @@ def ssim(heatmaps: HeatmapPair) -> Tensor:
     Raises:
         CamlibValueError: heatmaps that are not of images, with a side under 3 pixels, or not in [0, 1].
     """
-    a, b = (in_unit_range(_pictures(one, 3, "ssim"))[:, None] for one in (heatmaps.values, heatmaps.others))
+    a, b = (in_unit_range(_of_images(one, 3, "ssim"))[:, None] for one in (heatmaps.values, heatmaps.others))
     shorter = min(a.shape[2:])
     side = min(WINDOW, shorter - 1 + shorter % 2)
 
@@ -121,7 +121,7 @@ def hog(heatmaps: HeatmapPair) -> Tensor:
     Raises:
         CamlibValueError: heatmaps that are not of images, or with a side under 6 pixels.
     """
-    pair = (_pictures(one, 2 * BLOCK, "hog") for one in (heatmaps.values, heatmaps.others))
+    pair = (_of_images(one, 2 * BLOCK, "hog") for one in (heatmaps.values, heatmaps.others))
     return _correlation(*map(_oriented_gradients, pair))
 
 
@@ -129,10 +129,10 @@ SIMILARITIES = {one.name: one for one in (pearson, spearman, ssim, hog)}
 """Functions of two heatmaps (N, H, W) that return their similarities (N,), by name."""
 
 
-def _pictures(heatmaps: Tensor, least: int, name: str) -> Tensor:
+def _of_images(heatmaps: Tensor, least: int, name: str) -> Tensor:
     if heatmaps.dim() != 3 or min(heatmaps.shape[1:]) < least:
         raise CamlibValueError(
-            f"heatmaps have shape {tuple(heatmaps.shape)}; {name} compares pictures (N, H, W) of at least {least} x "
+            f"heatmaps have shape {tuple(heatmaps.shape)}; {name} compares heatmaps (N, H, W) of at least {least} x "
             f"{least} pixels: camlib.resize(maps, size) makes them larger, and spearman compares any"
         )
     return heatmaps

@@ -31,7 +31,7 @@ class Chunks:
 
     def __post_init__(self) -> None:
         if self.size != "auto":
-            positive_int('chunk_size, where it is not "auto",', self.size)
+            positive_int("chunk_size", self.size, instead='"auto"')
 
 
 def in_chunks(
@@ -43,8 +43,8 @@ def in_chunks(
 ) -> Tensor:
     """Call ``work`` on consecutive chunks of rows, and join the results.
 
-    If memory runs out with ``size="auto"``, the chunk is tried again at half its size, and so are all later ones;
-    finished chunks are kept.
+    If memory runs out with ``size="auto"``, the chunk is tried again at half its size, and later chunks keep the
+    smaller size; finished chunks are kept.
 
     Args:
         work: from a slice of rows to a tensor (rows in the slice, ...). It may be called again for a chunk that failed.
