@@ -258,7 +258,7 @@ def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget |
     return None if nothing else targets.bind(target, explanation.outputs)
 
 
-def _numbers(what: str, given: Any, **bounds: float) -> tuple[float, ...]:
+def _numbers(what: str, given: Any, **bounds: Any) -> tuple[float, ...]:
     """Return one or more numbers, checked."""
     if not isinstance(given, Iterable):
         raise CamlibTypeError(f"{what} must be a list of numbers, got {given!r}")
