@@ -300,11 +300,11 @@ def test_a_stopped_evaluation_goes_on_and_does_no_batch_twice(batches, tmp_path)
 def test_a_record_of_another_evaluation_is_refused(model, batches, tmp_path):
     path = tmp_path / "record.jsonl"
     camlib.evaluate(model, batches, ["grad_cam"], ["3"], FEW, path=path)
-    with pytest.raises(camlib.CamlibValueError, match="evaluation with a different metrics"):
+    with pytest.raises(camlib.CamlibValueError, match=r"of another evaluation \(different metrics"):
         camlib.evaluate(model, batches, ["grad_cam"], ["3"], ["sparseness"], path=path)
-    with pytest.raises(camlib.CamlibValueError, match="evaluation with a different methods"):
+    with pytest.raises(camlib.CamlibValueError, match=r"of another evaluation \(different methods"):
         camlib.evaluate(model, batches, ["layer_cam"], ["3"], FEW, path=path)
-    with pytest.raises(camlib.CamlibValueError, match="evaluation with a different model"):
+    with pytest.raises(camlib.CamlibValueError, match=r"of another evaluation \(different model"):
         camlib.evaluate(small_cnn().eval(), batches, ["grad_cam"], ["3"], FEW, path=path)
     with pytest.raises(camlib.CamlibValueError, match="batch 0 has other images"):
         camlib.evaluate(model, batches[::-1], ["grad_cam"], ["3"], FEW, path=path)
@@ -326,9 +326,9 @@ def test_a_record_tells_other_masks_scores_and_options_apart(model, batches, mas
     camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, path=path)
     with pytest.raises(camlib.CamlibValueError, match="other images or masks"):
         camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, ~masks, path=path)
-    with pytest.raises(camlib.CamlibValueError, match="a different score"):
+    with pytest.raises(camlib.CamlibValueError, match=r"\(different score\)"):
         camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, score=camlib.targets.Classes, path=path)
-    with pytest.raises(camlib.CamlibValueError, match="a different methods"):
+    with pytest.raises(camlib.CamlibValueError, match=r"\(different methods\)"):
         camlib.evaluate(model, batches, [camlib.GradCAM(model, "3", relu=False)], ["3"], asked, masks, path=path)
     path.write_text('{"asked": 3}\n')
     with pytest.raises(camlib.CamlibValueError, match="not a record"):
@@ -342,7 +342,7 @@ def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_pat
     counting.rows = 0
     camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 2), path=path)
     assert counting.rows == 1, "one pass finds the layer of the baselines"
-    with pytest.raises(camlib.CamlibValueError, match="a different target"):
+    with pytest.raises(camlib.CamlibValueError, match=r"\(different target\)"):
         camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 0), path=path)
 
 
@@ -463,7 +463,7 @@ def test_another_function_is_another_evaluation(model, images, tmp_path, pair):
     for _ in range(2):
         found = camlib.evaluate(model, images, target=pair[0], path=path, **asked)
         assert torch.equal(found.values[row]["deletion"], one.values[row]["deletion"])
-    with pytest.raises(camlib.CamlibValueError, match="an evaluation with a different target"):
+    with pytest.raises(camlib.CamlibValueError, match=r"of another evaluation \(different target"):
         camlib.evaluate(model, images, target=pair[1], path=path, **asked)
 
 

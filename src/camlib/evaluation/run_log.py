@@ -62,8 +62,8 @@ class RunLog:
             ) from error
         if changed:
             raise CamlibValueError(
-                f"{self._path} records an evaluation with a different {', '.join(changed)}; give another path, or "
-                "delete the file to start again"
+                f"{self._path} is the record of another evaluation (different {', '.join(changed)}); give another "
+                "path, or delete the file to start again"
             )
         os.truncate(self._path, len(complete.encode()))
         return [head, *lines]
