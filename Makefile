@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 JUDGED := runs/phantoms-128
 
-# The tests of `make quick`: at least one file for each package of the library; CONTRIBUTING.md says which. The slow tests of
-# these files are left out.
+# The tests of `make quick`: at least one file for each package of the library. The slow tests of these files are
+# left out.
 QUICK := $(addprefix tests/,test_house.py test_import.py test_documents.py test_registry.py test_errors.py targets imaging \
 	test_explanation.py test_padding.py test_capture.py test_untouched.py test_discovery.py \
 	test_targets.py test_grad_cam.py methods/test_methods.py methods/test_compare.py \
@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-quick: install  ## lint, types and the tests that guard daily work, in parallel (about a minute)
+quick: install  ## lint, types and the tests that guard daily work, in parallel (about 80 seconds)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going lint types test-quick
 
 test-quick: install  ## only the tests of `make quick`

@@ -7,7 +7,7 @@ shows how methods differ. Two pictures rank nothing.
 
 # %%
 # The network is EfficientNet-Lite0 with its ImageNet weights; :doc:`plot_photographs` builds it step by step. Here it
-# comes from a file beside this one: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
+# comes from a file in the same folder: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
 
 import time
 
@@ -23,10 +23,10 @@ pictures, images = photographs("chelsea", "coffee")
 # The methods
 # -----------
 #
-# All of ``camlib.METHODS`` but LeGrad, which reads attention, and this network has none. Those that show the network
-# changed pictures would take minutes with the numbers of their papers: here they get small ones, and their maps are
-# rougher for it. FullGrad is exact for networks of ReLUs; this one has ReLU6, which stops at 6, and the small remainder
-# has to be accepted.
+# All of ``camlib.METHODS`` except LeGrad, which reads attention: this network has none. Methods that run the network on
+# perturbed images would take minutes with the settings of their papers; here they get smaller ones, and their maps are
+# coarser. FullGrad is exact for networks of ReLUs; this one has ReLU6, which is constant above 6, so that a small
+# remainder has to be accepted.
 
 small = {
     "score_cam": {"channels": 64},
@@ -56,15 +56,15 @@ camlib.comparison.Comparison({name: found[1] for name, found in comparison.items
 # %%
 # Most of these maps are nearly the same. Behind the last features this network has pooling and one linear layer, and
 # there Grad-CAM, XGrad-CAM, HiResCAM, CAM and ShapleyCAM are the same by their equations. With so few masks, RISE and
-# Occlusion are patchy, above all on the cat. And on the espresso RandomCAM, whose weights are drawn, does not look
-# foolish either: a plausible heatmap proves little.
+# Occlusion are patchy, above all on the cat. On the espresso even RandomCAM, whose weights are random, looks plausible:
+# a plausible heatmap proves little.
 #
 # What each costs
 # ---------------
 #
-# Each method alone, on the cat; a hook counts how often a picture runs through the network. The last column is the rank
-# correlation of the heatmap with Grad-CAM's. Times are of the machine that built this page, on which other things may
-# have run.
+# Each method alone, on the cat; a hook counts how often an image runs through the network. The last column is the rank
+# correlation of the heatmap with Grad-CAM's. Times are those of the machine that built this page, which may have been
+# busy.
 
 passes = []
 hook = model.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
@@ -80,5 +80,5 @@ for method in methods:
 hook.remove()
 
 # %%
-# High correlation with Grad-CAM is not quality, and time is not either. Two pictures show how methods differ; which of
-# them to trust, :doc:`plot_metrics` asks.
+# Neither a high correlation with Grad-CAM nor a short time means quality. Two pictures show how methods differ;
+# :doc:`plot_metrics` shows how to find out which of them to trust.

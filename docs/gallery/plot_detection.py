@@ -123,7 +123,7 @@ for row, (method, explanation) in zip(axes, comparison.items(), strict=True):
         axis.set_title(f"{method}, score of the {names[label]}", fontsize=10)
 
 # %%
-# Grad-CAM gives a channel one weight for the whole picture, and colours whatever the channel responds to: it does not
-# tell the boxes apart. LayerCAM weighs position by position. Of the disc's score it shows the disc alone; of the
-# square's both squares. That need not be wrong: the heads see 11 x 11 cells, nearly the whole picture, and their group
-# norms are taken over all of it, so that a score may well depend on another object.
+# Grad-CAM gives each channel one weight for the whole picture and colours whatever the channel responds to, so it does
+# not distinguish the boxes. LayerCAM weights each position separately: for the disc's score it marks only the disc, for
+# the square's score both squares. That need not be wrong: the heads see 11 x 11 cells, nearly the whole picture, and
+# their group norms are computed over all of it, so that a score may well depend on another object.

@@ -1,13 +1,13 @@
-"""Judge a heatmap
-===============
+"""Evaluate a heatmap
+==================
 
-A heatmap always looks convincing. Three questions to ask it: does the score follow what it calls important, is it
-better than a map that does not look, and does it change when the network forgets what it has learned?
+A heatmap always looks convincing. Three questions to ask: does the score depend on the pixels that it marks, is it
+better than a map that ignores the image, and does it change when the network's weights are randomised?
 """
 
 # %%
 # The network is EfficientNet-Lite0 with its ImageNet weights; :doc:`plot_photographs` builds it step by step. Here it
-# comes from a file beside this one: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
+# comes from a file in the same folder: :download:`efficientnet_lite0.py <../gallery/efficientnet_lite0.py>`.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,7 +36,7 @@ images = torch.stack([torch.from_numpy(np.array(crop)) for crop in crops]).moved
 # Deletion and insertion
 # ----------------------
 #
-# An espresso, and three heatmaps: Grad-CAM, a bell in the middle, and random weights.
+# An espresso, and three heatmaps: Grad-CAM, a Gaussian in the centre, and random weights.
 
 espresso = images[4:5]
 comparison = camlib.compare(model, espresso, ["grad_cam", "center_gaussian", "random_cam"])
@@ -51,7 +51,8 @@ for axis in axes:
 
 # %%
 # The probability of the class while the most important pixels are covered in grey, and while they appear on a blurred
-# picture. A good heatmap makes the first curve fall soon and the second rise soon; the area under the curve sums it up.
+# picture. A good heatmap makes the first curve fall early and the second rise early; the area under the curve sums it
+# up.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 for name, explanation in comparison.items():
@@ -68,13 +69,13 @@ left.set_ylabel("p(espresso)")
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# Deletion tells Grad-CAM from both. Insertion hardly tells it from the bell: the cup stands in the middle, and even
-# random weights are not far behind.
+# Deletion distinguishes Grad-CAM from both baselines. Insertion hardly distinguishes it from the centre Gaussian: the
+# cup stands in the middle, and even random weights are not far behind.
 #
 # Many methods, many metrics
 # --------------------------
 #
-# ``camlib.evaluate`` asks all of it of all images. The two baselines are always among the methods.
+# ``camlib.evaluate`` computes all metrics on all images. The two baselines are always among the methods.
 
 evaluation = camlib.evaluate(
     model,
@@ -91,23 +92,25 @@ evaluation.plot()
 rows = {row.method: row for row in evaluation.rows}
 for metric in evaluation.metrics:
     mean, (low, high) = evaluation.difference(rows["grad_cam"], rows["center_gaussian"], metric)
-    print(f"{metric:13} Grad-CAM is better than the bell by {mean:.3f} ({low:.3f} to {high:.3f})")
+    print(f"{metric:13} Grad-CAM is better than the centre Gaussian by {mean:.3f} ({low:.3f} to {high:.3f})")
 
 # %%
-# In the table Grad-CAM is first everywhere. But of these three intervals none is clearly above zero, and crops of one
-# photograph are no independent images: with so few, the bell in the middle is not beaten. Ask more images of your own.
+# In the table Grad-CAM is first everywhere. But none of these three intervals is clearly above zero, and crops of one
+# photograph are not independent images: with so few, Grad-CAM does not beat the centre Gaussian. Use more images of
+# your own.
 #
-# Does it mind that the network forgets?
-# --------------------------------------
+# Does the map change when the weights are randomised?
+# ----------------------------------------------------
 #
-# The network's parameters are made random, from the output to the input, and the heatmap is compared with that of the
-# network as it is. What stays similar does not explain the network. Here the classifier, the last batch norm and
-# convolution, and six blocks before them.
+# The network's parameters are randomised, from the output to the input, and each heatmap is compared with that of the
+# trained network. A heatmap that stays similar does not explain the network. Randomised here: the classifier, the last
+# batch norm and convolution, and the six blocks before them.
 
 top = [f"features.network.{name}" for name in ("_bn1", "_conv_head", *(f"_blocks.{n}" for n in range(15, 9, -1)))]
 result = metrics.randomization(camlib.GradCAM(model), images[::3], stages=["head", *top])
 result.plot()
 
 # %%
-# With a random classifier the heatmaps are already no more alike than two random maps are, and later hardly more:
-# Grad-CAM depends on what the network has learned. To pass this test is necessary and not much: noise passes it best.
+# With a random classifier the heatmaps are already no more similar to the original ones than two random maps are to
+# each other, and in later stages hardly more: Grad-CAM depends on what the network has learned. Passing this test is
+# necessary, but not sufficient: noise passes it best.

@@ -2,7 +2,7 @@
 ================================
 
 A small network learns to tell drawings of chests with an opacity from drawings without. As the drawings are ours, it
-is known where the opacities are, so that heatmaps can be judged. Then the same network is given a shortcut.
+is known where the opacities are, so that heatmaps can be evaluated. Then the same network is given a shortcut.
 
 These are drawings, not medical images, and camlib is research software, not a medical device.
 """
@@ -12,7 +12,7 @@ These are drawings, not medical images, and camlib is research software, not a m
 # ------------
 #
 # A body, two dark lungs crossed by ribs, a bright heart, noise. Sick ones have an opacity in one lung. All have a
-# bright blob somewhere below the lungs, so that a bright spot alone does not tell.
+# bright blob somewhere below the lungs, so that a bright spot alone is no sign of an opacity.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,7 +86,7 @@ def trained(pictures, labels, epochs=15):
 
 
 def accuracy(model, pictures):
-    """The share of the test pictures that are told rightly."""
+    """The share of the test pictures that are classified correctly."""
     with torch.no_grad():
         return (model(pictures * 2 - 1).argmax(1) == test_labels).float().mean().item()
 
@@ -130,8 +130,8 @@ axes[1, 0].set_title("Grad-CAM of the opacity, and the truth", loc="left", fonts
 # -------------
 #
 # The energy pointing game: which share of the heatmap's sum lies on the opacity. It says little without baselines: a
-# bell in the middle of the picture, random weights, and a heatmap that is spread evenly, which has the opacity's own
-# share of the picture.
+# Gaussian in the centre of the picture, random weights, and a heatmap that is spread evenly, which has the opacity's
+# own share of the picture.
 
 comparison = camlib.compare(model, test_pictures[sick] * 2 - 1, ["grad_cam", "random_cam", "center_gaussian"], target=1)
 print(f"{'spread evenly':16} {test_masks[sick].float().mean():.3f}")
@@ -140,14 +140,14 @@ for name, found in comparison.items():
     print(f"{name:16} {energy.mean():.3f}")
 
 # %%
-# Grad-CAM puts seven times as much on the opacity as an even spread would, and the bell less than twice. Random weights
-# are drawn once here; another draw may do better.
+# Grad-CAM puts seven times as much on the opacity as an even spread would, and the centre Gaussian less than twice.
+# Random weights are drawn once here; another draw may do better.
 #
 # A shortcut
 # ----------
 #
-# In another hospital every sick patient, and nobody else, was drawn with a tag in the corner. The same network, trained
-# there, is right about all of that hospital's patients.
+# In another hospital every sick patient was drawn with a tag in the corner, and no healthy one. The same network,
+# trained there, is right about all of that hospital's patients.
 
 
 def tagged(pictures, chosen):
@@ -163,8 +163,8 @@ print(f"accuracy where nobody does:            {accuracy(shortcut, test_pictures
 print(f"accuracy where only the healthy do:    {accuracy(shortcut, tagged(test_pictures, ~sick)):.2f}")
 
 # %%
-# It has learned the tag and nothing else: without tags it is as good as a coin. The numbers of its own hospital hide
-# that; the heatmap of one of its patients shows it.
+# It has learned the tag and nothing else: without tags it is no better than guessing. The numbers of its own hospital
+# hide that; the heatmap of one of its patients shows it.
 
 everybody = torch.ones(len(test_pictures), dtype=torch.bool)
 cases = {
@@ -181,7 +181,8 @@ for axis, (title, (network, shown, patient)) in zip(axes, cases.items(), strict=
 
 # %%
 # The second picture is a warning of another kind. The first network has never seen a tag, and its heatmap is highest
-# there: to a network that knows no tags, a bright square may well look like an opacity. So it is with healthy ones:
+# there: to a network that knows no tags, a bright square may well look like an opacity. The same holds for healthy
+# ones:
 
 with torch.no_grad():
     fooled = model(tagged(test_pictures, ~sick)[~sick] * 2 - 1).argmax(1) == 1

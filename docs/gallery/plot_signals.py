@@ -24,7 +24,7 @@ CLASSES = ("regular", "wide beat", "pause")
 
 
 def wave(middle, height, width):
-    """A bell along the trace."""
+    """A Gaussian along the trace."""
     return height * np.exp(-(((TIME - middle) / width) ** 2) / 2)
 
 
@@ -113,7 +113,8 @@ figure.colorbar(drawn, ax=axes, label="against      evidence      for")
 # How much lies where it should
 # -----------------------------
 #
-# The share of each heatmap that lies within 20 samples of the odd beat or of the gap, beside baselines.
+# The share of each heatmap that lies within 20 samples of the odd beat or of the gap, compared with
+# baselines.
 
 for label in (1, 2):
     chosen, where = new[truth == label], masks[truth == label]
@@ -123,4 +124,4 @@ for label in (1, 2):
     print()
 
 # %%
-# About half lies there, the rest beside it. Random weights are drawn once; this draw misses altogether.
+# About half lies there, the rest close to it. Random weights are drawn once; this draw misses completely.

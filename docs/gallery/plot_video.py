@@ -7,7 +7,7 @@ videos have a time axis: they show where, and when. The network is trained for s
 
 # %%
 # Clips of 16 frames. One disc stands still, moves sideways for four frames, and stands still again. The other moves up
-# or down all the time, and tells nothing.
+# or down all the time, and says nothing about the class.
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -42,8 +42,8 @@ def test_localisation_of_perfect_heatmaps_is_perfect_and_of_the_gaussian_is_not(
     assert found.grad_cam.pointing_game == found.grad_cam.energy_inside == Estimate(1.0, (1.0, 1.0))
     for estimate in (found.center_gaussian.pointing_game, found.center_gaussian.energy_inside):
         assert estimate.interval[1] < 0.9
-    bell = camlib.functional.center_gaussian((48, 48)).numpy()
-    share = np.mean([bell[mask].sum() / bell.sum() for mask in sick.numpy()])
+    gaussian = camlib.functional.center_gaussian((48, 48)).numpy()
+    share = np.mean([gaussian[mask].sum() / gaussian.sum() for mask in sick.numpy()])
     assert found.center_gaussian.energy_inside.value == pytest.approx(share, rel=1e-4)
 
 

@@ -103,11 +103,11 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
         >>> camlib.functional.center_gaussian((1, 3)).argmax()
         tensor(1)
     """
-    bell = torch.ones((), dtype=torch.float64)
+    gaussian = torch.ones((), dtype=torch.float64)
     for side in size:
         along = (torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5
-        bell = bell[..., None] * torch.exp(-(along**2) / (2 * sigma**2))
-    return bell
+        gaussian = gaussian[..., None] * torch.exp(-(along**2) / (2 * sigma**2))
+    return gaussian
 
 
 class CenterGaussian(_OfInputs):
