@@ -337,3 +337,11 @@ class TestNamedLayers:
         model = transformers.YolosForObjectDetection(config).eval()
         explanation = camlib.GradCAM(model, "vit.encoder.layer.0")(torch.rand(1, 3, 64, 64), 1)
         assert explanation.maps.shape == (1, 4, 4)
+
+
+def test_a_padded_map_is_no_stage() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 8, 3, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+    assert camlib.find_stages(model.eval(), torch.rand(1, 3, 32, 32)) == ["1", "4"]
