@@ -248,6 +248,19 @@ def test_nothing_overflows_the_page(opened, width):
     assert page.locator("#large").evaluate("large => large.scrollWidth <= large.clientWidth")
 
 
+LONG_NAMES = """() => document.querySelectorAll("#large option").forEach((option) =>
+    option.textContent = "smooth_grad_cam_plus_plus, test-time augmentation")"""
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_controls_of_the_large_view_share_a_line_on_a_phone(opened, width):
+    page = opened(viewport={"width": width, "height": 800})
+    page.evaluate(LONG_NAMES)
+    page.locator(".card").first.press("Enter")
+    boxes = [page.locator(f"#large {one}").bounding_box() for one in ("select", "#before", "#after", "#close")]
+    assert len({round(box["y"] + box["height"] / 2) for box in boxes}) == 1
+
+
 def test_paper_shows_pictures_and_notice_but_no_controls(opened):
     page = opened()
     page.emulate_media(media="print")

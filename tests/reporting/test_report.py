@@ -226,6 +226,26 @@ def test_cards_say_what_their_heatmaps_explain(explanation, images):
         assert text.count(words) == 3
 
 
+def test_only_maps_of_a_class_are_said_to_show_what_raised_its_score(explanation, images):
+    agnostic = camlib.EigenCAM(small_cnn(channels=16), "3")(images)
+    raised, same = "which features raised", "are the same for every class and explain no score."
+    for explanations, notice, told in (
+        (explanation, "A heatmap shows which features raised a score. It does not", f"{raised} the explained score"),
+        (agnostic, "A heatmap that is the same for every class explains no score. It does not", f"heatmaps {same}"),
+        (
+            {"one": explanation, "two": agnostic},
+            f"A heatmap that explains a class shows {raised} its score. It does not",
+            f"{raised} the explained score, not why, and not whether the score is right. Those by two {same}",
+        ),
+    ):
+        text = " ".join(Page(camlib.report(explanations, images, class_names=["cat", "dog"]).html).text.split())
+        assert text.count(notice) == 2
+        assert text.count(told) == 1
+        assert (raised in text) == (explanations is not agnostic)
+        assert (same in text) == (explanations is not explanation)
+    assert "raised a score" not in camlib.report(explanation, images, notice="").html
+
+
 def test_ids_are_unique_whatever_sections_are_called(explanation, images):
     sections = [Section(title, ["text"]) for title in ("Gallery", "Method", "method", "??", "??", "Model card")]
     page = Page(camlib.report(dict.fromkeys("ab", explanation), images, sections=sections, card={"a": "b"}).html)

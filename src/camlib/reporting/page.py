@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+OF_A_CLASS = "A heatmap that explains a class shows which features raised its score."
+SAME_FOR_ALL = "A heatmap that is the same for every class explains no score."
+"""Beginnings of the notice where some methods, or all, are class-agnostic."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -70,7 +74,7 @@ def report(
     class_names: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
     title: str = "Where the network looked",
-    notice: str = "A heatmap shows which features raised a score. It does not show that the network is right.",
+    notice: str | None = None,
     summary: Sequence[Headline] = (),
     sections: Sequence[Section] = (),
     card: Mapping[str, str] | None = None,
@@ -94,7 +98,8 @@ def report(
         class_names: names for the class indices: of the explained classes, labels and predictions.
         notes: a few words on each image, such as why it is shown.
         title: the page's title.
-        notice: a sentence at the top and the bottom of the page.
+        notice: a sentence at the top and the bottom of the page; by default what the heatmaps show and what they do
+            not.
         summary: headline numbers, at the top.
         sections: sections below the headline numbers, in order; the gallery follows them.
         card: rows of a model card: what the model is, what it was made for, where it fails.
@@ -124,14 +129,16 @@ def report(
     _check_list("sections", sections, Section)
     facts = Facts(names, notes, labels, predictions, confidences, class_names)
     gallery = cards(by_method, images, facts, Style(colormap, alpha))
+    agnostic = [method for method, explanation in by_method.items() if explanation.class_agnostic]
     style, script = _template("report.css"), _template("report.js")
     html = template.render(
         title=title,
-        notice=notice,
+        notice=_notice(len(agnostic), len(by_method)) if notice is None else notice,
         summary=summary,
         sections=sections,
         card=card or {},
         gallery=gallery,
+        agnostic=agnostic,
         sources={method: _source(method, explanation) for method, explanation in by_method.items()},
         classes=sorted({name for entry in gallery for name in (entry.label, entry.prediction) if name is not None}),
         bar=data_uri(_bar(colormap)),
@@ -158,6 +165,12 @@ def _by_method(explanations: Any) -> dict[str, Explanation]:
 def _check_list(argument: str, given: Any, kind: type) -> None:
     if not isinstance(given, Sequence) or not all(isinstance(part, kind) for part in given):
         raise CamlibTypeError(f"{argument} must be a list of {kind.__name__}, got {given!r}")
+
+
+def _notice(agnostic: int, methods: int) -> str:
+    """Say what heatmaps show, by the number of methods whose maps are the same for every class."""
+    shown = "A heatmap shows which features raised a score." if not agnostic else OF_A_CLASS
+    return f"{SAME_FOR_ALL if agnostic == methods else shown} It does not show that the network is right."
 
 
 def _source(method: str, explanation: Explanation) -> str:
