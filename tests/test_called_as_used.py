@@ -231,7 +231,10 @@ class TestTwoTowers:
         model, texts = build(), prompts(2)
         text = model(texts, PIXELS).text_embeds[1].detach()
         found = camlib.GradCAM(model)({"input_ids": texts, "pixel_values": PIXELS}, camlib.targets.Similarity(text))
-        run = lambda: F.cosine_similarity(model(texts, PIXELS).image_embeds, text[None])  # noqa: E731
+
+        def run() -> Tensor:
+            return F.cosine_similarity(model(texts, PIXELS).image_embeds, text[None])
+
         torch.testing.assert_close(found.scores, run().detach())
         torch.testing.assert_close(found.maps, by_autograd(model, found.layer, run))
 
@@ -241,7 +244,10 @@ class TestTwoTowers:
         found = camlib.Occlusion(model, window=16, stride=16)({"input_ids": ids, "pixel_values": PIXELS[:images]}, 0)
         with torch.no_grad():
             embedded = model(ids, PIXELS[:1]).text_embeds
-        ours = lambda m, x: m.logit_scale.exp() * m(ids[:1], x).image_embeds @ embedded.T  # noqa: E731
+
+        def ours(model: nn.Module, images: Tensor) -> Tensor:
+            return model.logit_scale.exp() * model(ids[:1], images).image_embeds @ embedded.T
+
         for image in range(images):
             alone = camlib.Occlusion(model, window=16, stride=16, forward=ours)(PIXELS[image : image + 1], 0)
             torch.testing.assert_close(found.maps[image], alone.maps[0])
@@ -309,37 +315,37 @@ class TestTwoTowers:
             camlib.GradCAM(clip())(PIXELS)
 
 
+class Fused(nn.Module):
+    """ViLT in small: the words, then the patches, in one sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.patches = nn.Embedding(60, 16), nn.Conv2d(3, 16, 8, 8)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, image: Tensor, words: Tensor) -> Tensor:
+        tokens = torch.cat([self.words(words), self.patches(image).flatten(2).mT], 1)
+        return self.head(self.attention(tokens, tokens, tokens)[0][:, 0])
+
+
 class TestLeGradBesideText:
     """Attention to a text and an image together has no map without ``reshape``."""
 
-    class Fused(nn.Module):
-        """ViLT in small: the words, then the patches, in one sequence."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.patches = nn.Embedding(60, 16), nn.Conv2d(3, 16, 8, 8)
-            self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 3)
-
-        def forward(self, image: Tensor, words: Tensor) -> Tensor:
-            tokens = torch.cat([self.words(words), self.patches(image).flatten(2).mT], 1)
-            return self.head(self.attention(tokens, tokens, tokens)[0][:, 0])
-
     @pytest.mark.parametrize("closed_over", [False, True])
     def test_without_reshape_it_is_refused(self, closed_over: bool) -> None:
-        words, forward = torch.ones(2, 9, dtype=torch.int64), None  # 16 + 9 tokens: a grid of 5 x 5, too
-        if closed_over:
-            forward = lambda model, images: model(images, words)  # noqa: E731
-        cam = camlib.LeGrad(self.Fused().double(), forward=forward)
+        words = torch.ones(2, 9, dtype=torch.int64)  # 16 + 9 tokens, which are also a grid of 5 x 5
+        options = {"forward": lambda model, images: model(images, words)} if closed_over else {}
+        cam = camlib.LeGrad(Fused().double(), **options)
         with pytest.raises(camlib.CamlibRuntimeError, match="attends to a text and the image together.*pass reshape="):
             cam(PIXELS if closed_over else (PIXELS, words))
 
     def test_with_reshape_it_is_explained(self) -> None:
-        model, words = self.Fused().double(), torch.ones(2, 9, dtype=torch.int64)
+        model, words = Fused().double(), torch.ones(2, 9, dtype=torch.int64)
         cam = camlib.LeGrad(model, reshape=lambda tokens: tokens[:, 9:].mT.unflatten(2, (4, 4)))
         assert cam((PIXELS, words)).maps.shape == (2, 4, 4)
 
     def test_attention_that_no_image_enters_is_left_out(self) -> None:
-        class Queries(self.Fused):  # type: ignore[name-defined]
+        class Queries(Fused):
             def __init__(self, fixed: Tensor | None = None) -> None:
                 super().__init__()
                 self.queries, self.fixed = nn.Parameter(torch.randn(1, 5, 16)), fixed
@@ -360,7 +366,7 @@ class TestLeGradBesideText:
         torch.testing.assert_close(maps, camlib.LeGrad(fixed.double())(PIXELS[:1]).maps)
 
     def test_attention_behind_a_change_in_place_is_still_of_the_image(self) -> None:
-        class InPlace(self.Fused):  # type: ignore[name-defined]
+        class InPlace(Fused):
             def forward(self, image: Tensor) -> Tensor:
                 tokens = torch.zeros(len(image), 17, 16, dtype=image.dtype)
                 tokens[:, 1:].copy_(self.patches(image).flatten(2).mT)
@@ -474,7 +480,7 @@ class TestModels:
 
 
 class TestSlips:
-    """Common slips, each with its mend."""
+    """Common mistakes, each with an error that says what to write instead."""
 
     @pytest.mark.parametrize("options", [{}, {"layer": "0"}])
     @pytest.mark.parametrize(
@@ -497,8 +503,8 @@ class TestSlips:
                 return super().forward(x[:, None])
 
         model = Spectrogram(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-        reshape = lambda maps: maps.mean(3)  # noqa: E731
-        assert camlib.GradCAM(model, "1", reshape=reshape)(torch.rand(2, 32, 16)).maps.shape == (2, 30)
+        explanation = camlib.GradCAM(model, "1", reshape=lambda maps: maps.mean(3))(torch.rand(2, 32, 16))
+        assert explanation.maps.shape == (2, 30)
 
     @pytest.mark.parametrize(
         ("images", "message"),

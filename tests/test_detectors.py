@@ -156,7 +156,7 @@ class TestUltralytics:
         yolo, images = fresh(ultralytics, name, end_to_end), self.pictures()
         before = quietly(yolo, LEVELS[name])(images, targets.Box()).maps
         with torch.inference_mode():
-            yolo.model.eval()(images.flip(-1)[..., :64])  # another size, so the head caches anew
+            yolo.model.eval()(images.flip(-1)[..., :64])  # at another size, the head computes its anchors again
             yolo.model(images)
         torch.testing.assert_close(quietly(yolo, LEVELS[name])(images, targets.Box()).maps, before)
         yolo.model.float()
@@ -695,8 +695,8 @@ PROCESSOR_OF_OUTPUTS = {
 def test_hugging_face_scores_follow_each_post_processor(kind):
     import transformers as hf
 
-    if (outputs_of := output_class(kind)) is None:
-        pytest.skip(f"this version of transformers has no {kind}")
+    outputs_of = output_class(kind)
+    assert outputs_of is not None, f"this version of transformers has no {kind}; pyproject.toml says which is needed"
     name = kind.removesuffix("Output").removesuffix("ObjectDetection").removesuffix("For")
     processor = getattr(hf, f"{PROCESSOR_OF_OUTPUTS.get(name, name)}ImageProcessor")()
     outputs = outputs_of(logits=torch.randn(2, 7, 4), pred_boxes=torch.rand(2, 7, 4) / 2 + 0.25)
@@ -719,13 +719,12 @@ def test_hugging_face_boxes_in_pixels_need_the_size_and_leave_out_padding():
     images, mask = torch.rand(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.long)
     mask[0], mask[1, :48, :64] = 1, 1
     query = {"pixel_values": images, "pixel_mask": mask}
-    forward = lambda model, inputs: model(**inputs)  # noqa: E731
     with torch.no_grad():
         outputs = network(**query)
     found = [reported("Detr", outputs, size, 2)[image] for image, size in enumerate([(96, 128), (48, 64)])]
     boxes = torch.stack([one["boxes"][one["scores"].argmax()] for one in found])
     scores = torch.stack([one["scores"].max() for one in found])
-    cam = camlib.GradCAM(network, LAYERS["Detr"], forward=forward)
+    cam = camlib.GradCAM(network, LAYERS["Detr"], forward=lambda model, inputs: model(**inputs))
     torch.testing.assert_close(cam(query, targets.Box(boxes, iou=0.999)).scores, scores)
     with pytest.raises(camlib.CamlibValueError, match="fractions of the image's width and height"):
         targets.bind(targets.Box(boxes), outputs)

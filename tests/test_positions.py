@@ -304,6 +304,15 @@ class TestNamedLayers:
             counts.append(len(passes))
         assert counts == [2, 3, 5]
 
+    def test_several_layers_are_followed_in_one_pass(self) -> None:
+        model, passes = self.model(), []
+        model.register_forward_pre_hook(lambda module, args: passes.append(args))
+        layers = ["vit.layers.0", "vit.layers.1.layernorm_before"]
+        cam = camlib.GradCAM(model, layers, forward=lambda m, x: m(x, interpolate_pos_encoding=True))
+        explanation = cam(self.images)
+        assert len(passes) == 2
+        assert {tuple(maps.shape) for maps in explanation.layers.values()} == {(2, 3, 3)}
+
     def test_tokens_in_another_order_are_refused(self) -> None:
         model = timm.create_model("hiera_tiny_224").eval()
         expected = r"'blocks.2' returns shape \(1, 784, 192\).*not in the order of a 28 x 28 grid.*pass reshape="

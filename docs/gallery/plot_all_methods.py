@@ -81,4 +81,4 @@ hook.remove()
 
 # %%
 # Neither a high correlation with Grad-CAM nor a short time means quality. Two pictures show how methods differ;
-# :doc:`plot_metrics` shows how to find out which of them to trust.
+# :doc:`plot_metrics` shows how to find out which methods to trust.

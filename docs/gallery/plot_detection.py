@@ -125,5 +125,5 @@ for row, (method, explanation) in zip(axes, comparison.items(), strict=True):
 # %%
 # Grad-CAM gives each channel one weight for the whole picture and colours whatever the channel responds to, so it does
 # not distinguish the boxes. LayerCAM weights each position separately: for the disc's score it marks only the disc, for
-# the square's score both squares. That need not be wrong: the heads see 11 x 11 cells, nearly the whole picture, and
+# the square's score both squares. This may still be correct: the heads see 11 x 11 cells, nearly the whole picture, and
 # their group norms are computed over all of it, so that a score may well depend on another object.

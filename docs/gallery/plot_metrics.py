@@ -70,7 +70,7 @@ left.set_ylabel("p(espresso)")
 
 # %%
 # Deletion distinguishes Grad-CAM from both baselines. Insertion hardly distinguishes it from the centre Gaussian: the
-# cup stands in the middle, and even random weights are not far behind.
+# cup is in the middle, and even random weights come close.
 #
 # Many methods, many metrics
 # --------------------------

@@ -163,8 +163,8 @@ print(f"accuracy where nobody does:            {accuracy(shortcut, test_pictures
 print(f"accuracy where only the healthy do:    {accuracy(shortcut, tagged(test_pictures, ~sick)):.2f}")
 
 # %%
-# It has learned the tag and nothing else: without tags it is no better than guessing. The numbers of its own hospital
-# hide that; the heatmap of one of its patients shows it.
+# It has learned only the tag: without tags it is no better than guessing. The accuracy at its own hospital hides that;
+# the heatmap of one of its patients shows it.
 
 everybody = torch.ones(len(test_pictures), dtype=torch.bool)
 cases = {

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -166,24 +165,26 @@ def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
     return names
 
 
-def locate_tokens(network: Network, inputs: Inputs, shapes: Mapping[str, Size]) -> None:
-    """Find the layouts of layers that return tokens, by their positions in a pass; the network keeps them.
+def locate_tokens(network: Network, inputs: Inputs, layer: str, shape: Size) -> None:
+    """Find the layout of a layer that returns tokens, by their positions in a pass; the network keeps it.
 
-    Costs one forward pass of the first image, or nothing if the layouts are known. Where no position can be followed,
+    Costs one forward pass of the first image, or nothing if the layout is known. Where no position can be followed,
     the layout is inferred from the shape as before.
 
     Args:
         network: the network.
         inputs: its inputs.
-        shapes: the shape of each layer's output, by name.
+        layer: the layer's name.
+        shape: the shape of its output.
 
     Raises:
-        CamlibValueError: the tokens of a layer are not a grid of the images, row by row.
+        CamlibValueError: the tokens are not a grid of the images, row by row.
     """
-    unknown = {name for name, shape in shapes.items() if (name, shape[1:], inputs.size) not in network.layouts}
-    unknown -= {name for name in unknown if network.module.get_submodule(name) in network.text_modules}  # refused later
-    if not unknown:
+    text = network.module.get_submodule(layer) in network.text_modules  # which is refused when its layout is read
+    if text or (layer, shape[1:], inputs.size) in network.layouts:
         return
+    first = inputs.first()
+    positions = followed(first)
     seen: list[tuple[str, Size, Place]] = []
 
     def note(name: str) -> Hook:
@@ -194,27 +195,27 @@ def locate_tokens(network: Network, inputs: Inputs, shapes: Mapping[str, Size]) 
 
         return hook
 
-    first = inputs.first()
-    positions = followed(first)
     tapped = [(module, note(name)) for name, module in _submodules(network)]
     with undisturbed(network.module), positions, hooked(tapped):
         network.run(first)
     if not any(is_followed(place, first) for _, _, place in seen):
         return
-    for name, shape, place in seen:
-        if name not in unknown:
+    problem: str | None = "its cells do not come from the images"
+    for name, own, place in seen:  # the other layers of tokens are known from now on, too
+        layout = token_layout(place, own, first)
+        if layout is None:
             continue
-        layout = token_layout(place, shape, first)
-        problem = (
-            "its cells do not come from the images" if layout is None else contradiction(place, layout, shape, first)
+        against = contradiction(place, layout, own, first)
+        if against is None:
+            network.layouts[name, own[1:], inputs.size] = layout
+        if name == layer:
+            problem = against
+    if problem:
+        raise CamlibValueError(
+            f"layer {layer!r} returns shape {shape}, whose tokens are not the patches of the images row by row: "
+            f"{problem}; choose another layer, leave layer= out, or pass reshape=, a function from that tensor to "
+            "(N, C, h, w)"
         )
-        if layout is None or problem:
-            raise CamlibValueError(
-                f"layer {name!r} returns shape {shape}, whose tokens are not the patches of the images row by row: "
-                f"{problem or 'its cells do not come from the images'}; choose another layer, leave layer= out, or "
-                "pass reshape=, a function from that tensor to (N, C, h, w)"
-            )
-        network.layouts[name, shape[1:], inputs.size] = layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -339,7 +339,7 @@ def _convolved(call: _Call) -> list[dict[Axis, Coordinate | None]]:
 
 
 def _pooled(call: _Call) -> list[dict[Axis, Coordinate | None]]:
-    first, spatial = call.args[0], int(re.search(r"(\d)d", call.func._schema.name)[1])  # type: ignore[index]
+    first, spatial = call.args[0], _spatial_axes(call.name)
     kernel = _each(call.named("kernel_size"), spatial)
     stride = _each(call.named("stride") or kernel, spatial)
     padding, dilation = (_each(call.named(n, b), spatial) for n, b in (("padding", 0), ("dilation", 1)))
@@ -353,15 +353,19 @@ def _pooled(call: _Call) -> list[dict[Axis, Coordinate | None]]:
 def _resized(call: _Call) -> list[dict[Axis, Coordinate | None]]:
     """An adaptive pooling, an interpolation, or an exchange of channels for pixels: the same extent in other cells."""
     first, result = call.args[0], call.results[0]
-    digit = re.search(r"(\d)d|(linear1|bilinear2|trilinear3)", call.func._schema.name)
-    spatial = int(re.search(r"\d", digit[0])[0]) if digit else 2  # type: ignore[index]
-    shuffled = "shuffle" in call.func._schema.name
+    spatial, shuffled = _spatial_axes(call.name), "shuffle" in call.name
     place: dict[Axis, Coordinate | None] = {}
     for axis, one in call.of(first).items():
         mixed = _averaged(one, [-1 - spatial]) if shuffled else one
         windows = [_Scaled(first.shape[k], result.shape[k]) for k in range(-spatial, 0)]
         place[axis] = mixed and _over_windows(mixed, windows, result.shape[-spatial:])
     return [dict(place) for _ in call.results]
+
+
+def _spatial_axes(name: str) -> int:
+    """How many axes an operation works on, by its name: "max_pool3d"; two if the name does not say."""
+    found = re.search(r"([123])d", name)
+    return int(found[1]) if found else 2
 
 
 def _product(call: _Call) -> list[dict[Axis, Coordinate | None]]:

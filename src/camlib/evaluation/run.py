@@ -40,7 +40,7 @@ def evaluate(
     progress: bool = False,
     path: str | PathLike[str] | None = None,
 ) -> Evaluation:
-    """Evaluate methods, at one or several layers, by metrics: which of them to trust for this model and these images.
+    """Evaluate methods, at one or several layers, by metrics, to see which to trust for this model and these images.
 
     The baselines ``random_cam`` and ``center_gaussian`` are always among the methods. All methods that need one forward
     pass share it, and its gradient. All metrics of a batch share the scores of the images as they are, and those of a

@@ -69,7 +69,7 @@ class RunLog:
         return [head, *lines]
 
     def batch(self, number: int, digest: str) -> dict[str, Any] | None:
-        """Return what was recorded of a batch; None if it has not been evaluated.
+        """Return the record of a batch; None if the batch has not been evaluated.
 
         Raises:
             CamlibValueError: other images were recorded under that number.

@@ -71,10 +71,10 @@ class Outputs:
         This is the length of a list of mappings (detections), or of the first axis of :attr:`main`, or of the first
         tensor that has axes (a loss has none).
         """
-        if is_list_of_mappings(self.raw):
-            return len(self.raw)
         if isinstance(self.raw, Tensor):
             return len(self.raw) if self.raw.dim() else None
+        if is_list_of_mappings(self.raw):
+            return len(self.raw)
         return next((len(tensor) for tensor in (self.main, *self.tensors) if tensor is not None and tensor.dim()), None)
 
     @property

@@ -370,7 +370,8 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
                 network, ready, together, differentiated, target, agnostic=agnostic, around=around, leaf=leaf
             )
         if network.reshape is None and not ready.is_list and len(ready.size or ()) > 1:
-            tokens = {name: tuple(tensor.shape) for name, tensor in forward_pass.features.items() if tensor.dim() == 3}
-            locate_tokens(network, ready, tokens)
+            for name, features in forward_pass.features.items():
+                if features.dim() == 3:
+                    locate_tokens(network, ready, name, tuple(features.shape))
         with full_precision(forward_pass.device):
             yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]

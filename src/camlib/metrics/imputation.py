@@ -127,7 +127,7 @@ def _levels(unknown: Tensor) -> Levels:
     """Return the grids of the preconditioner.
 
     The energy of a pixel is n - 4. That of a coarse cell's hat function is the energy of its slopes, plus the weights
-    of the known pixels beside it, which do not change.
+    of its known neighbours, which do not change.
     """
     sums = _spread(torch.ones_like(unknown[:1]))
     ground = unknown * _spread(1 - unknown)

@@ -225,6 +225,7 @@ class ForwardPass:
                 layout = layout_of(model, model.get_submodule(layer), shape, size)
             if layout is None:
                 raise grid_error(shape, size, layer)
+            self.network.layouts[layer, shape[1:], size] = layout
             self._layouts[layer] = layout
         return self._layouts[layer]
 

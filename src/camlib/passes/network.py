@@ -111,7 +111,8 @@ class Network:
             CamlibRuntimeError: the model fails at tensors of inference mode that it keeps.
         """
         outputs = self._outputs(inputs)
-        remember_sizes(outputs, inputs)
+        if not isinstance(outputs, Tensor):
+            remember_sizes(outputs, inputs)
         return outputs
 
     def _outputs(self, inputs: Inputs) -> Any:

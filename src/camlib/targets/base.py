@@ -111,6 +111,27 @@ class BoundTarget(Target):
 
 
 @dataclass(frozen=True, eq=False)
+class BoundOfClasses(BoundTarget):
+    """A score of classes of each image.
+
+    Args:
+        classes: (N,) or (N, K) class indices.
+    """
+
+    classes: Tensor
+
+    @property
+    def explained(self) -> Tensor:
+        """The class indices."""
+        return self.classes
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True, eq=False)
 class Score(BoundTarget):
     """Any function of the outputs that returns one number for each row: what a callable target becomes.
 

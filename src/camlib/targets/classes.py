@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, number, positive_int
 from camlib.inputs import detections_in
-from camlib.targets.base import BoundTarget, Score, Target, image_list
+from camlib.targets.base import BoundOfClasses, BoundTarget, Score, Target, image_list
 from camlib.targets.detected import bind_detected
 from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, picked, two_class_logits
 
@@ -25,7 +25,7 @@ Table = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class BoundClasses(BoundTarget):
+class BoundClasses(BoundOfClasses):
     """A score of the classes of each image.
 
     Args:
@@ -33,18 +33,7 @@ class BoundClasses(BoundTarget):
         table: a :data:`Table`, the scores of all classes.
     """
 
-    classes: Tensor
     table: Table
-
-    @property
-    def explained(self) -> Tensor:
-        """The class indices."""
-        return self.classes
-
-    @property
-    def images(self) -> int:
-        """N."""
-        return len(self.classes)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
@@ -113,7 +102,7 @@ class Classes(_OfClasses):
 
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the logits of the classes of each image, or the best detections of these classes."""
-        found = detections_in(outputs)
+        found = None if isinstance(outputs, Tensor) else detections_in(outputs)
         return BoundLogits(self._indices(outputs)) if found is None else bind_detected(self.classes, found)
 
 

@@ -11,29 +11,17 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Detections, detections_in
-from camlib.targets.base import BoundTarget
+from camlib.targets.base import BoundOfClasses
 from camlib.targets.indices import TopK, check_range, image_indices
 
 
 @dataclass(frozen=True, eq=False)
-class BoundDetectedClasses(BoundTarget):
+class BoundDetectedClasses(BoundOfClasses):
     """The highest score of each class among an image's detections; 0 where nothing of the class is detected.
 
     Args:
         classes: (N,) or (N, K) labels.
     """
-
-    classes: Tensor
-
-    @property
-    def explained(self) -> Tensor:
-        """The labels."""
-        return self.classes
-
-    @property
-    def images(self) -> int:
-        """N."""
-        return len(self.classes)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores, (rows,) or (rows, K)."""
