@@ -419,7 +419,7 @@ class TestOwnForward:
             alone = captured.gradients(outputs[:, 2])[layer]
             torch.testing.assert_close(per_class[layer][:, 2], alone)
 
-    def test_inference_mode_is_refused_with_the_mend(self, images: Tensor) -> None:
+    def test_inference_mode_is_an_error_with_advice(self, images: Tensor) -> None:
         model = Network().eval()
         with pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
             with torch.inference_mode(), camlib.capture(model, "norm"):

@@ -210,7 +210,7 @@ class TestNames:
             (["norm", 3], TypeError, "got int"),
         ],
     )
-    def test_what_is_no_layer_is_refused(self, layer: object, error: type[Exception], message: str) -> None:
+    def test_values_that_are_not_layers_are_refused(self, layer: object, error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message):
             camlib.GradCAM(Network(), layer)
 
@@ -276,7 +276,7 @@ class TestLayouts:
             ((2, 64), (1000,), None),
         ],
     )
-    def test_layout_is_told_from_shape_and_picture(self, shape, size, layout) -> None:
+    def test_layout_is_inferred_from_shape_and_image(self, shape, size, layout) -> None:
         assert infer_layout(shape, size) == layout
 
     @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ class TestLayouts:
             (torchvision.models.convnext.LayerNorm2d(2), "first"),
         ],
     )  # fmt: skip
-    def test_axis_of_channels_is_told_from_the_layers_modules(self, layer: nn.Module, axis: str | None) -> None:
+    def test_axis_of_channels_is_inferred_from_the_layers_modules(self, layer: nn.Module, axis: str | None) -> None:
         assert channel_axis(nn.Sequential(layer), layer) == axis
 
     @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ class TestLayouts:
             explanation = camlib.GradCAM(model, model[layer] if isinstance(layer, int) else layer)(images)
             assert explanation.maps.shape == (2, 64, 64), layer
 
-    def test_as_many_channels_as_columns_are_told_from_the_layers_modules(self) -> None:
+    def test_as_many_channels_as_columns_are_distinguished_by_the_layers_modules(self) -> None:
         class Last(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -381,7 +381,7 @@ class TestLayouts:
         weights = captured.gradients(outputs[:, 1]).mean((2, 3))
         torch.testing.assert_close(stem.maps, torch.einsum("nc,ncij->nij", weights, captured.activations))
 
-    def test_layer_behind_the_last_attention_is_an_error_that_names_the_mend(self) -> None:
+    def test_layer_behind_the_last_attention_is_an_error_with_advice(self) -> None:
         model = TinyViT(1)
         nn.init.normal_(model.head.weight)
         for layer in ("norm", "blocks.2.norm2"):
@@ -416,6 +416,6 @@ class TestLayouts:
         with pytest.raises(TypeError, match=r"reshape turned \(2, 25, 8\).*must return a tensor \(2, C, h, w\)"):
             camlib.GradCAM(TinyViT(1), "blocks.1.norm1", reshape=lambda t: t)(torch.rand(2, 3, 16, 24), 0)
 
-    def test_features_that_are_no_grid_name_the_mend(self) -> None:
+    def test_features_without_a_grid_are_an_error_with_advice(self) -> None:
         with pytest.raises(ValueError, match=r"layer 'head' returns shape \(2, 3\).*reshape="):
             camlib.GradCAM(TinyViT(1), "head")(torch.rand(2, 3, 16, 24), 0)

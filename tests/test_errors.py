@@ -14,7 +14,7 @@ from camlib.errors import number, positive_int, positive_number
 
 
 @pytest.mark.parametrize("value", [True, None, "1", [1], 1j, torch.tensor(1), np.ones(1)])
-def test_what_is_no_number_is_a_type_error(value: Any) -> None:
+def test_values_that_are_not_numbers_are_type_errors(value: Any) -> None:
     for check in (number, positive_number, positive_int):
         with pytest.raises(camlib.CamlibTypeError, match="size must be .*, got ") as error:
             check("size", value)

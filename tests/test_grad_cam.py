@@ -191,7 +191,7 @@ def test_more_classes_than_fit_in_one_batch_of_gradients() -> None:
     torch.testing.assert_close(explanation.maps[:, 33], alone.maps)
 
 
-def test_method_of_ones_own_that_forgets_to_sum_the_channels_is_told_so() -> None:
+def test_custom_method_that_does_not_sum_the_channels_is_an_error() -> None:
     class Unsummed(camlib.methods.GradientMethod):
         name = "unsummed"
 
@@ -212,7 +212,7 @@ def test_method_of_ones_own_that_forgets_to_sum_the_channels_is_told_so() -> Non
 
 
 @pytest.mark.parametrize("method", [camlib.GradCAM, camlib.RISE])
-def test_pictures_in_place_of_tensors_are_refused_with_the_mend(method):
+def test_pictures_in_place_of_tensors_are_an_error_with_advice(method):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for picture, name in ((torch.zeros(1, 3, 16, 16).numpy(), "numpy.ndarray"), (Image.new("RGB", (16, 16)), "PIL")):
         with pytest.raises(camlib.CamlibTypeError, match=rf"Sequential cannot take {name}.*\(N, C, H, W\).*transforms"):

@@ -83,7 +83,7 @@ def test_detectors_are_explained_at_the_last_map_that_all_levels_descend_from(na
     assert_found(detector(name, **options), [torch.rand(3, 128, 160)] * 2, layer, grid)
 
 
-def test_detector_that_detects_nothing_asks_for_the_layer() -> None:
+def test_detector_without_detections_is_an_error_that_asks_for_a_layer() -> None:
     with pytest.raises(camlib.CamlibRuntimeError, match="nothing was detected in the first image.*give layer="):
         camlib.find_layer(detector("ssdlite320_mobilenet_v3_large", score_thresh=0.99).eval(), [torch.rand(3, 64, 64)])
 

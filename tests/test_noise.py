@@ -59,7 +59,7 @@ def test_the_next_copy_draws_on():
     assert not torch.equal(with_noise(images, 0.1, generator), with_noise(images, 0.1, generator))
 
 
-def test_what_is_no_picture_stays():
+def test_tensors_that_are_not_pictures_do_not_change():
     inputs = {
         "picture": torch.rand(2, 3, 4, 5),
         "mask": torch.ones(2, 1, 4, 5, dtype=torch.bool),

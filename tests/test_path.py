@@ -22,5 +22,5 @@ def test_no_module_on_the_path_has_the_name_of_an_installed_or_standard_one(fold
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "docs.figures", "pneumonia", "tests"])
-def test_folders_beside_the_library_are_packages(package):
+def test_folders_next_to_the_library_are_packages(package):
     assert pkgutil.resolve_name(package).__file__.endswith("__init__.py")

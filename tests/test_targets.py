@@ -112,7 +112,7 @@ def test_callable_target(images: Tensor) -> None:
     torch.testing.assert_close(per_class.maps[:, 1], cam(images, 1).maps)
 
 
-def test_target_object_is_told_which_image_each_row_is(images: Tensor) -> None:
+def test_target_object_receives_the_image_of_each_row(images: Tensor) -> None:
     class Favourite(targets.BoundTarget):
         def scores(self, outputs: Tensor, image_index: Tensor) -> Tensor:
             assert image_index.tolist() == [0, 1]
@@ -150,7 +150,7 @@ def test_forward_picks_from_dict_outputs_and_takes_several_inputs(images: Tensor
         plain((images, age))
 
 
-def test_a_loss_beside_the_logits_does_not_count_as_images(images: Tensor) -> None:
+def test_a_loss_next_to_the_logits_does_not_count_as_images(images: Tensor) -> None:
     model = Network().eval()
 
     def forward(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

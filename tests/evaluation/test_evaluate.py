@@ -1,4 +1,4 @@
-"""Every method is judged by every metric as these judge alone; passes are shared, failures listed; it goes on."""
+"""Every method is evaluated as the metrics alone evaluate it; passes are shared; failures are listed, and the rest continues."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_classes_go_with_their_images(model, images):
     torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_score_is_the_probability_unless_told_otherwise(model, images):
+def test_the_score_is_the_probability_by_default(model, images):
     target = 1
     heatmaps = camlib.GradCAM(model, "3")(images, target).heatmaps()
     for options, score in (({}, None), ({"score": camlib.targets.Classes}, camlib.targets.Classes)):
@@ -198,7 +198,7 @@ def test_the_score_is_the_probability_unless_told_otherwise(model, images):
         torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_explained_contrast_is_judged_by_the_probability_of_its_class(model, images):
+def test_an_explained_contrast_is_evaluated_by_the_probability_of_its_class(model, images):
     found = camlib.evaluate(
         model, images, ["grad_cam"], ["3"], {"deletion": {"steps": 2}}, target=camlib.targets.Contrast(1, 2)
     )
@@ -207,7 +207,7 @@ def test_an_explained_contrast_is_judged_by_the_probability_of_its_class(model, 
     torch.testing.assert_close(found.values[found.rows[0]]["deletion"], alone.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_with_an_empty_mask_is_not_judged_by_it(model, images, masks):
+def test_an_image_with_an_empty_mask_is_nan_for_metrics_of_masks(model, images, masks):
     masks[2] = False
     found = camlib.evaluate(model, images, ["grad_cam"], ["3"], ["pointing_game", "sparseness"], masks)
     row = found.rows[0]
@@ -237,7 +237,7 @@ def test_what_fails_on_the_way_is_listed_and_costs_nothing_else(model, images):
     assert "\nimages 2 to 3: failing, 3: too bright" in str(found)
 
 
-def test_a_metric_that_fails_for_all_is_told_at_once(model, images):
+def test_a_metric_that_fails_for_all_methods_is_an_error_at_the_first_batch(model, images):
     with pytest.raises(camlib.CamlibRuntimeError, match="deletion failed for every method"):
         camlib.evaluate(model, images, ["grad_cam"], ["3"], {"deletion": {"steps": 0}})
 
@@ -274,7 +274,7 @@ def batches(images):
     return [images[:2], images[2:4], images[4:]]
 
 
-def test_a_stopped_evaluation_goes_on_and_does_no_batch_twice(batches, tmp_path):
+def test_a_stopped_evaluation_resumes_without_repeating_a_batch(batches, tmp_path):
     path = tmp_path / "deep" / "record.jsonl"
     counting = Counting(small_cnn().eval())
     whole = camlib.evaluate(counting, batches, ["grad_cam", "le_grad"], ["model.3"], FEW)
@@ -320,7 +320,7 @@ def test_a_record_is_json(model, images, tmp_path):
         json.loads(line, parse_constant=pytest.fail)
 
 
-def test_a_record_tells_other_masks_scores_and_options_apart(model, batches, masks, tmp_path):
+def test_a_record_of_other_masks_scores_or_options_is_refused(model, batches, masks, tmp_path):
     path = tmp_path / "record.jsonl"
     asked = {"pointing_game": {}, "deletion": {"steps": 2}}
     camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, path=path)
@@ -335,7 +335,7 @@ def test_a_record_tells_other_masks_scores_and_options_apart(model, batches, mas
         camlib.evaluate(model, batches, ["grad_cam"], ["3"], asked, masks, path=path)
 
 
-def test_the_same_explainer_and_the_same_target_are_known_again(batches, tmp_path):
+def test_the_same_explainer_and_the_same_target_resume_a_record(batches, tmp_path):
     counting = Counting(small_cnn().eval())
     cam, path = camlib.GradCAM(counting), tmp_path / "record.jsonl"
     camlib.evaluate(counting, batches, [cam], None, FEW, target=camlib.targets.Contrast(1, 2), path=path)
@@ -441,7 +441,7 @@ UNRECOGNISABLE = {
 
 
 @pytest.mark.parametrize("kind", UNRECOGNISABLE)
-def test_a_function_without_a_name_of_its_own_is_not_recorded(model, images, tmp_path, kind):
+def test_a_function_that_is_not_named_is_not_recorded(model, images, tmp_path, kind):
     function, path = UNRECOGNISABLE[kind], tmp_path / "record.jsonl"
     refused = f"a {kind} cannot be recognised when .*; give a named"
     asked = {"metrics": ["average_drop"], "path": path}
@@ -544,12 +544,12 @@ class Slots:
         return outputs[:, self.category]
 
 
-def test_an_object_without_attributes_of_its_own_is_not_recorded(model, images, tmp_path):
+def test_an_object_with_slots_is_not_recorded(model, images, tmp_path):
     with pytest.raises(camlib.CamlibValueError, match=r"a .*\.Slots cannot be recognised .* without __slots__"):
         camlib.evaluate(model, images, ["grad_cam"], ["3"], FEW, target=Slots(0), path=tmp_path / "record.jsonl")
 
 
-def test_options_of_other_types_are_told_apart():
+def test_options_of_every_type_are_distinguished():
     many = np.arange(5000.0)
     pairs = [
         (many, np.where(many == 2500, 0, many)), (np.int64(3), np.int64(4)), ({"a", "b"}, {"a"}), (b"a", b"b"),
@@ -569,7 +569,7 @@ def test_every_metric_can_be_recorded(name):
 
 
 @pytest.mark.slow
-def test_wrong_arguments_are_told(model, images, masks):
+def test_wrong_arguments_are_errors(model, images, masks):
     for arguments, error, told in (
         ({"methods": "grad_cam"}, TypeError, '"all" or a list'),
         ({"methods": ["grad_camm"]}, ValueError, "did you mean 'grad_cam'"),
@@ -635,7 +635,7 @@ class Steep(nn.Module):
         return self.model(x) * (1e6 if x.amax() > 1 else 1)
 
 
-def test_a_metric_that_fails_late_is_listed_and_the_rest_goes_on(images):
+def test_a_metric_that_fails_late_is_listed_and_the_others_continue(images):
     model, bright = Steep().eval(), 2 + images[2:]
     with torch.no_grad():
         ruled_out = model(bright).argmin(1)
@@ -675,7 +675,7 @@ def test_a_metric_of_the_users_own_needs_one_declaration(model, images):
     assert found.better["peak_row"] == "lower"
 
 
-def test_a_vision_transformer_is_judged_too():
+def test_a_vision_transformer_can_be_evaluated():
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
     found = camlib.evaluate(model, torch.rand(2, 3, 32, 32), ["grad_cam", "le_grad", "cam"], None, FEW)
     assert {row.method for row in found.rows} == {"grad_cam", "le_grad", "random_cam", "center_gaussian"}

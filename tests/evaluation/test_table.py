@@ -45,7 +45,7 @@ def three():
     )
 
 
-def test_means_leave_out_what_could_not_be_judged(three):
+def test_means_leave_out_images_that_could_not_be_evaluated(three):
     assert three.mean(A, "insertion") == pytest.approx(0.8)
     assert three.mean(A, "deletion") == pytest.approx(0.15)
     assert math.isnan(three.mean(C, "deletion"))

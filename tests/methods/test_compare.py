@@ -264,7 +264,7 @@ def test_the_model_and_the_random_numbers_of_torch_are_left_alone(images):
         ([camlib.functional.grad_cam], camlib.CamlibTypeError, "instance of camlib.methods.Method, got function"),
     ],
 )
-def test_what_are_no_methods_is_refused(model, images, methods, error, message):
+def test_values_that_are_not_methods_are_refused(model, images, methods, error, message):
     with pytest.raises(error, match=message):
         camlib.compare(model, images, methods)
     assert model.passes == 0

@@ -199,7 +199,7 @@ def test_what_does_not_lead_from_the_images_to_the_score_may_be_nonlinear() -> N
         guided_gradients(model, inputs, lambda outputs: outputs["size"][:, 1])
 
 
-def test_max_pooling_is_no_activation() -> None:
+def test_max_pooling_is_not_an_activation() -> None:
     model = nn.Sequential(small_cnn()[:2], nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1), nn.Flatten())
     assert guided_gradients(model, torch.randn(2, 3, 8, 8), 1).abs().amax() > 0
     with_amax = nn.Sequential(small_cnn()[:2], Call(lambda z: z.amax((2, 3)) + z.flatten(2).max(2).values))
@@ -245,7 +245,7 @@ def test_the_target_may_use_any_function() -> None:
     assert explanation.maps.amax() > 0
 
 
-def test_clamps_that_are_no_activation_keep_their_gradient() -> None:
+def test_clamps_that_are_not_activations_keep_their_gradient() -> None:
     def clipped(model: nn.Module, x: Tensor) -> Tensor:
         index = torch.arange(-2, len(x) - 2).clamp(min=0)
         return -model((-x).clamp(-9, 9))[index].index_select(0, index)

@@ -284,7 +284,7 @@ def test_impossible_options_are_refused_before_the_first_call(
         camlib.create(name, networks.small_cnn(), **options)
 
 
-def test_refine_cam_may_be_told_that_it_multiplies() -> None:
+def test_refine_cam_accepts_fuse_product() -> None:
     model, images = networks.small_cnn(), torch.rand(2, 3, 8, 8)
     told = camlib.RefineCAM(model, ["1", "3"], fuse="product")(images, 1).maps
     assert torch.equal(told, camlib.RefineCAM(model, ["1", "3"])(images, 1).maps)

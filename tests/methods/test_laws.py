@@ -451,7 +451,7 @@ def test_le_grad_obeys_the_law_or_breaks_it_for_a_reason(law: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
-def test_le_grad_does_not_mind_the_scale_of_the_logits(factor: float, dtype: torch.dtype) -> None:
+def test_le_grad_does_not_depend_on_the_scale_of_the_logits(factor: float, dtype: torch.dtype) -> None:
     model, images = transformer().to(dtype), patches().to(dtype)
     before = minmaxed(le_grad(model, images))
     model.heads.head.weight.data *= factor

@@ -307,7 +307,7 @@ def test_options_reach_the_functions() -> None:
         oracles.assert_close(found, *expected, TOLERANCE)
 
 
-def test_finer_cam_contrasts_with_as_many_classes_as_told_by_as_much_as_told() -> None:
+def test_finer_cam_contrasts_with_the_given_number_of_classes_by_the_given_weight() -> None:
     model = networks.small_cnn(classes=6).double()
     images = torch.rand(2, 3, 8, 9, dtype=torch.float64)
     case = Case(oracles.sequential_split(model, 2), images, [4, 1])
@@ -318,7 +318,7 @@ def test_finer_cam_contrasts_with_as_many_classes_as_told_by_as_much_as_told() -
     oracles.assert_close(maps, *expected, TOLERANCE)
 
 
-def test_smooth_grad_cam_plus_plus_takes_noise_of_the_size_told_from_the_generator_given() -> None:
+def test_smooth_grad_cam_plus_plus_draws_noise_of_the_given_size_from_the_given_generator() -> None:
     model = networks.small_cnn().double()
     images = torch.rand(2, 3, 8, 9, dtype=torch.float64) * torch.tensor([1.0, 5.0]).double().view(2, 1, 1, 1)
     case = Case(oracles.sequential_split(model, 1), images, [0, 2])

@@ -258,7 +258,7 @@ def test_score_cam_looks_at_the_channels_that_vary_most_only(small: tuple[nn.Seq
         oracles.assert_close(maps, *expected, TOLERANCE)
 
 
-def test_noise_and_steps_are_as_told(small: tuple[nn.Sequential, Tensor]) -> None:
+def test_noise_and_steps_are_as_given(small: tuple[nn.Sequential, Tensor]) -> None:
     model, images = small
     expected = masked(equations.ss_cam, model, "2", images, [1, 3], noise(4, (12, 14), seed=5), sigma=0.7)
     generator = torch.Generator().manual_seed(5)
@@ -275,7 +275,7 @@ def test_noise_and_steps_are_as_told(small: tuple[nn.Sequential, Tensor]) -> Non
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.3])
-def test_rise_takes_masks_as_told(probability: float, small: tuple[nn.Sequential, Tensor]) -> None:
+def test_rise_draws_masks_as_given(probability: float, small: tuple[nn.Sequential, Tensor]) -> None:
     """At the lower probability no mask shows some of the pixels: their evidence is 0."""
     model, images = small
     masks = drawn_masks((12, 14), 9, 5, probability, seed=5)
@@ -285,7 +285,7 @@ def test_rise_takes_masks_as_told(probability: float, small: tuple[nn.Sequential
     oracles.assert_close(explainer(images, [1, 3]).maps, *rise(masks, model, images, [1, 3]), TOLERANCE)
 
 
-def test_occlusion_slides_the_window_told_with_the_baseline_told(small: tuple[nn.Sequential, Tensor]) -> None:
+def test_occlusion_slides_the_given_window_with_the_given_baseline(small: tuple[nn.Sequential, Tensor]) -> None:
     model, images = small
     for window, stride in (((3, 5), (2, 5)), ((12, 14), (1, 1)), ((5, 5), (5, 5)), ((1, 4), (1, 3))):
         expected = occluded(model, images, [1, 3], window=window, stride=stride, baseline=0.5)

@@ -171,7 +171,7 @@ def test_methods_that_explain_no_class_go_without_one(smoothed):
 
 @each_smoothing
 @pytest.mark.parametrize("given", [camlib.GradCAM, "grad_cam", nn.ReLU(), None])
-def test_what_is_no_explainer_is_refused(smoothed, given):
+def test_values_that_are_not_explainers_are_refused(smoothed, given):
     with pytest.raises(camlib.CamlibTypeError, match=r"method must be an explainer such as camlib.GradCAM\(model\)"):
         smoothed(given)
 
@@ -209,7 +209,7 @@ def test_augmentation_makes_two_calls_for_each_factor_and_one_for_the_clean_imag
     assert model.passes == calls
 
 
-def test_augmentation_asks_all_copies_about_the_class_of_the_clean_image():
+def test_augmentation_explains_the_class_of_the_clean_image_in_all_copies():
     model, x, predicted = fickle(lambda x: x.flip(-1))
     cam = camlib.GradCAM(model, "3", relu=False)
     result = Augmented(cam, (1.0,))(x)
@@ -486,7 +486,7 @@ def test_noise_averaging_makes_a_call_for_each_sample_and_one_for_the_clean_imag
     assert model.passes == 6
 
 
-def test_noise_averaging_asks_all_copies_about_the_class_of_the_clean_image():
+def test_noise_averaging_explains_the_class_of_the_clean_image_in_all_copies():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 3, 6, 8, generator=generator, dtype=torch.float64)
 
@@ -592,7 +592,7 @@ def test_multi_scale_makes_as_many_calls_as_there_are_windows_and_they_cover_the
     assert (result.maps > 0).all()  # as a Gaussian is everywhere
 
 
-def test_multi_scale_asks_all_windows_about_the_class_of_the_clean_image():
+def test_multi_scale_explains_the_class_of_the_clean_image_in_all_windows():
     model, x, predicted = fickle(lambda x: torch.nn.functional.interpolate(x, (12, 16), mode="bilinear")[..., :6, :8])
     cam = MultiScale(camlib.GradCAM(model, "3", relu=False), (2.0,))
     result = cam(x)

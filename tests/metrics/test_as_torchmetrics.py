@@ -63,7 +63,7 @@ def test_options_and_models_reach_the_function():
     )
 
 
-def test_images_that_cannot_be_judged_are_left_out():
+def test_images_that_cannot_be_evaluated_are_left_out():
     masks = torch.zeros(2, 6, 6, dtype=torch.bool)
     masks[0, 2, 2] = True
     metric = as_torchmetrics.EnergyPointingGame({"empty": "nan"})

@@ -83,7 +83,7 @@ def test_thresholds_are_reached_by_equality_in_the_heatmaps_own_precision() -> N
         assert torch.equal(table, expected)
 
 
-def test_thresholds_are_a_hundred_from_zero_unless_told_otherwise() -> None:
+def test_thresholds_are_a_hundred_from_zero_by_default() -> None:
     heatmap, true = torch.tensor([[[0.995, 0.98995]]]), one(0, 0, 1, 1)  # told apart by 99/100, and not by 98/99
     assert box_overlaps(heatmap, true).tolist() == [[0.5] * 99 + [1]]
     assert box_hits(heatmap, true, iou=1).tolist() == [[False] * 99 + [True]]
@@ -94,7 +94,7 @@ def test_thresholds_are_a_hundred_from_zero_unless_told_otherwise() -> None:
     assert max_box_acc_v2(heatmap, true, ious=(1,), thresholds=99).tolist() == [0]
 
 
-def test_half_an_overlap_is_a_hit_unless_told_otherwise() -> None:
+def test_half_an_overlap_is_a_hit_by_default() -> None:
     heatmaps = torch.zeros(2, 1, 40)
     heatmaps[0, :, :4], heatmaps[1, :, :5] = 1, 1
     boxes = one(0, 0, 10, 1).repeat(2, 1)
@@ -289,7 +289,7 @@ def test_all_regions_count_in_the_second_version_only() -> None:
     assert max_box_acc_v2(heatmap, true).tolist() == [1]
 
 
-def test_ious_of_the_second_version_are_three_unless_told_otherwise() -> None:
+def test_ious_of_the_second_version_are_three_by_default() -> None:
     heatmaps = torch.zeros(5, 1, 40)
     for heatmap, length in zip(heatmaps, (2, 3, 5, 6, 7), strict=True):
         heatmap[..., :length] = 1
@@ -373,7 +373,7 @@ def test_boxes_are_checked(function: Callable[..., Tensor]) -> None:
 
 @every_function
 @pytest.mark.parametrize("thresholds", [0, -1, 2.5, True, None])
-def test_thresholds_are_some(function: Callable[..., Tensor], thresholds: Any) -> None:
+def test_thresholds_must_be_a_positive_int(function: Callable[..., Tensor], thresholds: Any) -> None:
     with pytest.raises((CamlibTypeError, CamlibValueError), match="thresholds must be an int of at least 1"):
         function(torch.rand(1, 4, 4), one(0, 0, 2, 2), thresholds=thresholds)
 
@@ -389,7 +389,7 @@ def test_an_iou_is_a_share(value: Any) -> None:
         max_box_acc_v2(heatmaps, boxes, ious=(0.5, value))
 
 
-def test_ious_are_some() -> None:
+def test_no_ious_are_an_error() -> None:
     with pytest.raises(CamlibValueError, match="ious are empty"):
         max_box_acc_v2(torch.rand(1, 4, 4), one(0, 0, 2, 2), ious=())
 

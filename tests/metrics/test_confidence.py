@@ -86,7 +86,7 @@ def test_neither_the_batch_nor_the_chunk_matters(metric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_signals_are_judged_too(metric) -> None:
+def test_signals_can_be_evaluated(metric) -> None:
     assert metric(signal_cnn(), torch.randn(3, 2, 20), torch.rand(3, 20)).shape == (3,)
 
 
@@ -109,6 +109,6 @@ def test_no_share_can_be_lost_of_a_score_that_is_not_positive() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_heatmaps_outside_of_0_and_1_are_no_masks(metric) -> None:
+def test_heatmaps_outside_of_0_and_1_are_an_error(metric) -> None:
     with pytest.raises(camlib.CamlibValueError, match=r"in \[0, 1.5\]; they must be in \[0, 1\].*normalize"):
         metric(Means(), PICTURES, torch.tensor([[[0.0, 1.5], [1.0, 1.0]]]).repeat(2, 1, 1), first)

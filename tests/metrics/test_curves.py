@@ -125,12 +125,12 @@ def test_areas_are_those_under_the_curves(options: dict[str, Any]) -> None:
     steps = options.get("steps", 28)
     at = torch.tensor([round(j * 30 / steps) / 30 for j in range(steps + 1)], dtype=torch.float64)
     pairs = ((deletion, deletion_curve, deletion.of), (insertion, insertion_curve, insertion.of))
-    for area, curve, judge in pairs:
+    for area, curve, function in pairs:
         points = curve(model, pictures, heatmaps, 1, **options)
         assert points.shape == (3, steps + 1)
         by_hand = ((points[:, 1:] + points[:, :-1]) / 2 * at.diff()).sum(1)
         torch.testing.assert_close(area(model, pictures, heatmaps, 1, **options), by_hand, rtol=1e-12, atol=0)
-        torch.testing.assert_close(judge(scored, **options), by_hand, rtol=1e-12, atol=0)
+        torch.testing.assert_close(function(scored, **options), by_hand, rtol=1e-12, atol=0)
 
 
 def test_deletion_takes_zero_and_insertion_shows_on_a_blur_by_default() -> None:
@@ -154,14 +154,14 @@ def test_the_perfect_map_is_best_and_the_reversed_worst(seed: int, steps: int) -
     pictures = torch.rand(3, 1, 5, 6, dtype=torch.float64)
     perfect, other = pictures[:, 0], torch.rand(3, 5, 6)
 
-    def judged(metric: Any, heatmaps: Tensor) -> Tensor:
+    def evaluated(metric: Any, heatmaps: Tensor) -> Tensor:
         return metric(Means(), pictures, heatmaps, first, steps=steps, baseline="zero")
 
     slack = 1e-12
-    assert (judged(deletion, perfect) <= judged(deletion, other) + slack).all()
-    assert (judged(deletion, other) <= judged(deletion, -perfect) + slack).all()
-    assert (judged(insertion, perfect) >= judged(insertion, other) - slack).all()
-    assert (judged(insertion, other) >= judged(insertion, -perfect) - slack).all()
+    assert (evaluated(deletion, perfect) <= evaluated(deletion, other) + slack).all()
+    assert (evaluated(deletion, other) <= evaluated(deletion, -perfect) + slack).all()
+    assert (evaluated(insertion, perfect) >= evaluated(insertion, other) - slack).all()
+    assert (evaluated(insertion, other) >= evaluated(insertion, -perfect) - slack).all()
 
 
 @pytest.mark.parametrize("metric", AREAS)
@@ -198,7 +198,7 @@ def test_a_map_of_ties_depends_on_the_generator_alone(metric) -> None:
 
 @pytest.mark.parametrize("metric", AREAS)
 @pytest.mark.parametrize(("network", "shape"), [(signal_cnn, (2, 2, 20)), (volume_cnn, (2, 1, 4, 5, 6))])
-def test_signals_and_volumes_are_judged_too(metric, network, shape: tuple[int, ...]) -> None:
+def test_signals_and_volumes_can_be_evaluated(metric, network, shape: tuple[int, ...]) -> None:
     result = metric(network(), torch.randn(shape), torch.rand(shape[0], *shape[2:]), steps=4)
     assert result.shape == (2,)
     assert ((result > 0) & (result < 1)).all()

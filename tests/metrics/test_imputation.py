@@ -107,7 +107,7 @@ def test_the_tolerance_is_met(problem: tuple[Tensor, Tensor], tolerance: float, 
     assert (residual <= tolerance + rounding[several]).all()
 
 
-def test_the_tolerance_is_no_looser_than_told() -> None:
+def test_the_tolerance_that_is_given_is_met() -> None:
     """Where the iterations end is up to chance: of many tolerances one would show a slight excess."""
     pictures, known = torch.rand(1, 1, 20, 20, dtype=torch.float64), gap(20, 0.6)
     for tolerance in torch.logspace(-1, -6, 80).tolist():

@@ -141,7 +141,7 @@ def test_a_heatmap_of_zeros_has_no_best_scale_and_stays() -> None:
     assert (plain > 0).all()
 
 
-def test_the_probability_is_scored_unless_told_otherwise() -> None:
+def test_the_probability_is_scored_by_default() -> None:
     pictures, heatmaps = drawn()
     model = small_cnn().double()
     plain = infidelity(model, pictures, heatmaps, 1)

@@ -107,7 +107,7 @@ def test_root_of_three_reaches_the_next_corner_of_a_volume() -> None:
     assert pointing_game(heatmap, masks, tolerance=1.73).tolist() == [0]
 
 
-def test_top_k_has_a_thousand_pixels_unless_told_otherwise() -> None:
+def test_top_k_has_a_thousand_pixels_by_default() -> None:
     heatmap = torch.arange(1600.0).reshape(1, 40, 40)
     assert top_k_intersection(heatmap, heatmap >= 1100).tolist() == [0.5]
 
@@ -160,7 +160,7 @@ def test_every_pixel_of_the_picture_is_right_where_the_object_fills_it(metric: M
 
 
 @every_metric
-def test_pictures_of_one_pixel_are_judged(metric: Metric) -> None:
+def test_images_of_one_pixel_can_be_evaluated(metric: Metric) -> None:
     metric = functools.partial(top_k_intersection, k=1) if metric is METRICS["top_k_intersection"] else metric
     assert metric(torch.ones(1, 1, 1), torch.ones(1, 1, 1)).tolist() == [1]
 

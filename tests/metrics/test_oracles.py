@@ -1041,7 +1041,7 @@ def layers_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[s
 
 @pytest.mark.parametrize("order", ["cascading", "independent"])
 @pytest.mark.parametrize("target", [None, (0, 2, 1)])
-def test_randomization_compares_with_maps_of_a_copy_whose_layers_are_drawn_anew(order: str, target: Any) -> None:
+def test_randomization_compares_with_maps_of_a_copy_whose_layers_are_random(order: str, target: Any) -> None:
     model, images = cnn(), torch.randn(3, 3, 18, 17).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     classes = asked(target, model, images)

@@ -61,7 +61,7 @@ def test_ranks_of_a_heatmap_without_ties_are_those_of_a_sort() -> None:
     assert ranked(torch.tensor([[[0.3, -1.0], [2.0, 0.5]]])).tolist() == [[2, 3, 0, 1]]
 
 
-def test_tied_pixels_come_in_any_order_alike() -> None:
+def test_every_order_of_tied_pixels_is_equally_likely() -> None:
     """Of 3 tied pixels behind a higher one, each comes at each of the places 1 to 3 in a third of the draws."""
     generator = seeded(0)
     tied = torch.tensor([[0.0, 5.0, 0.0, 0.0]])
@@ -78,7 +78,7 @@ def test_negative_zeros_are_tied_with_zeros() -> None:
     assert torch.equal(ranks(zeros * torch.tensor([1.0, -1.0]).repeat(25)), ranks(zeros))
 
 
-def test_a_generator_goes_on_and_without_one_every_call_draws_the_same() -> None:
+def test_a_given_generator_advances_and_without_one_every_call_draws_the_same() -> None:
     flat = torch.zeros(1, 8, 8)
     assert torch.equal(ranks(flat), ranks(flat))
     assert torch.equal(ranks(flat, seeded(3)), ranks(flat, seeded(3)))
@@ -94,6 +94,6 @@ def test_torchs_own_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_something_else_than_a_generator_is_refused() -> None:
+def test_another_type_than_a_generator_is_refused() -> None:
     with pytest.raises(camlib.CamlibTypeError, match="generator must be a torch.Generator, got int"):
         ranks(torch.zeros(1, 8, 8), 3)

@@ -108,18 +108,18 @@ def test_passes_are_counted_and_the_picture_as_it_is_runs_once() -> None:
         assert len(model.seen) == passes
 
 
-def test_a_trial_is_judged_as_its_images_are() -> None:
+def test_heatmaps_with_a_scorer_have_the_values_of_their_images() -> None:
     pictures, heatmaps = drawn()
     model = small_cnn().double()
     scored = ScoredHeatmaps(Scorer(model, pictures, 1), heatmaps)
-    judges = [road_most_relevant_first.of, road_least_relevant_first.of, road_combined.of]
-    for metric, judge in zip(METRICS, judges, strict=True):
+    functions = [road_most_relevant_first.of, road_least_relevant_first.of, road_combined.of]
+    for metric, function in zip(METRICS, functions, strict=True):
         options = {"shares": [0.3], "noise": 0.2, "tolerance": 1e-6}
-        judged = judge(scored, generator=seeded(4), **options)
-        assert torch.equal(judged, metric(model, pictures, heatmaps, 1, generator=seeded(4), **options))
+        evaluated = function(scored, generator=seeded(4), **options)
+        assert torch.equal(evaluated, metric(model, pictures, heatmaps, 1, generator=seeded(4), **options))
 
 
-def test_what_can_be_told_from_around_it_makes_no_difference() -> None:
+def test_pixels_that_can_be_imputed_exactly_make_no_difference() -> None:
     """A slope goes on through what is missing."""
     slope = torch.arange(9.0).double().expand(1, 3, 8, 9).contiguous()
     heatmaps = torch.zeros(1, 8, 9)
@@ -241,14 +241,14 @@ def test_values_that_cannot_work_are_refused(metric, options: dict[str, Any], ma
         ({"noise": False}, NOISE),
     ],
 )
-def test_what_is_no_number_is_refused(metric, options: dict[str, Any], match: str) -> None:
+def test_values_that_are_not_numbers_are_refused(metric, options: dict[str, Any], match: str) -> None:
     pictures, heatmaps = drawn()
     with pytest.raises(camlib.CamlibTypeError, match=match):
         metric(Means(), pictures.float(), heatmaps, first, **options)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_something_else_than_a_generator_is_refused(metric) -> None:
+def test_another_type_than_a_generator_is_refused(metric) -> None:
     pictures, heatmaps = drawn()
     with pytest.raises(camlib.CamlibTypeError, match="generator must be a torch.Generator, got int"):
         metric(Means(), pictures, heatmaps, first, generator=3)

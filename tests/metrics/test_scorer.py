@@ -1,4 +1,4 @@
-"""The scorer: one quantity by which all heatmaps are judged, a model left as it was, and what scored heatmaps share."""
+"""The scorer: one quantity by which all heatmaps are evaluated, a model left as it was, and what scored heatmaps share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_confident_network_warns_of_nothing() -> None:
     assert scorer.clean.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_another_score_is_taken_of_the_classes_where_it_is_told() -> None:
+def test_a_given_score_replaces_the_probability_of_the_class() -> None:
     model, x = small_cnn().double(), images()
     with torch.no_grad():
         logits = model(x)
@@ -102,7 +102,7 @@ def test_the_class_is_bound_to_the_images_as_they_are() -> None:
     torch.testing.assert_close(found, (-x[..., 0, 0]).softmax(1)[[0, 1], [0, 1]])
 
 
-def test_a_target_is_told_which_image_each_row_is_of() -> None:
+def test_a_target_receives_the_image_of_each_row() -> None:
     class Numbers(targets.BoundTarget):
         def scores(self, outputs: Tensor, image_index: Tensor) -> Tensor:
             return image_index.double()
@@ -248,7 +248,7 @@ def state(model: nn.Module) -> list[Any]:
     ]
 
 
-def judged(model: nn.Module, x: Tensor, heatmaps: Tensor) -> None:
+def evaluated(model: nn.Module, x: Tensor, heatmaps: Tensor) -> None:
     scorer = Scorer(model, x, chunk_size=1)
     scorer.scores(torch.tensor([0, 1, 1]), as_they_are)
     assert not scorer.clean.requires_grad
@@ -261,7 +261,7 @@ def test_flags_random_numbers_and_grad_mode_are_left_alone(mode: Callable[[], An
     with mode():
         x, heatmaps = torch.rand(2, 3, 6, 7), torch.rand(2, 6, 7)
         before = state(model)
-        judged(model, x, heatmaps)
+        evaluated(model, x, heatmaps)
         assert state(model) == before
 
 
@@ -272,7 +272,7 @@ def test_they_are_left_alone_where_the_model_fails(fails_at: int) -> None:
     x, heatmaps = torch.rand(2, 3, 6, 7), torch.rand(2, 6, 7)
     before = state(model)
     with pytest.raises(KeyError):
-        judged(model, x, heatmaps)
+        evaluated(model, x, heatmaps)
     assert state(model) == before
 
 
@@ -403,7 +403,7 @@ def test_heatmaps_are_masks_only_within_0_and_1(wrong: float) -> None:
     assert in_unit_range(edges) is edges
 
 
-def test_heatmaps_alone_have_one_to_three_sides_unless_told() -> None:
+def test_heatmaps_alone_have_one_to_three_sides_by_default() -> None:
     for size in ((7,), (6, 7), (5, 6, 7)):
         assert checked_heatmaps(torch.rand(2, *size)).shape == (2, *size)
     for shape in ((7,), (2, 3, 4, 5, 6)):

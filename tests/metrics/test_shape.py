@@ -126,7 +126,7 @@ def test_arrays_signals_and_volumes_are_taken_and_left_alone(metric: Metric) -> 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_what_is_no_heatmap_is_refused(metric: Metric) -> None:
+def test_values_that_are_not_heatmaps_are_refused(metric: Metric) -> None:
     with pytest.raises(camlib.errors.CamlibTypeError, match="got list"):
         metric([[0.0, 1.0]])
     with pytest.raises(camlib.errors.CamlibValueError, match=r"\(3,\); they must be \(N, H, W\)"):

@@ -101,7 +101,7 @@ def test_ssim_is_that_of_scikit_image_with_a_window_that_fits(size: tuple[int, i
     np.testing.assert_allclose(ssim(first, second).numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_ssim_has_scikit_images_window_unless_told_otherwise() -> None:
+def test_ssim_has_scikit_images_window_by_default() -> None:
     first, second = pictures(1, 20, 20), pictures(1, 20, 20, seed=1)
     expected = skimage.metrics.structural_similarity(first[0].numpy(), second[0].numpy(), data_range=1)
     assert ssim(first, second).item() == pytest.approx(expected, abs=1e-12)
@@ -261,7 +261,7 @@ def test_heatmaps_of_two_shapes_are_not_compared(
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
-def test_what_is_no_heatmap_is_not_compared(similarity: Callable[[Any, Any], Tensor]) -> None:
+def test_values_that_are_not_heatmaps_are_not_compared(similarity: Callable[[Any, Any], Tensor]) -> None:
     heatmaps = torch.rand(2, 16, 16)
     with pytest.raises(camlib.errors.CamlibTypeError, match="must be a tensor or an array, got str"):
         similarity(heatmaps, "heatmaps")

@@ -195,7 +195,7 @@ def test_boxes_that_match_nothing_or_do_not_fit_are_refused(make, message):
         (lambda: bound(CAT, iou="half"), "iou must be a number .*, got 'half'"),
     ],
 )
-def test_what_is_no_box_is_refused(make, message):
+def test_values_that_are_not_boxes_are_refused(make, message):
     with pytest.raises(camlib.CamlibTypeError, match=message):
         make()
 

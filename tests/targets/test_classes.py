@@ -171,7 +171,7 @@ def test_binary_networks_have_the_sigmoid_for_probability(squeeze):
     assert rest.tolist() == pytest.approx([0.3 + math.log(sigmoid[0]), 2.0 + math.log(1 - sigmoid[1])])
 
 
-def test_saturated_probability_warns_with_its_value_and_the_mend():
+def test_saturated_probability_warns_with_its_value_and_advice():
     logits = torch.tensor([[0.0, 0.0], [0.0, 6.0]], dtype=torch.float64)
     p = 1 / (1 + math.exp(-6))
     message = rf"probability {p:.6g} .*image 1 is saturated.*p \(1 - p\) = {p * (1 - p):.2g}.*explain the logit"

@@ -115,6 +115,6 @@ def test_objects_that_cannot_be_detached_are_refused():
         ({"out": torch.zeros(2, 3, 4, 4)}, r"\(2, 3, 4, 4\).*camlib\.targets\.Region\(category\)"),
     ],
 )
-def test_outputs_without_classes_are_told_their_target(outputs, message):
+def test_outputs_without_classes_are_an_error_that_names_a_target(outputs, message):
     with pytest.raises(camlib.CamlibTypeError, match=message):
         targets.bind(None, outputs)
