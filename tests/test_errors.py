@@ -57,7 +57,7 @@ def test_numbers_become_those_of_python(value: Any) -> None:
     ids=str,
 )
 def test_bounds_are_kept_and_named(
-    bounds: dict[str, float], wanted: str, inside: list[float], outside: list[float]
+    bounds: dict[str, Any], wanted: str, inside: list[float], outside: list[float]
 ) -> None:
     for value in inside:
         assert number("size", value, **bounds) == value

@@ -1069,7 +1069,7 @@ def test_overlays_take_grey_volumes() -> None:
             camlib.CamlibValueError,
             r"got \(6, 12, 16, 3\).*for channels last, pass an array",
         ),
-        (np.zeros((2, 6, 12, 16, 2)), camlib.CamlibValueError, r"got \(6, 12, 16, 2\); of a volume with several"),
+        (np.zeros((2, 6, 12, 16, 2)), camlib.CamlibValueError, r"got \(6, 12, 16, 2\); give one channel of a volume"),
         (np.zeros((2, 6)), camlib.CamlibValueError, r"got \(2, 6\)"),
         (np.full((2, 6, 12, 16), 7.0), camlib.CamlibValueError, r"lies in \[0, 1\], got \[7, 7\]"),
         ([clips(1)[0], "b.mp4"], camlib.CamlibTypeError, "a list of frames, got str"),

@@ -11,7 +11,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 
-def mended(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def corrected(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Point each ``[docs]`` link of a source page at the name under which the thing is documented."""
     if not pagename.startswith("_modules/"):
         return
@@ -28,6 +28,6 @@ def mended(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the mend."""
-    app.connect("html-page-context", mended)
+    """Register the correction of links."""
+    app.connect("html-page-context", corrected)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -104,7 +104,7 @@ def loss_and_logit() -> Figure:
 
 
 def saturation() -> Figure:
-    """The gradient of the probability beside that of the logit."""
+    """The gradient of the probability, compared with that of the logit."""
     logits = np.linspace(-2, 16, 200)
     probability = 1 / (1 + np.exp(-logits))
     figure, axis = plt.subplots(figsize=(WIDTH, 2.6), layout="constrained")

@@ -1,8 +1,8 @@
 """Medicine: where is the opacity?
 ================================
 
-A small network learns to tell drawings of chests with an opacity from drawings without. As the drawings are ours, it
-is known where the opacities are, so that heatmaps can be evaluated. Then the same network is given a shortcut.
+A small network learns to distinguish drawings of chests with an opacity from drawings without. As the drawings are
+ours, it is known where the opacities are, so that heatmaps can be evaluated. Then the same network is given a shortcut.
 
 These are drawings, not medical images, and camlib is research software, not a medical device.
 """

@@ -67,7 +67,7 @@ explanation.plot(pictures, names)
 
 # %%
 # The cat's face and the cup are red. The rocket on its pad is called a drilling platform, and the heatmap covers the
-# towers beside it as well. A heatmap does not say that the network is right.
+# towers next to it as well. A heatmap does not say that the network is right.
 #
 # The maps themselves are coarse: the layer has 7 x 7 cells, and what is drawn is their enlargement.
 

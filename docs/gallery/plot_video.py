@@ -122,4 +122,4 @@ print(f"share of the heatmap in the {MOVES} of {FRAMES} frames in which it moves
 
 # %%
 # An even spread would have a quarter there. The heatmap begins before the disc moves and ends after it: its cells see
-# some frames to both sides. In space it covers the way that the disc takes, and in places the other disc beside it.
+# some frames to both sides. In space it covers the way that the disc takes, and in places the other disc, too.

@@ -1,4 +1,4 @@
-"""Every method is evaluated as the metrics alone evaluate it; passes are shared; failures are listed, and the rest continues."""
+"""Every method is evaluated as the metrics alone do it; passes are shared; after a failure the rest continues."""
 
 from __future__ import annotations
 

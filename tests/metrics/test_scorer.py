@@ -1,4 +1,4 @@
-"""The scorer: one quantity by which all heatmaps are evaluated, a model left as it was, and what scored heatmaps share."""
+"""The scorer: one quantity evaluates all heatmaps, the model is left as it was, and what scored heatmaps share."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Explanation:
             images: a list or a batch of pictures as for :func:`camlib.overlay`. They must show exactly what
                 the network saw; if its input was cropped or padded, restore the heatmap with a geometry first. Volumes
                 and videos are arrays (N, T, H, W, 3) or gray (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W),
-                or lists of clips or of lists of frames. Of a volume with several channels give one.
+                or lists of clips or of lists of frames. Give one channel of a volume with several.
             colormap: as for :func:`camlib.colorize`.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
@@ -174,7 +174,7 @@ class Explanation:
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
-        Of a volume or a video up to eight frames are drawn, evenly spaced, above the same frames with their heatmap. A
+        Up to eight frames of a volume or a video are drawn, evenly spaced, above the same frames with their heatmap. A
         signal is drawn as lines in front of its heatmap.
 
         Args:

@@ -33,7 +33,7 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
         (N, C, ...), like the images; it may share memory, so do not write into it.
 
     Raises:
-        CamlibTypeError: ``baseline`` is none of these.
+        CamlibTypeError: ``baseline`` is of another type.
         CamlibValueError: a number or tensor that is not finite, or a tensor that cannot be broadcast.
 
     Example:

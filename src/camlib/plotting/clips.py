@@ -74,14 +74,14 @@ def _frames(clip: Any) -> Any:
         if clip.dim() != 3:
             raise CamlibValueError(
                 "a tensor clip must be channels-first, (3, T, H, W), (1, T, H, W) or (T, H, W), got "
-                f"{tuple(clip.shape)}; of a volume with several channels give one, clip[:1]; for channels last, pass "
+                f"{tuple(clip.shape)}; give one channel of a volume with several, clip[:1]; for channels last, pass "
                 "an array: clip.numpy()"
             )
     elif isinstance(clip, np.ndarray):
         if clip.ndim != 3 and not (clip.ndim == 4 and _in_color(clip)):
             raise CamlibValueError(
-                f"an array clip must have shape (T, H, W, 3), (T, H, W, 1) or (T, H, W), got {clip.shape}; of a volume "
-                "with several channels give one"
+                f"an array clip must have shape (T, H, W, 3), (T, H, W, 1) or (T, H, W), got {clip.shape}; give one "
+                "channel of a volume with several"
             )
     elif not isinstance(clip, (list, tuple)):
         raise CamlibTypeError(
