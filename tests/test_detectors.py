@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection
 
@@ -728,3 +729,8 @@ def test_hugging_face_boxes_in_pixels_need_the_size_and_leave_out_padding():
     torch.testing.assert_close(cam(query, targets.Box(boxes, iou=0.999)).scores, scores)
     with pytest.raises(camlib.CamlibValueError, match="fractions of the image's width and height"):
         targets.bind(targets.Box(boxes), outputs)
+
+
+def test_a_classifier_has_no_levels() -> None:
+    with pytest.raises(camlib.CamlibRuntimeError, match="no head of ResNet reads maps.*camlib.find_layer"):
+        camlib.find_levels(torchvision.models.resnet18(num_classes=4), torch.rand(1, 3, 64, 64))

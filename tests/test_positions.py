@@ -354,3 +354,13 @@ def test_a_padded_map_is_no_stage() -> None:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
     )  # fmt: skip
     assert camlib.find_stages(model.eval(), torch.rand(1, 3, 32, 32)) == ["1", "4"]
+
+
+@pytest.mark.parametrize("in_place", [lambda view: view.index_add_(2, torch.tensor([1]), torch.rand(1, 3, 1, 4))])
+def test_a_change_of_a_view_that_is_not_followed_loses_the_places_of_the_whole(in_place) -> None:
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), Positions([image]) as positions:
+        features = image + 1
+        assert positions.of(features)
+        in_place(features[..., :4])
+    assert not positions.of(features)

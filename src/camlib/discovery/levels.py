@@ -21,14 +21,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camlib.errors import CamlibRuntimeError
 from camlib.inputs import Inputs, Outputs, detections_in
 from camlib.inputs.nested import tensors_in
 from camlib.passes.hooks import in_this_thread
 from camlib.passes.isolation import undisturbed
-from camlib.passes.network import Network
+from camlib.passes.network import Forward, Network
 
 _WEIGHTS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
 """Names of the autograd nodes of convolutions and matrix products."""
+
+
+def find_levels(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[str]:
+    """Find the levels of a detector, the maps of several sizes that its head reads together.
+
+    Explain all of them, fused by ``fuse="max"``.
+
+    Args:
+        model: a detector.
+        inputs: what the model takes; for a tensor or a list of images, only the first image is run.
+        forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``.
+
+    Returns:
+        The layers' dotted names, in the order of the head. Costs one forward pass with autograd.
+
+    Raises:
+        CamlibRuntimeError: the network reads no several maps together, or they flow into a single map again; or nothing
+            was detected.
+
+    Example:
+        >>> import camlib, torch, torchvision
+        >>> detector = torchvision.models.detection.fcos_resnet50_fpn(
+        ...     weights=None, weights_backbone=None, score_thresh=0.0, min_size=96, max_size=128
+        ... )
+        >>> camlib.find_levels(detector, [torch.rand(3, 60, 80)])[:2]
+        ['backbone.fpn.layer_blocks.0', 'backbone.fpn.layer_blocks.1']
+    """
+    network = Network.of(model, forward)
+    found = head_inputs(network, network.ready(inputs))
+    if found is None:
+        raise CamlibRuntimeError(
+            f"no head of {type(network.module).__name__} reads maps of several sizes together, or nothing was detected "
+            "in the first image; camlib.find_layer finds a single layer"
+        )
+    return found
 
 
 def head_inputs(network: Network, inputs: Inputs) -> list[str] | None:

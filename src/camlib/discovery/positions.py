@@ -105,11 +105,19 @@ class Positions(TorchDispatchMode):
             rule = _rule(name, func)
             places = rule(call) if rule else []
         except Exception:  # arguments that the rule does not expect: the places are unknown, and the pass goes on
-            places = []
+            rule, places = None, []
+        if rule is None and name.endswith("_") and isinstance(args[0], Tensor):
+            self._forget(args[0])  # a change in place that is not followed, also of the tensor that this is a view of
         places += [{}] * (len(call.results) - len(places))
         for result, place in zip(call.results, places, strict=False):
             self._set(result, {axis: one for axis, one in place.items() if one is not None and one.is_known})
         return output
+
+    def _forget(self, tensor: Tensor) -> None:
+        """Drop what is known of a tensor and of all views of the same values."""
+        key = _storage(tensor)
+        if key in self._known:
+            self._known[key][1].clear()
 
     def _write(self, name: str, call: _Call) -> None:
         """A write into a tensor or a view of one: into the coordinates of the whole."""
@@ -137,9 +145,7 @@ class Positions(TorchDispatchMode):
             else:
                 part.scatter_(call.args[1], call.args[2].cpu(), new)
             place[axis] = _compact(Coordinate(stored, (written.get(axis) or was[axis]).pitch))
-        key = _storage(target)
-        if key in self._known:
-            self._known[key][1].clear()
+        self._forget(target)
         self._set(whole, place)
         if whole is not target:
             self._set(target, self._seen_by(target, whole, place))
