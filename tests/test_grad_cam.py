@@ -224,11 +224,12 @@ def test_the_layout_of_a_layer_is_inferred_once_for_any_number_of_classes(monkey
     infer = forward_pass.layout_of
     monkeypatch.setattr(forward_pass, "layout_of", lambda *given: asked.append(given) or infer(*given))
     model = torchvision.models.resnet18(num_classes=40).eval()
-    cam = camlib.GradCAM(model, ["layer3", "layer4"])
     for classes in (1, 40):
         asked.clear()
-        assert cam(torch.rand(2, 3, 64, 64), camlib.TopK(classes)).maps.shape == (2, classes, 4, 4)
-        assert len(asked) == 2
+        cam = camlib.GradCAM(model, ["layer3", "layer4"])
+        for _ in range(2):  # the second call finds the layouts of the first
+            assert cam(torch.rand(2, 3, 64, 64), camlib.TopK(classes)).maps.shape == (2, classes, 4, 4)
+            assert len(asked) == 2
 
 
 def test_the_layer_found_belongs_to_the_size_of_the_input() -> None:
