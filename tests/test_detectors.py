@@ -20,7 +20,7 @@ from torchvision.models import detection
 
 import camlib
 from camlib import targets
-from camlib.discovery.levels import head_inputs
+from camlib.discovery.levels import find_levels, head_inputs
 from camlib.inputs import Outputs, detections_in
 from camlib.inputs.detections import SIGMOID, SOFTMAX
 from camlib.passes.network import Network
@@ -733,4 +733,4 @@ def test_hugging_face_boxes_in_pixels_need_the_size_and_leave_out_padding():
 
 def test_a_classifier_has_no_levels() -> None:
     with pytest.raises(camlib.CamlibRuntimeError, match="no head of ResNet reads maps.*camlib.find_layer"):
-        camlib.find_levels(torchvision.models.resnet18(num_classes=4), torch.rand(1, 3, 64, 64))
+        find_levels(torchvision.models.resnet18(num_classes=4), torch.rand(1, 3, 64, 64))

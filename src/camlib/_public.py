@@ -15,7 +15,6 @@ from camlib.concepts import deep_feature_factorization as deep_feature_factoriza
 from camlib.discovery.finding import find_layer as find_layer
 from camlib.discovery.finding import find_stages as find_stages
 from camlib.discovery.finding import list_layers as list_layers
-from camlib.discovery.levels import find_levels as find_levels
 from camlib.errors import CamlibError as CamlibError
 from camlib.errors import CamlibRuntimeError as CamlibRuntimeError
 from camlib.errors import CamlibTypeError as CamlibTypeError

@@ -54,7 +54,7 @@ def find_levels(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         >>> detector = torchvision.models.detection.fcos_resnet50_fpn(
         ...     weights=None, weights_backbone=None, score_thresh=0.0, min_size=96, max_size=128
         ... )
-        >>> camlib.find_levels(detector, [torch.rand(3, 60, 80)])[:2]
+        >>> find_levels(detector, [torch.rand(3, 60, 80)])[:2]
         ['backbone.fpn.layer_blocks.0', 'backbone.fpn.layer_blocks.1']
     """
     network = Network.of(model, forward)
