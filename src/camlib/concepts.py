@@ -15,6 +15,7 @@ from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.imaging import as_pictures, normalize, resize
 from camlib.inputs.noise import own_generator
+from camlib.layers.layouts import with_grid
 from camlib.methods.base import Layer, one_pass
 from camlib.methods.eigen_cam import EigenCAM
 from camlib.passes.forward_pass import ForwardPass
@@ -168,14 +169,9 @@ def deep_feature_factorization(
 
 def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:
     """The scores (N, classes) with features (N, C, ...) on a layer's grid; tokens that are not on the grid stay."""
-
-    def change(own: Tensor) -> Tensor:
-        features = own.clone()
-        forward_pass.layout(layer).to_grid(features).copy_(grid)  # a view of them
-        return features
-
-    network = forward_pass.network
-    with restored(forward_pass.precision), replaced(network.module.get_submodule(layer), change):
+    network, layout = forward_pass.network, forward_pass.layout(layer)
+    module = network.module.get_submodule(layer)
+    with restored(forward_pass.precision), replaced(module, lambda own: with_grid(layout, own, grid)):
         outputs = targets.two_class_logits(targets.class_outputs(network.run(forward_pass.inputs)))
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 

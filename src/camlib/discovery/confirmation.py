@@ -1,15 +1,16 @@
-"""Layouts and the positions of a pass: each cell of a grid must come from the place where the grid shows it."""
+"""The layout of a layer's output, by the positions of its cells in a pass."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from camlib.discovery.positions import Place, Positions
-from camlib.inputs import Inputs
-from camlib.layers.layouts import Layout, Size, Tokens
+from camlib.discovery.positions import Coordinate, Place, Positions
+from camlib.inputs import ImageAxes, Inputs
+from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Layout, Size, Tokens, Transposed
 
 
 def followed(inputs: Inputs) -> Positions:
@@ -17,93 +18,123 @@ def followed(inputs: Inputs) -> Positions:
     return Positions(inputs.tensors)
 
 
-def contradiction(place: Place, layout: Layout, shape: Size, inputs: Inputs) -> str | None:
-    """Return why a layout is not where its cells come from; None if it is, or if nothing is known of them.
-
-    Args:
-        place: the positions of a layer's output.
-        layout: its layout.
-        shape: its shape.
-        inputs: the inputs of the pass.
-
-    Example:
-        >>> import torch
-        >>> from camlib.layers.layouts import Tokens
-        >>> images = torch.rand(1, 3, 32, 48)
-        >>> with torch.no_grad(), followed(Inputs(images)) as positions:
-        ...     tokens = torch.nn.functional.avg_pool2d(images, 16).flatten(2).mT
-        >>> contradiction(positions.of(tokens), Tokens((2, 3), 0), (1, 6, 3), Inputs(images))
-        >>> contradiction(positions.of(tokens), Tokens((2, 2), 2), (1, 6, 3), Inputs(images))
-        'its cells are not in the order of a 2 x 2 grid'
-    """
-    axes = _spatial_axes(inputs)
-    if axes is None or len(axes) != len(layout.grid):
-        return None
-    if not any(one.varies for one in place.values()):
-        return None
-    cells = " x ".join(map(str, layout.grid))
-    for spatial, axis in enumerate(axes):
-        coordinate = place.get(axis)
-        if coordinate is None:
-            return f"its cells do not follow axis {axis[1]} of the input"
-        grid = layout.to_grid(coordinate.values.expand(shape))
-        if bool(grid.isnan().any()):
-            return f"some cells of a {cells} grid do not come from the images"
-        if not _progresses(grid, 2 + spatial, coordinate.pitch):
-            return f"its cells are not in the order of a {cells} grid"
-    return None
+def is_followed(place: Place, axes: ImageAxes) -> bool:
+    """Whether the positions of a layer's output along all spatial axes of the images are known."""
+    return all((axes.tensor, axis) in place for axis in axes.spatial)
 
 
-def token_layout(place: Place, shape: Size, inputs: Inputs) -> Tokens | None:
-    """Return the layout of tokens (N, T, C) by their positions; None if they are not one run of a whole grid.
+def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAxes) -> Layout | str:
+    """Return the layout of a tensor, or why it is not a grid of the images.
+
+    Its cells must progress evenly along each spatial axis of the images, change along no other, and cover the images.
 
     Args:
         place: the positions of a layer's output.
         shape: its shape.
         inputs: the inputs of the pass.
+        axes: where the images are among them.
 
     Example:
         >>> import torch
-        >>> images = torch.rand(1, 3, 32, 48)
-        >>> with torch.no_grad(), followed(Inputs(images)) as positions:
-        ...     patches = torch.nn.functional.avg_pool2d(images, 16).flatten(2).mT
+        >>> inputs = Inputs(torch.rand(1, 3, 32, 48))
+        >>> with torch.no_grad(), followed(inputs) as positions:
+        ...     patches = torch.nn.functional.avg_pool2d(inputs.raw, 16).flatten(2).mT
         ...     tokens = torch.cat([torch.zeros(1, 1, 3), patches], 1)
-        >>> token_layout(positions.of(tokens), (1, 7, 3), Inputs(images))
-        Tokens(grid=(2, 3), prefix=1)
+        ...     some = tokens[:, :6].clone()
+        >>> layout_by_positions(positions.of(tokens), (1, 7, 3), inputs, inputs.axes)
+        Tokens(grid=(2, 3), prefix=1, order=None)
+        >>> layout_by_positions(positions.of(some), (1, 6, 3), inputs, inputs.axes)
+        'its 5 cells are not a whole 2 x 3 grid'
     """
-    axes = _spatial_axes(inputs)
-    if len(shape) != 3 or axes is None or not all(axis in place for axis in axes):
-        return None
-    coordinates = [place[axis] for axis in axes]
+    coordinates = []
+    for axis in axes.spatial:
+        if (axes.tensor, axis) not in place:
+            return f"its cells do not follow axis {axis} of the input"
+        coordinates.append(place[axes.tensor, axis].compact())
+    if inputs.is_list:  # the positions are those of the first image
+        coordinates = [Coordinate(one.values[:1], one.pitch) for one in coordinates]
+    varies = {axis for one in coordinates for axis in one.varies}
+    if 0 in varies:
+        return "its rows are not the images, but parts of them"
+    problem = None if inputs.is_list else _not_covering(coordinates, inputs.tensors[axes.tensor], axes)
+    if problem:
+        return problem
+    if len(shape) == 3 and (len(axes.spatial) > 1 or 2 not in varies):
+        return _tokens(coordinates, shape)
+    if len(shape) != 2 + len(axes.spatial):
+        return f"it has {len(shape) - 2} axes besides rows and channels, and the images {len(axes.spatial)}"
+    return _grid(coordinates, shape)
+
+
+def _tokens(coordinates: Sequence[Coordinate], shape: Size) -> Layout | str:
+    """The layout of tokens (N, T, C)."""
     if any(not set(one.varies) <= {1} for one in coordinates):
-        return None
+        return "its channels come from different places"
     lines = [one.values.expand(1, shape[1], 1).flatten() for one in coordinates]
     patches = ~torch.stack(lines).isnan().any(0)
     prefix, count = int(patches.int().argmax()), int(patches.sum())
-    grid = tuple(
-        len((line[patches] / (one.pitch / 4)).round().unique()) for line, one in zip(lines, coordinates, strict=True)
-    )
-    run = bool(patches[prefix : prefix + count].all())
-    return Tokens(grid, prefix) if run and count == math.prod(grid) else None
+    if not bool(patches[prefix : prefix + count].all()):
+        return "some of its cells do not come from the images"
+    grid: list[int] = []
+    place = torch.zeros(count, dtype=torch.long)
+    for line, one in zip(lines, coordinates, strict=True):
+        own = line[patches]
+        steps, number = ((own - own.amin()) / (one.pitch / 4)).round().unique(return_inverse=True)
+        if not _is_even(steps / 4, 1.0):
+            return f"its {count} cells are not spaced evenly"
+        grid.append(len(steps))
+        place = place * len(steps) + number
+    cells = " x ".join(map(str, grid))
+    if not torch.equal(place.sort().values, torch.arange(math.prod(grid))):
+        return f"its {count} cells are not a whole {cells} grid"
+    in_order = torch.equal(place, torch.arange(count))
+    return Tokens(tuple(grid), prefix, None if in_order else tuple(place.argsort().tolist()))
 
 
-def is_followed(place: Place, inputs: Inputs) -> bool:
-    """Whether the positions of a layer's output along all spatial axes of the images are known."""
-    axes = _spatial_axes(inputs)
-    return axes is not None and all(axis in place for axis in axes)
+def _grid(coordinates: Sequence[Coordinate], shape: Size) -> Layout | str:
+    """The layout of a tensor with an axis for each spatial axis of the images."""
+    own: list[int | None] = []
+    for one in coordinates:
+        if len(one.varies) > 1:
+            return "its cells change along several axes at once"
+        own.append(one.varies[0] if one.varies else None)
+    varying = [axis for axis in own if axis is not None]
+    if len(set(varying)) < len(varying):
+        return "one of its axes is several axes of the images"
+    channels = len(shape) - 1 if 1 in varying else 1
+    single = [axis for axis in range(1, len(shape)) if axis not in varying and axis != channels and shape[axis] == 1]
+    axes = [single.pop(0) if axis is None and single else axis for axis in own]
+    if None in axes:
+        return "its cells do not change along one of its axes"
+    for axis, one in zip(axes, coordinates, strict=True):
+        assert axis is not None
+        line = one.values.flatten()
+        if bool(line.isnan().any()):
+            return "some of its cells do not come from the images"
+        if not _is_even(line, one.pitch):
+            return "its cells do not progress evenly along the images"
+    grid = tuple(shape[axis] for axis in axes if axis is not None)
+    if axes == list(range(2, len(shape))):
+        return ChannelsFirst(grid)
+    if axes == list(range(1, len(shape) - 1)):
+        return ChannelsLast(grid)
+    return Transposed(grid, tuple(axis - len(shape) for axis in axes if axis is not None))
 
 
-def _spatial_axes(inputs: Inputs) -> list[tuple[int, int]] | None:
-    """The spatial axes of the images, by the number of the tensor; None if the inputs hold no images."""
-    found = inputs.location
-    return None if found is None else [(found[0], axis) for axis in found[1]]
+def _not_covering(coordinates: Sequence[Coordinate], images: Tensor, axes: ImageAxes) -> str | None:
+    """Why cells are in another part of the images than a grid over the whole of them, such as after a crop."""
+    for axis, one in zip(axes.spatial, coordinates, strict=True):
+        known = one.values[~one.values.isnan()]
+        first, last = float(known.amin()), float(known.amax())
+        if abs((first + last) / 2 - (images.shape[axis] - 1) / 2) > max(one.pitch, 1.0):
+            return (
+                f"its cells lie between {first:.0f} and {last:.0f} along axis {axis} of the input, which has "
+                f"{images.shape[axis]}"
+            )
+    return None
 
 
-def _progresses(grid: Tensor, axis: int, pitch: float) -> bool:
-    """Whether coordinates (N, C, ...) grow evenly along one axis, and change along no other, apart from the rows."""
-    lines = grid.movedim(axis, -1)
-    line = lines[0].reshape(-1, lines.shape[-1])[0]
-    if bool(((lines - line).abs() > pitch / 4).any()):
-        return False
+def _is_even(line: Tensor, pitch: float) -> bool:
+    """Whether coordinates grow in equal steps."""
     steps = line.diff()
     return not len(steps) or (bool((steps > 0).all()) and float(steps.amax() - steps.amin()) <= pitch / 4)

@@ -21,19 +21,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from camlib.discovery.confirmation import contradiction, followed, is_followed, token_layout
+from camlib.discovery.confirmation import followed, is_followed, layout_by_positions
 from camlib.discovery.graph import Graph, Tapped
-from camlib.discovery.positions import Place
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
-from camlib.inputs import Inputs, Outputs
+from camlib.discovery.perturbation import problem_by_perturbation
+from camlib.errors import CamlibRuntimeError, CamlibTypeError
+from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
-from camlib.layers.layouts import Layout, Size, Tokens, layout_of, one_stride
+from camlib.layers.layouts import Layout, Size, Tokens, layout_of
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
@@ -159,63 +160,15 @@ def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
 def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
     """The names of the maps, and of the one to explain; the network keeps their layouts."""
     names = list(dict.fromkeys(map(found.name, [*records, found.last])))
-    for record, layout in found.layouts.items():
-        if record.name in names:
+    for record, (axes, layout) in found.located.items():
+        if record.name in names and axes == found.axes:
             network.layouts[record.name, tuple(record.tensor.shape[1:]), found.size] = layout
+            network.axes[record.name, found.size] = axes
     return names
 
 
-def locate_tokens(network: Network, inputs: Inputs, layer: str, shape: Size) -> None:
-    """Find the layout of a layer that returns tokens, by their positions in a pass; the network keeps it.
-
-    Costs one forward pass of the first image, or nothing if the layout is known. Where no position can be followed,
-    the layout is inferred from the shape as before.
-
-    Args:
-        network: the network.
-        inputs: its inputs.
-        layer: the layer's name.
-        shape: the shape of its output.
-
-    Raises:
-        CamlibValueError: the tokens are not a grid of the images, row by row.
-    """
-    text = network.module.get_submodule(layer) in network.text_modules  # which is refused when its layout is read
-    if text or (layer, shape[1:], inputs.size) in network.layouts:
-        return
-    first = inputs.first()
-    positions = followed(first)
-    seen: list[tuple[str, Size, Place]] = []
-
-    def note(name: str) -> Hook:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = next(tensors_in(output), None)
-            if tensor is not None:
-                seen.append((name, tuple(tensor.shape), positions.of(tensor)))
-
-        return hook
-
-    tapped = [(module, note(name)) for name, module in _submodules(network)]
-    with undisturbed(network.module), positions, hooked(tapped):
-        network.run(first)
-    if not any(is_followed(place, first) for _, _, place in seen):
-        return
-    problem: str | None = "its cells do not come from the images"
-    for name, own, place in seen:  # the other layers of tokens are known from now on, too
-        layout = token_layout(place, own, first)
-        if layout is None:
-            continue
-        against = contradiction(place, layout, own, first)
-        if against is None:
-            network.layouts[name, own[1:], inputs.size] = layout
-        if name == layer:
-            problem = against
-    if problem:
-        raise CamlibValueError(
-            f"layer {layer!r} returns shape {shape}, whose tokens are not the patches of the images row by row: "
-            f"{problem}; choose another layer, leave layer= out, or pass reshape=, a function from that tensor to "
-            "(N, C, h, w)"
-        )
+Located = dict[Tapped, tuple[ImageAxes, Layout]]
+"""Where the images are that each map belongs to, and the map's layout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,11 +179,20 @@ class _Found:
     """The map to explain."""
     candidates: list[Tapped]
     """All feature maps whose positions reach the score, in order of computation."""
-    layouts: dict[Tapped, Layout]
+    located: Located
     records: list[Tapped]
     graph: Graph
     size: Size | None
-    """The spatial size of the inputs."""
+    """The usual size of the inputs."""
+
+    @property
+    def axes(self) -> ImageAxes:
+        """Where the images are that the map to explain belongs to."""
+        return self.located[self.last][0]
+
+    def grid(self, record: Tapped) -> Size:
+        """The grid of a map."""
+        return self.located[record][1].grid
 
     def name(self, record: Tapped) -> str:
         """The name of the outermost module that returns a map."""
@@ -244,14 +206,12 @@ class _Found:
         The output of a block is preferred to maps inside the next block.
         """
         stages: dict[Size, Tapped] = {}
-        last = self.layouts[self.last].grid
         for record in self.candidates:
-            grid = self.layouts[record].grid
-            if record.order > self.last.order or math.prod(grid) <= math.prod(last) or not self.graph.all_pass(record):
-                continue
-            if self.size is None or one_stride(grid, self.size):  # not windows or heads
-                best = stages.setdefault(grid, record)
-                stages[grid] = record if record.name.count(".") <= best.name.count(".") else best
+            larger = math.prod(self.grid(record)) > math.prod(self.grid(self.last))
+            same_images = self.located[record][0] == self.axes
+            if record.order < self.last.order and larger and same_images and self.graph.all_pass(record):
+                best = stages.setdefault(self.grid(record), record)
+                stages[self.grid(record)] = record if record.name.count(".") <= best.name.count(".") else best
         return [*sorted(stages.values(), key=lambda record: record.order), self.last]
 
 
@@ -268,7 +228,7 @@ def _find(network: Network, inputs: Inputs) -> _Found:
     return _find_in(network, inputs)
 
 
-def _find_in(network: Network, first: Inputs) -> _Found:
+def _find_in(network: Network, inputs: Inputs) -> _Found:
     """Run some images with every module tapped, and read the graph."""
     records: list[Tapped] = []
 
@@ -284,20 +244,38 @@ def _find_in(network: Network, first: Inputs) -> _Found:
 
         return hook
 
-    positions = followed(first)
     tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
     with undisturbed(network.module):
+        with torch.enable_grad():
+            ready = inputs.map(_with_gradient)
+        positions = followed(ready)
         # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
-        with positions, hooked(tapped):
-            outputs = network.run(first)
+        with torch.enable_grad(), positions, hooked(tapped):
+            outputs = network.run(ready)
         with torch.enable_grad():
             score = _score(Outputs(outputs))
-        if score.grad_fn is None:
+        if score.grad_fn is None or not records:
             raise CamlibRuntimeError(
                 "no layer leads to the model's outputs: they are detached, not differentiable (such as an argmax), or "
                 f"computed without submodules; {_seen(records)}"
             )
-        return _choose(network.module, records, score, first)
+        proved = {one: place for one in records if (place := _located(one, inputs)) is not None}
+        inferred = _inferred(network.module, records, inputs) if positions.not_followed else {}
+        starts = [tensor.grad_fn for tensor in ready.tensors]
+        if not inferred:
+            return _choose(network, records, proved, starts, score, inputs)
+        both = {one: proved.get(one) or inferred[one] for one in records if one in proved or one in inferred}
+        found = _choose(network, records, both, starts, score, inputs)
+    layout = found.located[found.last][1]
+    if found.last in proved or problem_by_perturbation(network, inputs, found.name(found.last), layout.to_grid) is None:
+        return found
+    with undisturbed(network.module):
+        return _choose(network, records, proved, starts, score, inputs)
+
+
+def _with_gradient(tensor: Tensor) -> Tensor:
+    """What may be images, in the graph: the flow to the outputs starts there."""
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
 
 def _score(outputs: Outputs) -> Tensor:
@@ -318,23 +296,29 @@ def _score(outputs: Outputs) -> Tensor:
     return outputs.main
 
 
-def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, inputs: Inputs) -> _Found:
-    """Ask the four questions of the module docstring about the records, starting at the last one."""
-    size = None if inputs.is_list else inputs.size  # detectors resize images
-    inferred = _grids(model, records, size)
-    layouts = _confirmed(records, inferred, inputs)
-    graph = Graph(outputs, layouts)
-    maps = [record for record, layout in layouts.items() if graph.is_map(record, layout)]
-    pooling = tuple(f"{name}." for name, module in model.named_modules() if name and _pools(module))
+def _choose(
+    network: Network,
+    records: list[Tapped],
+    located: Located,
+    starts: Sequence[Any],
+    outputs: Tensor,
+    inputs: Inputs,
+) -> _Found:
+    """Ask the four questions of the module docstring about the located maps, starting at the last one."""
+    layouts = {record: layout for record, (_, layout) in located.items()}
+    graph = Graph(
+        outputs, layouts, [starts[number] for number in sorted({axes.tensor for axes, _ in located.values()})]
+    )
+    maps = [record for record in located if graph.is_map(record)]
+    modules = network.module.named_modules()
+    pooling = tuple(f"{name}." for name, module in modules if name and _pools(module))
     features = [
         record for record in maps if graph.is_feature_map(record, outputs) and not f"{record.name}.".startswith(pooling)
     ]
     if not features:
-        passed_over = [
-            _passed_over(record, inferred, inputs) for record in records if record in inferred.keys() - layouts
-        ]
         raise CamlibRuntimeError(
-            f"no layer returns a feature map that leads to the score; {'; '.join([*passed_over[-1:], _seen(records)])}"
+            "no layer returns a feature map that leads to the score; "
+            f"{'; '.join([*_passed_over(records, located, inputs), _seen(records)])}"
         )
     connected = _connected(features, outputs, layouts)
     reaching = [record for record in features if record.node in connected]
@@ -357,48 +341,47 @@ def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, inputs: In
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    return _Found(through, candidates, layouts, records, graph, size)
+    return _Found(through, candidates, located, records, graph, inputs.usual_size)
 
 
-def _grids(model: nn.Module, records: list[Tapped], size: Size | None) -> dict[Tapped, Layout]:
-    """The layouts of the records that are grids of more than one cell and whose first axis is the images.
-
-    The first map's batch size is assumed to be the number of images. Windows, crops and regions of interest have more
-    or fewer rows.
-    """
-    layouts: dict[Tapped, Layout] = {}
-    for record in records:
-        layout = layout_of(model, record.module, tuple(record.tensor.shape), size)
-        if layout is not None and math.prod(layout.grid) > 1:
-            first = next(iter(layouts), record)
-            if len(record.tensor) == len(first.tensor):
-                layouts[record] = layout
-    return layouts
+def _located(record: Tapped, inputs: Inputs) -> tuple[ImageAxes, Layout] | None:
+    """Where the images are that a record is a map of, and its layout, by the positions of its cells."""
+    shape = tuple(record.tensor.shape)
+    for axes in inputs.possible_axes():
+        layout = layout_by_positions(record.place, shape, inputs, axes)
+        rows = len(inputs.tensors) if inputs.is_list else len(inputs.tensors[axes.tensor])
+        if not isinstance(layout, str) and math.prod(layout.grid) > 1 and shape[0] == rows:
+            return axes, layout
+    return None
 
 
-def _confirmed(records: list[Tapped], layouts: dict[Tapped, Layout], inputs: Inputs) -> dict[Tapped, Layout]:
-    """The layouts that the positions of the pass confirm; all of them if no position could be followed.
-
-    The layout of tokens follows from their positions.
-    """
-    if not any(is_followed(record.place, inputs) for record in records):
-        return layouts
-    confirmed = {}
+def _inferred(model: nn.Module, records: list[Tapped], inputs: Inputs) -> Located:
+    """The same by the shapes alone, for records that could not be followed: one of them must be tested if chosen."""
+    axes, size = inputs.axes, None if inputs.is_list else inputs.size
+    if axes is None:
+        return {}
+    inferred = {}
     for record in records:
         shape = tuple(record.tensor.shape)
-        layout = token_layout(record.place, shape, inputs) or layouts.get(record)
-        if layout is None or math.prod(layout.grid) == 1 or not is_followed(record.place, inputs):
-            continue
-        if len(record.tensor) == inputs.count and contradiction(record.place, layout, shape, inputs) is None:
-            confirmed[record] = layout
-    return confirmed
+        layout = layout_of(model, record.module, shape, size)
+        if (
+            layout is not None
+            and min(layout.grid) > 1
+            and shape[0] == inputs.count
+            and not is_followed(record.place, axes)
+        ):
+            inferred[record] = axes, layout
+    return inferred
 
 
-def _passed_over(record: Tapped, inferred: dict[Tapped, Layout], inputs: Inputs) -> str:
-    """Why a record that has the shape of a map is none."""
-    shape = tuple(record.tensor.shape)
-    problem = contradiction(record.place, inferred[record], shape, inputs) or "its cells do not come from the images"
-    return f"{record.name!r} {shape} is not a map of the images: {problem}"
+def _passed_over(records: list[Tapped], located: Located, inputs: Inputs) -> list[str]:
+    """Why the last record that has the shape of a map is none; nothing if there is no such record."""
+    for record in reversed(records):
+        shape = tuple(record.tensor.shape)
+        if record not in located and len(shape) > 2 and math.prod(shape[2:]) > 1 and inputs.axes is not None:
+            problem = layout_by_positions(record.place, shape, inputs, inputs.axes)
+            return [f"{record.name!r} {shape} is not a map of the images: {problem}"]
+    return []
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -409,7 +392,8 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
     """The nodes of the maps that a NaN propagated back from the outputs reaches, apart from prefix tokens."""
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
-        gradients = torch.autograd.grad(outputs, [r.tensor for r in records], nan, allow_unused=True)
+        points = [record.tensor for record in records]
+        gradients = torch.autograd.grad(outputs, points, nan, allow_unused=True, retain_graph=True)
     reached = set()
     for record, gradient in zip(records, gradients, strict=True):
         layout = layouts[record]

@@ -1,4 +1,4 @@
-"""The connections of a network: the autograd graph of one pass, from the first feature map to the outputs.
+"""The connections of a network: the autograd graph of one pass, from the images to the outputs.
 
 Operations are recognised by the names of their autograd nodes, independently of values and modules.
 """
@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from camlib.discovery.positions import Place
-from camlib.layers.layouts import Layout, Tokens
 
 # Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.
 _LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
@@ -25,7 +24,6 @@ _ACTIVATION_OPS = (
 )
 _LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
 _RESIZING_OPS = r"Upsample"
-_ATTENTION_OPS = r"Bmm|.*ScaledDotProduct"
 _NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
 
 
@@ -42,31 +40,30 @@ class Tapped:
 
 
 class Graph:
-    """The autograd graph of the discovery pass, from the first feature map to the outputs.
+    """The autograd graph of the discovery pass, from the images to the outputs.
 
     Args:
         outputs: the tensor of scores.
         maps: all feature maps, in order of computation.
+        starts: the nodes of the images, or None for images without a gradient; the flow then starts at the first map.
     """
 
-    def __init__(self, outputs: Tensor, maps: Collection[Tapped]) -> None:
+    def __init__(self, outputs: Tensor, maps: Collection[Tapped], starts: Collection[Any]) -> None:
         self._root = outputs.grad_fn
         self._maps = maps
         self._inputs = _inputs_first(self._root)
-        self._first = next((one.node for one in maps if one.node in self._inputs), None)
-        self._flow = self._marked([self._first], self._uses)  # what depends on the image: no parameters, no constants
-        self._rows = self._marked([self._first], self._keeps_rows)
+        self._starts = [node for node in starts if node in self._inputs] or [
+            *(one.node for one in maps if one.node in self._inputs)
+        ][:1]
+        self._flow = self._marked(self._starts, self._uses)  # what depends on the images: no parameters, no constants
         self._before_projection: set[Any] = set()
         for node, inputs in reversed(self._inputs.items()):
             if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
                 self._before_projection.update(inputs)
 
-    def is_map(self, record: Tapped, layout: Layout) -> bool:
-        """Whether a grid leads to the outputs, and whether tokens are patches of the image.
-
-        Object queries are tokens, too, but they come from parameters and interact with the patches only in attention.
-        """
-        return record.node in (self._rows if isinstance(layout, Tokens) else self._inputs)
+    def is_map(self, record: Tapped) -> bool:
+        """Whether a map of the images leads to the outputs."""
+        return record.node in self._flow
 
     def _marked(self, start: Collection[Any], rule: Callable[[Any, set[Any]], bool]) -> set[Any]:
         """``start``, and all nodes for which ``rule(node, marked)`` holds, evaluated for each node after its inputs."""
@@ -78,11 +75,6 @@ class Graph:
 
     def _uses(self, node: Any, nodes: set[Any]) -> bool:
         return any(used in nodes for used in self._inputs[node])
-
-    def _keeps_rows(self, node: Any, rows: set[Any]) -> bool:
-        """Whether the rows of the result belong to those of ``rows``; the rows of an attention are its queries."""
-        attends = re.match(_ATTENTION_OPS, node.name())
-        return any(used in rows for used in ([node.next_functions[0][0]] if attends else self._inputs[node]))
 
     def _uses_only(self, node: Any, nodes: set[Any]) -> bool:
         return all(used in nodes for used in self._inputs[node] if used in self._flow)
@@ -130,8 +122,8 @@ class Graph:
     def all_pass(self, record: Tapped) -> bool:
         """Whether the first map reaches the outputs only through this one."""
         node = record.node
-        by = self._marked([self._first], lambda later, by: later is not node and self._uses(later, by))
-        return node is self._first or self._root not in by
+        by = self._marked(self._starts, lambda later, by: later is not node and self._uses(later, by))
+        return node in self._starts or self._root not in by
 
     def _has_part_in_all(self, node: Any) -> bool:
         """Whether a map contributes to every entry of the outputs, that is, to each of the concatenated parts."""

@@ -41,6 +41,10 @@ class Coordinate(NamedTuple):
         """The axes of the tensor along which the coordinate changes."""
         return tuple(axis for axis, size in enumerate(self.values.shape) if size > 1)
 
+    def compact(self) -> Coordinate:
+        """Return the same coordinate with size 1 along the axes where it does not change."""
+        return _compact(self)
+
 
 Place = dict[Axis, Coordinate]
 
@@ -63,6 +67,8 @@ class Positions(TorchDispatchMode):
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[StorageWeakRef, dict[Any, Place]]] = {}
+        self.not_followed: set[str] = set()
+        """The operations that were met and that no rule follows."""
         for number, tensor in enumerate(inputs):
             self._set(tensor, {(number, axis): _along(tensor.shape, axis) for axis in range(tensor.dim())})
 
@@ -106,6 +112,8 @@ class Positions(TorchDispatchMode):
             places = rule(call) if rule else []
         except Exception:  # arguments that the rule does not expect: the places are unknown, and the pass goes on
             rule, places = None, []
+        if rule is None:
+            self.not_followed.add(name)
         if rule is None and name.endswith("_") and isinstance(args[0], Tensor):
             self._forget(args[0])  # a change in place that is not followed, also of the tensor that this is a view of
         places += [{}] * (len(call.results) - len(places))

@@ -2,6 +2,7 @@
 
 from camlib.inputs.detections import Detections as Detections
 from camlib.inputs.detections import detections_in as detections_in
+from camlib.inputs.inputs import ImageAxes as ImageAxes
 from camlib.inputs.inputs import Inputs as Inputs
 from camlib.inputs.inputs import Size as Size
 from camlib.inputs.outputs import Outputs as Outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ Size = tuple[int, ...]
 """(L,), (H, W) or (T, H, W): samples, pixels or voxels of the input."""
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """What Hugging Face calls the inputs of a text."""
+_SPATIAL: dict[int, list[Size]] = {
+    2: [(1,)],
+    3: [(2,), (1, 2), (1,)],
+    4: [(2, 3), (1, 2)],
+    5: [(2, 3, 4), (1, 3, 4), (1, 2, 3)],
+}
+"""The spatial axes that a tensor may have, by the number of its axes."""
+
+
+class ImageAxes(NamedTuple):
+    """Where the images are among the tensors of the inputs."""
+
+    tensor: int
+    """The number of their tensor."""
+    spatial: tuple[int, ...]
+    """Its spatial axes, in the order of the grids. Its first axis is the rows, and one that is left is the channels."""
 
 
 class Inputs:
@@ -29,6 +45,7 @@ class Inputs:
     Args:
         raw: what the model takes.
         texts_apart: whether texts in it do not belong to the images one by one, so that :meth:`pick` keeps them all.
+        axes: where the images are, if that is known from a pass; None for the rule above.
 
     Example:
         >>> import torch
@@ -36,9 +53,12 @@ class Inputs:
         ((32, 48), (32, 48))
         >>> Inputs({"pixel_values": torch.rand(2, 3, 8, 32, 48), "flag": True}).size, Inputs("text").size
         ((8, 32, 48), None)
+        >>> spectrograms = Inputs(torch.rand(2, 100, 80), axes=ImageAxes(0, (1, 2)))
+        >>> spectrograms.size, spectrograms.images.shape
+        ((100, 80), torch.Size([2, 1, 100, 80]))
     """
 
-    def __init__(self, raw: Any, texts_apart: bool = False) -> None:
+    def __init__(self, raw: Any, texts_apart: bool = False, axes: ImageAxes | None = None) -> None:
         self.raw = raw
         """What the model takes."""
         self.texts_apart = texts_apart
@@ -46,6 +66,38 @@ class Inputs:
         """All tensors in ``raw``, in order."""
         self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
         """Whether it is a list of images (C, H, W), whose sizes may differ, as torchvision's detectors take it."""
+        self.axes = self._usual_axes() if axes is None else axes
+        """Where the images are; None if there are none."""
+
+    def along(self, axes: ImageAxes | None) -> Inputs:
+        """Return the same inputs, with the images where a pass showed them."""
+        return self if axes is None or axes == self.axes else Inputs(self.raw, self.texts_apart, axes)
+
+    @cached_property
+    def usual_size(self) -> Size | None:
+        """The :attr:`size` of the images where they usually are, which stands for the kind of these inputs."""
+        return self.along(self._usual_axes()).size
+
+    def _usual_axes(self) -> ImageAxes | None:
+        if self.is_list:
+            return ImageAxes(0, (1, 2))
+        for axes in (4, 5, 3):
+            for number, tensor in enumerate(self.tensors):
+                if tensor.dim() == axes and (axes == 4 or tensor.is_floating_point()):
+                    if axes == 3 and tensor is self._pixel_values:
+                        return None
+                    frames_first = axes == 5 and tensor.shape[2] == 3 != tensor.shape[1]
+                    return ImageAxes(number, (1, 3, 4) if frames_first else tuple(range(2, axes)))
+        return None
+
+    def possible_axes(self) -> list[ImageAxes]:
+        """Return all places where the images may be, the usual one first; a pass decides."""
+        possible = [] if self.axes is None else [self.axes]
+        if not self.is_list:
+            for number, tensor in enumerate(self.tensors):
+                if tensor.is_floating_point() or tensor.dim() == 4:
+                    possible += [ImageAxes(number, spatial) for spatial in _SPATIAL.get(tensor.dim(), ())]
+        return list(dict.fromkeys(possible))
 
     @cached_property
     def size(self) -> Size | None:
@@ -62,29 +114,14 @@ class Inputs:
                     "size; explain images of different sizes in separate calls"
                 )
             return sizes.pop()
-        if self._batch is None:
+        if self._batch is None or self.axes is None:
             return None
-        shape = self._batch.shape
-        return (shape[1], *shape[3:]) if self._frames_first else tuple(shape[2:])
-
-    @cached_property
-    def _batch(self) -> Tensor | None:
-        """The tensor that holds the images, in the model's own layout; None for a list, or if there is none."""
-        for axes in () if self.is_list else (4, 5, 3):
-            for tensor in self.tensors:
-                if tensor.dim() == axes and (axes == 4 or tensor.is_floating_point()):
-                    return None if axes == 3 and tensor is self._pixel_values else tensor
-        return None
+        return tuple(self._batch.shape[axis] for axis in self.axes.spatial)
 
     @property
-    def location(self) -> tuple[int, tuple[int, ...]] | None:
-        """The number of the images' tensor in :attr:`tensors`, and its spatial axes; None if there are no images."""
-        if self.is_list:
-            return 0, (1, 2)
-        if self._batch is None:
-            return None
-        axes = (1, 3, 4) if self._frames_first else tuple(range(2, self._batch.dim()))
-        return next(number for number, tensor in enumerate(self.tensors) if tensor is self._batch), axes
+    def _batch(self) -> Tensor | None:
+        """The tensor that holds the images, in the model's own layout; None for a list, or if there is none."""
+        return None if self.is_list or self.axes is None else self.tensors[self.axes.tensor]
 
     @property
     def _pixel_values(self) -> Any:
@@ -103,10 +140,6 @@ class Inputs:
             return tuple(one for one in found if isinstance(one, Tensor))
         return tuple(one for one in self.tensors if one.dim() == 2 and one.dtype in (torch.int64, torch.int32))
 
-    @property
-    def _frames_first(self) -> bool:
-        return self._batch is not None and self._batch.dim() == 5 and self._batch.shape[2] == 3 != self._batch.shape[1]
-
     @cached_property
     def images(self) -> Tensor:
         """The images as a batch with channels first, (N, C, H, W), (N, C, L) or (N, C, T, H, W).
@@ -123,7 +156,30 @@ class Inputs:
                 f"the inputs, a {type(self.raw).__name__}, hold neither images (N, C, H, W) nor signals (N, C, L) nor "
                 "volumes (N, C, T, H, W)"
             )
-        return self._batch.movedim(1, 2) if self._frames_first else self._batch
+        return self._channels_first(self._batch)
+
+    def _channels_first(self, tensor: Tensor) -> Tensor:
+        """(N, C, ...) from a tensor with the axes of the images' tensor; C is 1 if it has no channels."""
+        images = tensor.permute(self._order)
+        return images.unsqueeze(1) if self._has_no_channels else images
+
+    def _as_given(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`_channels_first`."""
+        order = self._order
+        images = images.squeeze(1) if self._has_no_channels else images
+        return images.permute([order.index(axis) for axis in range(len(order))])
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        """The axes of the images' tensor: the rows, the channels if it has any, and the spatial axes."""
+        assert self._batch is not None
+        assert self.axes is not None
+        channels = [axis for axis in range(1, self._batch.dim()) if axis not in self.axes.spatial]
+        return 0, *channels, *self.axes.spatial
+
+    @property
+    def _has_no_channels(self) -> bool:
+        return self.axes is not None and len(self._order) == 1 + len(self.axes.spatial)
 
     @property
     def floats(self) -> Tensor:
@@ -174,12 +230,12 @@ class Inputs:
         """
         if self.is_list:
             return Inputs([images[image] for image in range(len(images))])  # views that may be changed in place
-        moved = images.movedim(1, 2) if self._frames_first else images
-        return self.map(lambda tensor: moved if tensor is self._batch else tensor)
+        own, given = self._batch, images if self._batch is None else self._as_given(images)
+        return self.map(lambda tensor: given if tensor is own else tensor)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""
-        return Inputs(map_tensors(function, self.raw), self.texts_apart)
+        return Inputs(map_tensors(function, self.raw), self.texts_apart, self.axes)
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor that has as many axes as the images, also to masks.
@@ -192,8 +248,11 @@ class Inputs:
         """
         if self.is_list:
             return Inputs([function(image[None])[0] for image in self.raw])
-        axes = self.images.dim()
-        return self.map(lambda tensor: function(tensor) if tensor.dim() == axes else tensor)
+        _ = self.images  # or there are none
+        axes = len(self._order)
+        return self.map(
+            lambda tensor: self._as_given(function(self._channels_first(tensor))) if tensor.dim() == axes else tensor
+        )
 
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied as by :meth:`map_images`, except to masks of bools.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibValueError
@@ -46,23 +47,47 @@ class ChannelsLast:
 
 
 @dataclass(frozen=True)
+class Transposed:
+    """Any other order of the axes, such as (N, C, w, h) behind a transposition."""
+
+    grid: Size
+    axes: Size
+    """The axes of the features that are the axes of the grid, counted from the last one: -1, -2, ..."""
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N, C, ...)."""
+        return features.movedim(self.axes, tuple(range(-len(self.axes), 0)))
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """(N, T, C): class and register tokens, then the patches row by row (in videos, frame by frame), then others."""
+    """(N, T, C): class and register tokens, then the patches, then others."""
 
     grid: Size
     prefix: int
+    order: Size | None = None
+    """The number of the patch that belongs to each cell; None if they are row by row (in videos, frame by frame)."""
 
     def to_grid(self, features: Tensor) -> Tensor:
         """Return (N, C, ...), with the patches alone."""
-        patches = features[..., self.prefix : self.prefix + math.prod(self.grid), :].movedim(-1, -2)
+        patches = features[..., self.prefix : self.prefix + math.prod(self.grid), :]
+        if self.order is not None:
+            patches = patches.index_select(-2, torch.tensor(self.order, device=features.device))
+        patches = patches.movedim(-1, -2)
         return patches.reshape(*patches.shape[:-1], *self.grid)
 
 
-Layout = ChannelsFirst | ChannelsLast | Tokens
+Layout = ChannelsFirst | ChannelsLast | Transposed | Tokens
 ChannelAxis = Literal["first", "last"] | None
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _CHANNELS_LAST = (nn.LayerNorm, nn.Linear, nn.MultiheadAttention)
+
+
+def with_grid(layout: Layout, features: Tensor, grid: Tensor) -> Tensor:
+    """Return features with another grid (N, C, ...) in place of their own; tokens that are not on the grid stay."""
+    places = layout.to_grid(torch.arange(features.numel(), device=features.device).view(features.shape))
+    return features.flatten().index_copy(0, places.flatten(), grid.to(features.dtype).flatten()).view(features.shape)
 
 
 def channel_axis(model: nn.Module, layer: nn.Module) -> ChannelAxis:
@@ -167,11 +192,12 @@ def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
             yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:], exact))
 
 
-def grid_error(shape: Size, input_size: Size | None, layer: str) -> CamlibValueError:
-    """Return the error for an output that has no reading as a grid."""
+def grid_error(shape: Size, input_size: Size | None, layer: str, problem: str | None = None) -> CamlibValueError:
+    """Return the error for an output that is not a grid of the images."""
     of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
     grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
     return CamlibValueError(
-        f"layer {layer!r} returns shape {shape}, which is not a grid over {of_size}; choose another layer, or pass "
-        f"reshape=, a function from that tensor to {grid}"
+        f"layer {layer!r} returns shape {shape}, which is not a grid over {of_size}"
+        f"{f': {problem}' if problem else ''}; choose another layer, leave layer= out, or pass reshape=, a function "
+        f"from that tensor to {grid}"
     )

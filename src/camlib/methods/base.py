@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from camlib.discovery.finding import find_layer_in, locate_tokens
+from camlib.discovery.confirmation import followed
+from camlib.discovery.finding import find_layer_in
+from camlib.discovery.locating import has_layouts, image_axes, is_located, locate
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
@@ -124,6 +126,7 @@ class Method(ABC):
         other = copy.copy(self)
         other.network = Network.of(model, self.network.forward, self.network.reshape)
         other.network.layouts.update(self.network.layouts)
+        other.network.axes.update(self.network.axes)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -356,22 +359,42 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     layers = [method.layers_for(ready, found) for method in methods]
     for method in methods:
         network.layouts.update(method.network.layouts)
+        network.axes.update(method.network.axes)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own
     }
-    whole = any(method.reads == "input gradient" for method in methods)
-    agnostic = all(method.class_agnostic for method in methods)
-    around = {method.name: method.around() for method in methods}
     with undisturbed(network.module):
-        leaf, ready = as_leaf(ready) if whole else (None, ready)
-        with torch.set_grad_enabled(whole):
-            forward_pass = run(
-                network, ready, together, differentiated, target, agnostic=agnostic, around=around, leaf=leaf
-            )
-        if network.reshape is None and not ready.is_list and len(ready.size or ()) > 1:
-            for name, features in forward_pass.features.items():
-                if features.dim() == 3:
-                    locate_tokens(network, ready, name, tuple(features.shape))
+        forward_pass = _pass(methods, network, ready, together, differentiated, target)
         with full_precision(forward_pass.device):
             yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
+
+
+def _pass(
+    methods: Sequence[Method],
+    network: Network,
+    inputs: Inputs,
+    layers: Mapping[str, nn.Module],
+    differentiated: Collection[str],
+    target: Any,
+) -> ForwardPass:
+    """Run the network once; in the first pass of inputs of a size, follow the positions to locate the layers."""
+    whole = any(method.reads == "input gradient" for method in methods)
+    agnostic = all(method.class_agnostic for method in methods)
+
+    def once(follow: bool) -> ForwardPass:
+        leaf, ready = as_leaf(inputs) if whole else (None, inputs)
+        around: dict[str, Any] = {method.name: method.around() for method in methods}
+        if follow:
+            around["positions"] = followed(ready)
+        with torch.set_grad_enabled(whole):
+            return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
+
+    if is_located(network, inputs, layers):
+        inputs = inputs.along(image_axes(network, inputs, layers))
+        forward_pass = once(follow=False)
+        if has_layouts(network, inputs, forward_pass.features):
+            return forward_pass
+    forward_pass = once(follow=True)
+    locate(network, inputs, forward_pass.features, forward_pass.noted["positions"])
+    return forward_pass.along(image_axes(network, inputs, layers))

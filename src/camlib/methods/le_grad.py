@@ -159,7 +159,7 @@ class LeGrad(Method):
         """The relevance of the patches, on their grid."""
         relevance = le_grad(gradients)[..., None]
         if self.network.reshape is not None:
-            grid = reshaped(self.network.reshape, relevance, "attention", forward_pass.size or (0, 0))
+            grid = reshaped(self.network.reshape, relevance, "attention", len(forward_pass.size or (0, 0)))
             if grid.shape[1] != 1:
                 raise CamlibTypeError(
                     f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "

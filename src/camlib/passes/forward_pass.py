@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.inputs import Inputs, Outputs
-from camlib.layers.layouts import Layout, Tokens, grid_error, layout_of
+from camlib.inputs import ImageAxes, Inputs, Outputs
+from camlib.layers.layouts import Layout, Tokens, grid_error
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
@@ -92,6 +92,13 @@ class ForwardPass:
         """Return the same pass for a method that reads some of its layers."""
         other = copy.copy(self)
         other.layers = tuple(layers)
+        return other
+
+    def along(self, axes: ImageAxes | None) -> ForwardPass:
+        """Return the same pass, with the images where the layers show them to be."""
+        other = copy.copy(self)
+        other.inputs = self.inputs.along(axes)
+        other.size = other.inputs.size
         return other
 
     def about(self, target: targets.BoundTarget) -> ForwardPass:
@@ -216,16 +223,12 @@ class ForwardPass:
         """
         if layer not in self._layouts:
             shape = tuple(self.features[layer].shape)
-            size = None if self.inputs.is_list else self.size  # detectors resize their images
-            model = self.network.module
-            if model.get_submodule(layer) in self.network.text_modules:
+            module = self.network.module.get_submodule(layer)
+            if module in self.network.text_modules:
                 raise text_error(layer, shape)
-            layout = self.network.layouts.get((layer, shape[1:], size))
+            layout = self.network.layouts.get((layer, shape[1:], self.inputs.usual_size))
             if layout is None:
-                layout = layout_of(model, model.get_submodule(layer), shape, size)
-            if layout is None:
-                raise grid_error(shape, size, layer)
-            self.network.layouts[layer, shape[1:], size] = layout
+                raise grid_error(shape, self.size, layer)
             self._layouts[layer] = layout
         return self._layouts[layer]
 
@@ -237,8 +240,8 @@ class ForwardPass:
             return grid
         size = self.size or (0, 0)
         if features.dim() == self.features[layer].dim():
-            return reshaped(reshape, features, layer, size)
-        grid = reshaped(reshape, features.flatten(0, 1), layer, size)
+            return reshaped(reshape, features, layer, len(size))
+        grid = reshaped(reshape, features.flatten(0, 1), layer, len(size))
         return grid.reshape(*features.shape[:2], *grid.shape[1:])
 
     @property
@@ -360,17 +363,19 @@ def run(
     return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
 
 
-def reshaped(reshape: Reshape, features: Tensor, layer: str, size: tuple[int, ...]) -> Tensor:
-    """Apply the user's ``reshape`` to a layer's features; return (N, C, ...) for inputs of a spatial size.
+def reshaped(reshape: Reshape, features: Tensor, layer: str, axes: int | None = None) -> Tensor:
+    """Apply the user's ``reshape`` to a layer's features; return (N, C, ...) with a number of spatial axes.
 
     Raises:
         CamlibTypeError: the result has another shape or type.
     """
     grid = reshape(features)
-    if not isinstance(grid, Tensor) or grid.dim() != 2 + len(size) or grid.shape[0] != features.shape[0]:
+    possible = (3, 4, 5) if axes is None else (2 + axes,)
+    if not isinstance(grid, Tensor) or grid.dim() not in possible or grid.shape[0] != features.shape[0]:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
+        spatial = ", ".join("thw"[-(axes or 2) :])
         raise CamlibTypeError(
             f"reshape turned {tuple(features.shape)} of layer {layer!r} into {shape}; it must return a "
-            f"tensor ({features.shape[0]}, C, {', '.join('thw'[-len(size) :])})"
+            f"tensor ({features.shape[0]}, C, {spatial})"
         )
     return grid

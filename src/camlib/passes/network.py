@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning
-from camlib.inputs import Inputs
+from camlib.inputs import ImageAxes, Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
 from camlib.layers.layouts import Layout
@@ -44,7 +44,9 @@ class Network:
     reshape: Reshape | None = None
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
     layouts: dict[Any, Layout] = field(default_factory=dict)
-    """The layouts that were found with the layers, by name, shape without the rows, and size of the inputs."""
+    """The layouts of the layers, by name, shape without the rows, and usual size of the inputs."""
+    axes: dict[Any, ImageAxes] = field(default_factory=dict)
+    """Where the images are that a layer is a map of, by its name and the usual size of the inputs."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:

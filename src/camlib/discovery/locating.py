@@ -1,0 +1,138 @@
+"""Locate layers that are given by name: where their cells lie in the images, by the positions of a pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import permutations
+
+from torch import Tensor
+
+from camlib.discovery.confirmation import is_followed, layout_by_positions
+from camlib.discovery.perturbation import problem_by_perturbation
+from camlib.discovery.positions import Coordinate, Place, Positions
+from camlib.errors import CamlibValueError
+from camlib.inputs import ImageAxes, Inputs
+from camlib.layers.layouts import ChannelsFirst, Layout, grid_error, layout_of
+from camlib.passes.forward_pass import reshaped
+from camlib.passes.network import Network
+
+
+def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
+    """Whether layers were located before, for inputs of the same size."""
+    return all((layer, inputs.usual_size) in network.axes for layer in layers)
+
+
+def has_layouts(network: Network, inputs: Inputs, features: Mapping[str, Tensor]) -> bool:
+    """Whether the layouts of all layers are known, with the number of tokens that they have returned now."""
+    known = network.layouts
+    return network.reshape is not None or all(
+        (layer, tuple(tensor.shape[1:]), inputs.usual_size) in known for layer, tensor in features.items()
+    )
+
+
+def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], positions: Positions) -> None:
+    """Find the layouts of layers, and the images that they are maps of; the network keeps both.
+
+    Args:
+        network: the network.
+        inputs: its inputs in the pass.
+        features: each layer's output in the pass, by name.
+        positions: the positions that were followed in the pass.
+
+    Raises:
+        CamlibValueError: a layer's cells do not come from a grid of the images.
+    """
+    for layer, tensor in features.items():
+        if network.module.get_submodule(layer) in network.text_modules:
+            continue  # refused when its layout is read
+        place, shape = positions.of(tensor), tuple(tensor.shape)
+        unknown = bool(positions.not_followed)
+        if network.reshape is not None:
+            axes = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
+        else:
+            axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
+            network.layouts[layer, shape[1:], inputs.usual_size] = layout
+        network.axes[layer, inputs.usual_size] = axes
+
+
+def image_axes(network: Network, inputs: Inputs, layers: Iterable[str]) -> ImageAxes | None:
+    """Return where the images are that some located layers are maps of.
+
+    Raises:
+        CamlibValueError: they are maps of different inputs.
+    """
+    axes = {
+        layer: network.axes[layer, inputs.usual_size] for layer in layers if (layer, inputs.usual_size) in network.axes
+    }
+    if len(set(axes.values())) > 1:
+        of_inputs = ", ".join(f"{layer!r} of input {one.tensor}, axes {one.spatial}" for layer, one in axes.items())
+        raise CamlibValueError(
+            f"the layers are maps of different inputs ({of_inputs}), so their maps cannot be laid on one image; "
+            "explain them in separate calls"
+        )
+    found = next(iter(axes.values()), None)
+    return found if found and found.spatial else None
+
+
+def _layout(
+    network: Network, inputs: Inputs, layer: str, tensor: Tensor, place: Place, unknown: bool
+) -> tuple[ImageAxes, Layout]:
+    """Where the images are that a layer is a map of, and its layout."""
+    shape = tuple(tensor.shape)
+    problems = []
+    possible = inputs.possible_axes()
+    if not possible and len(shape) in (4, 5):  # the inputs hold no images on which the map could be laid
+        return ImageAxes(0, ()), ChannelsFirst(shape[2:])
+    for axes in possible:
+        cells = shape[2:]
+        if len(cells) == len(axes.spatial) and math.prod(cells) == 1:
+            return axes, ChannelsFirst(cells)  # one cell, which is the whole image
+        found = layout_by_positions(place, shape, inputs, axes)
+        if not isinstance(found, str):
+            return axes, found
+        problems.append(found)
+    if unknown and inputs.axes is not None and not is_followed(place, inputs.axes):
+        module, size = network.module.get_submodule(layer), None if inputs.is_list else inputs.size
+        layout = layout_of(network.module, module, shape, size)
+        if layout is not None:
+            problem = problem_by_perturbation(network, inputs, layer, layout.to_grid)
+            if problem is None:
+                return inputs.axes, layout
+            problems.insert(0, problem)
+    raise grid_error(shape, inputs.size, layer, *problems[:1])
+
+
+def _axes_of_reshaped(
+    network: Network, inputs: Inputs, layer: str, tensor: Tensor, place: Place, unknown: bool
+) -> ImageAxes:
+    """Where the images are that the grid made by the user's ``reshape`` is a map of."""
+    reshape = network.reshape
+    assert reshape is not None
+    usual = inputs.axes
+    shape = tuple(reshaped(reshape, tensor, layer).shape)
+    moved: Place = {
+        axis: Coordinate(reshaped(reshape, one.values.expand(tensor.shape).contiguous(), layer), one.pitch).compact()
+        for axis, one in place.items()
+    }
+    possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
+    if usual is not None and math.prod(shape[2:]) == 1 and usual in possible:
+        return usual
+    problems = []
+    for axes in possible:
+        for spatial in permutations(axes.spatial):
+            found = layout_by_positions(moved, shape, inputs, ImageAxes(axes.tensor, spatial))
+            if isinstance(found, ChannelsFirst):
+                return ImageAxes(axes.tensor, spatial)
+            problems.append(found if isinstance(found, str) else "its axes are in another order")
+    if unknown and usual in possible and usual is not None and not is_followed(place, usual):
+        problem = problem_by_perturbation(network, inputs, layer, reshape)
+        if problem is None:
+            return usual
+        problems.insert(0, problem)
+    of_size = " x ".join(map(str, inputs.size or ("unknown size",)))
+    raise CamlibValueError(
+        f"reshape turned {tuple(tensor.shape)} of layer {layer!r} into {shape}, which is not a grid over inputs of "
+        f"{of_size}: {next(iter(problems), 'it has another number of axes')}; it must return (N, C, ...) with the "
+        "cells in the order of the images"
+    )
