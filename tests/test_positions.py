@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +15,10 @@ from torch import Tensor, nn
 
 import camlib
 from camlib.discovery import positions as positions_module
-from camlib.discovery.confirmation import contradiction, followed, token_layout
+from camlib.discovery.confirmation import followed, layout_by_positions
 from camlib.discovery.positions import Positions
 from camlib.inputs import Inputs
-from camlib.layers.layouts import ChannelsFirst, Tokens
+from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Tokens, Transposed
 
 
 def own_places(positions: Positions, features: Tensor, axis: int) -> Tensor:
@@ -87,39 +89,59 @@ def test_mixing_all_positions_leaves_none() -> None:
     assert {axis for _, axis in positions.of(pooled)} & {2, 3} == set()
 
 
-class TestContradiction:
-    images = torch.rand(1, 3, 32, 48)
+class TestLayoutByPositions:
+    inputs = Inputs(torch.rand(1, 3, 32, 48))
 
-    def problem(self, layout: Any, order: Tensor | None = None) -> str | None:
-        with torch.no_grad(), followed(Inputs(self.images)) as positions:
-            patches = nn.functional.avg_pool2d(self.images, 8).flatten(2).mT
-            tokens = torch.cat([torch.zeros(1, 1, 3), patches if order is None else patches[:, order]], 1)
-        return contradiction(positions.of(tokens), layout, tuple(tokens.shape), Inputs(self.images))
+    def layout(self, change: Callable[[Tensor], Tensor]) -> Any:
+        """The layout of features that a function makes from a map (1, 4, 4, 6)."""
+        with torch.no_grad(), followed(self.inputs) as positions:
+            features = change(nn.Conv2d(3, 4, 8, 8)(self.inputs.raw))
+        return layout_by_positions(positions.of(features), tuple(features.shape), self.inputs, self.inputs.axes)
 
-    def test_the_true_layout_is_confirmed(self) -> None:
-        assert self.problem(Tokens((4, 6), 1)) is None
+    @staticmethod
+    def tokens(maps: Tensor, *, first: int = 0, last: int = 0) -> Tensor:
+        return torch.cat([torch.zeros(1, first, 4), maps.flatten(2).mT, torch.zeros(1, last, 4)], 1)
 
-    def test_another_prefix_or_order_is_not(self) -> None:
-        assert "do not come from the images" in str(self.problem(Tokens((4, 6), 0)))
-        assert "not in the order of a 3 x 8 grid" in str(self.problem(Tokens((3, 8), 1)))
-        assert "not in the order" in str(self.problem(Tokens((4, 6), 1), torch.arange(24).flip(0)))
-        assert "not in the order" in str(self.problem(Tokens((4, 6), 1), torch.arange(24).view(6, 4).mT.flatten()))
+    @pytest.mark.parametrize(
+        ("change", "layout"),
+        [
+            (lambda maps: maps + 1, ChannelsFirst((4, 6))),
+            (lambda maps: maps.permute(0, 2, 3, 1), ChannelsLast((4, 6))),
+            (lambda maps: maps.transpose(2, 3), Transposed((4, 6), (-1, -2))),
+            (lambda maps: maps.permute(0, 3, 2, 1), Transposed((4, 6), (-2, -3))),
+            (lambda maps: TestLayoutByPositions.tokens(maps), Tokens((4, 6), 0)),
+            (lambda maps: TestLayoutByPositions.tokens(maps, first=2, last=5), Tokens((4, 6), 2)),
+        ],
+    )
+    def test_it_brings_the_cells_back_to_their_places(self, change: Any, layout: Any) -> None:
+        maps = torch.rand(2, 4, 4, 6)
+        assert self.layout(change) == layout
+        features = change(maps[:1])
+        assert torch.equal(layout.to_grid(features), maps[:1] + (1 if layout == ChannelsFirst((4, 6)) else 0))
 
-    def test_an_axis_that_is_no_place_is_not(self) -> None:
-        with torch.no_grad(), followed(Inputs(self.images)) as positions:
-            rows = nn.Conv2d(3, 4, 8, 8)(self.images).mean(3, keepdim=True).expand(1, 4, 4, 6).clone()
-        layout = ChannelsFirst((4, 6))
-        assert "axis 3" in str(contradiction(positions.of(rows), layout, tuple(rows.shape), Inputs(self.images)))
+    @pytest.mark.parametrize(
+        "order", [torch.arange(24).flip(0), torch.arange(24).view(6, 4).mT.flatten(), torch.randperm(24)]
+    )
+    def test_tokens_in_another_order_are_put_in_order(self, order: Tensor) -> None:
+        layout = self.layout(lambda maps: self.tokens(maps)[:, order])
+        maps = torch.rand(2, 4, 4, 6)
+        assert torch.equal(layout.to_grid(maps.flatten(2).mT[:, order]), maps)
 
-    def test_tokens_have_the_layout_of_their_positions(self) -> None:
-        with torch.no_grad(), followed(Inputs(self.images)) as positions:
-            patches = nn.functional.avg_pool2d(self.images, 8).flatten(2).mT
-            tokens = torch.cat([torch.zeros(1, 2, 3), patches, torch.zeros(1, 5, 3)], 1)
-            some = patches[:, [0, 3, 5, 7]]
-        layout = token_layout(positions.of(tokens), tuple(tokens.shape), Inputs(self.images))
-        assert layout == Tokens((4, 6), 2)
-        assert torch.equal(layout.to_grid(tokens), patches.mT.unflatten(2, (4, 6)))
-        assert token_layout(positions.of(some), tuple(some.shape), Inputs(self.images)) is None
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            (lambda maps: TestLayoutByPositions.tokens(maps)[:, [0, 2, 3, 5, 18, 20, 21, 23]], "not spaced evenly"),
+            (lambda maps: TestLayoutByPositions.tokens(maps)[:, [0, 5, 18]], "not a whole 2 x 2"),
+            (lambda maps: TestLayoutByPositions.tokens(maps)[:, [0, 1, 6, 7]], "lie between 4 and 12 along axis 2"),
+            (lambda maps: maps.mean(3, keepdim=True).expand(1, 4, 4, 6).clone(), "follow axis 3"),
+            (lambda maps: maps.flip(3), "do not progress evenly"),
+            (lambda maps: maps[..., [0, 1, 2, 3, 5]], "do not progress evenly"),
+            (lambda maps: maps[..., :2, :], "lie between 4 and 12 along axis 2"),
+            (lambda maps: maps.view(1, 4, 4, 2, 3).permute(0, 3, 1, 2, 4).flatten(0, 1), "its rows are not the images"),
+        ],
+    )
+    def test_what_is_no_grid_over_the_images_has_none(self, change: Any, problem: str) -> None:
+        assert re.search(problem, self.layout(change))
 
 
 def trunk() -> nn.Sequential:
@@ -193,12 +215,6 @@ def test_frames_that_became_a_sequence_are_refused() -> None:
         camlib.GradCAM(Frames().eval())(torch.rand(1, 4, 3, 64, 64))
 
 
-def test_a_spectrogram_transformer_is_refused() -> None:
-    config = transformers.ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    with pytest.raises(camlib.CamlibRuntimeError, match="is not a map of the images"):
-        camlib.GradCAM(transformers.ASTForAudioClassification(config).eval())(torch.rand(1, 1024, 128))
-
-
 def naive(model: nn.Module, layer: str, images: Tensor, grid: tuple[int, int], prefix: int, **options: Any) -> Tensor:
     """Grad-CAM of class 1 by plain autograd, with the layout written out."""
     kept = []
@@ -239,9 +255,102 @@ def test_merges_that_pad_have_the_grid_of_the_network(size: int, cells: int) -> 
     torch.testing.assert_close(explanation.maps, expected)
 
 
-def test_stages_in_another_order_are_left_out() -> None:
-    model = timm.create_model("hiera_tiny_224").eval()
-    assert camlib.find_stages(model, torch.rand(1, 3, 224, 224)) == ["patch_embed", "blocks.11"]
+def test_tokens_that_run_window_by_window_are_put_in_order() -> None:
+    model, images = timm.create_model("hiera_tiny_224").eval(), torch.rand(1, 3, 224, 224)
+    assert camlib.find_stages(model, images) == ["unroll", "blocks.2", "blocks.9", "blocks.11"]
+    with camlib.capture(model, "blocks.2") as captured:
+        outputs = model(images)
+    features, gradient = captured.activations, captured.gradients(outputs[:, 1])
+    features, gradient = (model.reroll(tokens, 2).permute(0, 3, 1, 2) for tokens in (features, gradient))
+    expected = (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
+    torch.testing.assert_close(camlib.GradCAM(model, "blocks.2")(images, 1).maps, expected)
+
+
+class TestSpectrograms:
+    """Spectrograms and series in any order of the axes."""
+
+    @staticmethod
+    def transformer() -> nn.Module:
+        torch.manual_seed(0)
+        config = transformers.ASTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
+        return transformers.ASTForAudioClassification(config).double().eval()
+
+    def test_time_before_frequency(self) -> None:
+        model, spectrograms = self.transformer(), torch.rand(1, 1024, 128, dtype=torch.double)
+        explanation = camlib.GradCAM(model)(spectrograms, 1)
+        expected = naive(model, explanation.layer, spectrograms, (12, 101), 2).mT
+        torch.testing.assert_close(explanation.maps, expected)
+        assert explanation.heatmaps().shape == (1, 1024, 128)
+        assert torch.equal(camlib.GradCAM(model, explanation.layer)(spectrograms, 1).maps, explanation.maps)
+
+    def test_reshape_may_return_as_many_axes_as_the_layer_has(self) -> None:
+        model, spectrograms = self.transformer(), torch.rand(1, 1024, 128, dtype=torch.double)
+        layer = "audio_spectrogram_transformer.layers.1.layernorm_before"
+        cam = camlib.GradCAM(model, layer, reshape=lambda tokens: tokens[:, 2:].mT.unflatten(2, (12, 101)))
+        torch.testing.assert_close(cam(spectrograms, 1).maps, naive(model, layer, spectrograms, (12, 101), 2))
+        assert cam(spectrograms, 1).heatmaps().shape == (1, 128, 1024)  # as the user's grid lies
+
+    @pytest.mark.parametrize(
+        ("shape", "to_first"),
+        [
+            ((2, 300, 6), lambda series: series.mT),
+            ((2, 64, 48, 3), lambda frames: frames.permute(0, 3, 1, 2)),
+            ((2, 64, 48), lambda grey: grey[:, None]),
+            ((2, 4000), lambda sound: sound[:, None]),
+        ],
+    )
+    @pytest.mark.parametrize("named", [False, True])
+    def test_a_network_that_moves_the_axes_gives_the_maps_of_one_that_does_not(
+        self, shape: tuple[int, ...], to_first: Any, named: bool
+    ) -> None:
+        torch.manual_seed(0)
+        images = torch.rand(shape)
+        first = to_first(images)
+        conv = (nn.Conv1d, nn.Conv2d)[first.dim() - 3]
+        pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[first.dim() - 3]
+        model = nn.Sequential(
+            conv(first.shape[1], 8, 5, 4, 2), nn.ReLU(), conv(8, 16, 3, 2, 1), nn.ReLU(), pool(1), nn.Flatten(),
+            nn.Linear(16, 3),
+        ).eval()  # fmt: skip
+        moved = Moved(model, to_first).eval()
+        expected = camlib.GradCAM(model)(first, 1)
+        for _ in range(2):  # the first pass shows the axes, which later ones know
+            explanation = camlib.GradCAM(moved, "network.3" if named else None)(images, 1)
+            assert explanation.layer == "network.3"
+            assert torch.equal(explanation.maps, expected.maps)
+            assert torch.equal(explanation.heatmaps(), expected.heatmaps())
+        if shape != (2, 4000):
+            rise = camlib.ScoreCAM(moved)(images, 1)
+            torch.testing.assert_close(rise.maps, camlib.ScoreCAM(model)(first, 1).maps)
+
+    def test_a_map_that_is_transposed_is_shown_upright(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), Transpose(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+        model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+        images = torch.rand(2, 3, 32, 48)
+        with camlib.capture(model, "0.4") as captured:
+            outputs = model(images)
+        weights = captured.gradients(outputs[:, 1]).mean((2, 3))
+        expected = torch.einsum("nc,ncij->nji", weights, captured.activations).relu()
+        for layer in ("0.4", None):
+            torch.testing.assert_close(camlib.GradCAM(model, layer)(images, 1).maps, expected)
+
+
+class Transpose(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.transpose(2, 3)
+
+
+class Moved(nn.Module):
+    """A network that moves the axes of its inputs."""
+
+    def __init__(self, network: nn.Module, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.move = network, move
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.move(images))
 
 
 def test_a_map_of_inner_windows_is_not_the_layer() -> None:
@@ -294,7 +403,7 @@ class TestNamedLayers:
         expected = naive(model, "vit.layers.0", self.images, (3, 3), 1, interpolate_pos_encoding=True)
         torch.testing.assert_close(explainer(self.images, 1).maps, expected)
 
-    def test_the_places_are_followed_once_for_each_size(self) -> None:
+    def test_the_places_are_followed_in_the_first_pass_of_each_size(self) -> None:
         model, passes = self.model(), []
         model.register_forward_pre_hook(lambda module, args: passes.append(args))
         explainer = camlib.GradCAM(model, "vit.layers.0", forward=lambda m, x: m(x, interpolate_pos_encoding=True))
@@ -302,7 +411,7 @@ class TestNamedLayers:
         for size in (112, 112, 240):
             explainer(torch.rand(1, 3, size, size, dtype=torch.double), 1)
             counts.append(len(passes))
-        assert counts == [2, 3, 5]
+        assert counts == [1, 2, 3]
 
     def test_several_layers_are_followed_in_one_pass(self) -> None:
         model, passes = self.model(), []
@@ -310,21 +419,15 @@ class TestNamedLayers:
         layers = ["vit.layers.0", "vit.layers.1.layernorm_before"]
         cam = camlib.GradCAM(model, layers, forward=lambda m, x: m(x, interpolate_pos_encoding=True))
         explanation = cam(self.images)
-        assert len(passes) == 2
+        assert len(passes) == 1
         assert {tuple(maps.shape) for maps in explanation.layers.values()} == {(2, 3, 3)}
-
-    def test_tokens_in_another_order_are_refused(self) -> None:
-        model = timm.create_model("hiera_tiny_224").eval()
-        expected = r"'blocks.2' returns shape \(1, 784, 192\).*not in the order of a 28 x 28 grid.*pass reshape="
-        with pytest.raises(camlib.CamlibValueError, match=expected):
-            camlib.GradCAM(model, "blocks.2")(torch.rand(1, 3, 224, 224), 1)
 
     def test_a_choice_of_tokens_is_refused(self) -> None:
         config = transformers.ViTMAEConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
         )
         model = transformers.ViTMAEModel(config).eval()
-        with pytest.raises(camlib.CamlibValueError, match="do not come from the images.*pass reshape="):
+        with pytest.raises(camlib.CamlibValueError, match="its 49 cells are not.*pass reshape="):
             camlib.GradCAM(model, "layers.1")(
                 torch.rand(1, 3, 224, 224), lambda out: out.last_hidden_state.mean((1, 2))
             )

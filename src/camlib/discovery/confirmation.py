@@ -126,7 +126,7 @@ def _not_covering(coordinates: Sequence[Coordinate], images: Tensor, axes: Image
     for axis, one in zip(axes.spatial, coordinates, strict=True):
         known = one.values[~one.values.isnan()]
         first, last = float(known.amin()), float(known.amax())
-        if abs((first + last) / 2 - (images.shape[axis] - 1) / 2) > max(one.pitch, 1.0):
+        if abs((first + last) / 2 - (images.shape[axis] - 1) / 2) > max(0.75 * one.pitch, 1.0):
             return (
                 f"its cells lie between {first:.0f} and {last:.0f} along axis {axis} of the input, which has "
                 f"{images.shape[axis]}"

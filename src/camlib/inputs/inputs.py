@@ -76,7 +76,7 @@ class Inputs:
     @cached_property
     def usual_size(self) -> Size | None:
         """The :attr:`size` of the images where they usually are, which stands for the kind of these inputs."""
-        return self.along(self._usual_axes()).size
+        return self.size if self.axes == self._usual_axes() else Inputs(self.raw).size
 
     def _usual_axes(self) -> ImageAxes | None:
         if self.is_list:
