@@ -266,8 +266,9 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
             return _choose(network, records, proved, starts, score, inputs)
         both = {one: proved.get(one) or inferred[one] for one in records if one in proved or one in inferred}
         found = _choose(network, records, both, starts, score, inputs)
-    layout = found.located[found.last][1]
-    if found.last in proved or problem_by_perturbation(network, inputs, found.name(found.last), layout.to_grid) is None:
+    layout, tokens = found.located[found.last][1], found.last.tensor.dim() == 3
+    name = found.name(found.last)
+    if found.last in proved or not problem_by_perturbation(network, inputs, name, layout.to_grid, tokens):
         return found
     with undisturbed(network.module):
         return _choose(network, records, proved, starts, score, inputs)

@@ -37,7 +37,7 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
     Args:
         network: the network.
         inputs: its inputs in the pass.
-        features: each layer's output in the pass, by name.
+        features: each layer's output in the pass, by name, as the layer returned it.
         positions: the positions that were followed in the pass.
 
     Raises:
@@ -96,7 +96,7 @@ def _layout(
         module, size = network.module.get_submodule(layer), None if inputs.is_list else inputs.size
         layout = layout_of(network.module, module, shape, size)
         if layout is not None:
-            problem = problem_by_perturbation(network, inputs, layer, layout.to_grid)
+            problem = problem_by_perturbation(network, inputs, layer, layout.to_grid, len(shape) == 3)
             if problem is None:
                 return inputs.axes, layout
             problems.insert(0, problem)
@@ -110,7 +110,7 @@ def _axes_of_reshaped(
     reshape = network.reshape
     assert reshape is not None
     usual = inputs.axes
-    shape = tuple(reshaped(reshape, tensor, layer).shape)
+    shape = tuple(reshaped(reshape, tensor.dequantize() if tensor.is_quantized else tensor, layer).shape)
     moved: Place = {
         axis: Coordinate(reshaped(reshape, one.values.expand(tensor.shape).contiguous(), layer), one.pitch).compact()
         for axis, one in place.items()
@@ -126,7 +126,7 @@ def _axes_of_reshaped(
                 return ImageAxes(axes.tensor, spatial)
             problems.append(found if isinstance(found, str) else "its axes are in another order")
     if unknown and usual in possible and usual is not None and not is_followed(place, usual):
-        problem = problem_by_perturbation(network, inputs, layer, reshape)
+        problem = problem_by_perturbation(network, inputs, layer, reshape, tensor.dim() == 3)
         if problem is None:
             return usual
         problems.insert(0, problem)

@@ -1,11 +1,13 @@
 """Test a layout by perturbation, for networks whose operations cannot be followed, such as quantised ones.
 
-A few places of the image are perturbed, one after the other. The cells that change most must be those at these places.
+A few places of the image are perturbed, one after the other. Each cell at one of these places must change most when its
+own place is perturbed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +20,19 @@ from camlib.passes.network import Network
 
 
 def problem_by_perturbation(
-    network: Network, inputs: Inputs, layer: str, to_grid: Callable[[Tensor], Tensor]
+    network: Network, inputs: Inputs, layer: str, to_grid: Callable[[Tensor], Tensor], neighbours: bool
 ) -> str | None:
     """Return why a grid is not where its cells come from; None if every perturbed place is found on the grid.
 
-    Costs two forward passes for each spatial axis, and two more.
+    Costs at most two forward passes for each spatial axis, and two more.
 
     Args:
         network: the network.
         inputs: its inputs.
         layer: the layer's name.
         to_grid: from the layer's features to the grid (N, C, ...).
+        neighbours: whether to tell neighbours apart, too, as for tokens. A convolution does not shift its cells, and
+            in a deep network neighbours change almost equally.
     """
     if inputs.size is None or not inputs.images.is_floating_point():
         return "where its cells come from cannot be followed"
@@ -37,20 +41,26 @@ def problem_by_perturbation(
     grid = tuple(clean.shape[2:])
     if len(grid) != len(inputs.size):
         return f"it has {len(grid)} axes, and the images {len(inputs.size)}"
+    cells = _cells(grid, neighbours)
     generator = torch.Generator(inputs.images.device).manual_seed(0)
-    for cell in _cells(grid):
+    low, high = first.images[0].amin(), first.images[0].amax()
+    noise = torch.rand(first.images[0].shape, generator=generator, device=low.device, dtype=low.dtype)
+    noise = low + (high - low if bool(high > low) else 1.0) * noise
+    changes = []
+    for cell in cells:
         images = first.images.clone()
-        box = images[0][(slice(None), *_pixels(cell, grid, inputs.size))]
-        low, high = images[0].amin(), images[0].amax()
-        noise = torch.rand(box.shape, generator=generator, device=box.device, dtype=box.dtype)
-        box.copy_(low + (high - low if bool(high > low) else 1.0) * noise)
-        change = (to_grid(_features(network, first.with_images(images), layer))[:1].double() - clean).abs().mean(1)
-        if not bool(change.any()):
-            return "its cells do not come from the images"
-        found = torch.unravel_index(change.flatten().argmax(), grid)
-        if any(abs(int(at) - own) > (side > 4) for at, own, side in zip(found, cell, grid, strict=True)):
-            place = tuple(map(int, found))
-            return f"a change of the image at the place of cell {cell} shows in cell {place} of the grid {grid}"
+        box: Any = (slice(None), *_pixels(cell, grid, inputs.size))
+        images[0][box] = noise[box]
+        features = to_grid(_features(network, first.with_images(images), layer))[:1]
+        changes.append((features.double() - clean).abs().mean(1)[0])
+    by_place = torch.stack(changes)
+    if not bool(by_place.flatten(1).any(1).all()):
+        return "its cells do not come from the images"
+    for cell in cells:
+        of_cell: Any = (slice(None), *cell)
+        strongest = cells[int(by_place[of_cell].argmax())]
+        if strongest != cell:
+            return f"cell {cell} of its grid {grid} changes most with the image at the place of cell {strongest}"
     return None
 
 
@@ -62,18 +72,19 @@ def _features(network: Network, inputs: Inputs, layer: str) -> Tensor:
     return watch.activations()[layer]
 
 
-def _cells(grid: Size) -> Iterator[Size]:
-    """Yield a cell near the first corner, and those that differ from it along one axis; none is its own mirror."""
-    near, far = tuple(side // 4 for side in grid), tuple((3 * side) // 4 for side in grid)
-    yield near
+def _cells(grid: Size, neighbours: bool) -> list[Size]:
+    """A cell near the first corner, the one near the far end of each axis, and its neighbours if they are wanted."""
+    near = tuple(side // 4 for side in grid)
+    cells = [near]
     for axis, side in enumerate(grid):
-        if side > 1:
-            yield (*near[:axis], far[axis], *near[axis + 1 :])
+        others = [side - 1 - near[axis], *([near[axis] + 1] if neighbours and side > near[axis] + 1 else [])]
+        cells += [(*near[:axis], other, *near[axis + 1 :]) for other in others]
+    return list(dict.fromkeys(cells))
 
 
-def _pixels(cell: Size, grid: Size, size: Size) -> tuple[slice, ...]:
+def _pixels(cell: Size, grid: Size, size: Size) -> list[slice]:
     """The pixels of the image at the place of a cell."""
-    return tuple(
+    return [
         slice(at * side // cells, max((at + 1) * side // cells, at * side // cells + 1))
         for at, cells, side in zip(cell, grid, size, strict=True)
-    )
+    ]

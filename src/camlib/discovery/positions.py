@@ -333,9 +333,13 @@ def _reduced(call: _Call) -> list[dict[Axis, Coordinate | None]]:
 
 def _convolved(call: _Call) -> list[dict[Axis, Coordinate | None]]:
     first, weight = call.args[0], call.args[1]
+    if isinstance(weight, Tensor):
+        stride, padding, dilation = (_each(call.named(name, 1), weight.dim() - 2) for name in _GEOMETRY)
+        transposed, groups = bool(call.named("transposed", False)), call.named("groups", 1)
+    else:  # the packed parameters of a quantised convolution
+        stride, padding, dilation = (list(getattr(weight, name)()) for name in _GEOMETRY)
+        transposed, groups, weight = bool(weight.transpose()), weight.groups(), weight.unpack()[0]
     spatial = weight.dim() - 2
-    stride, padding, dilation = (_each(call.named(name, 1), spatial) for name in ("stride", "padding", "dilation"))
-    transposed, groups = bool(call.named("transposed", False)), call.named("groups", 1)
     if call.func._schema.name.startswith("torchvision"):
         stride, padding, dilation = (
             [call.named(f"{name}_{side}") for side in "hw"] for name in ("stride", "pad", "dilation")
@@ -350,6 +354,9 @@ def _convolved(call: _Call) -> list[dict[Axis, Coordinate | None]]:
         mixed = one if one.values.shape[-1 - spatial] == 1 else None if groups > 1 else _averaged(one, [-1 - spatial])
         place[axis] = mixed and _over_windows(mixed, windows, call.results[0].shape[-spatial:])
     return [place]
+
+
+_GEOMETRY = ("stride", "padding", "dilation")
 
 
 def _pooled(call: _Call) -> list[dict[Axis, Coordinate | None]]:
@@ -469,9 +476,10 @@ _RULES: dict[str, Rule] = {
 _PATTERNS: list[tuple[str, Rule]] = [
     (r"_scaled_dot_product_.*|scaled_dot_product_attention", _attended),
     (r"constant_pad_nd|(reflection|replication)_pad\dd", _padded),
-    (r"(max|avg)_pool\dd(_with_indices)?|mkldnn_max_pool\dd", _pooled),
+    (r"(max|avg)_pool\dd(_with_indices)?|(mkldnn_|quantized_)max_pool\dd", _pooled),
     (r"_?(mkldnn_)?adaptive_(avg|max)_pool\dd|_?upsample_.*|pixel_(un)?shuffle", _resized),
-    (r"(mkldnn_|cudnn_|miopen_)convolution.*", _convolved),
+    (r"(mkldnn_|cudnn_|miopen_)convolution.*|conv[123]d_(relu|add|add_relu)", _convolved),
+    (r"(add|mul)(_scalar)?(_relu)?|batch_norm([123]d)?(_relu)?|.*elu6?|hardswish|sigmoid", _pointwise),  # quantised
 ]
 
 
@@ -581,15 +589,13 @@ def _agreed(one: Coordinate | None, other: Coordinate | None) -> Coordinate | No
         return None
     if one.values is other.values:
         return one
+    if bool(one.varies) != bool(other.varies):  # one is a single place, such as the pooled map of a gate
+        return one if one.varies else other
     a, b = one.values, other.values
     pitch = max(one.pitch, other.pitch)
     joined = torch.where(a.isnan(), b, a)
     apart = (a - b).abs() > 0.75 * pitch
     if bool(apart.any()):
-        if not one.varies and other.varies:
-            return other
-        if not other.varies and one.varies:
-            return one
         joined = joined.masked_fill(apart.expand(joined.shape), math.nan)
         if bool(joined.isnan().all()):
             return None

@@ -396,5 +396,5 @@ def _pass(
         if has_layouts(network, inputs, forward_pass.features):
             return forward_pass
     forward_pass = once(follow=True)
-    locate(network, inputs, forward_pass.features, forward_pass.noted["positions"])
+    locate(network, inputs, forward_pass.watch.tensors(), forward_pass.noted["positions"])
     return forward_pass.along(image_axes(network, inputs, layers))

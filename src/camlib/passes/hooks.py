@@ -188,8 +188,8 @@ class Watch:
         tensor = first_tensor(output, name)
         return tensor.detach(), with_first(output, tensor.clone())
 
-    def activations(self) -> dict[str, Tensor]:
-        """Return each layer's output by name, detached and dequantised, in the order in which the layers were given.
+    def tensors(self) -> dict[str, Tensor]:
+        """Return each layer's output by name, as the layer returned it, in the order in which the layers were given.
 
         Raises:
             CamlibRuntimeError: a layer was not reached, or something changed its output in place.
@@ -204,8 +204,16 @@ class Watch:
                     f"the output of layer {name!r} was changed in place after the layer returned it; choose the layer "
                     "before or after it"
                 )
-            tensors[name] = point.tensor.dequantize() if point.tensor.is_quantized else point.tensor.detach()
+            tensors[name] = point.tensor
         return tensors
+
+    def activations(self) -> dict[str, Tensor]:
+        """Return :meth:`tensors`, detached and dequantised."""
+        return {name: _dequantised(tensor) for name, tensor in self.tensors().items()}
+
+
+def _dequantised(tensor: Tensor) -> Tensor:
+    return tensor.dequantize() if tensor.is_quantized else tensor.detach()
 
 
 class Cut(Watch):
@@ -237,7 +245,7 @@ class Cut(Watch):
         Raises:
             CamlibRuntimeError: the scores do not depend on one of the layers.
         """
-        self.activations()  # every layer was reached
+        self.tensors()  # every layer was reached
         if not isinstance(scores, Tensor) or scores.dim() > 2:
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CamlibValueError(f"scores must be (N,), (N, K) or a single number, got {shape}; pick a class first")
@@ -262,7 +270,7 @@ class Cut(Watch):
         Returns:
             For each layer (G, H A), both tensors like its activations; H A is zero if the tail is piecewise linear.
         """
-        self.activations()  # every layer was reached
+        self.tensors()  # every layer was reached
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
         points = {name: self._points[name].tensor for name in self.cut}
