@@ -334,6 +334,9 @@ def _choose(
     through = graph.last_bottleneck(candidates)
     if through is None:
         through = candidates[-1]
+    branches = graph.side_by_side(candidates, through)
+    if branches:
+        raise _several_branches(branches, located, graph, records)
     tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
     if any(later.node not in connected for later in tokens):
         norms = [
@@ -343,6 +346,25 @@ def _choose(
         ]
         through = norms[-1] if norms else through
     return _Found(through, candidates, located, records, graph, inputs.usual_size)
+
+
+def _several_branches(
+    branches: list[Tapped], located: Located, graph: Graph, records: list[Tapped]
+) -> CamlibRuntimeError:
+    names = [graph.outermost(branch, records) for branch in branches]
+    if len(branches) == 1:
+        return CamlibRuntimeError(
+            f"the last feature map that leads to the score, {names[0]!r}, is only one of several branches, and the "
+            f"others have no feature map with one row for each image; layer={names[0]!r} explains this branch alone"
+        )
+    numbers = [located[branch][0].tensor for branch in branches]
+    several = len(set(numbers)) > 1
+    listed = [f"{n!r} of input {number}" if several else repr(n) for n, number in zip(names, numbers, strict=True)]
+    way_out = "the others in separate calls" if several else f"or all in one map: layer=[{', '.join(listed)}]"
+    return CamlibRuntimeError(
+        "several branches lead side by side from the inputs to the score. Their last feature maps are those of "
+        f"{', '.join(listed)}. Explain one of them, such as layer={names[-1]!r}, {way_out}"
+    )
 
 
 def _located(record: Tapped, inputs: Inputs) -> tuple[ImageAxes, Layout] | None:

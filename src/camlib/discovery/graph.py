@@ -125,6 +125,47 @@ class Graph:
         by = self._marked(self._starts, lambda later, by: later is not node and self._uses(later, by))
         return node in self._starts or self._root not in by
 
+    def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:
+        """The last records of branches that lead side by side from the images to the outputs, ``through`` among them.
+
+        Branches share no trunk: no map that a layer with parameters has made, and through which everything passes. An
+        empty list if there is only one branch.
+        """
+        made = self._marked(
+            [node for node in self._flow if re.search(_PARAMETRIC_OPS, node.name())],
+            lambda node, made: node in self._flow and self._uses(node, made),
+        )
+        if any(record.node in made and self.all_pass(record) for record in records):
+            return []
+        before, behind = self._before([through.node]), self._marked([through.node], self._uses)
+        if not any(node in made for node in self._around([through.node]) - before - behind):
+            return []
+        last = [through]
+        for record in reversed(records):
+            if record.node in made and record.node in self._around([one.node for one in last]) - before:
+                last.append(record)
+                before |= self._before([record.node])
+        return last[::-1]
+
+    def _before(self, nodes: Collection[Any]) -> set[Any]:
+        """The nodes that lead to some nodes."""
+        before = set(nodes)
+        for node in reversed(self._inputs):
+            if node in before:
+                before.update(self._inputs[node])
+        return before
+
+    def _around(self, nodes: Collection[Any]) -> set[Any]:
+        """The nodes on the ways from the images to the outputs that lead around some nodes."""
+        free = self._marked(self._starts, lambda node, free: node not in nodes and self._uses(node, free))
+        if self._root not in free:
+            return set()
+        leading = {self._root}
+        for node in reversed(self._inputs):
+            if node in leading:
+                leading.update(used for used in self._inputs[node] if used in free)
+        return leading
+
     def _has_part_in_all(self, node: Any) -> bool:
         """Whether a map contributes to every entry of the outputs, that is, to each of the concatenated parts."""
         has_part = self._marked(
