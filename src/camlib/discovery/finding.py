@@ -337,6 +337,14 @@ def _choose(
     branches = graph.side_by_side(candidates, through)
     if branches:
         raise _several_branches(branches, located, graph, records)
+    later = graph.map_far_behind(through)
+    if later is not None:
+        name = graph.outermost(through, records)
+        raise CamlibRuntimeError(
+            f"the last feature map {later} that leads to the score is returned by no module that is called once; the "
+            f"last one before it, {name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the "
+            f"network's trunk into a module of its own, or give layer={name!r} to explain that map"
+        )
     tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
     if any(later.node not in connected for later in tokens):
         norms = [

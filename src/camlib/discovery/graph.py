@@ -5,19 +5,23 @@ Operations are recognised by the names of their autograd nodes, independently of
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from camlib.discovery.positions import Place
+from camlib.layers.layouts import Layout
 
 # Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.
 _LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
-_POOLING_OPS = r"MaxPool|AvgPool|^Mean|^SumBackward|^Amax"
+_POOLING_OPS = r"MaxPool|AvgPool"
+_REDUCTION_OPS = r"^Mean|^Sum|^Amax|^Amin|^Logsumexp|^Max|^LinalgVectorNorm"
 _PARAMETRIC_OPS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
 _ACTIVATION_OPS = (
     r"Relu|Hardtanh|Hardswish|Hardsigmoid|Sigmoid|Silu|Gelu|Elu|Tanh|Softplus|Clamp|Dropout|Mish|Threshold"
@@ -25,6 +29,8 @@ _ACTIVATION_OPS = (
 _LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
 _RESIZING_OPS = r"Upsample"
 _NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
+_PRIME = 2**61 - 1
+_COMPUTING_OPS = f"{_POOLING_OPS}|{_REDUCTION_OPS}|{_PARAMETRIC_OPS}|{_NORM_OPS}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +50,11 @@ class Graph:
 
     Args:
         outputs: the tensor of scores.
-        maps: all feature maps, in order of computation.
+        maps: all maps of the images with their layouts, in order of computation.
         starts: the nodes of the images, or None for images without a gradient; the flow then starts at the first map.
     """
 
-    def __init__(self, outputs: Tensor, maps: Collection[Tapped], starts: Collection[Any]) -> None:
+    def __init__(self, outputs: Tensor, maps: Mapping[Tapped, Layout], starts: Collection[Any]) -> None:
         self._root = outputs.grad_fn
         self._maps = maps
         self._inputs = _inputs_first(self._root)
@@ -56,6 +62,7 @@ class Graph:
             *(one.node for one in maps if one.node in self._inputs)
         ][:1]
         self._flow = self._marked(self._starts, self._uses)  # what depends on the images: no parameters, no constants
+        self._outputs = self._same_as_outputs()
         self._before_projection: set[Any] = set()
         for node, inputs in reversed(self._inputs.items()):
             if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
@@ -95,13 +102,45 @@ class Graph:
         return str(made.name())
 
     def is_feature_map(self, record: Tapped, outputs: Tensor) -> bool:
-        """Whether a map is neither pooled from another map nor class scores that are only pooled or resized later."""
-        if re.search(_POOLING_OPS, self._maker(record, _LAYOUT_OPS)):
+        """Whether a map is neither the outputs, nor pooled from another map, nor class scores that are pooled later."""
+        if record.node in self._outputs or self._is_pooled(record):
             return False
         one_map_per_class = outputs.dim() == 0 or (outputs.dim() > 1 and outputs.shape[1] in record.tensor.shape[1:])
         return not (
             one_map_per_class and self._is_projection(record.node) and record.node not in self._before_projection
         )
+
+    def _is_pooled(self, record: Tapped) -> bool:
+        """Whether a map is pooled from a larger one; a sum over branches or channels is not."""
+        made = self._maker(record, _LAYOUT_OPS)
+        if re.search(_REDUCTION_OPS, made):
+            grid = self._maps[record].grid
+            return any(self._maps[source].grid != grid for source in self._sources(record))
+        return bool(re.search(_POOLING_OPS, made))
+
+    def _sources(self, record: Tapped) -> list[Tapped]:
+        """The last maps before a map, on all ways to it."""
+        by_node = {other.node: other for other in self._maps if other is not record}
+        found, stack, seen = [], list(self._inputs[record.node]), set()
+        while stack:
+            node = stack.pop()
+            if node in by_node:
+                found.append(by_node[node])
+            elif node not in seen:
+                seen.add(node)
+                stack.extend(self._inputs[node])
+        return found
+
+    def _same_as_outputs(self) -> set[Any]:
+        """The nodes of tensors that hold the outputs, apart from their layout, a scale, or the choice of a part."""
+        node: Any = self._root
+        same = set()
+        while True:
+            same.add(node)
+            used = self._inputs[node]
+            if len(used) != 1 or re.search(_COMPUTING_OPS, node.name()):
+                return same
+            (node,) = used
 
     def _is_projection(self, node: Any) -> bool:
         """Whether a map is a convolution or matrix product of another map, or a sum of these."""
@@ -120,10 +159,44 @@ class Graph:
         return None
 
     def all_pass(self, record: Tapped) -> bool:
-        """Whether the first map reaches the outputs only through this one."""
-        node = record.node
-        by = self._marked(self._starts, lambda later, by: later is not node and self._uses(later, by))
-        return node in self._starts or self._root not in by
+        """Whether the images reach the outputs only through this map."""
+        return self._is_passed_by_all(record.node)
+
+    def _is_passed_by_all(self, node: Any) -> bool:
+        """Whether all ways from the images to the outputs lead through a node: as many as lead to it and on from it."""
+        to, on = self._ways
+        return node in self._flow and to[node] * on[node] % _PRIME == to[self._root]
+
+    @cached_property
+    def _ways(self) -> tuple[dict[Any, int], dict[Any, int]]:
+        """The number of ways from the images to each node, and from each node to the outputs, modulo a prime."""
+        to = {node: int(node in self._starts) for node in self._inputs}
+        for node, used in self._inputs.items():
+            to[node] = (to[node] + sum(to[one] for one in used)) % _PRIME
+        on = dict.fromkeys(self._inputs, 0)
+        on[self._root] = 1
+        for node in reversed(self._inputs):
+            for used in self._inputs[node]:
+                on[used] = (on[used] + on[node]) % _PRIME
+        return to, on
+
+    def map_far_behind(self, record: Tapped) -> tuple[int, ...] | None:
+        """The shape of a feature map that everything passes through at least three layers after ``record``.
+
+        None if there is none. Such a map is returned by no module under a name of its own.
+        """
+        behind = self._marked([record.node], self._uses)
+        layers: dict[Any, int] = {}
+        for node in self._inputs:
+            if node in behind:
+                own = bool(re.search(_PARAMETRIC_OPS, node.name())) and node is not record.node
+                layers[node] = own + max((layers.get(one, 0) for one in self._inputs[node]), default=0)
+        for node in reversed(self._inputs):
+            shape = tuple(node._input_metadata[0].shape) if node in behind else ()
+            is_map = len(shape) == record.tensor.dim() > 3 and math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
+            if is_map and layers[node] > 2 and self._is_passed_by_all(node) and node not in self._outputs:
+                return None if self._is_projection(node) else shape
+        return None
 
     def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:
         """The last records of branches that lead side by side from the images to the outputs, ``through`` among them.
