@@ -170,8 +170,8 @@ def deep_feature_factorization(
 def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:
     """The scores (N, classes) with features (N, C, ...) on a layer's grid; tokens that are not on the grid stay."""
     network, layout = forward_pass.network, forward_pass.layout(layer)
-    module = network.module.get_submodule(layer)
-    with restored(forward_pass.precision), replaced(module, lambda own: with_grid(layout, own, grid)):
+    change = replaced(network.module, layer, lambda own: with_grid(layout, own, grid))
+    with restored(forward_pass.precision), change:
         outputs = targets.two_class_logits(targets.class_outputs(network.run(forward_pass.inputs)))
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 

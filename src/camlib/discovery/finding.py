@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import Layout, Size, Tokens, layout_of
+from camlib.layers.names import call_of
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
@@ -44,7 +46,7 @@ class LayerInfo(NamedTuple):
     """A layer that the forward pass calls."""
 
     name: str
-    """Dotted name, to pass as ``layer=``."""
+    """Dotted name, to pass as ``layer=``; "name#2" for the second of several calls."""
     type: str
     """Class name of the module."""
     shape: tuple[int, ...]
@@ -54,7 +56,7 @@ class LayerInfo(NamedTuple):
 def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[LayerInfo]:
     """List the layers that a forward pass calls and that return a tensor, in the order in which they finish.
 
-    A module that is called more than once is listed once per call; such a module cannot be explained.
+    A module that is called several times is listed once for each call, as "name#1", "name#2" and so on.
 
     Args:
         model: any module.
@@ -84,6 +86,11 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
     ready = network.ready(inputs)
     with undisturbed(network.module), hooked((module, note(name)) for name, module in _submodules(network)):
         network.run(ready)
+    called, seen = Counter(info.name for info in listed), Counter[str]()
+    for number, info in enumerate(listed):
+        if called[info.name] > 1:
+            seen[info.name] += 1
+            listed[number] = info._replace(name=f"{info.name}#{seen[info.name]}")
     return listed
 
 
@@ -161,9 +168,10 @@ def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
     """The names of the maps, and of the one to explain; the network keeps their layouts."""
     names = list(dict.fromkeys(map(found.name, [*records, found.last])))
     for record, (axes, layout) in found.located.items():
-        if record.name in names and axes == found.axes:
-            network.layouts[record.name, tuple(record.tensor.shape[1:]), found.size] = layout
-            network.axes[record.name, found.size] = axes
+        for name in names:
+            if axes == found.axes and (record.name, record.call) == (name.partition("#")[0], call_of(name) or 1):
+                network.layouts[name, tuple(record.tensor.shape[1:]), found.size] = layout
+                network.axes[name, found.size] = axes
     return names
 
 
@@ -196,9 +204,7 @@ class _Found:
 
     def name(self, record: Tapped) -> str:
         """The name of the outermost module that returns a map."""
-        name = self.graph.outermost(record, self.records)
-        assert name, "candidates have names"
-        return name
+        return self.graph.outermost(record, self.records)
 
     def stages(self) -> list[Tapped]:
         """The last map of each larger grid through which everything passes, then the map to explain.
@@ -231,6 +237,7 @@ def _find(network: Network, inputs: Inputs) -> _Found:
 def _find_in(network: Network, inputs: Inputs) -> _Found:
     """Run some images with every module tapped, and read the graph."""
     records: list[Tapped] = []
+    called = Counter[str]()
 
     def record(name: str) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -239,7 +246,9 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
                 return None
             point, passed_on = tap(output, name)
             clone = passed_on if isinstance(passed_on, Tensor) else passed_on[0]
-            records.append(Tapped(len(records), name, module, point, clone.grad_fn, positions.of(first)))
+            called[name] += 1
+            place = positions.of(first)
+            records.append(Tapped(len(records), name, called[name], module, point, clone.grad_fn, place))
             return passed_on
 
         return hook
@@ -325,25 +334,17 @@ def _choose(
     reaching = [record for record in features if record.node in connected]
     if not reaching:
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
-    candidates = [record for record in reaching if graph.outermost(record, records)]
-    if not candidates:
-        raise CamlibRuntimeError(
-            f"every feature map that leads to the score comes from a module that is called more than once, the last "
-            f"from {reaching[-1].name!r}; {_seen(records)}"
-        )
-    through = graph.last_bottleneck(candidates)
-    if through is None:
-        through = candidates[-1]
-    branches = graph.side_by_side(candidates, through)
+    through = graph.last_bottleneck(reaching) or reaching[-1]
+    branches = graph.side_by_side(reaching, through)
     if branches:
         raise _several_branches(branches, located, graph, records)
     later = graph.map_far_behind(through)
     if later is not None:
         name = graph.outermost(through, records)
         raise CamlibRuntimeError(
-            f"the last feature map {later} that leads to the score is returned by no module that is called once; the "
-            f"last one before it, {name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the "
-            f"network's trunk into a module of its own, or give layer={name!r} to explain that map"
+            f"the last feature map {later} that leads to the score is returned by no module; the last one before it, "
+            f"{name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the network's trunk into "
+            f"a module of its own, or give layer={name!r} to explain that map"
         )
     tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
     if any(later.node not in connected for later in tokens):
@@ -353,7 +354,7 @@ def _choose(
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    return _Found(through, candidates, located, records, graph, inputs.usual_size)
+    return _Found(through, reaching, located, records, graph, inputs.usual_size)
 
 
 def _several_branches(

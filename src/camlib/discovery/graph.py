@@ -39,6 +39,7 @@ class Tapped:
 
     order: int
     name: str
+    call: int  # which call of the module it is, from 1
     module: nn.Module
     tensor: Tensor  # the tapped tensor
     node: Any  # the autograd node of its clone, which is unique to the record
@@ -276,11 +277,11 @@ class Graph:
         """Whether a map is only a projection of an earlier one, like the lateral connections of feature pyramids."""
         return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
 
-    def outermost(self, record: Tapped, records: list[Tapped]) -> str | None:
+    def outermost(self, record: Tapped, records: list[Tapped]) -> str:
         """The name of the outermost module that contains the values' source and returns the same values.
 
-        Modules that return the values in another shape, which is not a map, do not count. None if all such modules are
-        called more than once, because a name would not identify the call.
+        Modules that return the values in another shape, which is not a map, do not count. If all such modules are
+        called several times, the name of one call, such as "relu#2".
         """
         by_node = {other.node: other for other in records}
         maker = record
@@ -293,7 +294,7 @@ class Graph:
         ]
         called = Counter(other.name for other in records)
         names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
-        return min(names, key=len, default=None)
+        return min(names, key=len, default=f"{record.name}#{record.call}")
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:

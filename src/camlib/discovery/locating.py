@@ -14,6 +14,7 @@ from camlib.discovery.positions import Coordinate, Place, Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, Layout, grid_error, layout_of
+from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
 
@@ -44,7 +45,7 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
         CamlibValueError: a layer's cells do not come from a grid of the images.
     """
     for layer, tensor in features.items():
-        if network.module.get_submodule(layer) in network.text_modules:
+        if module_of(network.module, layer) in network.text_modules:
             continue  # refused when its layout is read
         place, shape = positions.of(tensor), tuple(tensor.shape)
         unknown = bool(positions.not_followed)
@@ -93,7 +94,7 @@ def _layout(
             return axes, found
         problems.append(found)
     if unknown and inputs.axes is not None and not is_followed(place, inputs.axes):
-        module, size = network.module.get_submodule(layer), None if inputs.is_list else inputs.size
+        module, size = module_of(network.module, layer), None if inputs.is_list else inputs.size
         layout = layout_of(network.module, module, shape, size)
         if layout is not None:
             problem = problem_by_perturbation(network, inputs, layer, layout.to_grid, len(shape) == 3)

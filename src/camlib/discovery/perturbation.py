@@ -14,6 +14,7 @@ from torch import Tensor
 
 from camlib.inputs import Inputs
 from camlib.layers.layouts import Size
+from camlib.layers.names import module_of
 from camlib.passes.hooks import Watch, hooked
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
@@ -66,7 +67,7 @@ def problem_by_perturbation(
 
 def _features(network: Network, inputs: Inputs, layer: str) -> Tensor:
     """The output of a layer for some inputs."""
-    watch = Watch({layer: network.module.get_submodule(layer)})
+    watch = Watch({layer: module_of(network.module, layer)})
     with undisturbed(network.module), torch.no_grad(), hooked(watch.hooks()):
         network.run(inputs)
     return watch.activations()[layer]

@@ -1,4 +1,7 @@
-"""Layers by name: resolve the names and modules that a user gives."""
+"""Layers by name: resolve the names and modules that a user gives.
+
+A layer is a module by its dotted name. Of a module that is called several times, "name#2" is the second call.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def resolve_layers(model: nn.Module, layer: str | nn.Module | Sequence[str | nn.
 
     Args:
         model: the model they belong to.
-        layer: a dotted name, a module of the model, or a list of those.
+        layer: a dotted name, "name#2" for a module's second call, a module of the model, or a list of those.
 
     Raises:
         CamlibValueError: a name is unknown (the error suggests similar ones), a module belongs to another model, or the
@@ -35,6 +38,22 @@ def resolve_layers(model: nn.Module, layer: str | nn.Module | Sequence[str | nn.
     return found
 
 
+def module_of(model: nn.Module, layer: str) -> nn.Module:
+    """Return the module of a layer."""
+    return model.get_submodule(layer.partition("#")[0])
+
+
+def call_of(layer: str) -> int | None:
+    """Return which call of the module a layer is, from 1; None if its name does not say, as of a single call.
+
+    Example:
+        >>> call_of("trunk#2"), call_of("trunk")
+        (2, None)
+    """
+    number = layer.partition("#")[2]
+    return int(number) if number else None
+
+
 def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     if isinstance(layer, nn.Module):
         for name, module in model.named_modules():
@@ -47,8 +66,9 @@ def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     if not isinstance(layer, str):
         raise CamlibTypeError(f"layer must be a name or a module, got {type(layer).__name__}: {layer!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    if layer and layer in modules:
-        return layer, modules[layer]
+    name, _, call = layer.partition("#")
+    if name and name in modules and ((call.isdecimal() and int(call) > 0) or not call):
+        return layer, modules[name]
     close = difflib.get_close_matches(layer, modules, n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {_outline(model)}"
     raise CamlibValueError(

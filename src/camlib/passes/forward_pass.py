@@ -15,6 +15,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.layers.layouts import Layout, Tokens, grid_error
+from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
@@ -115,7 +116,7 @@ class ForwardPass:
 
         The target stays bound to the outputs of this pass.
         """
-        modules = {name: self.network.module.get_submodule(name) for name in self.layers}
+        modules = {name: module_of(self.network.module, name) for name in self.layers}
         with restored(self.precision):
             return run(self.network, inputs, modules, modules, self.target)
 
@@ -223,7 +224,7 @@ class ForwardPass:
         """
         if layer not in self._layouts:
             shape = tuple(self.features[layer].shape)
-            module = self.network.module.get_submodule(layer)
+            module = module_of(self.network.module, layer)
             if module in self.network.text_modules:
                 raise text_error(layer, shape)
             layout = self.network.layouts.get((layer, shape[1:], self.inputs.usual_size))

@@ -11,12 +11,14 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.layers.names import call_of
 
 CLASSES_AT_ONCE = 16
 """The most classes in one batched backward pass, which limits its memory."""
@@ -171,11 +173,17 @@ class Watch:
         return [(module, self._hook(name)) for name, module in self._modules.items()]
 
     def _hook(self, name: str) -> Hook:
+        calls, wanted = count(1), call_of(name)
+
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            call = next(calls)
+            if wanted not in (None, call):
+                return None
             if name in self._points:
                 raise CamlibRuntimeError(
                     f"layer {name!r} ({type(module).__name__}) is called more than once in a forward pass, so it has "
-                    "no single feature map; choose a layer that is called once, such as the block that contains it"
+                    f"no single feature map; name a call, layer='{name}#1' or '{name}#2', or choose a layer that is "
+                    "called once, such as the block that contains it"
                 )
             point, passed_on = self._take(output, name)
             self._points[name] = _Point(point, _version(point))
@@ -197,7 +205,7 @@ class Watch:
         tensors = {}
         for name, module in self._modules.items():
             if name not in self._points:
-                raise CamlibRuntimeError(f"layer {name!r} was not reached: {_why_not_reached(module)}")
+                raise CamlibRuntimeError(f"layer {name!r} was not reached: {_why_not_reached(module, name)}")
             point = self._points[name]
             if _version(point.tensor) != point.version:
                 raise CamlibRuntimeError(
@@ -329,7 +337,9 @@ def _does_not_lead(name: str) -> CamlibRuntimeError:
     )
 
 
-def _why_not_reached(module: nn.Module) -> str:
+def _why_not_reached(module: nn.Module, name: str) -> str:
+    if (call_of(name) or 1) > 1:
+        return f"the forward pass does not call {name.partition('#')[0]!r} so often"
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return f"a {type(module).__name__} only holds modules and is never called; choose one of its items"
     if isinstance(module, torch.jit.ScriptModule):

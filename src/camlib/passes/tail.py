@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camlib.inputs import Inputs
+from camlib.layers.names import call_of, module_of
 from camlib.passes.hooks import first_tensor, hooked, with_first
 from camlib.passes.network import Network
 
@@ -31,7 +33,7 @@ class Tail:
 
     def __init__(self, network: Network, layer: str, inputs: Inputs, images: int) -> None:
         self._network = network
-        self._module = network.module.get_submodule(layer)
+        self._layer = layer
         self._inputs = inputs
         self._images = images
 
@@ -42,7 +44,10 @@ class Tail:
             features: the features that the layer returns.
             image_index: (rows,), the number of each row's image.
         """
-        with replaced(self._module, lambda own: _like(own, features)), _autocast_kept(features.device.type):
+        with (
+            replaced(self._network.module, self._layer, lambda own: _like(own, features)),
+            _autocast_kept(features.device.type),
+        ):
             return self._network.run(self._inputs.pick(self._through_trunk(image_index), self._images))
 
     def _through_trunk(self, image_index: Tensor) -> Tensor:
@@ -80,15 +85,19 @@ def _autocast_kept(kind: str) -> Iterator[None]:
         torch.set_autocast_enabled(kind, autocasting)
 
 
-def replaced(module: nn.Module, change: Any) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a module returns other features, in this thread.
+def replaced(model: nn.Module, layer: str, change: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a layer returns other features, in this thread.
 
     Args:
-        module: the layer.
-        change: from the (first) tensor that the module returns to its replacement.
+        model: the model.
+        layer: the layer's name.
+        change: from the (first) tensor that the layer returns to its replacement.
     """
+    calls, wanted = count(1), call_of(layer)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return with_first(output, change(first_tensor(output, type(module).__name__)))
+        if wanted not in (None, next(calls)):
+            return None
+        return with_first(output, change(first_tensor(output, layer)))
 
-    return hooked([(module, hook)])
+    return hooked([(module_of(model, layer), hook)])
