@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camlib
-from camlib.passes import forward_pass
+from camlib.discovery import locating
 from tests import oracles
 from tests.networks import Drawn, Network, cnns, small_cnn
 
@@ -219,10 +219,10 @@ def test_pictures_in_place_of_tensors_are_an_error_with_advice(method):
             method(model)(picture)
 
 
-def test_the_layout_of_a_layer_is_inferred_once_for_any_number_of_classes(monkeypatch) -> None:
+def test_the_layout_of_a_layer_is_found_once_for_any_number_of_classes(monkeypatch) -> None:
     asked = []
-    infer = forward_pass.layout_of
-    monkeypatch.setattr(forward_pass, "layout_of", lambda *given: asked.append(given) or infer(*given))
+    found = locating.layout_by_positions
+    monkeypatch.setattr(locating, "layout_by_positions", lambda *given: asked.append(given) or found(*given))
     model = torchvision.models.resnet18(num_classes=40).eval()
     for classes in (1, 40):
         asked.clear()

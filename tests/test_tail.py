@@ -43,8 +43,7 @@ def test_behind_the_norm_of_a_vision_transformers_block_the_whole_network_is_nee
     explainer = camlib.AblationCAM(model, "encoder.layers.encoder_layer_1.ln_1", relu=False)
     with pytest.warns(camlib.CamlibWarning, match="needs more than that layer's output"):
         maps = explainer(pictures, 1).maps
-    # as they are, to check the tail, and each of 8 channels; and one image to follow where the tokens come from
-    assert sum(rows) == images * (1 + 1 + 8) + 1
+    assert sum(rows) == images * (1 + 1 + 8)  # as they are, to check the tail, and each of 8 channels
     with pytest.warns(camlib.CamlibWarning):
         alone = torch.cat([explainer(one[None], 1).maps for one in pictures])
     torch.testing.assert_close(maps, alone, rtol=1e-9, atol=1e-12)

@@ -117,8 +117,8 @@ def _axes_of_reshaped(
         for axis, one in place.items()
     }
     possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
-    if usual is not None and math.prod(shape[2:]) == 1 and usual in possible:
-        return usual
+    if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
+        return usual or ImageAxes(0, ())  # one cell, which is the whole image
     problems = []
     for axes in possible:
         for spatial in permutations(axes.spatial):

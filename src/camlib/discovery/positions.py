@@ -202,6 +202,11 @@ def _rule(name: str, func: Any) -> Rule | None:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
+def _new(call: _Call) -> list[dict[Axis, Coordinate | None]]:
+    """A new tensor, whose elements come from nowhere."""
+    return []
+
+
 def _pointwise(call: _Call) -> list[dict[Axis, Coordinate | None]]:
     operands = [tensor for tensor in _tensors((*call.args, *call.kwargs.values())) if call.of(tensor)]
     return [_joined(operands, call, result) for result in call.results]
@@ -451,6 +456,9 @@ _RULES: dict[str, Rule] = {
     **_all("relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu celu selu silu mish gelu softplus", _first),
     **_all("hardshrink softshrink threshold masked_fill fill zero bernoulli uniform normal", _first),
     **_all("clone detach alias copy lift lift_fresh _to_copy to contiguous _conj", _first),
+    **_all(
+        "new_full new_zeros new_ones new_empty zeros_like ones_like empty_like full_like rand_like randn_like", _new
+    ),
     **_all("quantize_per_tensor quantize_per_channel dequantize", _first),
     **_all("_native_multi_head_attention _transformer_encoder_layer_fwd", _first),
     **_all("where lerp addcmul addcdiv _prelu_kernel prelu rrelu_with_noise", _pointwise),
@@ -530,7 +538,7 @@ def _over_windows(one: Coordinate, windows: Sequence[_Windows | _Scaled], out: S
     """The coordinate of windows over the last axes; None if it does not progress evenly along a single one of them."""
     first = one.values.dim() - len(windows)
     if sum(axis >= first for axis in one.varies) > 1:
-        one = _compact(one)
+        one = _compact(Coordinate(_without_padding(one.values, first), one.pitch))
     varying = [axis for axis in one.varies if axis >= first]
     if not varying:
         return one
@@ -544,6 +552,16 @@ def _over_windows(one: Coordinate, windows: Sequence[_Windows | _Scaled], out: S
     window, count = windows[axis - first], out[axis - first]
     values = start[..., None] + step[..., None] * window.centres(count).to(start)
     return Coordinate(values.movedim(-1, axis), one.pitch * window.step)
+
+
+def _without_padding(values: Tensor, first: int) -> Tensor:
+    """Values with size 1 along the axes, from ``first`` on, where they change only into padding (NaN)."""
+    for axis in range(first, values.dim()):
+        high = values.nan_to_num(-math.inf).amax(axis, keepdim=True)
+        low = values.nan_to_num(math.inf).amin(axis, keepdim=True)
+        if torch.equal(high.clamp(max=low), high):
+            values = high.masked_fill(high.isinf(), math.nan)
+    return values
 
 
 def _line(values: Tensor, pitch: float) -> tuple[Tensor, Tensor] | None:

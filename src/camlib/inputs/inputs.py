@@ -160,13 +160,16 @@ class Inputs:
 
     def _channels_first(self, tensor: Tensor) -> Tensor:
         """(N, C, ...) from a tensor with the axes of the images' tensor; C is 1 if it has no channels."""
-        images = tensor.permute(self._order)
+        order = self._order
+        images = tensor if order == tuple(range(len(order))) else tensor.permute(order)
         return images.unsqueeze(1) if self._has_no_channels else images
 
     def _as_given(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`_channels_first`."""
         order = self._order
         images = images.squeeze(1) if self._has_no_channels else images
+        if order == tuple(range(len(order))):
+            return images
         return images.permute([order.index(axis) for axis in range(len(order))])
 
     @cached_property
