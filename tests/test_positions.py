@@ -184,16 +184,6 @@ class WithVitals(nn.Module):
         return self.head(torch.cat([vitals, xray], 1))
 
 
-class Frames(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cnn, self.lstm, self.head = trunk(), nn.LSTM(32, 16, batch_first=True), nn.Linear(16, 3)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        features = self.cnn(frames.flatten(0, 1)).mean((2, 3)).view(*frames.shape[:2], -1)
-        return self.head(self.lstm(features)[0][:, -1])
-
-
 def test_rows_of_classes_are_no_map() -> None:
     explanation = camlib.GradCAM(Detector().eval())(torch.rand(2, 3, 64, 64), lambda out: out[:, 4:].amax((1, 2)))
     assert explanation.layer == "first"
@@ -208,11 +198,6 @@ def test_hours_of_vital_signs_are_no_map() -> None:
     weights = captured.gradients(outputs[:, 1]).mean((2, 3))
     expected = torch.einsum("nc,ncij->nij", weights, captured.activations).relu()
     torch.testing.assert_close(camlib.GradCAM(model)(inputs, 1).maps, expected)
-
-
-def test_frames_that_became_a_sequence_are_refused() -> None:
-    with pytest.raises(camlib.CamlibRuntimeError, match=r"'lstm' \(1, 4, 16\) is not a map of the images"):
-        camlib.GradCAM(Frames().eval())(torch.rand(1, 4, 3, 64, 64))
 
 
 def naive(model: nn.Module, layer: str, images: Tensor, grid: tuple[int, int], prefix: int, **options: Any) -> Tensor:

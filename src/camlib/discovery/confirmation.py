@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camlib.discovery.positions import Coordinate, Place, Positions
 from camlib.inputs import ImageAxes, Inputs
-from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Layout, Size, Tokens, Transposed
+from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Frames, Layout, Size, Tokens, Transposed
 
 
 def followed(inputs: Inputs) -> Positions:
@@ -53,20 +53,56 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
         coordinates.append(place[axes.tensor, axis].compact())
     if inputs.is_list:  # the positions are those of the first image
         coordinates = [Coordinate(one.values[:1], one.pitch) for one in coordinates]
-    varies = {axis for one in coordinates for axis in one.varies}
-    if 0 in varies:
-        return "its rows are not the images, but parts of them"
     problem = None if inputs.is_list else _not_covering(coordinates, inputs.tensors[axes.tensor], axes)
     if problem:
         return problem
-    if len(shape) == 3 and (len(axes.spatial) > 1 or 2 not in varies):
+    images = len(inputs.tensors) if inputs.is_list else len(inputs.tensors[axes.tensor])
+    if any(0 in one.varies for one in coordinates):
+        frames = _frames(coordinates, place.get((axes.tensor, 0)), shape, images)
+        return frames or "its rows are not the images, but parts of them"
+    if shape[0] != images:
+        return f"its {shape[0]} rows are not the {images} images"
+    return _layout(coordinates, shape)
+
+
+def _frames(coordinates: Sequence[Coordinate], image: Coordinate | None, shape: Size, images: int) -> Frames | None:
+    """The layout of rows that are the frames of the images, along the first axis of the grid; None if they are not."""
+    along, *within = coordinates
+    time = _of_rows(along)
+    if time is None or image is None or shape[0] % images or any(0 in one.varies for one in within):
+        return None
+    frame = _layout(within, shape) if within else "no axes"
+    if isinstance(frame, str):
+        return None
+    frames, rows = shape[0] // images, torch.arange(shape[0])
+    of_image = image.compact().values.expand(shape).flatten(1)[:, 0]
+    for frames_first in (False, True):
+        table = rows.view(frames, images).T if frames_first else rows.view(images, frames)
+        lines = time[table]
+        in_order = _is_even(lines[0], along.pitch) and bool((lines == lines[:1]).all())
+        if in_order and torch.equal(of_image[table], torch.arange(images)[:, None].expand(images, frames).float()):
+            return Frames((frames, *frame.grid), frame, frames_first if images > 1 else None)
+    return None
+
+
+def _of_rows(one: Coordinate) -> Tensor | None:
+    """(rows,), a coordinate that changes with the rows, averaged over the channels; None if it changes elsewhere."""
+    values = one.values.flatten(1)
+    spread = values.amax(1) - values.amin(1)
+    return values.mean(1) if bool((spread <= one.pitch).all()) else None
+
+
+def _layout(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | ChannelsLast | Transposed | Tokens | str:
+    """The layout of rows that are images, or frames of them."""
+    varies = {axis for one in coordinates for axis in one.varies}
+    if len(shape) == 3 and (len(coordinates) > 1 or 2 not in varies):
         return _tokens(coordinates, shape)
-    if len(shape) != 2 + len(axes.spatial):
-        return f"it has {len(shape) - 2} axes besides rows and channels, and the images {len(axes.spatial)}"
+    if len(shape) != 2 + len(coordinates):
+        return f"it has {len(shape) - 2} axes besides rows and channels, and the images {len(coordinates)}"
     return _grid(coordinates, shape)
 
 
-def _tokens(coordinates: Sequence[Coordinate], shape: Size) -> Layout | str:
+def _tokens(coordinates: Sequence[Coordinate], shape: Size) -> Tokens | str:
     """The layout of tokens (N, T, C)."""
     if any(not set(one.varies) <= {1} for one in coordinates):
         return "its channels come from different places"
@@ -91,7 +127,7 @@ def _tokens(coordinates: Sequence[Coordinate], shape: Size) -> Layout | str:
     return Tokens(tuple(grid), prefix, None if in_order else tuple(place.argsort().tolist()))
 
 
-def _grid(coordinates: Sequence[Coordinate], shape: Size) -> Layout | str:
+def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | ChannelsLast | Transposed | str:
     """The layout of a tensor with an axis for each spatial axis of the images."""
     own: list[int | None] = []
     for one in coordinates:

@@ -381,8 +381,7 @@ def _located(record: Tapped, inputs: Inputs) -> tuple[ImageAxes, Layout] | None:
     shape = tuple(record.tensor.shape)
     for axes in inputs.possible_axes():
         layout = layout_by_positions(record.place, shape, inputs, axes)
-        rows = len(inputs.tensors) if inputs.is_list else len(inputs.tensors[axes.tensor])
-        if not isinstance(layout, str) and math.prod(layout.grid) > 1 and shape[0] == rows:
+        if not isinstance(layout, str) and math.prod(layout.grid) > 1:
             return axes, layout
     return None
 

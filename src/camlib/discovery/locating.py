@@ -13,7 +13,7 @@ from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.positions import Coordinate, Place, Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
-from camlib.layers.layouts import ChannelsFirst, Layout, grid_error, layout_of
+from camlib.layers.layouts import ChannelsFirst, Frames, Layout, grid_error, layout_of
 from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
@@ -26,10 +26,12 @@ def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
 
 def has_layouts(network: Network, inputs: Inputs, features: Mapping[str, Tensor]) -> bool:
     """Whether the layouts of all layers are known, with the number of tokens that they have returned now."""
-    known = network.layouts
-    return network.reshape is not None or all(
-        (layer, tuple(tensor.shape[1:]), inputs.usual_size) in known for layer, tensor in features.items()
-    )
+    for layer, tensor in features.items() if network.reshape is None else ():
+        layout = network.layouts.get((layer, tuple(tensor.shape[1:]), inputs.usual_size))
+        unknown_order = isinstance(layout, Frames) and layout.frames_first is None and len(tensor) > layout.grid[0]
+        if layout is None or unknown_order:
+            return False
+    return True
 
 
 def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], positions: Positions) -> None:

@@ -19,8 +19,8 @@ _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_
 _SPATIAL: dict[int, list[Size]] = {
     2: [(1,)],
     3: [(2,), (1, 2), (1,)],
-    4: [(2, 3), (1, 2)],
-    5: [(2, 3, 4), (1, 3, 4), (1, 2, 3)],
+    4: [(2, 3), (1, 2), (1, 2, 3)],
+    5: [(2, 3, 4), (1, 3, 4), (1, 2, 3), (3, 2, 4), (4, 2, 3)],
 }
 """The spatial axes that a tensor may have, by the number of its axes."""
 

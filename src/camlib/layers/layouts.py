@@ -77,7 +77,26 @@ class Tokens:
         return patches.reshape(*patches.shape[:-1], *self.grid)
 
 
-Layout = ChannelsFirst | ChannelsLast | Transposed | Tokens
+@dataclass(frozen=True)
+class Frames:
+    """(N T, ...): a row for each frame of a clip, slice of a volume, or view of a subject."""
+
+    grid: Size
+    """(T, h, w)."""
+    frame: ChannelsFirst | ChannelsLast | Transposed | Tokens
+    """The layout of each row."""
+    frames_first: bool | None
+    """Whether the first frames of all images come first, rather than all frames of the first image; None if unknown,
+    since only one image was seen."""
+
+    def to_grid(self, features: Tensor) -> Tensor:
+        """Return (N T, C, h, w), all frames of the first image first."""
+        if self.frames_first:
+            features = features.unflatten(0, (self.grid[0], -1)).transpose(0, 1).flatten(0, 1)
+        return self.frame.to_grid(features)
+
+
+Layout = ChannelsFirst | ChannelsLast | Transposed | Tokens | Frames
 ChannelAxis = Literal["first", "last"] | None
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import find_layer_in
 from camlib.discovery.locating import has_layouts, image_axes, is_located, locate
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
+from camlib.layers.layouts import Frames
 from camlib.layers.names import resolve_layers
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_options
@@ -81,6 +82,8 @@ class Method(ABC):
     """Whether it draws random numbers; they come from ``generator=``, never from torch's global generator."""
     needs_gradients: ClassVar[bool] = True
     """Whether the model must be differentiable."""
+    of_each_row: ClassVar[bool] = False
+    """Whether its map is made of each row of a layer alone, so that the rows may be frames of the images."""
     finds_one_layer: ClassVar[bool] = True
     """Whether it reads the layer that :func:`camlib.find_layer` finds when no layer is given."""
 
@@ -219,6 +222,8 @@ class Method(ABC):
         """Return the method's explanation of a pass."""
         forward_pass = self.about(forward_pass)
         by_layer = self.maps_by_layer(forward_pass)
+        if self.of_each_row:
+            by_layer = {layer: forward_pass.by_image(layer, maps) for layer, maps in by_layer.items()}
         axes = forward_pass.scores.dim() + len(forward_pass.size or (0, 0))
         checked = {}
         for layer, maps in by_layer.items():
@@ -285,6 +290,7 @@ class ActivationMethod(LayerMethod):
 
     class_agnostic: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
+    of_each_row: ClassVar[bool] = True
 
     @abstractmethod
     def maps(self, activations: Tensor) -> Tensor:
@@ -310,6 +316,8 @@ class GradientMethod(LayerMethod):
         >>> Elementwise(torchvision.models.resnet18(num_classes=4))(torch.rand(2, 3, 64, 64)).maps.shape
         torch.Size([2, 2, 2])
     """
+
+    of_each_row: ClassVar[bool] = True
 
     @abstractmethod
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -366,8 +374,22 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     }
     with undisturbed(network.module):
         forward_pass = _pass(methods, network, ready, together, differentiated, target)
+        for method, own in zip(methods, layers, strict=True):
+            if not method.of_each_row and network.reshape is None:
+                _refuse_frames(method, forward_pass, own)
         with full_precision(forward_pass.device):
             yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
+
+
+def _refuse_frames(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:
+    for layer in layers:
+        layout = forward_pass.layout(layer)
+        if isinstance(layout, Frames):
+            raise CamlibRuntimeError(
+                f"layer {layer!r} has a row for each of {layout.grid[0]} frames, which {type(method).__name__} cannot "
+                "read; use a method of gradients, such as camlib.GradCAM or camlib.LayerCAM, or one that reads no "
+                "layer, such as camlib.RISE"
+            )
 
 
 def _pass(

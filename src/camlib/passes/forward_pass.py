@@ -14,7 +14,7 @@ from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
 from camlib.inputs import ImageAxes, Inputs, Outputs
-from camlib.layers.layouts import Layout, Tokens, grid_error
+from camlib.layers.layouts import Frames, Layout, Tokens, grid_error
 from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
@@ -216,6 +216,13 @@ class ForwardPass:
                 )
         return grids
 
+    def by_image(self, layer: str, maps: Tensor) -> Tensor:
+        """Return a layer's maps by image: (N, T, h, w) if its rows are frames, else as they are, (N, ...)."""
+        if self.network.reshape is not None or not isinstance(layout := self.layout(layer), Frames):
+            return maps
+        of_images: Tensor = maps.unflatten(0, (-1, layout.grid[0]))  # (N, T, [K,] h, w)
+        return of_images.movedim(1, 2) if self.scores.dim() == 2 else of_images
+
     def layout(self, layer: str) -> Layout:
         """Return the layout of a layer's output: where its channels and its grid are.
 
@@ -230,6 +237,13 @@ class ForwardPass:
             layout = self.network.layouts.get((layer, shape[1:], self.inputs.usual_size))
             if layout is None:
                 raise grid_error(shape, self.size, layer)
+            frames = layout.grid[0] if isinstance(layout, Frames) else 1
+            if shape[0] != frames * self.count:
+                raise CamlibRuntimeError(
+                    f"layer {layer!r} returns shape {shape}, for {shape[0] // frames} images, but the outputs have "
+                    f"{self.count} rows; pass forward= that returns one row for each image, or explain "
+                    "the images that the rows belong to"
+                )
             self._layouts[layer] = layout
         return self._layouts[layer]
 
@@ -287,6 +301,12 @@ class ForwardPass:
             what=what,
         )
 
+    def _picture_size(self, layers: Iterable[str]) -> tuple[int, ...] | None:
+        """The input's spatial size, with the number of frames where several channels of the input are one frame."""
+        layouts = [self.layout(layer) for layer in layers] if self.network.reshape is None else []
+        frames = next((layout.grid[0] for layout in layouts if isinstance(layout, Frames)), None)
+        return self.size if self.size is None or frames is None else (frames, *self.size[1:])
+
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
@@ -298,7 +318,7 @@ class ForwardPass:
             target=self.explained,
             method=method,
             layer=" + ".join(layers),
-            input_size=self.size,
+            input_size=self._picture_size(layers),
             layers=layers,
             extent=self.extent if layers else None,
             class_agnostic=class_agnostic,
@@ -346,12 +366,6 @@ def run(
     images = outputs.rows
     if images is None:
         images = len(next(iter(features.values()))) if features else inputs.count
-    for name, tensor in features.items():
-        if len(tensor) != images:
-            raise CamlibRuntimeError(
-                f"layer {name!r} returns shape {tuple(tensor.shape)}, a batch of {len(tensor)}, but the outputs have "
-                f"{images} rows; choose a layer whose first axis is the images"
-            )
     try:
         bound = targets.bind(target, raw)
     except CamlibTypeError:

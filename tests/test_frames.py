@@ -1,0 +1,169 @@
+"""Layers with a row for each frame, slice or view of an image: maps (N, T, h, w), each laid on its own frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import camlib
+
+
+def trunk(channels: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 4, 1), nn.ReLU())
+
+
+class OfFrames(nn.Module):
+    """A trunk that sees each frame as a row, and a head over the frames.
+
+    Args:
+        to_rows: from the inputs to rows (N T, C, H, W).
+        from_rows: from features (N T, 16) to (N, T, 16).
+        head: from features (N, T, 16) to (N, 16).
+    """
+
+    def __init__(
+        self, channels: int, to_rows: Callable[[Tensor], Tensor], from_rows: Callable[[Tensor], Tensor], head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.cnn, self.to_rows, self.from_rows = trunk(channels), to_rows, from_rows
+        self.over_frames, self.head = head, nn.Linear(16, 3)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        features = self.cnn(self.to_rows(frames)).mean((2, 3))
+        return self.head(self.over_frames(self.from_rows(features)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.lstm(features)[0][:, -1]
+
+
+class Attention(nn.Module):
+    """Attention-based pooling over the instances of a bag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.score(features).softmax(1) * features).sum(1)
+
+
+class Largest(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.amax(1)
+
+
+T = 4
+NETWORKS = {
+    "clips and an LSTM": ((T, 3, 64, 48), 3, lambda x: x.flatten(0, 1), lambda f: f.view(-1, T, 16), Recurrent),
+    "bags of instances": ((T, 3, 64, 48), 3, lambda x: x.view(-1, 3, 64, 48), lambda f: f.view(-1, T, 16), Attention),
+    "slices of a volume": (
+        (1, T, 64, 48), 1, lambda x: x.transpose(1, 2).flatten(0, 1), lambda f: f.view(-1, T, 16), Largest,
+    ),
+    "grey views": ((T, 64, 48), 1, lambda x: x.flatten(0, 1)[:, None], lambda f: f.view(-1, T, 16), Attention),
+    "frames as channels": (
+        (T * 3, 64, 48), 3, lambda x: x.view(-1, 3, 64, 48), lambda f: f.view(-1, T, 16), Largest,
+    ),
+    "time first": (
+        (T, 3, 64, 48), 3, lambda x: x.transpose(0, 1).flatten(0, 1), lambda f: f.view(T, -1, 16).transpose(0, 1),
+        Recurrent,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request) -> tuple[nn.Module, Tensor, str]:
+    torch.manual_seed(0)
+    shape, channels, to_rows, from_rows, head = NETWORKS[request.param]
+    model = OfFrames(channels, to_rows, from_rows, head()).double().eval()
+    return model, torch.rand(3, *shape, dtype=torch.double), request.param
+
+
+def naive(model: nn.Module, frames: Tensor, name: str, classes: int = 1) -> Tensor:
+    """Grad-CAM of each frame by plain autograd, image by image."""
+    maps = []
+    for image in frames.split(1):
+        kept: list[Tensor] = []
+        handle = model.cnn.register_forward_hook(lambda module, args, output: kept.append(output))  # noqa: B023
+        outputs = model(image)
+        handle.remove()
+        (gradient,) = torch.autograd.grad(outputs[0, classes], kept[0])
+        maps.append((kept[0] * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach())
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize("layer", [None, "cnn"])
+def test_each_frame_has_the_map_of_plain_autograd(case, layer) -> None:
+    model, frames, name = case
+    explanation = camlib.GradCAM(model, layer)(frames, 1)
+    assert explanation.layer == "cnn"
+    torch.testing.assert_close(explanation.maps, naive(model, frames, name))
+    assert explanation.heatmaps().shape == (3, T, 64, 48)
+
+
+def test_one_image_first_and_several_later(case) -> None:
+    model, frames, name = case
+    cam, expected = camlib.GradCAM(model), naive(model, frames, name)
+    torch.testing.assert_close(cam(frames[:1], 1).maps, expected[:1])
+    torch.testing.assert_close(cam(frames, 1).maps, expected)
+    torch.testing.assert_close(cam(frames[1:], 1).maps, expected[1:])
+
+
+def test_several_classes(case) -> None:
+    model, frames, name = case
+    maps = camlib.GradCAM(model)(frames, torch.tensor([[0, 2]] * 3)).maps
+    assert maps.shape == (3, 2, T, 4, 3)
+    for k, one in enumerate((0, 2)):
+        torch.testing.assert_close(maps[:, k], naive(model, frames, name, one))
+
+
+def test_maps_of_activations_and_of_several_layers(case) -> None:
+    model, frames, _ = case
+    assert camlib.FEM(model, "cnn.3")(frames).maps.shape == (3, T, 4, 3)
+    explanation = camlib.LayerCAM(model, ["cnn.1", "cnn.3"])(frames, 1)
+    assert {tuple(maps.shape) for maps in explanation.layers.values()} == {(3, T, 16, 12), (3, T, 4, 3)}
+    assert explanation.maps.shape == (3, T, 16, 12)
+
+
+def test_slices_along_the_last_axis_of_a_volume() -> None:
+    model = OfFrames(
+        1, lambda x: x.movedim(4, 1).flatten(0, 1), lambda f: f.view(-1, 48, 16), Attention()
+    ).double().eval()  # fmt: skip
+    volumes = torch.rand(2, 1, 16, 32, 48, dtype=torch.double)
+    explanation = camlib.GradCAM(model)(volumes, 1)
+    torch.testing.assert_close(explanation.maps, naive(model, volumes, ""))
+    assert explanation.heatmaps().shape == (2, 48, 16, 32)
+
+
+def test_methods_that_change_a_layer_refuse_rows_that_are_frames(case) -> None:
+    model, frames, _ = case
+    with pytest.raises(camlib.CamlibRuntimeError, match="'cnn' has a row for each of 4 frames, which ScoreCAM cannot"):
+        camlib.ScoreCAM(model)(frames, 1)
+
+
+def test_scores_of_each_frame_are_refused_with_the_way_out() -> None:
+    model = nn.Sequential(nn.Flatten(0, 1), trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+    with pytest.raises(camlib.CamlibRuntimeError, match="for 2 images, but the outputs have 8 rows; pass forward="):
+        camlib.GradCAM(model)(torch.rand(2, 4, 3, 64, 48), 1)
+
+
+def test_crops_that_a_network_makes_itself_are_refused() -> None:
+    class Crops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cnn, self.head = trunk(), nn.Linear(16, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            crops = torch.stack([images[..., :32], images[..., 32:]], 1).flatten(0, 1)
+            return self.head(self.cnn(crops).mean((2, 3)).view(len(images), 2, -1).mean(1))
+
+    with pytest.raises(camlib.CamlibRuntimeError, match="its rows are not the images, but parts of them"):
+        camlib.GradCAM(Crops().eval())(torch.rand(2, 3, 64, 64), 1)
