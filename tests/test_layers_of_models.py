@@ -371,15 +371,19 @@ def test_maps_that_join_later(model, layer, grid) -> None:
     assert_found(model(), pictures(16, 24), layer, grid)
 
 
-def test_optical_flow_is_refused_with_a_reason() -> None:
+def test_optical_flow_is_explained_at_the_last_of_its_iterations() -> None:
     model = torchvision.models.optical_flow.raft_small(weights=None)
     pair = (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128))
     with pytest.raises(camlib.CamlibTypeError, match="returns a list.*pass forward="):
         camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs))(pair)
-    cam = camlib.GradCAM(model, forward=lambda m, inputs: m(*inputs)[-1])
-    expected = "no layer returns a feature map that leads to the score"
-    with pytest.raises(camlib.CamlibRuntimeError, match=expected):
-        cam(pair, lambda flow: flow.square().mean((1, 2, 3)))
+    cam = camlib.HiResCAM(model, forward=lambda m, inputs: m(*inputs)[-1])
+    explanation = cam(pair, lambda flow: flow.square().mean((1, 2, 3)))
+    assert explanation.layer == "update_block.flow_head.relu#12"
+    kept: list[torch.Tensor] = []
+    model.update_block.flow_head.relu.register_forward_hook(lambda module, args, output: kept.append(output))
+    scores = model.eval()(*pair)[-1].square().mean((1, 2, 3))
+    (gradient,) = torch.autograd.grad(scores.sum(), kept[11])
+    torch.testing.assert_close(explanation.maps, (kept[11] * gradient).sum(1).relu().detach())
 
 
 STAGES = {

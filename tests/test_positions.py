@@ -41,6 +41,7 @@ def centres(features: Tensor, image: Tensor, cell: tuple[int, ...]) -> tuple[flo
         nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 5, 3), nn.Conv2d(1, 1, 3, 2, 2, dilation=2),
         nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 1, 3, 2)), nn.ConvTranspose2d(1, 1, 3, 1, 1),
         nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d((4, 6)), nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 1, 3, 2, 1)),
+        nn.Conv2d(1, 1, 3, 2, 1, padding_mode="circular"), nn.Conv2d(1, 1, 5, 2, 2, padding_mode="reflect"),
         nn.PixelUnshuffle(2), nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 1, 1)),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from camlib.layers.layouts import Layout
 # Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.
 _LAYOUT_OPS = r"Clone|View|Reshape|Permute|Transpose|[Ss]queeze|Alias|ToCopy|^TBackward|Movedim"
 _POOLING_OPS = r"MaxPool|AvgPool"
-_REDUCTION_OPS = r"^Mean|^Sum|^Amax|^Amin|^Logsumexp|^Max|^LinalgVectorNorm"
+_REDUCTION_OPS = r"^Mean|^Sum|^Amax|^Amin|^Logsumexp|^Max(?!Pool)|^LinalgVectorNorm"
 _PARAMETRIC_OPS = r"Convolution|Addmm|^Mm|Bmm|Linear|Baddbmm|^Mv|Addmv|^Dot|Einsum"
 _ACTIVATION_OPS = (
     r"Relu|Hardtanh|Hardswish|Hardsigmoid|Sigmoid|Silu|Gelu|Elu|Tanh|Softplus|Clamp|Dropout|Mish|Threshold"
@@ -113,16 +113,16 @@ class Graph:
 
     def _is_pooled(self, record: Tapped) -> bool:
         """Whether a map is pooled from a larger one; a sum over branches or channels is not."""
-        made = self._maker(record, _LAYOUT_OPS)
-        if re.search(_REDUCTION_OPS, made):
+        *_, made = self._rearranged(record.node)
+        if re.search(_REDUCTION_OPS, made.name()):
             grid = self._maps[record].grid
-            return any(self._maps[source].grid != grid for source in self._sources(record))
-        return bool(re.search(_POOLING_OPS, made))
+            return any(self._maps[source].grid != grid for source in self._sources(made))
+        return bool(re.search(_POOLING_OPS, made.name()))
 
-    def _sources(self, record: Tapped) -> list[Tapped]:
-        """The last maps before a map, on all ways to it."""
-        by_node = {other.node: other for other in self._maps if other is not record}
-        found, stack, seen = [], list(self._inputs[record.node]), set()
+    def _sources(self, node: Any) -> list[Tapped]:
+        """The last maps before a node, on all ways to it."""
+        by_node = {other.node: other for other in self._maps}
+        found, stack, seen = [], list(self._inputs[node]), set()
         while stack:
             node = stack.pop()
             if node in by_node:
@@ -194,7 +194,8 @@ class Graph:
                 layers[node] = own + max((layers.get(one, 0) for one in self._inputs[node]), default=0)
         for node in reversed(self._inputs):
             shape = tuple(node._input_metadata[0].shape) if node in behind else ()
-            is_map = len(shape) == record.tensor.dim() > 3 and math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
+            of_images = len(shape) == record.tensor.dim() > 3 and shape[0] == len(record.tensor)
+            is_map = of_images and math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
             if is_map and layers[node] > 2 and self._is_passed_by_all(node) and node not in self._outputs:
                 return None if self._is_projection(node) else shape
         return None

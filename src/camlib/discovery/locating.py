@@ -121,6 +121,8 @@ def _axes_of_reshaped(
     possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
     if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
         return usual or ImageAxes(0, ())  # one cell, which is the whole image
+    if usual is not None and not possible:
+        reshaped(reshape, tensor, layer, len(usual.spatial))  # raises
     problems = []
     for axes in possible:
         for spatial in permutations(axes.spatial):

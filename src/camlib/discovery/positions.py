@@ -513,6 +513,11 @@ class _Windows(NamedTuple):
     def step(self) -> float:
         return 1 / self.stride if self.transposed else self.stride
 
+    @property
+    def border(self) -> int:
+        """How many cells at each border are not a window's centre, so that a network may take them from elsewhere."""
+        return self.dilation * (self.kernel - 1)
+
 
 class _Scaled(NamedTuple):
     """Cells that share out another number of cells evenly."""
@@ -527,6 +532,10 @@ class _Scaled(NamedTuple):
     @property
     def step(self) -> float:
         return self.cells / self.into
+
+    @property
+    def border(self) -> int:
+        return 0
 
 
 def _along(shape: Sequence[int], axis: int) -> Coordinate:
@@ -545,11 +554,11 @@ def _over_windows(one: Coordinate, windows: Sequence[_Windows | _Scaled], out: S
     if len(varying) > 1:
         return None
     axis = varying[0]
-    line = _line(one.values.movedim(axis, -1), one.pitch)
+    window, count = windows[axis - first], out[axis - first]
+    line = _line_but_border(one.values.movedim(axis, -1), one.pitch, window.border)
     if line is None:
         return None
     start, step = line
-    window, count = windows[axis - first], out[axis - first]
     values = start[..., None] + step[..., None] * window.centres(count).to(start)
     return Coordinate(values.movedim(-1, axis), one.pitch * window.step)
 
@@ -562,6 +571,21 @@ def _without_padding(values: Tensor, first: int) -> Tensor:
         if torch.equal(high.clamp(max=low), high):
             values = high.masked_fill(high.isinf(), math.nan)
     return values
+
+
+def _line_but_border(values: Tensor, pitch: float, border: int) -> tuple[Tensor, Tensor] | None:
+    """:func:`_line`, apart from a border that comes from elsewhere, such as the other side in circular padding."""
+    size = values.shape[-1]
+    for cells in range(min(border, (size - 1) // 2) + 1):
+        for before, after in ((cells, cells), (cells, 0), (0, cells)):
+            inner = values.clone()
+            inner[..., :before] = inner[..., size - after :] = math.nan
+            line = _line(inner, pitch)
+            if line is not None or not cells:
+                break
+        if line is not None:
+            return line
+    return None
 
 
 def _line(values: Tensor, pitch: float) -> tuple[Tensor, Tensor] | None:
