@@ -148,7 +148,8 @@ class Graph:
         *_, made = self._rearranged(node, f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}")
         if made.name().startswith("AddBackward"):
             return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
-        return bool(re.search(_PARAMETRIC_OPS, made.name()))
+        of_a_map = any(used in self._made for used in self._inputs[made])
+        return of_a_map and bool(re.search(_PARAMETRIC_OPS, made.name()))
 
     def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
         """The last record through which everything passes on its way to the outputs; see question 3."""
@@ -206,10 +207,7 @@ class Graph:
         Branches share no trunk: no map that a layer with parameters has made, and through which everything passes. An
         empty list if there is only one branch.
         """
-        made = self._marked(
-            [node for node in self._flow if re.search(_PARAMETRIC_OPS, node.name())],
-            lambda node, made: node in self._flow and self._uses(node, made),
-        )
+        made = self._made
         if any(record.node in made and self.all_pass(record) for record in records):
             return []
         before, behind = self._before([through.node]), self._marked([through.node], self._uses)
@@ -221,6 +219,12 @@ class Graph:
                 last.append(record)
                 before |= self._before([record.node])
         return last[::-1]
+
+    @cached_property
+    def _made(self) -> set[Any]:
+        """The nodes that a layer with parameters has made from the images, and those that use them."""
+        layers = [node for node in self._flow if re.search(_PARAMETRIC_OPS, node.name())]
+        return self._marked(layers, self._uses)
 
     def _before(self, nodes: Collection[Any]) -> set[Any]:
         """The nodes that lead to some nodes."""
