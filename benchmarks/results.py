@@ -24,12 +24,19 @@ def provenance(*packages: str) -> dict[str, Any]:
     }
 
 
-def save(name: str, results: dict[str, Any]) -> None:
-    """Write a result."""
-    (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+def save(name: str, results: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Write a result; a process that is stopped meanwhile leaves the earlier one."""
+    path = folder / f"{name}.json"
+    path.with_suffix(".part").write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".part").replace(path)
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     """Read a result."""
-    results: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    results: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return results
+
+
+def load_if_there(name: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """Read a result, or nothing if it has not been measured."""
+    return load(name, folder) if (folder / f"{name}.json").exists() else {}

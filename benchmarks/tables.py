@@ -13,6 +13,8 @@ from typing import Any
 import camlib
 from benchmarks import results
 from benchmarks.results import load
+from benchmarks.zoo import FAILURES, verdict
+from benchmarks.zoo_networks import NETWORKS
 from camlib.metrics import METRICS
 
 Lines = list[list[str]]
@@ -129,6 +131,69 @@ def passes(cells: list[Record]) -> str:
         return NOT_MEASURED
     (most, _), *others = sorted(found.items(), key=lambda item: -len(item[1]))
     return "; ".join([str(most), *(f"{count} ({', '.join(names)})" for count, names in others)])
+
+
+def zoo() -> list[Record]:
+    """One record for each network of the zoo with its name and verdict, whether it was measured or not."""
+    measured = load("zoo")["networks"] if (results.FOLDER / "zoo.json").exists() else {}
+    records = []
+    for name, network in NETWORKS.items():
+        found = measured.get(name)
+        says = NOT_MEASURED if found is None else verdict(found)
+        records.append({"network": name, "source": network.source, "input": "", "verdict": says} | (found or {}))
+    return records
+
+
+def zoo_sources() -> Lines:
+    """How many networks of each source are explained, and what became of the others."""
+    cells: dict[str, dict[str, int]] = {}
+    for record in [*zoo(), *({**record, "source": "all"} for record in zoo())]:
+        of_source = cells.setdefault(record["source"], {})
+        of_source[record["verdict"]] = of_source.get(record["verdict"], 0) + 1
+    heads = list(
+        dict.fromkeys(["proved", "refused", *(verdict for of_source in cells.values() for verdict in of_source)])
+    )
+    rows = [
+        [name, str(sum(of_source.values())), *(str(of_source.get(head, 0)) for head in heads)]
+        for name, of_source in cells.items()
+    ]
+    return [["source", "networks", *heads], *rows]
+
+
+def zoo_networks() -> Lines:
+    """Layer, grid, checks of each network that is explained; what went wrong where something did."""
+    lines = [["network", "input", "layer", "grid", "cells in their own place", "difference", "remark"]]
+    for record in zoo():
+        if record["verdict"] == "refused":
+            continue
+        layers = record.get("layers", [])
+        columns = [
+            (f"``{layer['layer']}``" for layer in layers),
+            (" x ".join(map(str, layer["grid"])) for layer in layers),
+            (f"{layer['own']} of {layer['cells']}" for layer in layers),
+            ("none fits" if layer["difference"] is None else f"{layer['difference']:.0e}" for layer in layers),
+        ]
+        remarks = [] if record["verdict"] == "proved" else [record["verdict"]]
+        remarks += [escaped(record[key]) for key in FAILURES if key in record]
+        remarks += ["float32"] if record.get("precision") == "float32" else []
+        remarks += [escaped(warning) for warning in record.get("warnings", [])]
+        lines.append([record["network"], record["input"], *map("; ".join, columns), ": ".join(remarks)])
+    return lines
+
+
+def zoo_refusals() -> Lines:
+    """Why networks are refused."""
+    rows = [
+        [record["network"], record["input"], escaped(record["refused"].partition(": ")[2])]
+        for record in zoo()
+        if "refused" in record
+    ]
+    return [["network", "input", "refused because"], *(rows or [["none", "", ""]])]
+
+
+def escaped(text: str) -> str:
+    """Text without markup of reStructuredText."""
+    return re.sub(r"([*`|\\]|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def evaluated(result: str) -> list[Record]:
@@ -269,6 +334,9 @@ FUNCTIONS = (
     methods,
     parity,
     parity_reasons,
+    zoo_networks,
+    zoo_refusals,
+    zoo_sources,
 )
 TABLES: dict[str, Callable[[], Lines]] = {made.__name__: made for made in (*FUNCTIONS, photographs, provenance)} | {
     "grad_cam": lambda: batches("grad_cam", "{time:.2f} ({memory:.2f})"),
