@@ -13,7 +13,7 @@ from typing import Any
 import camlib
 from benchmarks import results
 from benchmarks.results import load
-from benchmarks.zoo import FAILURES, verdict
+from benchmarks.zoo import FAILURES, verdict_of
 from benchmarks.zoo_networks import NETWORKS
 from camlib.metrics import METRICS
 
@@ -139,7 +139,7 @@ def zoo() -> list[Record]:
     records = []
     for name, network in NETWORKS.items():
         found = measured.get(name)
-        says = NOT_MEASURED if found is None else verdict(found)
+        says = NOT_MEASURED if found is None else verdict_of(found)
         records.append({"network": name, "source": network.source, "input": "", "verdict": says} | (found or {}))
     return records
 
@@ -150,9 +150,7 @@ def zoo_sources() -> Lines:
     for record in [*zoo(), *({**record, "source": "all"} for record in zoo())]:
         of_source = cells.setdefault(record["source"], {})
         of_source[record["verdict"]] = of_source.get(record["verdict"], 0) + 1
-    heads = list(
-        dict.fromkeys(["proved", "refused", *(verdict for of_source in cells.values() for verdict in of_source)])
-    )
+    heads = list(dict.fromkeys(["proved", "refused", *(head for of_source in cells.values() for head in of_source)]))
     rows = [
         [name, str(sum(of_source.values())), *(str(of_source.get(head, 0)) for head in heads)]
         for name, of_source in cells.items()

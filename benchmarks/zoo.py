@@ -38,25 +38,24 @@ from benchmarks.zoo_networks import NETWORKS, PACKAGES, Network
 Record = dict[str, Any]
 AGREES = {"float64": 1e-6, "float32": 1e-2}
 """Differences from the restatement up to these are rounding."""
-OUTER = 0.3
-"""By this factor for each step from its middle, a kernel's weights become smaller."""
+OUTER = 0.1
+"""By this factor for each step from its middle, the weights of a kernel of stride 1 become smaller."""
 
 
 def built(network: Network) -> nn.Module:
     """The network in eval mode, with random weights also in heads and norms that start with zeros.
 
-    The middle of each kernel counts most: with plain random weights a cell of a deep network reads the whole picture
-    alike, so that its place cannot be seen, whatever the layer.
+    The middle of kernels counts most: with plain random weights a cell of a deep network reads the whole picture alike,
+    so that its place cannot be seen, whatever the layer.
     """
     torch.manual_seed(0)
     model = network.build().eval()
     for module in model.modules():
-        if isinstance(module, _ConvNd) and not module.transposed:
-            for axis, (size, stride) in enumerate(zip(module.kernel_size, module.stride, strict=True), 2):
-                if size > stride:
-                    distance = (torch.arange(size) - (size - 1) / 2).abs()
-                    weight = module.weight.data
-                    weight *= (OUTER ** (distance - distance.min())).view(-1, *[1] * (weight.dim() - axis - 1))
+        if isinstance(module, _ConvNd) and not module.transposed and set(module.stride) == {1}:
+            for axis, size in enumerate(module.kernel_size, 2):
+                distance = (torch.arange(size) - (size - 1) / 2).abs()
+                weight = module.weight.data
+                weight *= (OUTER ** (distance - distance.min())).view(-1, *[1] * (weight.dim() - axis - 1))
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.any():
                 continue
@@ -74,8 +73,8 @@ def calibrated(network: Network, model: nn.Module, inputs: Any) -> None:
         values = arguments[0].movedim(1, 0).flatten(1)
         if values.shape[1] > 1:
             variance, mean = torch.var_mean(values, 1)
-            module.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
-            module.running_var.copy_(variance + 1e-4)  # type: ignore[operator, union-attr]
+            module.running_mean.copy_(mean)  # type: ignore[operator]
+            module.running_var.copy_(variance + 1e-4)  # type: ignore[operator]
 
     norms = [module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
     hooks = [module.register_forward_pre_hook(take) for module in norms]
@@ -137,7 +136,7 @@ def checked(network: Network, model: nn.Module, inputs: Any, explanation: camlib
         outputs, kept = outputs_at(model, [*maps, ""], lambda: network.call(model, tracked))
         score = network.score(outputs)
         returned = [*tensors(outputs), *kept[""]]
-        layers = []
+        layers: list[Record] = []
         for name, own in maps.items():
             found = layer_record(own, restated(own, kept[name], score), leaves, network, explanation.extent)
             is_output = any(same(one, other) for one in kept[name] for other in returned)
@@ -198,7 +197,7 @@ def first_sentence(error: Exception) -> str:
 FAILURES = ("refused", "crash", "not built", "not checked")
 
 
-def verdict(record: Record) -> str:
+def verdict_of(record: Record) -> str:
     """What a record amounts to in a few words; "proved" if nothing is wrong with the map."""
     for failed in FAILURES:
         if failed in record:
@@ -250,7 +249,7 @@ def main() -> None:
         networks[name] = measured(network)
         ordered = {name: networks[name] for name in NETWORKS if name in networks}
         results.save("zoo", results.provenance("torch", *present.values()) | {"networks": ordered}, options.folder)
-        print(f"{name}: {verdict(networks[name])}", summary(networks[name]), flush=True)
+        print(f"{name}: {verdict_of(networks[name])}", summary(networks[name]), flush=True)
         gc.collect()
 
 

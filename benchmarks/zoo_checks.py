@@ -5,9 +5,9 @@ equation out. How the layer's axes make the grid is worked out here as well: eve
 map's grid is tried (:func:`arrangements`), and the closest counts. It says that the map belongs to the named layer and
 that some reading of its axes gives it.
 
-*The own-place check* (:func:`places`) says that this reading is right: the gradient of a cell's features with respect to
-the picture must be strongest in the cell's own place. A scrambled order, a wrong number of prefix tokens and an axis that
-is no place in the picture cannot pass it.
+*The own-place check* (:func:`places`) says that this reading is right: the gradient of a cell's features with respect
+to the picture must be strongest in the cell's own place. A scrambled order, a wrong number of prefix tokens and an axis
+that is no place in the picture cannot pass it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def arrangements(shape: tuple[int, ...], maps: tuple[int, ...]) -> Iterator[Arra
     """All arrangements of a layer's output into maps (N, *grid), the usual ones first.
 
     Rows are images, or the frames of images (image by image or frame by frame), where the grid's first axis is the
-    frames. Channels are any other axis. What remains is flattened into tokens, of which some may be left out in front or
-    behind; they run over the grid in the order of its axes or in any other.
+    frames. Channels are any other axis. What remains is flattened into tokens, of which some may be left out in front
+    or behind; they run over the grid in the order of its axes or in any other.
     """
     images, *grid = maps
     rows: list[tuple[str, int]] = [("", 0)] if shape[0] == images else []
@@ -85,11 +85,11 @@ def _features(
 ) -> Callable[[Tensor], Tensor]:
     def features(output: Tensor) -> Tensor:
         tokens = output.movedim(channels, -1).flatten(1, -2)[:, prefix : prefix + math.prod(grid)]
-        cells = tokens.unflatten(1, [grid[axis] for axis in order])
+        cells: Tensor = tokens.unflatten(1, [grid[axis] for axis in order])
         cells = cells.permute(0, *(1 + order.index(axis) for axis in range(len(grid))), cells.dim() - 1)
         if frames > 0:
-            return cells.unflatten(0, (images, frames))
-        return cells.unflatten(0, (-frames, images)).transpose(0, 1) if frames else cells
+            cells = cells.unflatten(0, (images, frames))
+        return cells.unflatten(0, (-frames, images)).transpose(0, 1) if frames < 0 else cells
 
     return features
 
@@ -142,13 +142,31 @@ def outputs_at(model: nn.Module, names: list[str], run: Callable[[], Any]) -> tu
 
         return keep
 
+    norms = [one for one in model.modules() if re.search(r"(Batch|Instance)Norm", type(one).__name__)]
+    hooks = [norm.register_forward_pre_hook(contiguous_input) for norm in norms]
+    hooks += [norm.register_forward_hook(contiguous_gradient) for norm in norms]
     modules = {name: module_called(model, name) for name in names}
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items() if module is not None]
+    hooks += [module.register_forward_hook(keeper(name)) for name, module in modules.items() if module is not None]
     try:
         return run(), kept
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def contiguous_input(module: nn.Module, arguments: Any) -> Any:
+    """A pre-hook for batch and instance norms, with :func:`contiguous_gradient`.
+
+    Their gradients on a CPU are wrong (torch 2.14) for a single image whose features, or whose gradient, were tokens
+    just before: strides (C, 1, w C, C) are those of channels last but for the batch's, which does not matter.
+    """
+    return (arguments[0].contiguous(), *arguments[1:])
+
+
+def contiguous_gradient(module: nn.Module, arguments: Any, output: Any) -> None:
+    """A hook for batch and instance norms, with :func:`contiguous_input`."""
+    if isinstance(output, Tensor) and output.requires_grad:
+        output.register_hook(lambda gradient: gradient.contiguous())
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ class Places:
 
     Args:
         cells: how many were tried.
-        own: of how many the strongest place is their own; along an axis of four cells or more, or next to it.
+        own: of how many the strongest place is their own, or :func:`near` it.
         shift: along each axis of the grid, 1 or -1 if all cells lie on the same side of their own places, else 0.
         picture: which of the inputs they read most.
     """
@@ -227,6 +245,8 @@ def places(features: Tensor, leaves: list[Tensor], axes: Axes | None = None, ext
     images, grid = len(features), tuple(features.shape[1:-1])
     generator = torch.Generator().manual_seed(0)
     chosen = spread((images, *grid))
+    if not leaves:
+        return Places(len(chosen), 0, (), 0)
     strengths: list[list[Tensor]] = []
     for place in chosen:
         cell = features[place]
@@ -243,15 +263,21 @@ def places(features: Tensor, leaves: list[Tensor], axes: Axes | None = None, ext
     seen = [one for one in shares if one is not None]
     common = torch.stack(seen).mean(0) if len(seen) > 1 else 0
     own, offsets = 0, []
-    for (image, *place), share in zip(chosen, shares, strict=True):
+    for place, share in zip(chosen, shares, strict=True):
         if share is None:
             continue
-        of_image, *strongest = (int(at) for at in torch.unravel_index((share - common).argmax(), share.shape))
-        offset = [0 if size == 1 else to - at for to, at, size in zip(strongest, place, share.shape[1:], strict=True)]
+        strongest = [int(at) for at in torch.unravel_index((share - common).argmax(), share.shape)]
+        differences = zip(strongest[1:], place[1:], share.shape[1:], strict=True)
+        offset = [0 if size == 1 else to - at for to, at, size in differences]
         offsets.append(offset)
-        own += of_image == image and all(abs(one) <= (size >= 4) for one, size in zip(offset, grid, strict=True))
+        own += strongest[0] == place[0] and all(abs(one) <= near(size) for one, size in zip(offset, grid, strict=True))
     shift = tuple(int(min(along) > 0) - int(max(along) < 0) for along in zip(*offsets, strict=True))
     return Places(len(chosen), own, shift, picture)
+
+
+def near(size: int) -> int:
+    """Up to which distance the strongest place counts as a cell's own, along an axis of so many cells."""
+    return 0 if size < 4 else max(1, size // 10)
 
 
 def of_places(strength: Tensor, images: int, grid: tuple[int, ...], axes: Axes | None, extent: Any) -> Tensor | None:

@@ -193,7 +193,7 @@ def torchvision_networks() -> dict[str, Network]:
         found[name] = network(build, pictures(96, 128), **left(96, 128))
     for name, options in DETECTORS.items():
         build = torchvision_model(name, weights_backbone=None, num_classes=LABELS, **options)
-        box = {"target": camlib.targets.Box(), "score": best_detection}
+        box: dict[str, Any] = {"target": camlib.targets.Box(), "score": best_detection}
         found[name] = network(build, lambda: [torch.rand(3, 128, 160)], **box)
     videos: dict[str, tuple[Builder, tuple[int, int, int]]] = {
         "r3d_18": (torchvision_model("r3d_18"), (8, 64, 64)),
@@ -268,7 +268,6 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "levit_conv_128s": (224, {}),
     "mambaout_femto": (128, {}),
     "maxvit_nano_rw_256": (128, {"img_size": 128}),
-    "mixer_s16_224": (96, {"img_size": 96}),
     "mobilenetv3_small_050": (128, {}),
     "mobilenetv4_conv_small": (128, {}),
     "mobilenetv4_hybrid_medium": (128, {}),
@@ -341,30 +340,54 @@ def timm_networks() -> dict[str, Network]:
         model.set_grad_checkpointing(True)
         return model  # type: ignore[no-any-return]
 
-    return found | {"timm vit_tiny_patch16_224 checkpointed": Network("timm", checkpointed, pictures(96, 96))}
+    found["timm vit_tiny_patch16_224 checkpointed"] = Network("timm", checkpointed, pictures(96, 96))
+    mixer = {"img_size": 96, "num_blocks": 4, "embed_dim": 96, "num_classes": LABELS}
+    found["timm MlpMixer"] = Network("timm", called("timm.models.mlp_mixer", "MlpMixer", **mixer), pictures(96, 96))
+    return found
 
 
 # Hugging Face
 
 TRANSFORMER: dict[str, Any] = {
-    "image_size": 64, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
     "intermediate_size": 64,
-}  # fmt: skip
+}
 DINO = {key: value for key, value in TRANSFORMER.items() if key != "intermediate_size"}
-LABELLED = {"num_labels": LABELS}
+LABELLED: dict[str, Any] = {"num_labels": LABELS}
 PYRAMID: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
-STAGES_OF_FOUR = {"num_attention_heads": [1, 1, 2, 2]}
+STAGES_OF_FOUR: dict[str, Any] = {"num_attention_heads": [1, 1, 2, 2]}
 SWIN: dict[str, Any] = {
-    "image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 4,
-}  # fmt: skip
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1, 2],
+    "num_heads": [1, 2, 4],
+    "window_size": 4,
+}
 FORMER: dict[str, Any] = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
 TEXT: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100,
-    "max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 WORDS = torch.tensor([[1, 5, 7, 9, 11, 2], [1, 6, 8, 3, 4, 2]])
 
 
@@ -412,14 +435,29 @@ def detr(name: str, **options: Any) -> Builder:
 def rt_detr() -> Any:
     """The configuration of a small RT-DETR."""
     backbone = config(
-        "RTDetrResNetConfig", embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1],
-        layer_type="basic", out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+        "RTDetrResNetConfig",
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
     return config(
-        "RTDetrConfig", backbone_config=backbone, encoder_in_channels=[16, 24, 32], encoder_hidden_dim=32,
-        encoder_ffn_dim=64, encoder_attention_heads=2, d_model=32, num_queries=10, decoder_in_channels=[32, 32, 32],
-        decoder_ffn_dim=64, decoder_layers=2, decoder_attention_heads=2, num_labels=LABELS, anchor_image_size=None,
-    )  # fmt: skip
+        "RTDetrConfig",
+        backbone_config=backbone,
+        encoder_in_channels=[16, 24, 32],
+        encoder_hidden_dim=32,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        d_model=32,
+        num_queries=10,
+        decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=64,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        num_labels=LABELS,
+        anchor_image_size=None,
+    )
 
 
 def text_and_picture(prefix: str, picture: dict[str, Any], **options: Any) -> Callable[[], Any]:
@@ -428,9 +466,11 @@ def text_and_picture(prefix: str, picture: dict[str, Any], **options: Any) -> Ca
     def configuration() -> Any:
         text = config(f"{prefix}TextConfig", **TEXT).to_dict()
         return config(
-            f"{prefix}Config", text_config=text, vision_config=config(f"{prefix}VisionConfig", **picture).to_dict(),
+            f"{prefix}Config",
+            text_config=text,
+            vision_config=config(f"{prefix}VisionConfig", **picture).to_dict(),
             **options,
-        )  # fmt: skip
+        )
 
     return configuration
 
@@ -438,21 +478,37 @@ def text_and_picture(prefix: str, picture: dict[str, Any], **options: Any) -> Ca
 def mask_former() -> Any:
     """The configuration of a small MaskFormer."""
     decoder = config(
-        "DetrConfig", backbone_config=small_resnet(), num_queries=5, **FORMER,
-    )  # fmt: skip
+        "DetrConfig",
+        backbone_config=small_resnet(),
+        num_queries=5,
+        **FORMER,
+    )
     return config(
-        "MaskFormerConfig", backbone_config=small_swin(), decoder_config=decoder, fpn_feature_size=16,
-        mask_feature_size=16, num_labels=LABELS,
-    )  # fmt: skip
+        "MaskFormerConfig",
+        backbone_config=small_swin(),
+        decoder_config=decoder,
+        fpn_feature_size=32,
+        mask_feature_size=32,
+        num_labels=LABELS,
+    )
 
 
 def mask2former() -> Any:
     """The configuration of a small Mask2Former."""
     return config(
-        "Mask2FormerConfig", backbone_config=small_swin(), feature_size=16, mask_feature_size=16, hidden_dim=32,
-        encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32,
-        num_queries=5, num_labels=LABELS,
-    )  # fmt: skip
+        "Mask2FormerConfig",
+        backbone_config=small_swin(),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=32,
+        num_queries=5,
+        num_labels=LABELS,
+    )
 
 
 def categories(outputs: Any) -> Tensor:
@@ -465,9 +521,15 @@ def llava() -> Any:
     """The configuration of a small LLaVA."""
     vision = config("CLIPVisionConfig", **TRANSFORMER)
     text = config(
-        "LlamaConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=64, vocab_size=100, pad_token_id=0,
-    )  # fmt: skip
+        "LlamaConfig",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        vocab_size=100,
+        pad_token_id=0,
+    )
     return config("LlavaConfig", vision_config=vision, text_config=text, image_token_index=99, image_seq_length=64)
 
 
@@ -475,9 +537,11 @@ def blip() -> Any:
     """The configuration of a small BLIP."""
     text = TEXT | {"encoder_hidden_size": 32}
     return config(
-        "BlipConfig", vision_config=config("BlipVisionConfig", **TRANSFORMER), projection_dim=16,
+        "BlipConfig",
+        vision_config=config("BlipVisionConfig", **TRANSFORMER),
+        projection_dim=16,
         text_config=config("BlipTextConfig", **text),
-    )  # fmt: skip
+    )
 
 
 def with_words(**more: Any) -> Callable[[], dict[str, Any]]:
@@ -504,11 +568,11 @@ def hugging_face_networks() -> dict[str, Network]:
     """Classifiers, segmentation, detection, depth, video, audio, two towers and language models that see."""
     network = partial(Network, "Hugging Face")
     hf, picture = hugging_face, pictures(64, 64)
-    vit = TRANSFORMER | LABELLED
+    vit: dict[str, Any] = TRANSFORMER | LABELLED
     odd = {"image_size": 224, "patch_size": 32} | {
         k: v for k, v in vit.items() if k not in ("image_size", "patch_size")
     }
-    interpolated = {"forward": lambda model, x: model(x, interpolate_pos_encoding=True)}
+    interpolated: dict[str, Any] = {"forward": lambda model, x: model(x, interpolate_pos_encoding=True)}
     swinv2 = SWIN | LABELLED | {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
     classifiers: dict[str, dict[str, Any]] = {
         "ViTForImageClassification": vit,
@@ -526,32 +590,42 @@ def hugging_face_networks() -> dict[str, Network]:
         "ConvNextV2ForImageClassification": PYRAMID | LABELLED,
         "ResNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8},
         "RegNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "groups_width": 8},
-        "BitForImageClassification": PYRAMID | LABELLED | {"embedding_size": 32, "hidden_sizes": [32, 64, 96, 128]},
+        "BitForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "num_groups": 4},
         "PoolFormerForImageClassification": PYRAMID | LABELLED,
         "MobileNetV2ForImageClassification": LABELLED | {"depth_multiplier": 0.35},
         "MobileViTForImageClassification": LABELLED | {"image_size": 64},
         "MobileViTV2ForImageClassification": LABELLED | {"image_size": 64, "width_multiplier": 0.5},
         "EfficientNetForImageClassification": LABELLED | {"width_coefficient": 0.5, "hidden_dim": 640},
-        "SwiftFormerForImageClassification": LABELLED
-        | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32], "image_size": 64},
+        "SwiftFormerForImageClassification": LABELLED | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]},
         "FocalNetForImageClassification": LABELLED
         | {"image_size": 64, "embed_dim": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
         "SegformerForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED,
-        "PvtForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 64},
-        "PvtV2ForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 64},
-        "CvtForImageClassification": LABELLED | {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
+        "PvtForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
+        "PvtV2ForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
+        "CvtForImageClassification": LABELLED | {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4]},
     }
-    found = {name: network(hf(name, **options), pictures(128, 128) if "patch_size" not in options else picture)
-             for name, options in classifiers.items()}  # fmt: skip
+    found = {
+        name: network(hf(name, **options), pictures(128, 128) if "patch_size" not in options else picture)
+        for name, options in classifiers.items()
+    }
     sized = {"SegformerForImageClassification", "CvtForImageClassification"}
-    found |= {name: network(found[name].build, pictures(96, 128)) for name in sized}
+    found |= {name: network(found[name].build, pictures(128, 160)) for name in sized}
     found |= {
         name: network(found[name].build, picture)
         for name in classifiers
         if classifiers[name].get("image_size") == 64 and "MobileViT" not in name
     }
-    hiera = LABELLED | {"embed_dim": 16, "image_size": [224, 224], "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1]}
-    levit = LABELLED | {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]}
+    hiera: dict[str, Any] = LABELLED | {
+        "embed_dim": 16,
+        "image_size": [224, 224],
+        "num_heads": [1, 2, 4, 8],
+        "depths": [1, 1, 2, 1],
+    }
+    levit: dict[str, Any] = LABELLED | {
+        "hidden_sizes": [32, 48, 64],
+        "num_attention_heads": [2, 3, 4],
+        "depths": [1, 1, 1],
+    }
     found |= {
         "HieraForImageClassification": network(hf("HieraForImageClassification", **hiera), pictures(224, 224)),
         "LevitForImageClassification": network(hf("LevitForImageClassification", **levit), pictures(224, 224)),
@@ -561,13 +635,21 @@ def hugging_face_networks() -> dict[str, Network]:
         "ViTForImageClassification 240 px, patch 32": network(
             hf("ViTForImageClassification", **odd), pictures(240, 240), **interpolated
         ),
-        "SwinForImageClassification 80 px": network(hf("SwinForImageClassification", **swinv2), pictures(80, 80)),
+        "SwinForImageClassification 80 px": network(found["SwinForImageClassification"].build, pictures(80, 80)),
         "Swinv2ForImageClassification 80 px": network(hf("Swinv2ForImageClassification", **swinv2), pictures(80, 80)),
         "Swinv2ForImageClassification 144 px": network(
             hf("Swinv2ForImageClassification", **swinv2), pictures(144, 144)
         ),
         "ImageGPTForImageClassification": network(
-            hf("ImageGPTForImageClassification", n_positions=64, n_embd=32, n_layer=2, n_head=2, vocab_size=17, **LABELLED),
+            hf(
+                "ImageGPTForImageClassification",
+                n_positions=64,
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                vocab_size=17,
+                **LABELLED,
+            ),
             lambda: torch.randint(0, 16, (1, 64)),
         ),
         "SegformerForSemanticSegmentation": network(
@@ -576,9 +658,16 @@ def hugging_face_networks() -> dict[str, Network]:
             **left(16, 24),
         ),
         "UperNetForSemanticSegmentation": network(
-            hf("UperNetForSemanticSegmentation", lambda: config(
-                "UperNetConfig", backbone_config=small_swin(), hidden_size=16, num_labels=LABELS,
-                use_auxiliary_head=False)),
+            hf(
+                "UperNetForSemanticSegmentation",
+                lambda: config(
+                    "UperNetConfig",
+                    backbone_config=small_swin(),
+                    hidden_size=16,
+                    num_labels=LABELS,
+                    use_auxiliary_head=False,
+                ),
+            ),
             picture,
             **left(64, 64),
         ),
@@ -586,7 +675,10 @@ def hugging_face_networks() -> dict[str, Network]:
             hf("MaskFormerForInstanceSegmentation", mask_former), pictures(128, 128), picked(categories), **left(32, 32)
         ),
         "Mask2FormerForUniversalSegmentation": network(
-            hf("Mask2FormerForUniversalSegmentation", mask2former), pictures(128, 128), picked(categories), **left(32, 32)
+            hf("Mask2FormerForUniversalSegmentation", mask2former),
+            pictures(128, 128),
+            picked(categories),
+            **left(32, 32),
         ),
         "DetrForObjectDetection": network(detr("DetrForObjectDetection"), pictures(128, 160), picked(per_query)),
         "ConditionalDetrForObjectDetection": network(
@@ -606,9 +698,17 @@ def hugging_face_networks() -> dict[str, Network]:
             named(per_query),
         ),
         "DPTForDepthEstimation": network(
-            hf("DPTForDepthEstimation", **TRANSFORMER | {
-                "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32],
-                "fusion_hidden_size": 16, "is_hybrid": False}),
+            hf(
+                "DPTForDepthEstimation",
+                **TRANSFORMER
+                | {
+                    "num_hidden_layers": 4,
+                    "backbone_out_indices": [0, 1, 2, 3],
+                    "neck_hidden_sizes": [8, 16, 24, 32],
+                    "fusion_hidden_size": 16,
+                    "is_hybrid": False,
+                },
+            ),
             picture,
             picked(lambda outputs: outputs.predicted_depth),
             depth_of_the_left,
@@ -622,8 +722,14 @@ def hugging_face_networks() -> dict[str, Network]:
             depth_of_the_left,
         ),
         "ViTMAEForPreTraining": network(
-            hf("ViTMAEForPreTraining", **TRANSFORMER, decoder_hidden_size=32, decoder_num_hidden_layers=1,
-               decoder_num_attention_heads=2, decoder_intermediate_size=64),
+            hf(
+                "ViTMAEForPreTraining",
+                **TRANSFORMER,
+                decoder_hidden_size=32,
+                decoder_num_hidden_layers=1,
+                decoder_num_attention_heads=2,
+                decoder_intermediate_size=64,
+            ),
             picture,
             lambda model, x: model(x, noise=torch.linspace(0, 1, 64).roll(7)[None]).logits,
             lambda outputs: outputs.mean((1, 2)),
@@ -638,27 +744,61 @@ def hugging_face_networks() -> dict[str, Network]:
             hf("TimesformerForVideoClassification", **vit | {"num_frames": 4}), random(1, 4, 3, 64, 64), axes=(1, 3, 4)
         ),
         "VivitForVideoClassification": network(
-            hf("VivitForVideoClassification", **{k: v for k, v in vit.items() if k != "patch_size"}, num_frames=4,
-               tubelet_size=[2, 16, 16]),
+            hf(
+                "VivitForVideoClassification",
+                **{k: v for k, v in vit.items() if k != "patch_size"},
+                num_frames=4,
+                tubelet_size=[2, 16, 16],
+            ),
             random(1, 4, 3, 64, 64),
             axes=(1, 3, 4),
         ),
         "ASTForAudioClassification": network(
-            hf("ASTForAudioClassification", **{k: v for k, v in vit.items() if "size" not in k}, hidden_size=32,
-               intermediate_size=64, num_mel_bins=64, max_length=128, frequency_stride=10, time_stride=10, patch_size=16),
+            hf(
+                "ASTForAudioClassification",
+                **{k: v for k, v in vit.items() if "size" not in k},
+                hidden_size=32,
+                intermediate_size=64,
+                num_mel_bins=64,
+                max_length=128,
+                frequency_stride=10,
+                time_stride=10,
+                patch_size=16,
+            ),
             random(1, 128, 64),
             axes=(1, 2),
         ),
         "WhisperForAudioClassification": network(
-            hf("WhisperForAudioClassification", **FORMER, num_mel_bins=16, max_source_positions=40, vocab_size=100,
-               pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, **LABELLED),
+            hf(
+                "WhisperForAudioClassification",
+                **FORMER,
+                num_mel_bins=16,
+                max_source_positions=40,
+                vocab_size=100,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                decoder_start_token_id=1,
+                **LABELLED,
+            ),
             random(1, 16, 80),
         ),
         "Wav2Vec2ForSequenceClassification": network(
-            hf("Wav2Vec2ForSequenceClassification", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-               intermediate_size=64, conv_dim=[16, 16, 16], conv_stride=[5, 4, 2], conv_kernel=[10, 8, 4],
-               num_feat_extract_layers=3, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-               classifier_proj_size=16, **LABELLED),
+            hf(
+                "Wav2Vec2ForSequenceClassification",
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                conv_dim=[16, 16, 16],
+                conv_stride=[5, 4, 2],
+                conv_kernel=[10, 8, 4],
+                num_feat_extract_layers=3,
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+                classifier_proj_size=16,
+                **LABELLED,
+            ),
             random(1, 2000),
         ),
         "CLIPVisionModelWithProjection": network(
@@ -688,7 +828,7 @@ def hugging_face_networks() -> dict[str, Network]:
         ),
         "Dinov2Model": network(hf("Dinov2Model", **DINO), picture, picked(lambda o: o.pooler_output)),
         "DINOv3ViTModel": network(hf("DINOv3ViTModel", **TRANSFORMER), picture, picked(lambda o: o.pooler_output)),
-    }  # fmt: skip
+    }
     return {f"transformers {name}": one for name, one in found.items()}
 
 
@@ -712,9 +852,9 @@ def segmentation_networks() -> dict[str, Network]:
         "UPerNet",
     ):
         build = called(package, name, "resnet18", encoder_weights=None, classes=LABELS)
-        found[f"smp {name}"] = Network(package, build, pictures(64, 96), **left(64, 96))
+        found[f"smp {name}"] = Network(package, build, pictures(128, 192), **left(128, 192))
     build = called(package, "Unet", "mit_b0", encoder_weights=None, classes=LABELS)
-    return found | {"smp Unet mit_b0": Network(package, build, pictures(64, 96), **left(64, 96))}
+    return found | {"smp Unet mit_b0": Network(package, build, pictures(128, 192), **left(128, 192))}
 
 
 def monai_networks() -> dict[str, Network]:
@@ -724,9 +864,15 @@ def monai_networks() -> dict[str, Network]:
     unet: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "channels": (4, 8, 16), "strides": (2, 2)}
     classes = {"in_channels": 1, "out_channels": LABELS}
     vit: dict[str, Any] = {
-        "in_channels": 1, "patch_size": (8, 8, 8), "hidden_size": 48, "mlp_dim": 64, "num_layers": 2, "num_heads": 3,
-        "classification": True, "num_classes": LABELS,
-    }  # fmt: skip
+        "in_channels": 1,
+        "patch_size": (8, 8, 8),
+        "hidden_size": 48,
+        "mlp_dim": 64,
+        "num_layers": 2,
+        "num_heads": 3,
+        "classification": True,
+        "num_classes": LABELS,
+    }
     swin: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": (1, 1, 1, 1)}
     densenet: dict[str, Any] = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2)}
     found = {
@@ -734,33 +880,63 @@ def monai_networks() -> dict[str, Network]:
         "UNet, residual units": network(called(nets, "UNet", 3, num_res_units=2, **unet), cube, **left(32, 32, 32)),
         "UNet, residual units, 2-D": network(called(nets, "UNet", 2, num_res_units=2, **unet), square, **left(64, 64)),
         "AttentionUnet": network(called(nets, "AttentionUnet", 2, **unet), square, **left(64, 64)),
-        "BasicUNet": network(
-            called(nets, "BasicUNet", 2, 1, 2, features=(4, 4, 8, 8, 16, 4)), square, **left(64, 64)
-        ),
+        "BasicUNet": network(called(nets, "BasicUNet", 2, 1, 2, features=(4, 4, 8, 8, 16, 4)), square, **left(64, 64)),
         "SegResNet": network(
             called(nets, "SegResNet", 3, init_filters=8, in_channels=1, out_channels=2), cube, **left(32, 32, 32)
         ),
         "DenseNet121, small": network(called(nets, "DenseNet", 3, **classes, **densenet), cube),
         "DenseNet121": network(called(nets, "DenseNet121", 3, **classes), random(1, 1, 64, 64, 64)),
-        "ResNet10": network(called(nets, "resnet10", spatial_dims=3, n_input_channels=1, num_classes=LABELS),
-                            random(1, 1, 48, 48, 48)),
+        "ResNet": network(
+            called(
+                nets,
+                "ResNet",
+                "basic",
+                [1, 1, 1, 1],
+                [8, 16, 32, 64],
+                n_input_channels=1,
+                num_classes=LABELS,
+                conv1_t_stride=2,
+            ),
+            random(1, 1, 64, 64, 64),
+        ),
         "EfficientNetBN": network(
-            called(nets, "EfficientNetBN", "efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=1,
-                   num_classes=LABELS), random(1, 1, 128, 128),
+            called(
+                nets,
+                "EfficientNetBN",
+                "efficientnet-b0",
+                pretrained=False,
+                spatial_dims=2,
+                in_channels=1,
+                num_classes=LABELS,
+            ),
+            random(1, 1, 128, 128),
         ),
         "ViT": network(called(nets, "ViT", img_size=(32, 32, 32), **vit), cube, picked(lambda outputs: outputs[0])),
         "SwinUNETR": network(called(nets, "SwinUNETR", **swin), random(1, 1, 64, 64, 64), **left(64, 64, 64)),
         "UNETR": network(
-            called(nets, "UNETR", in_channels=1, out_channels=2, img_size=(32, 32, 32), feature_size=8, hidden_size=48,
-                   mlp_dim=64, num_heads=3), cube, **left(32, 32, 32),
+            called(
+                nets,
+                "UNETR",
+                in_channels=1,
+                out_channels=2,
+                img_size=(32, 32, 32),
+                feature_size=8,
+                hidden_size=48,
+                mlp_dim=64,
+                num_heads=3,
+            ),
+            cube,
+            **left(32, 32, 32),
         ),
     } | {
         f"MILModel, {mode}": network(
-            called(nets, "MILModel", num_classes=LABELS, mil_mode=mode, pretrained=False), random(1, 4, 3, 96, 96),
-            axes=(1, 3, 4), grid=(4, 3, 3),
+            called(nets, "MILModel", num_classes=LABELS, mil_mode=mode, pretrained=False),
+            random(1, 4, 3, 96, 96),
+            axes=(1, 3, 4),
+            grid=(4, 3, 3),
         )
         for mode in ("mean", "att", "att_trans")
-    }  # fmt: skip
+    }
     return {f"monai {name}": one for name, one in found.items()}
 
 
@@ -783,8 +959,10 @@ def end_to_end_classes(outputs: Any) -> Tensor:
 def ultralytics_networks() -> dict[str, Network]:
     """YOLOs from their descriptions."""
     network = partial(Network, "ultralytics")
-    found = {f"{name}": network(yolo(name), pictures(128, 160), picked(rows_of_classes))
-             for name in ("yolov5n", "yolov8n", "yolov8n-p2", "yolo11n", "yolo12n")}  # fmt: skip
+    found = {
+        f"{name}": network(yolo(name), pictures(128, 160), picked(rows_of_classes))
+        for name in ("yolov5n", "yolov8n", "yolov8n-p2", "yolo11n", "yolo12n")
+    }
     return found | {
         "yolov10n": network(yolo("yolov10n"), pictures(128, 160), picked(end_to_end_classes)),
         "yolo26n": network(yolo("yolo26n"), pictures(128, 160), picked(end_to_end_classes)),
@@ -802,7 +980,7 @@ def open_clip_networks() -> dict[str, Network]:
         return called("open_clip.model", "CLIP", embed_dim=16, vision_cfg=size, text_cfg=text)
 
     def visual(**vision: Any) -> Builder:
-        return lambda: towers(**vision)().visual  # type: ignore[return-value, no-any-return]
+        return lambda: towers(**vision)().visual  # type: ignore[return-value]
 
     vit = {"layers": 3, "width": 64, "head_width": 32, "patch_size": 16}
     network, prompts = partial(Network, "open_clip"), torch.cat([WORDS, torch.zeros(2, 10, dtype=torch.long)], 1)
@@ -886,8 +1064,12 @@ def own_networks() -> dict[str, Network]:
 
     bag, frames, slices = random(2, 4, 3, 64, 64), (1, 3, 4), (4, 8, 8)
     found = {
-        "CNN": network(lambda: own.Average(nn.Sequential(own.trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                                                         nn.Linear(32, LABELS))), picture),
+        "CNN": network(
+            lambda: own.Average(
+                nn.Sequential(own.trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, LABELS))
+            ),
+            picture,
+        ),
         "two trunks": network(own.TwoTrunks, both, trunks=2),
         "siamese": network(own.Siamese, same_size, trunks=2),
         "CNN + LSTM over frames": network(partial(own.Stacked, "lstm"), bag, axes=frames, grid=slices),
@@ -919,9 +1101,11 @@ def own_networks() -> dict[str, Network]:
         "tokens of videos, time first": network(own.TimeFirst, random(2, 3, 4, 48, 64)),
         "tokens by windows": network(own.MaskUnits, picture),
         "torch.fx graph of a ResNet": network(traced, pictures(128, 128), grid=(4, 4)),
-        "feature extractor of a ResNet": network(extracted, pictures(128, 128), picked(lambda o: o["out"]), grid=(4, 4)),
+        "feature extractor of a ResNet": network(
+            extracted, pictures(128, 128), picked(lambda o: o["out"]), grid=(4, 4)
+        ),
         "scripted trunk": network(scripted_trunk, picture),
-    }  # fmt: skip
+    }
     return {f"own {name}": one for name, one in found.items()}
 
 

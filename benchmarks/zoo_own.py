@@ -1,7 +1,7 @@
 """Networks of the kinds that people write themselves, in a few lines each, for :mod:`benchmarks.zoo`.
 
-Several pictures, pictures among other inputs, rows that are not images, signals in every axis order, heads whose outputs
-look like a grid and are none.
+Several pictures, pictures among other inputs, rows that are not images, signals in every axis order, heads whose
+outputs look like a grid and are none.
 """
 
 from __future__ import annotations
