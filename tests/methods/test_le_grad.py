@@ -281,12 +281,20 @@ def test_what_is_not_global_attention_is_refused(build: Callable[[], nn.Module],
         LeGrad(build())(torch.randn(2, 3, 32, 32), 1)
 
 
-def test_tokens_that_fit_no_grid_are_refused_with_their_shape() -> None:
+def test_tokens_that_are_no_whole_grid_are_refused_with_their_shape() -> None:
+    model = vit(64)
+    model.encoder.dropout.register_forward_hook(lambda module, args, tokens: tokens[:, :40])
+    with pytest.raises(camlib.CamlibRuntimeError, match=r"found \(2, 2, 40, 40\) for 2 images of 64 x 64.*reshape="):
+        LeGrad(model)(images(2, 64, 64), 1)
+
+
+def test_the_patches_of_an_image_that_the_model_resizes_are_on_its_grid() -> None:
     def resized(model: nn.Module, x: Tensor) -> Tensor:
         return model(F.interpolate(x, (64, 64)))
 
-    with pytest.raises(camlib.CamlibRuntimeError, match=r"found \(2, 2, 65, 65\) for 2 images of 100 x 4.*reshape="):
-        LeGrad(vit(64), forward=resized)(images(2, 100, 4), 1)
+    model, given = vit(64), images(2, 100, 4)
+    maps = LeGrad(model, forward=resized)(given, 1).maps
+    assert torch.equal(maps, LeGrad(model)(F.interpolate(given, (64, 64)), 1).maps)
 
 
 def test_activations_that_are_computed_again_are_refused() -> None:

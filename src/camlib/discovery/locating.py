@@ -18,6 +18,9 @@ from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
 
+ATTENTION = "attention"
+"""What stands for the keys of attention among the layers."""
+
 
 def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
     """Whether layers were located before, for inputs of the same size."""
@@ -57,6 +60,34 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
             axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
             network.layouts[layer, shape[1:], inputs.usual_size] = layout
         network.axes[layer, inputs.usual_size] = axes
+
+
+def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: Positions | None) -> Layout | None:
+    """Return the layout of the keys (N, keys, 1) of an attention, which the network keeps; None if they are no grid.
+
+    Args:
+        network: the network.
+        inputs: its inputs in the pass.
+        attention: (N, heads, queries, keys), from the pass.
+        positions: the positions that were followed in the pass; None if it was not followed.
+    """
+    keys, size = attention.shape[-1], inputs.usual_size
+    known = network.layouts.get((ATTENTION, keys, size))
+    if known is not None or positions is None:
+        return known
+    place = positions.of(attention)
+    for axes in inputs.possible_axes():
+        of_keys: Place = {}
+        for axis in axes.spatial:
+            one = place.get((axes.tensor, ~axis), place.get((axes.tensor, axis)))
+            if one is not None and set(one.compact().varies) <= {attention.dim() - 1}:
+                of_keys[axes.tensor, axis] = Coordinate(one.compact().values.reshape(1, -1, 1), one.pitch)
+        layout = layout_by_positions(of_keys, (len(attention), keys, 1), inputs, axes)
+        if not isinstance(layout, str):
+            network.layouts[ATTENTION, keys, size] = layout
+            network.axes[ATTENTION, size] = axes
+            return layout
+    return None
 
 
 def image_axes(network: Network, inputs: Inputs, layers: Iterable[str]) -> ImageAxes | None:

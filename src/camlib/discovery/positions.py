@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Axis = tuple[int, int]
-"""An axis of an input: the number of the tensor among the inputs, and the axis."""
+"""An axis of an input: the number of the tensor among the inputs, and the axis; ``~axis`` for the keys of attention."""
 
 
 class Coordinate(NamedTuple):
@@ -395,7 +395,11 @@ def _spatial_axes(name: str) -> int:
 
 
 def _product(call: _Call) -> list[dict[Axis, Coordinate | None]]:
-    """A matrix product: the rows of the first factor and the columns of the second one."""
+    """A matrix product: the rows of the first factor and the columns of the second one.
+
+    Where both have a place along an axis, as the queries and the keys of an attention do, that of the columns is kept
+    under ``~axis``.
+    """
     left, right = [arg for arg in call.args if isinstance(arg, Tensor)][-2:]
     bias = call.args[0] if call.func._schema.name in ("aten::addmm", "aten::baddbmm") else None
     result = call.results[0]
@@ -412,6 +416,8 @@ def _product(call: _Call) -> list[dict[Axis, Coordinate | None]]:
         if one is not None and not one.varies and other is not None and other.varies:
             one = other
         place[axis] = one
+        if rows.get(axis) is not None and other is not None:
+            place[axis[0], ~axis[1]] = other
     if right.dim() == 1:
         place = {axis: one and Coordinate(one.values.squeeze(-1), one.pitch) for axis, one in rows.items()}
     if bias is not None and call.of(bias) and bias.dim() == result.dim():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import find_layer_in
-from camlib.discovery.locating import has_layouts, image_axes, is_located, locate
+from camlib.discovery.locating import ATTENTION, has_layouts, image_axes, is_located, locate
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
@@ -412,8 +412,9 @@ def _pass(
         with torch.set_grad_enabled(whole):
             return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
 
-    if is_located(network, inputs, layers):
-        inputs = inputs.along(image_axes(network, inputs, layers))
+    read = [*layers, *([ATTENTION] if any(method.reads == "attention" for method in methods) else [])]
+    if is_located(network, inputs, read):
+        inputs = inputs.along(image_axes(network, inputs, read))
         forward_pass = once(follow=False)
         if has_layouts(network, inputs, forward_pass.features):
             return forward_pass

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from camlib.discovery.locating import keys_layout
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, positive_int
 from camlib.inputs.nested import tensors_in
-from camlib.layers.layouts import infer_layout
+from camlib.layers.layouts import Layout
 from camlib.methods.base import Layer, Method, Reads
 from camlib.passes.attention import ATTENTION, ExplicitAttention
 from camlib.passes.forward_pass import ForwardPass, reshaped
@@ -105,7 +106,14 @@ class LeGrad(Method):
         with torch.enable_grad():
             read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
             of_classes = [_gradients(one, read) for one in forward_pass.score_of_each_class]
-            return {"": forward_pass.stacked([self._map(gradients, forward_pass) for gradients in of_classes])}
+        relevance = [le_grad(gradients)[..., None] for gradients in of_classes]
+        if self.network.reshape is not None:
+            axes = len(forward_pass.size or (0, 0))
+            grids = [self._reshaped(one, axes) for one in relevance]
+        else:
+            layout = self._layout(read, forward_pass)
+            grids = [layout.to_grid(one) for one in relevance]
+        return {"": forward_pass.stacked([grid.squeeze(1) for grid in grids])}
 
     def _of_images(self, attention: _Attention, forward_pass: ForwardPass) -> list[Tensor]:
         """The attention that is computed from the images, without what is known to be of a text.
@@ -155,21 +163,23 @@ class LeGrad(Method):
                 raise _not_global(weights, forward_pass)
         return read
 
-    def _map(self, gradients: list[Tensor], forward_pass: ForwardPass) -> Tensor:
-        """The relevance of the patches, on their grid."""
-        relevance = le_grad(gradients)[..., None]
-        if self.network.reshape is not None:
-            grid = reshaped(self.network.reshape, relevance, "attention", len(forward_pass.size or (0, 0)))
-            if grid.shape[1] != 1:
-                raise CamlibTypeError(
-                    f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "
-                    "it must keep the single channel and leave out the tokens that are not patches"
-                )
-            return grid.squeeze(1)
-        layout = infer_layout(tuple(relevance.shape), forward_pass.size, "last") if forward_pass.size else None
+    def _reshaped(self, relevance: Tensor, axes: int) -> Tensor:
+        """The relevance of all tokens (N, keys, 1) on the grid that the user's ``reshape`` makes of it."""
+        assert self.network.reshape is not None
+        grid = reshaped(self.network.reshape, relevance, "attention", axes)
+        if grid.shape[1] != 1:
+            raise CamlibTypeError(
+                f"reshape turned the relevance of all tokens, {tuple(relevance.shape)}, into {tuple(grid.shape)}; "
+                "it must keep the single channel and leave out the tokens that are not patches"
+            )
+        return grid
+
+    def _layout(self, read: list[Tensor], forward_pass: ForwardPass) -> Layout:
+        """Where the keys of the attention are on the images."""
+        layout = keys_layout(self.network, forward_pass.inputs, read[-1], forward_pass.noted.get("positions"))
         if layout is None:
-            raise _not_global(gradients[0], forward_pass)
-        return layout.to_grid(relevance).squeeze(1)
+            raise _not_global(read[-1], forward_pass)
+        return layout
 
 
 def _is_text(tensor: Tensor) -> bool:
