@@ -4,7 +4,8 @@ The layer to find is the last feature map that can influence the score at every 
 pooled, flattened or turned into class scores. Four questions are asked about each feature map, starting at the last:
 
 1. Is it a grid of more than one cell, each of which comes from its own place in the images (see ``positions``)?
-2. Is it a map of features, and neither the output of a pooling layer nor class scores that are only pooled afterwards?
+2. Is it a map of features, and neither the network's output, nor that of a pooling layer, nor class scores that are
+   only pooled afterwards?
 3. Does everything that reaches the score pass through it? A branch inside a residual block does not qualify. In
    networks where finer maps join later, such as feature pyramids, this condition would only hold far too early. There
    a later map qualifies if it contributes to every entry of the outputs, and if at least one path from it to the
@@ -15,6 +16,9 @@ pooled, flattened or turned into class scores. Four questions are asked about ea
 
 If question 4 fails for the last maps, the network reads a class token, and the answer is the last
 normalisation whose patches still reach the score: the one before the last attention.
+
+No layer is found where branches without a common trunk lead side by side to the score, or where the last map is returned
+by no module and the last module's map is several layers ahead of it: the errors name the layers to choose from.
 """
 
 from __future__ import annotations
@@ -117,7 +121,8 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
         The layer's dotted name. Costs one forward pass and one backward pass.
 
     Raises:
-        CamlibRuntimeError: no layer qualifies; the message lists the last module outputs.
+        CamlibRuntimeError: no layer qualifies, and the message lists the last module outputs; or several branches lead
+            side by side to the score, and it lists their last maps.
 
     Example:
         >>> import camlib, torch, torchvision

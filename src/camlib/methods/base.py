@@ -38,12 +38,12 @@ class Method(ABC):
 
     Args:
         model: any module. Wrappers of ``torch.compile`` and ``DataParallel`` are removed, with a warning.
-        layer: a dotted name, a module, or a list of those for one fused map. None to find the layer
-            (:func:`camlib.find_layer`) from the first input of each size, and remember it.
+        layer: a dotted name, "name#2" for a module's second call, a module, or a list of those for one fused map. None
+            to find the layer (:func:`camlib.find_layer`) from the first input of each size, and remember it.
         forward: ``forward(model, inputs) -> outputs`` in place of ``model(inputs)``: use it for several inputs or
             post-processing.
-        reshape: ``reshape(tensor) -> (N, C, h, w)`` for layers whose layout is not inferred correctly. It is
-            applied to activations and gradients alike, so it must only rearrange.
+        reshape: ``reshape(tensor) -> (N, C, h, w)`` for layers whose layout is not found. It is applied to activations
+            and gradients alike, so it must only rearrange; the first pass checks where it puts the cells.
         relu: whether to set negative values to zero, as most papers do; False keeps the signed map.
         fuse: how to combine the maps of several layers: "mean" (the default), "max" or "product".
 
