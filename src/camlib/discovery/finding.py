@@ -18,7 +18,7 @@ If question 4 fails for the last maps, the network reads a class token, and the 
 normalisation whose patches still reach the score: the one before the last attention.
 
 No layer is found where branches without a common trunk lead side by side to the score, or where the last map is
-returned by no module and the last module's map is several layers ahead of it: the errors name the layers to choose from.
+returned by no module, and the last module's map is several layers ahead of it. The errors name the layers.
 """
 
 from __future__ import annotations

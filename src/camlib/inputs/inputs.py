@@ -95,7 +95,8 @@ class Inputs:
         possible = [] if self.axes is None else [self.axes]
         if not self.is_list:
             for number, tensor in enumerate(self.tensors):
-                if tensor.is_floating_point() or tensor.dim() == 4:
+                cut_out = tensor is self._pixel_values and tensor.dim() < 4
+                if not cut_out and (tensor.is_floating_point() or tensor.dim() == 4):
                     possible += [ImageAxes(number, spatial) for spatial in _SPATIAL.get(tensor.dim(), ())]
         return list(dict.fromkeys(possible))
 
