@@ -155,6 +155,20 @@ def test_scores_of_each_frame_are_refused_with_the_way_out() -> None:
         camlib.GradCAM(model)(torch.rand(2, 4, 3, 64, 48), 1)
 
 
+def test_two_inputs_in_one_batch_are_refused() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cnn, self.head = trunk(), nn.Linear(32, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            features = self.cnn(torch.cat([left, right])).mean((2, 3))
+            return self.head(torch.cat(features.chunk(2), 1))
+
+    with pytest.raises(camlib.CamlibRuntimeError, match="some of its rows come from elsewhere, such as another input"):
+        camlib.GradCAM(Siamese().eval())((torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)), 1)
+
+
 def test_crops_that_a_network_makes_itself_are_refused() -> None:
     class Crops(nn.Module):
         def __init__(self) -> None:

@@ -453,3 +453,207 @@ def test_a_change_of_a_view_that_is_not_followed_loses_the_places_of_the_whole(i
         assert positions.of(features)
         in_place(features[..., :4])
     assert not positions.of(features)
+
+
+class TestBranches:
+    """Trunks side by side: none is explained without a word, and each can be explained by its name."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frontal, self.lateral, self.head = trunk(), trunk(), nn.Linear(64, 3)
+
+        def forward(self, frontal: Tensor, lateral: Tensor) -> Tensor:
+            return self.head(torch.cat([self.frontal(frontal).mean((2, 3)), self.lateral(lateral).mean((2, 3))], 1))
+
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3, affine=False)
+            self.members = nn.ModuleList([torchvision.models.resnet18(num_classes=3) for _ in range(2)])
+
+        def forward(self, images: Tensor) -> Tensor:
+            images = self.norm(images)
+            return (self.members[0](images) + self.members[1](images)) / 2
+
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = trunk(), nn.Linear(64, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.head(torch.cat([self.trunk(left).mean((2, 3)), self.trunk(right).mean((2, 3))], 1))
+
+    @staticmethod
+    def pair() -> tuple[Tensor, Tensor]:
+        return torch.rand(2, 3, 64, 64), torch.rand(2, 3, 32, 48)
+
+    @pytest.mark.parametrize(
+        ("build", "layers"),
+        [(Two, ("frontal", "lateral")), (Siamese, ("trunk#1", "trunk#2"))],
+    )
+    def test_two_images(self, build: Any, layers: tuple[str, str]) -> None:
+        model, pair = build().eval(), self.pair()
+        expected = (
+            f"'{layers[0]}' of input 0, '{layers[1]}' of input 1. Explain one of them, such as layer='{layers[1]}'"
+        )
+        with pytest.raises(camlib.CamlibRuntimeError, match=expected):
+            camlib.GradCAM(model)(pair, 1)
+        kept: list[Tensor] = []
+        for name in dict.fromkeys(layer.split("#")[0] for layer in layers):
+            model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+        gradients = torch.autograd.grad(model(*pair)[:, 1].sum(), kept)
+        own = list(kept)
+        for layer, image, features, gradient in zip(layers, pair, own, gradients, strict=True):
+            maps = (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach()
+            explanation = camlib.GradCAM(model, layer)(pair, 1)
+            torch.testing.assert_close(explanation.maps, maps)
+            assert explanation.heatmaps().shape == (2, *image.shape[2:])
+        with pytest.raises(camlib.CamlibValueError, match="maps of different inputs.*separate calls"):
+            camlib.GradCAM(model, list(layers))(pair, 1)
+
+    def test_an_ensemble(self) -> None:
+        model, images = self.Ensemble().eval(), torch.rand(1, 3, 64, 64)
+        expected = r"or all in one map: layer=\['members.0.layer4', 'members.1.layer4'\]"
+        with pytest.raises(camlib.CamlibRuntimeError, match=expected):
+            camlib.GradCAM(model)(images, 1)
+        both = camlib.GradCAM(model, ["members.0.layer4", "members.1.layer4"])(images, 1)
+        assert list(both.layers) == ["members.0.layer4", "members.1.layer4"]
+
+    def test_what_is_one_trunk(self) -> None:
+        """A mask, a gate, a skip from the image to the outputs, and images that are joined before a last map."""
+        images, mask = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+        assert camlib.GradCAM(Masked().eval())((images, mask), 1).layer == "trunk"
+        restored = camlib.GradCAM(Restored().eval())(images, lambda outputs: outputs.mean((1, 2, 3)))
+        assert restored.layer == "features"
+        assert camlib.GradCAM(Joined().eval())((images, images), 1).layer == "joined"
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk(), nn.Linear(32, 3)
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        features = self.trunk(images)
+        return self.head((features * nn.functional.interpolate(mask, features.shape[2:])).mean((2, 3)))
+
+
+class Restored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.out = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU()), nn.Conv2d(8, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.out(self.features(images))
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = trunk(), trunk(), nn.Linear(8, 3)
+        self.joined = nn.Sequential(nn.Conv2d(64, 8, 3, 1, 1), nn.ReLU())
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.head(self.joined(torch.cat([self.left(left), self.right(right)], 1)).mean((2, 3)))
+
+
+class TestTheLastMap:
+    """Neither the outputs, nor a map far ahead of the last one."""
+
+    images = torch.rand(1, 3, 64, 64)
+
+    class Experts(nn.Module):
+        def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.experts, self.reduce = nn.ModuleList([nn.Conv2d(8, 8, 3, 2, 1) for _ in range(3)]), reduce
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.reduce(torch.stack([expert(features).relu() for expert in self.experts]))
+
+    class MeanOfBlocks(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return features.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5))
+
+    def layer(self, last: nn.Module) -> str:
+        tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        return camlib.find_layer(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), last, *tail).eval(), self.images)
+
+    @pytest.mark.parametrize("reduce", [lambda x: x.sum(0), lambda x: x.mean(0), lambda x: x.amax(0)])
+    def test_a_sum_of_branches_is_a_map(self, reduce: Any) -> None:
+        assert self.layer(self.Experts(reduce)) == "2"
+
+    def test_a_mean_over_windows_is_pooling(self) -> None:
+        assert self.layer(self.MeanOfBlocks()) == "1"
+
+    def test_outputs_are_not_the_layer(self) -> None:
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.skip = nn.Conv2d(8, 2, 3, 1, 1), nn.Conv2d(8, 2, 1)
+
+            def forward(self, features: Tensor) -> Tensor:
+                return self.conv(features).relu() + self.skip(features)
+
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), Residual()).eval()
+        for scale in (lambda model, x: model(x), lambda model, x: 3 * model(x).sigmoid()[:, :, 1:]):
+            assert camlib.find_layer(model, self.images, forward=scale) == "1"
+
+    def test_a_graph_of_torch_fx_has_the_call_of_its_last_activation(self) -> None:
+        model = torchvision.models.resnet18(num_classes=3).eval()
+        explanation = camlib.GradCAM(torch.fx.symbolic_trace(model))(self.images, 1)
+        assert explanation.layer == "layer4.1.relu#2"
+        assert torch.equal(explanation.maps, camlib.GradCAM(model, "layer4")(self.images, 1).maps)
+
+    def test_a_trunk_without_modules_for_its_sums_is_refused(self) -> None:
+        class ByHand(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 3)
+                self.convs = nn.ModuleList([nn.Conv2d(8, 8, 3, 1, 1) for _ in range(6)])
+
+            def forward(self, features: Tensor) -> Tensor:
+                features = self.stem(features)
+                for conv in self.convs:
+                    features = (features + conv(features)).relu()
+                return self.head(features.mean((2, 3)))
+
+        with pytest.raises(camlib.CamlibRuntimeError, match="returned by no module; the last one before it, 'stem'"):
+            camlib.find_layer(ByHand().eval(), self.images)
+
+
+class TestUnknownOperations:
+    """Where an operation is not followed, the image is perturbed."""
+
+    class Unknown(nn.Module):
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.change = change
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.change(torch.fft.irfft2(torch.fft.rfft2(features), s=features.shape[2:]))
+
+    def model(self, change: Callable[[Tensor], Tensor]) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 4, 4), self.Unknown(change), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(8, 3),
+        ).eval()  # fmt: skip
+
+    @pytest.mark.parametrize("layer", [None, "2"])
+    def test_a_map_in_place_is_shown(self, layer: str | None) -> None:
+        images = torch.rand(2, 3, 48, 48)
+        explanation = camlib.GradCAM(self.model(lambda features: features), layer)(images, 1)
+        assert explanation.layer == "2"
+        assert explanation.maps.shape == (2, 12, 12)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda features: features.mT, lambda features: features.flip(2), lambda features: features.flip(3),
+            lambda features: features.flatten(2)[..., torch.randperm(144)].view_as(features),
+        ],
+    )  # fmt: skip
+    def test_a_map_out_of_place_is_not(self, change: Any) -> None:
+        with pytest.raises(camlib.CamlibValueError, match="changes most with the image at the place of cell"):
+            camlib.GradCAM(self.model(change), "2")(torch.rand(1, 3, 48, 48), 1)

@@ -70,3 +70,16 @@ def test_gradient_methods_refuse(name: str, quantised: nn.Module, images: torch.
 def test_cam_refuses_what_it_cannot_check(quantised: nn.Module, images: torch.Tensor) -> None:
     with pytest.raises(camlib.CamlibRuntimeError, match="floating-point network"):
         camlib.CAM(quantised, "layer4")(images)
+
+
+GOOGLENET = {"googlenet": {"init_weights": False, "aux_logits": False}}
+
+
+@pytest.mark.filterwarnings("ignore:must run observer")  # torch's own, about a network without calibration
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "googlenet", "shufflenet_v2_x0_5"])
+def test_quantised_operations_are_followed(name: str) -> None:
+    model = getattr(torchvision.models.quantization, name)(
+        weights=None, quantize=True, **GOOGLENET.get(name, {})
+    ).eval()
+    layer = {"resnet18": "layer4", "googlenet": "inception5b", "shufflenet_v2_x0_5": "conv5"}.get(name, "features")
+    assert camlib.EigenCAM(model, layer)(torch.rand(1, 3, 96, 128)).maps.shape[1:] == (3, 4)
