@@ -528,6 +528,20 @@ class TestBranches:
         assert restored.layer == "features"
         assert camlib.GradCAM(Joined().eval())((images, images), 1).layer == "joined"
 
+    def test_a_series_beside_an_image_has_its_own_layer(self) -> None:
+        class ImageAndSeries(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.trunk, self.head = trunk(), nn.Linear(40, 3)
+                self.series = nn.Sequential(nn.Conv1d(4, 8, 3, 2, 1), nn.ReLU())
+
+            def forward(self, images: Tensor, series: Tensor) -> Tensor:
+                return self.head(torch.cat([self.trunk(images).mean((2, 3)), self.series(series).mean(2)], 1))
+
+        model, inputs = ImageAndSeries().eval(), (torch.rand(1, 3, 64, 64), torch.rand(1, 4, 24))
+        assert camlib.GradCAM(model)(inputs, 1).layer == "trunk"
+        assert camlib.GradCAM(model, "series")(inputs, 1).heatmaps().shape == (1, 24)
+
 
 class Masked(nn.Module):
     def __init__(self) -> None:

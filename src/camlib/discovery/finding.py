@@ -26,8 +26,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -246,12 +247,12 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
 
     def record(name: str) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            called[name] += 1
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(first, Tensor) or not first.is_floating_point():
                 return None
             point, passed_on = tap(output, name)
             clone = passed_on if isinstance(passed_on, Tensor) else passed_on[0]
-            called[name] += 1
             place = positions.of(first)
             records.append(Tapped(len(records), name, called[name], module, point, clone.grad_fn, place))
             return passed_on
@@ -273,19 +274,34 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
                 "no layer leads to the model's outputs: they are detached, not differentiable (such as an argmax), or "
                 f"computed without submodules; {_seen(records)}"
             )
-        proved = {one: place for one in records if (place := _located(one, inputs)) is not None}
-        inferred = _inferred(network.module, records, inputs) if positions.not_followed else {}
         starts = [tensor.grad_fn for tensor in ready.tensors]
+        choose = partial(_choose, network, records, starts=starts, outputs=score, inputs=inputs)
+        located = {one: place for one in records if (place := _located(one, inputs)) is not None}
+        inferred = _inferred(network.module, records, inputs) if positions.not_followed else {}
         if not inferred:
-            return _choose(network, records, proved, starts, score, inputs)
-        both = {one: proved.get(one) or inferred[one] for one in records if one in proved or one in inferred}
-        found = _choose(network, records, both, starts, score, inputs)
-    layout, tokens = found.located[found.last][1], found.last.tensor.dim() == 3
-    name = found.name(found.last)
-    if found.last in proved or not problem_by_perturbation(network, inputs, name, layout.to_grid, tokens):
-        return found
-    with undisturbed(network.module):
-        return _choose(network, records, proved, starts, score, inputs)
+            return choose(located)
+        proved = _or_error(partial(choose, located))
+        if isinstance(proved, _Found) and not any(
+            one.order > proved.last.order and proved.graph.is_map(one) for one in inferred
+        ):
+            return proved
+        all_maps = located | inferred
+        found = _or_error(partial(choose, {one: all_maps[one] for one in records if one in all_maps}))
+    if isinstance(found, _Found):
+        name, layout, tokens = found.name(found.last), found.located[found.last][1], found.last.tensor.dim() == 3
+        if found.last in located or not problem_by_perturbation(network, inputs, name, layout.to_grid, tokens):
+            return found
+    if isinstance(proved, _Found):
+        return proved
+    raise proved
+
+
+def _or_error(function: Callable[[], _Found]) -> _Found | CamlibRuntimeError:
+    """The function's result, or the reason why there is none."""
+    try:
+        return function()
+    except CamlibRuntimeError as error:
+        return error
 
 
 def _with_gradient(tensor: Tensor) -> Tensor:
@@ -341,8 +357,10 @@ def _choose(
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
     through = graph.last_bottleneck(reaching) or reaching[-1]
     branches = graph.side_by_side(reaching, through)
-    if branches:
-        raise _several_branches(branches, located, graph, records)
+    of_images = _of_most_axes(branches, located)
+    if branches and (len(of_images) > 1 or len(branches) == 1):
+        raise _several_branches(of_images, located, graph, records)
+    through = of_images[0] if branches else through
     later = graph.map_far_behind(through)
     if later is not None:
         name = graph.outermost(through, records)
@@ -360,6 +378,12 @@ def _choose(
         ]
         through = norms[-1] if norms else through
     return _Found(through, reaching, located, records, graph, inputs.usual_size)
+
+
+def _of_most_axes(branches: list[Tapped], located: Located) -> list[Tapped]:
+    """The branches of the inputs with the most spatial axes: of an image, and not of a series that comes with it."""
+    axes = [len(located[branch][0].spatial) for branch in branches]
+    return [branch for branch, own in zip(branches, axes, strict=True) if own == max(axes)]
 
 
 def _several_branches(

@@ -298,7 +298,7 @@ class Graph:
             if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
         ]
         called = Counter(other.name for other in records)
-        names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
+        names = [other.name for other in (maker, record, *around) if other in self._maps and called[other.name] == 1]
         return min(names, key=len, default=f"{record.name}#{record.call}")
 
 
