@@ -298,8 +298,9 @@ class Graph:
             if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
         ]
         called = Counter(other.name for other in records)
-        names = [other.name for other in (maker, record, *around) if other in self._maps and called[other.name] == 1]
-        return min(names, key=len, default=f"{record.name}#{record.call}")
+        names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
+        own = record.name if called[record.name] == 1 else f"{record.name}#{record.call}"
+        return min(names, key=len, default=own)
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:
