@@ -176,7 +176,7 @@ def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor
 
     network = forward_pass.network
     with restored(forward_pass.precision), replaced(network.module.get_submodule(layer), change):
-        outputs = targets.two_class_logits(targets.class_outputs(network.run(forward_pass.inputs)))
+        outputs = targets.two_class_logits(targets.class_logits(network.scored(forward_pass.inputs)))
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 

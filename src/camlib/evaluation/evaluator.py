@@ -38,6 +38,7 @@ class Evaluator:
         network: the network of all methods.
         columns: the metrics with their options.
         score: as for :func:`camlib.evaluate`.
+        link: as for :func:`camlib.evaluate`.
         chunk_size: as for :func:`camlib.evaluate`.
         max_passes: as for :func:`camlib.evaluate`.
     """
@@ -48,12 +49,14 @@ class Evaluator:
         columns: Columns,
         *,
         score: Callable[[Any], targets.Target],
+        link: targets.Link = None,
         chunk_size: ChunkSize,
         max_passes: int,
     ) -> None:
         self._network = network
         self._columns = columns
         self._score = score
+        self._link = link
         self._chunk_size = chunk_size
         self._max_passes = max_passes
         self._passes: dict[Method, float] = {}
@@ -67,6 +70,7 @@ class Evaluator:
             "methods": [[*row_of(one), as_json(type(one)), _options(one)] for one in explainers],
             "metrics": [[metric.name, as_json(metric.of), as_json(set_)] for metric, set_ in self._columns.items()],
             "score": as_json(self._score),
+            "link": self._link,
             "max_passes": self._max_passes,
             "model": digest_of(self._network.module),
         }
@@ -149,6 +153,7 @@ class Evaluator:
             batch.inputs,
             first.target if isinstance(first.target, Tensor) else target,
             score=self._score,
+            link=self._link,
             forward=self._network.forward,
             chunk_size=self._chunk_size,
             outputs=first.outputs if isinstance(first.outputs, Tensor) else None,

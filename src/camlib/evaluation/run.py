@@ -32,6 +32,7 @@ def evaluate(
     *,
     target: Any = None,
     score: Callable[[Any], targets.Target] = targets.Confidence,
+    link: targets.Link = None,
     max_images: int | None = None,
     max_passes: int = 600,
     forward: Forward | None = None,
@@ -65,6 +66,7 @@ def evaluate(
         target: None for the predicted class of each image; a class, or one for each image in their order; or, the same
             for every batch, a callable or a :class:`camlib.targets.Target`.
         score: the quantity that the metrics read, as for :class:`camlib.metrics.Scorer`.
+        link: the function from logits to probabilities, as for :class:`camlib.metrics.Scorer`.
         max_images: the most images to evaluate; by default all.
         max_passes: the most forward passes for the explanation of an image; a method that needs more is left out.
         forward: as for :class:`camlib.methods.Method`.
@@ -96,7 +98,12 @@ def evaluate(
     columns = columns_of(metrics, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)
     evaluator = Evaluator(
-        network, columns, score=score, chunk_size=chunk_size, max_passes=positive_int("max_passes", max_passes)
+        network,
+        columns,
+        score=score,
+        link=link,
+        chunk_size=chunk_size,
+        max_passes=positive_int("max_passes", max_passes),
     )
     explainers = explainers_of(methods, network, layers)
     lines = []

@@ -85,5 +85,5 @@ class Outputs:
     def detached(self) -> Any:
         """Return the raw outputs with every tensor detached; None if there are no tensors."""
         if isinstance(self.raw, Tensor):
-            return self.raw.detach()
+            return detached(self.raw)
         return map_tensors(detached, self.raw) if self.tensors else None

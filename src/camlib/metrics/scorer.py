@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibValueError
 from camlib.inputs import Outputs
+from camlib.inputs.links import noted
+from camlib.inputs.outputs import CLASSES
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
@@ -33,10 +36,14 @@ class Scorer:
             per image. A callable of the outputs or a :class:`camlib.targets.Target` is scored as it is.
         score: from classes to the target that is scored, such as :class:`camlib.targets.Classes` for logits; by default
             :class:`camlib.targets.Confidence`, the probability.
+        link: the function from logits to the probability, as for :class:`camlib.targets.Confidence`: "sigmoid" for a
+            network with several labels, each with a probability of its own. By default it is established from the
+            outputs; those of a network that ends in a softmax or a sigmoid are taken as they are.
         forward: as for :class:`camlib.methods.Method`.
         chunk_size: :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
-        outputs: what the model returned for the inputs, if known.
+        outputs: what the model returned for the inputs, if known. The model runs all the same if they do not show
+            whether they are probabilities.
 
     Raises:
         CamlibTypeError: the inputs hold no images of floats, or the target is not understood.
@@ -59,6 +66,7 @@ class Scorer:
         target: Any = None,
         *,
         score: Callable[[Any], targets.Target] = targets.Confidence,
+        link: targets.Link = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         chunk_size: ChunkSize = "auto",
         progress: bool = False,
@@ -72,8 +80,14 @@ class Scorer:
         self.images = ready.floats
         """(N, C, ...), as the model gets them."""
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
+        if link is not None:
+            if is_target or score is not targets.Confidence:
+                raise CamlibValueError(
+                    f"link={link!r} is for the probability of a class, and another score is given; leave out link="
+                )
+            score = functools.partial(targets.Confidence, link=link)
         with undisturbed(self.model):
-            known = Outputs(network.run(ready) if outputs is None else outputs)
+            known = Outputs(network.scored(ready) if outputs is None or _may_be_chances(outputs) else outputs)
             if (rows := known.rows) not in (None, len(self.images)):
                 raise CamlibValueError(
                     f"the outputs have {rows} rows for {len(self.images)} images; a metric needs one row for each image"
@@ -132,3 +146,12 @@ class Scorer:
         version = torch.arange(count, device=image.device).repeat(len(self.images))
         scores = self.scores(image, lambda images, rows: change(images, image[rows], version[rows]))
         return scores.reshape(len(self.images), count)
+
+
+def _may_be_chances(outputs: Any) -> bool:
+    """Whether outputs without a note lie in [0, 1], so that they may be probabilities or logits."""
+    found = Outputs(outputs).named(CLASSES)
+    if found is None or noted(found) is not None or not found.is_floating_point() or not found.numel():
+        return False
+    low, high = found.aminmax()
+    return bool((low >= 0) & (high <= 1))

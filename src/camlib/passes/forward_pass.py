@@ -336,7 +336,7 @@ def run(
         for name, context in (around or {}).items():
             noted[name] = stack.enter_context(context)
         with hooked([*watch.hooks(), *padding_hooks]):
-            raw = network.run(inputs)
+            raw = network.scored(inputs)
     features = watch.activations()
     outputs = Outputs(raw)
     images = outputs.rows

@@ -18,6 +18,7 @@ from camlib.inputs.nested import map_tensors
 from camlib.layers.layouts import Layout
 from camlib.layers.texts import has_two_towers, text_modules
 from camlib.passes.calling import Arguments, batches_only, explained
+from camlib.passes.ending import Ending
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, inputs) -> outputs``."""
@@ -43,6 +44,8 @@ class Network:
     of which :class:`camlib.passes.calling.Arguments` decides."""
     reshape: Reshape | None = None
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
+    ending: Ending = field(default_factory=Ending)
+    """Whether the outputs are probabilities, which the first run of :meth:`scored` shows."""
     layouts: dict[Any, Layout] = field(default_factory=dict)
     """The layouts that were found with the layers, by name, shape without the rows, and size of the inputs."""
 
@@ -114,6 +117,10 @@ class Network:
         if not isinstance(outputs, Tensor):
             remember_sizes(outputs, inputs)
         return outputs
+
+    def scored(self, inputs: Inputs) -> Any:
+        """Return the outputs of :meth:`run`; those that are probabilities bear a note with their logits."""
+        return self.ending.noted(lambda: self.run(inputs))
 
     def _outputs(self, inputs: Inputs) -> Any:
         try:

@@ -92,9 +92,9 @@ class _LaidOut:
 
     def __call__(self, inputs: Inputs) -> Any:
         try:
-            return self._network.run(inputs)
+            return self._network.scored(inputs)
         except RuntimeError as error:
             if not self._channels_last or "view size is not compatible" not in str(error):
                 raise
         self._channels_last = False
-        return self._network.run(inputs.with_images(inputs.images.contiguous()))
+        return self._network.scored(inputs.with_images(inputs.images.contiguous()))

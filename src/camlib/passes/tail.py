@@ -43,7 +43,7 @@ class Tail:
             image_index: (rows,), the number of each row's image.
         """
         with replaced(self._module, lambda own: _like(own, features)), _autocast_kept(features.device.type):
-            return self._network.run(self._inputs.pick(self._through_trunk(image_index), self._images))
+            return self._network.scored(self._inputs.pick(self._through_trunk(image_index), self._images))
 
     def _through_trunk(self, image_index: Tensor) -> Tensor:
         return image_index[:0]

@@ -1,0 +1,139 @@
+"""Whether a network ends in a softmax or a sigmoid, and the logits that this last function was given."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from camlib.inputs import Outputs, links
+from camlib.inputs.outputs import CLASSES
+
+_SIGMOIDS: dict[Any, links.Ending] = {
+    **dict.fromkeys((torch.sigmoid, torch.special.expit, Tensor.sigmoid, F.sigmoid), "sigmoid"),
+    F.logsigmoid: "log_sigmoid",
+}
+_SOFTMAXES: dict[Any, links.Ending] = {
+    **dict.fromkeys((torch.softmax, torch.special.softmax, Tensor.softmax, F.softmax), "softmax"),
+    **dict.fromkeys((torch.log_softmax, torch.special.log_softmax, Tensor.log_softmax, F.log_softmax), "log_softmax"),
+}
+_ROUNDING = 1e-2
+"""How far a copy in half precision may be from the probabilities."""
+
+
+class _Call(NamedTuple):
+    """A call of a softmax over the second axis, or of a sigmoid."""
+
+    ending: links.Ending
+    given: Tensor
+    returned: Tensor
+
+
+class _LastCalls(TorchFunctionMode):
+    """Records the last calls of a softmax over the second axis or of a sigmoid, the latest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: deque[_Call] = deque(maxlen=3)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **(kwargs or {}))
+        ending = _SIGMOIDS.get(function) or _SOFTMAXES.get(function)
+        if ending and (function in _SIGMOIDS or _over_classes(returned, args, kwargs or {})):
+            self.calls.appendleft(_Call(ending, args[0] if args else kwargs["input"], returned))
+        return returned
+
+
+def _over_classes(returned: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether a softmax was taken over the second axis."""
+    return returned.dim() > 1 and (args[1] if len(args) > 1 else kwargs.get("dim", 1)) in (1, 1 - returned.dim())
+
+
+class Ending:
+    """How a network ends. The first run shows it, and later runs look only where there is something to find."""
+
+    def __init__(self) -> None:
+        self._kind: Literal["unknown", "logits", "view", "copy", "values"] = "unknown"
+        self._of_values: links.Ending = "softmax"
+
+    def noted(self, run: Callable[[], Any]) -> Any:
+        """Run the network; note on its class scores which function returned them, and the logits.
+
+        The function is found where the outputs are what it returned, in whole or in part, or a copy of that. Where
+        they were computed from it otherwise, and where each row sums to one, only the function is noted.
+
+        Args:
+            run: runs the network and returns its outputs.
+        """
+        watch = _LastCalls() if self._kind in ("unknown", "view", "copy") else None
+        if watch is None:
+            raw = run()
+        else:
+            with watch:
+                raw = run()
+        outputs = raw if isinstance(raw, Tensor) else Outputs(raw).named(CLASSES)
+        if outputs is None or not outputs.is_floating_point() or not outputs.dim():
+            return raw
+        calls = () if watch is None else tuple(watch.calls)
+        if self._kind == "unknown":
+            self._learn(outputs, calls)
+        if self._kind == "logits":
+            links.note(outputs, None)
+        elif self._kind == "values":
+            links.note(outputs, self._of_values)
+        else:
+            found = _as_view if self._kind == "view" else _as_copy
+            ending, logits = next(filter(None, (found(outputs, call) for call in calls)), (self._of_values, None))
+            single = links.has_one_column(outputs) and ending in ("softmax", "log_softmax")
+            links.note(outputs, ending, None if single else logits)
+        return raw
+
+    def _learn(self, outputs: Tensor, calls: tuple[_Call, ...]) -> None:
+        """Learn the kind of ending from the outputs of the first run."""
+        self._kind = "logits"
+        if not outputs.numel():
+            return
+        for call in calls:
+            if _as_view(outputs, call):
+                self._kind, self._of_values = "view", call.ending
+                return
+        low, high = outputs.detach().aminmax()
+        if not bool((low >= 0) & (high <= 1)):
+            return
+        for call in calls:
+            if _as_copy(outputs, call):
+                if _equal(outputs, call.returned):
+                    self._kind, self._of_values = "copy", call.ending
+                elif not _equal(outputs, call.given) and call.ending == "sigmoid":
+                    self._kind, self._of_values = "values", "sigmoid"
+                break
+        if self._kind == "logits" and links.sums_to_one(outputs):
+            self._kind, self._of_values = "values", "softmax"
+
+
+def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor] | None:
+    """The logits of outputs that are a view of what a call returned."""
+    given, returned = call.given, call.returned
+    same = outputs is returned or outputs.untyped_storage().data_ptr() == returned.untyped_storage().data_ptr()
+    if not same or not isinstance(given, Tensor) or not outputs.numel():
+        return None
+    if given.stride() != returned.stride():
+        given = torch.empty_like(returned).copy_(given)
+    offset = outputs.storage_offset() - returned.storage_offset() + given.storage_offset()
+    return call.ending, given.as_strided(outputs.shape, outputs.stride(), offset)
+
+
+def _as_copy(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor] | None:
+    """The logits of outputs that have as many entries as a call returned, in the same order."""
+    if outputs.numel() != call.returned.numel() or len(outputs) != len(call.returned):
+        return None
+    return call.ending, call.given.reshape(outputs.shape).to(outputs.dtype)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.detach().flatten().double(), other.detach().flatten().double(), rtol=0, atol=_ROUNDING)
