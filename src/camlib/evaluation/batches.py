@@ -12,6 +12,8 @@ from torch import Tensor
 from camlib import targets
 from camlib.errors import CamlibValueError, positive_int
 from camlib.inputs import Inputs
+from camlib.passes.network import Network
+from camlib.passes.rows import with_known_rows
 from camlib.targets.indices import integers
 
 SIZE = 16
@@ -51,6 +53,7 @@ class Batches:
         target: as for :func:`camlib.evaluate`.
         masks: (M, H, W) of bools, or None.
         max_images: the most images to read.
+        network: the network that takes them.
 
     Raises:
         CamlibTypeError: ``target`` or ``max_images`` is of another type.
@@ -58,7 +61,8 @@ class Batches:
             the size of targets or masks does not match them.
     """
 
-    def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None) -> None:
+    def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None, network: Network) -> None:
+        self._network = network
         self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
         self.target = _checked_target(target)
         """The target of all images."""
@@ -74,7 +78,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         start = 0
         for given in self._loader:
-            inputs = _inputs_of(given)
+            inputs = with_known_rows(self._network, self._network.ready(_inputs_of(given)))
             if self._limit is not None and start + inputs.count > self._limit:
                 inputs = _first(inputs, self._limit - start)
             images = range(start, start + inputs.count)

@@ -94,9 +94,9 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    batches = Batches(loader, target, masks, max_images)
     columns = columns_of(metrics, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)
+    batches = Batches(loader, target, masks, max_images, network)
     evaluator = Evaluator(
         network,
         columns,

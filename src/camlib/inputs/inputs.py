@@ -28,7 +28,8 @@ class Inputs:
 
     Args:
         raw: what the model takes.
-        texts_apart: whether texts in it do not belong to the images one by one, so that :meth:`pick` keeps them all.
+        shared: tensors in it that all images share, such as the texts that each image is compared with, so that
+            :meth:`pick` keeps them; None if this is not known. :func:`camlib.passes.rows.with_known_rows` finds out.
 
     Example:
         >>> import torch
@@ -38,10 +39,11 @@ class Inputs:
         ((8, 32, 48), None)
     """
 
-    def __init__(self, raw: Any, texts_apart: bool = False) -> None:
+    def __init__(self, raw: Any, shared: tuple[Tensor, ...] | None = None) -> None:
         self.raw = raw
         """What the model takes."""
-        self.texts_apart = texts_apart
+        self.shared = shared
+        """The tensors that all images share; None if this is not known."""
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
         """All tensors in ``raw``, in order."""
         self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
@@ -103,6 +105,17 @@ class Inputs:
             return tuple(one for one in found if isinstance(one, Tensor))
         return tuple(one for one in self.tensors if one.dim() == 2 and one.dtype in (torch.int64, torch.int32))
 
+    @cached_property
+    def ambiguous(self) -> tuple[Tensor, ...]:
+        """Tensors with as many rows as there are images, which may belong to the images one by one, or be shared.
+
+        None are ambiguous where :attr:`shared` is known.
+        """
+        if self.shared is not None or self.is_list or self._batch is None:
+            return ()
+        count = len(self._batch)
+        return tuple(one for one in self.tensors if one is not self._batch and one.dim() and len(one) == count)
+
     @property
     def _frames_first(self) -> bool:
         return self._batch is not None and self._batch.dim() == 5 and self._batch.shape[2] == 3 != self._batch.shape[1]
@@ -152,15 +165,14 @@ class Inputs:
 
         Args:
             index: (rows,), the number of each row's image.
-            images: the number of images; tensors of another length, and texts apart, are returned unchanged.
+            images: the number of images; tensors of another length, and those that are :attr:`shared`, are returned
+                unchanged.
         """
         if self.is_list:
             return Inputs([self.raw[image] for image in index.tolist()])
 
-        kept = self.texts if self.texts_apart else ()
-
         def pick(tensor: Tensor) -> Tensor:
-            if any(tensor is text for text in kept):
+            if any(tensor is one for one in self.shared or ()):
                 return tensor
             return tensor.index_select(0, index) if tensor.dim() and len(tensor) == images else tensor
 
@@ -179,10 +191,21 @@ class Inputs:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""
-        return Inputs(map_tensors(function, self.raw), self.texts_apart)
+        shared: list[Tensor] = []
+
+        def apply(tensor: Tensor) -> Tensor:
+            applied = function(tensor)
+            if any(tensor is one for one in self.shared or ()):
+                shared.append(applied)
+            return applied
+
+        raw = map_tensors(apply, self.raw)
+        return Inputs(raw, None if self.shared is None else tuple(shared))
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor that has as many axes as the images, also to masks.
+
+        Tensors that are :attr:`shared` are left as they are.
 
         Args:
             function: of tensors (N, C, ...), keeping the shape. It gets each image of a list as a batch of one.
@@ -193,7 +216,12 @@ class Inputs:
         if self.is_list:
             return Inputs([function(image[None])[0] for image in self.raw])
         axes = self.images.dim()
-        return self.map(lambda tensor: function(tensor) if tensor.dim() == axes else tensor)
+        shared = self.shared or ()
+
+        def apply(tensor: Tensor) -> Tensor:
+            return function(tensor) if tensor.dim() == axes and not any(tensor is one for one in shared) else tensor
+
+        return self.map(apply)
 
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied as by :meth:`map_images`, except to masks of bools.

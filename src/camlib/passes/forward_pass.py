@@ -18,7 +18,7 @@ from camlib.layers.layouts import Layout, Tokens, grid_error, layout_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
-from camlib.passes.network import Network, Reshape
+from camlib.passes.network import Network, Reshape, state
 from camlib.passes.numbers import check_finite, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
@@ -283,6 +283,12 @@ class ForwardPass:
             what=what,
         )
 
+    def _outputs(self) -> Any:
+        """The outputs, detached; tensors that are the model's own or shared among the inputs are noted as such."""
+        if isinstance(self.outputs.raw, Tensor):
+            return self.outputs.detached()
+        return self.outputs.detached([*state(self.network.module), *(self.inputs.shared or ())])
+
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
@@ -290,7 +296,7 @@ class ForwardPass:
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
-            outputs=self.outputs.detached(),
+            outputs=self._outputs(),
             target=self.explained,
             method=method,
             layer=" + ".join(layers),

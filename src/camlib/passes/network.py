@@ -77,7 +77,9 @@ class Network:
             )
         renew_caches(self.module)
         homes = {tensor.device for tensor in tensors}
-        inputs = raw if isinstance(raw, Inputs) else Inputs(raw, self._texts_apart)
+        inputs = raw if isinstance(raw, Inputs) else Inputs(raw)
+        if inputs.shared is None and self._texts_apart and inputs.texts:
+            inputs = Inputs(inputs.raw, inputs.texts)
         for tensor in inputs.tensors:
             if self.forward is None and homes and tensor.device not in homes:
                 home = ", ".join(sorted(map(str, homes)))

@@ -15,6 +15,7 @@ from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
 from camlib.passes.numbers import check_finite, single_or_double
 from camlib.passes.precision import Precision, restored
+from camlib.passes.rows import with_known_rows
 
 
 @dataclass
@@ -51,9 +52,11 @@ class PerturbedPasses:
 
         Raises:
             CamlibTypeError: the images are integers, which cannot change by small amounts.
+            CamlibValueError: it is not known which tensors of the inputs belong to the images one by one.
             CamlibRuntimeError: a score is not finite.
         """
         run = _LaidOut(self.network, self.device)
+        self.inputs = with_known_rows(self.network, self.inputs)
 
         def outputs(rows: slice) -> Any:
             inputs = self.inputs.pick(image_index[rows], self.count)

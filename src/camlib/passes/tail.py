@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from camlib.inputs import Inputs
 from camlib.passes.hooks import first_tensor, hooked, with_first
 from camlib.passes.network import Network
+from camlib.passes.rows import with_known_rows
 
 
 class Tail:
@@ -32,7 +33,7 @@ class Tail:
     def __init__(self, network: Network, layer: str, inputs: Inputs, images: int) -> None:
         self._network = network
         self._module = network.module.get_submodule(layer)
-        self._inputs = inputs
+        self._inputs = with_known_rows(network, inputs)
         self._images = images
 
     def __call__(self, features: Tensor, image_index: Tensor) -> Any:
