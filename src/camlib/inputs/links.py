@@ -51,7 +51,9 @@ def ending_of(outputs: Tensor) -> Ending | None:
     found = known[0] if known is not None else _ending_in_graph(outputs)
     if known is None and found is None and sums_to_one(outputs):
         found = "softmax"
-    return "sigmoid" if found == "softmax" and has_one_column(outputs) else found
+    if found is None or not has_one_column(outputs):
+        return found
+    return "log_sigmoid" if found.startswith("log") else "sigmoid"
 
 
 def logits_of(outputs: Tensor) -> Tensor:
@@ -73,8 +75,10 @@ def logits_of(outputs: Tensor) -> Tensor:
     known = noted(outputs)
     if known is not None and known[1] is not None:
         return known[1]
-    if ending.startswith("log"):
+    if ending == "log_softmax":
         return outputs
+    if ending == "log_sigmoid":
+        return outputs - (-outputs.expm1()).clamp(min=torch.finfo(outputs.dtype).tiny).log()
     chances = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     limits = torch.finfo(chances.dtype)
     log = chances.clamp(min=limits.tiny).log()

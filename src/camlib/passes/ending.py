@@ -7,20 +7,18 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from camlib.inputs import Outputs, links
 from camlib.inputs.outputs import CLASSES
 
-_SIGMOIDS: dict[Any, links.Ending] = {
-    **dict.fromkeys((torch.sigmoid, torch.special.expit, Tensor.sigmoid, F.sigmoid), "sigmoid"),
-    F.logsigmoid: "log_sigmoid",
-}
-_SOFTMAXES: dict[Any, links.Ending] = {
-    **dict.fromkeys((torch.softmax, torch.special.softmax, Tensor.softmax, F.softmax), "softmax"),
-    **dict.fromkeys((torch.log_softmax, torch.special.log_softmax, Tensor.log_softmax, F.log_softmax), "log_softmax"),
+_FUNCTIONS: dict[Any, links.Ending] = {
+    torch.ops.aten.sigmoid.default: "sigmoid",
+    torch.ops.aten.sigmoid_.default: "sigmoid",
+    torch.ops.aten.log_sigmoid_forward.default: "log_sigmoid",
+    torch.ops.aten._softmax.default: "softmax",
+    torch.ops.aten._log_softmax.default: "log_softmax",
 }
 _ROUNDING = 1e-2
 """How far a copy in half precision may be from the probabilities."""
@@ -30,28 +28,31 @@ class _Call(NamedTuple):
     """A call of a softmax over the second axis, or of a sigmoid."""
 
     ending: links.Ending
-    given: Tensor
+    given: Tensor | None
+    """The logits; None if the call overwrote them."""
     returned: Tensor
 
 
-class _LastCalls(TorchFunctionMode):
-    """Records the last calls of a softmax over the second axis or of a sigmoid, the latest first."""
+class _LastCalls(TorchDispatchMode):
+    """Records the last calls of a softmax over the second axis or of a sigmoid, the latest first.
+
+    It works below autograd, where the tensors still are those of the graph: above, a mode would switch off the fast
+    paths of torch's transformer layers, which round differently.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: deque[_Call] = deque(maxlen=3)
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = function(*args, **(kwargs or {}))
-        ending = _SIGMOIDS.get(function) or _SOFTMAXES.get(function)
-        if ending and (function in _SIGMOIDS or _over_classes(returned, args, kwargs or {})):
-            self.calls.appendleft(_Call(ending, args[0] if args else kwargs["input"], returned))
+        ending = _FUNCTIONS.get(function)
+        if ending:
+            first = returned[0] if isinstance(returned, tuple) else returned
+            if "softmax" not in ending or (first.dim() > 1 and args[1] in (1, 1 - first.dim())):
+                overwritten = function is torch.ops.aten.sigmoid_.default
+                self.calls.appendleft(_Call(ending, None if overwritten else args[0], first))
         return returned
-
-
-def _over_classes(returned: Tensor, args: Any, kwargs: Any) -> bool:
-    """Whether a softmax was taken over the second axis."""
-    return returned.dim() > 1 and (args[1] if len(args) > 1 else kwargs.get("dim", 1)) in (1, 1 - returned.dim())
 
 
 class Ending:
@@ -116,24 +117,28 @@ class Ending:
             self._kind, self._of_values = "values", "softmax"
 
 
-def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor] | None:
+def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None] | None:
     """The logits of outputs that are a view of what a call returned."""
     given, returned = call.given, call.returned
     same = outputs is returned or outputs.untyped_storage().data_ptr() == returned.untyped_storage().data_ptr()
-    if not same or not isinstance(given, Tensor) or not outputs.numel():
+    if not same or not outputs.numel():
         return None
+    if given is None:
+        return call.ending, None
     if given.stride() != returned.stride():
         given = torch.empty_like(returned).copy_(given)
     offset = outputs.storage_offset() - returned.storage_offset() + given.storage_offset()
     return call.ending, given.as_strided(outputs.shape, outputs.stride(), offset)
 
 
-def _as_copy(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor] | None:
+def _as_copy(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None] | None:
     """The logits of outputs that have as many entries as a call returned, in the same order."""
     if outputs.numel() != call.returned.numel() or len(outputs) != len(call.returned):
         return None
-    return call.ending, call.given.reshape(outputs.shape).to(outputs.dtype)
+    return call.ending, None if call.given is None else call.given.reshape(outputs.shape).to(outputs.dtype)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    if other is None:
+        return False
     return torch.allclose(one.detach().flatten().double(), other.detach().flatten().double(), rtol=0, atol=_ROUNDING)
