@@ -159,7 +159,8 @@ def test_metrics_do_not_apply_a_softmax_twice(final):
 def test_metrics_do_not_apply_a_sigmoid_twice(final):
     network, chance = Network(1, final), Network(1, nn.Sigmoid())(images())[:, 0].detach()
     outputs = network(images())
-    shown = isinstance(outputs, dict) or float(outputs.min()) >= 0  # bare logarithms of probabilities look like logits
+    # Bare logarithms of probabilities look like logits.
+    shown = isinstance(outputs, dict) or float(outputs.detach().min()) >= 0
     given = (outputs if isinstance(outputs, dict) else outputs.detach()) if shown else None
     for known in (None, given):
         scorer = metrics.Scorer(network, images(), [1, 0, 1], outputs=known)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from camlib.imaging import overlay
-from camlib.plotting.rows import EMPTY, FigureRow, Style, add_colorbar, colors
+from camlib.plotting.rows import EMPTY, PLAIN, FigureRow, Style, add_colorbar, colors, laid, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 2.6
 """Width of a picture in the figure, in inches."""
+
+
+NARROW = 36
+"""The largest number of characters in a line of a title over one picture."""
 
 
 def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
@@ -24,9 +27,9 @@ def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
     axes, colormap = figure.subplots(len(rows), 3, squeeze=False), colors(style)
     for line, row in zip(axes, rows, strict=True):
         line[0].imshow(row.picture)
-        line[1].imshow(row.heatmap, cmap=colormap, vmin=0, vmax=1)
-        line[2].imshow(overlay(row.picture, row.heatmap, style.colormap, style.alpha))
-        line[0].set_title(row.title, fontsize=9, loc="left")
+        line[1].imshow(row.heatmap, cmap=colormap, vmin=style.lowest, vmax=1)
+        line[2].imshow(laid(row.picture, row.heatmap, style))
+        line[0].set_title(shortened(row.title, NARROW), fontsize=9, loc="left", **PLAIN)
         line[1].set_title(EMPTY if row.empty else "heatmap", fontsize=9)
         line[2].set_title("overlay", fontsize=9)
         for ax in line:
