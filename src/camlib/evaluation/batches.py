@@ -39,10 +39,21 @@ class Batch:
 
     @property
     def first(self) -> Batch:
-        """The first image alone."""
-        one = slice(0, 1)
+        """The first image alone whose pixels are finite; the first image if there is none."""
+        finite = [bool(image.isfinite().all()) for image in self.inputs.images]
+        return self._single(finite.index(True) if any(finite) else 0)
+
+    @property
+    def singles(self) -> Iterator[Batch]:
+        """Every image alone."""
+        return map(self._single, range(len(self.images)))
+
+    def _single(self, place: int) -> Batch:
+        one = slice(place, place + 1)
+        index = torch.tensor([place], device=self.inputs.images.device)
         target = self.target[one] if isinstance(self.target, Tensor) else self.target
-        return Batch(self.start, _first(self.inputs, 1), target, None if self.masks is None else self.masks[one])
+        masks = None if self.masks is None else self.masks[one]
+        return Batch(self.start + place, self.inputs.pick(index, self.inputs.count), target, masks)
 
 
 class Batches:

@@ -17,7 +17,7 @@ from camlib.inputs.outputs import CLASSES
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import not_finite, single_or_double
 from camlib.passes.perturbed import PerturbedPasses
 
 
@@ -49,7 +49,7 @@ class Scorer:
         CamlibTypeError: the inputs hold no images of floats, or the target is not understood.
         CamlibValueError: the target cannot work or names several classes per image, or ``outputs`` has another number
             of rows.
-        CamlibRuntimeError: a score is not finite.
+        CamlibRuntimeError: no score is finite. An image alone whose score is not finite has values of NaN.
 
     Example:
         >>> import torch, torchvision
@@ -78,7 +78,7 @@ class Scorer:
         self.inputs = ready
         """The inputs, parsed."""
         self.images = ready.floats
-        """(N, C, ...), as the model gets them."""
+        """(N, C, ...), as the model gets them; zeros in place of an image whose score is not finite."""
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         if link is not None:
             if is_target or score is not targets.Confidence:
@@ -100,10 +100,19 @@ class Scorer:
                 f"a metric evaluates one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
                 "evaluate one at a time: heatmaps[:, k] with target[:, k]"
             )
-        check_finite({"score": [clean]})
+        self.known = clean.isfinite()
+        """(N,), whether all scores of an image have been finite so far; the values of other images are NaN."""
+        if not bool(self.known.any()):
+            raise not_finite("score", self.known)
+        if not bool(self.known.all()):
+            usable = self.known.to(self.images.device).reshape(-1, *[1] * (self.images.dim() - 1))
+            self.images = self.images.where(usable, 0)
+            ready = ready.with_images(self.images)
         self.clean = clean
-        """(N,), the scores of the images as they are."""
-        self._passes = PerturbedPasses(
+        """(N,), the scores of the images as they are; NaN or infinity where they are not finite."""
+        self.is_probability = not is_target and (link is not None or score is targets.Confidence)
+        """Whether the score is the probability of a class."""
+        self._passes = _Passes(
             network=network,
             inputs=ready,
             count=len(self.images),
@@ -130,9 +139,19 @@ class Scorer:
             image_index: (rows,), the image that each row is made from.
             change: from the images (r, C, ...) of a slice of rows, and that slice, to perturbed images. What it makes
                 of a row must not depend on the chunk.
+
+        Raises:
+            CamlibRuntimeError: every image has a score that is not finite.
         """
+        index = image_index.to(self._passes.device)
         with undisturbed(self.model):
-            return self._passes.of_images(image_index.to(self._passes.device), change)
+            found = self._passes.of_images(index, change)
+        if not bool(found.sum().isfinite()) and not bool((finite := found.isfinite()).all()):
+            self.known[index[~finite]] = False
+            if not bool(self.known.any()):
+                raise not_finite("score of a perturbed image", self.known)
+            found = found.where(finite, 0)
+        return found
 
     def scores_of_variants(self, count: int, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Return the scores (N, count) of perturbed versions of each image.
@@ -146,6 +165,13 @@ class Scorer:
         version = torch.arange(count, device=image.device).repeat(len(self.images))
         scores = self.scores(image, lambda images, rows: change(images, image[rows], version[rows]))
         return scores.reshape(len(self.images), count)
+
+
+class _Passes(PerturbedPasses):
+    """Passes whose scores the scorer checks itself, image by image."""
+
+    def check(self, scores: Tensor, image_index: Tensor) -> None:
+        """Accept all scores."""
 
 
 def _may_be_chances(outputs: Any) -> bool:

@@ -13,7 +13,7 @@ from camlib import targets
 from camlib.inputs import Inputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import not_finite, single_or_double
 from camlib.passes.precision import Precision, restored
 from camlib.passes.rows import with_known_rows
 
@@ -73,8 +73,19 @@ class PerturbedPasses:
                 return targets.score(self.target, outputs(rows), image_index[rows])
 
         scores = in_chunks(work, len(image_index), self.chunks, self.device, self.what)
-        check_finite({"score of a perturbed image": [scores]})
+        self.check(scores, image_index)
         return single_or_double(scores)
+
+    def check(self, scores: Tensor, image_index: Tensor) -> None:
+        """Check that the scores of all rows are finite.
+
+        Raises:
+            CamlibRuntimeError: naming the images whose rows are not.
+        """
+        if not bool(scores.sum().isfinite()) and not bool((finite := scores.isfinite()).all()):
+            known = torch.ones(self.count, dtype=torch.bool, device=scores.device)
+            known[image_index[~finite.reshape(len(finite), -1).all(1)]] = False
+            raise not_finite("score of a perturbed image", known)
 
 
 class _LaidOut:
