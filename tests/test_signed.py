@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import camlib
@@ -175,3 +176,27 @@ def test_long_class_names_are_shortened_and_keep_their_score():
     figure.savefig(io.BytesIO())
     title = figure.axes[0]._left_title
     assert title.get_window_extent().x1 <= figure.axes[1].get_window_extent().x1
+
+
+def test_columns_draw_each_picture_and_then_its_classes():
+    network = torchvision.models.resnet18(num_classes=9).eval()
+    images = torch.rand(2, 3, 32, 32)
+    found = camlib.GradCAM(network, "layer3")(images, camlib.TopK(5))
+    figure = found.plot(images, class_names=list("abcdefghi"), columns=4)
+    cells = [axes for axes in figure.axes if axes.images]
+    assert len(cells) == 2 * (1 + 5)
+    places = [axes.get_subplotspec() for axes in cells]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [
+        *[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)],
+        *[(2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 1)],
+    ]
+    shown = [axes.images[0].get_array() for axes in cells]
+    overlays = found.overlays(images)
+    for image in range(2):
+        np.testing.assert_array_equal(shown[6 * image], camlib.imaging.as_rgb(images[image]))
+        for k in range(5):
+            np.testing.assert_array_equal(shown[6 * image + 1 + k], overlays[image, k])
+            title = cells[6 * image + 1 + k].get_title("left")
+            assert title.startswith("abcdefghi"[found.target[image, k]] + ": score")
+    with pytest.raises(camlib.CamlibValueError, match="columns=2 is for pictures, and the maps are of signals"):
+        explanation(torch.rand(1, 9)).plot(torch.rand(1, 9), columns=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.explanation import files
 from camlib.explanation.extent import Extent, cells_of_input, resized_to_input
 from camlib.explanation.joining import joined, sliced
@@ -18,6 +18,7 @@ from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, overlaid, read
+from camlib.plotting.pictures import draw_grid
 from camlib.plotting.rows import FigureRow, Style, on_one_scale
 from camlib.plotting.strip import SHOWN, strip
 
@@ -81,6 +82,10 @@ class Explanation:
             raise CamlibValueError(
                 f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
                 f"(N, K, h, w) for scores (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
+            )
+        if isinstance(self.target, Tensor) and self.target.shape != self.scores.shape:
+            raise CamlibValueError(
+                f"target must have a class for each score, {tuple(self.scores.shape)}, got {tuple(self.target.shape)}"
             )
         if self.extent is not None and (
             self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
@@ -181,6 +186,7 @@ class Explanation:
         alpha: float | str = 0.5,
         titles: Sequence[str] | None = None,
         scale: Scale = "each",
+        columns: int | None = None,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
@@ -197,12 +203,14 @@ class Explanation:
             alpha: as for :meth:`overlays`.
             titles: a title for each row, in place of the class and its score.
             scale: "each" to scale each map alone, "all" for one scale, by which maps can be compared.
+            columns: for pictures, draws each picture followed by its overlays, in lines of so many: a compact figure of
+                several classes. None for a row of three for each.
 
         Returns:
             A matplotlib figure, not shown.
 
         Raises:
-            CamlibValueError: not one title for each row, or another scale.
+            CamlibValueError: not one title for each row, another scale, or columns of signals, volumes or videos.
         """
         if scale not in ("each", "all"):
             raise CamlibValueError(f'scale must be "each" or "all", got {scale!r}')
@@ -212,7 +220,12 @@ class Explanation:
             if len(titles) != len(rows):
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=title) for row, title in zip(rows, titles, strict=True)]
-        return draw(self.dims, rows, Style(colormap, alpha, source, self.signed, scale == "all"))
+        style = Style(colormap, alpha, source, self.signed, scale == "all")
+        if columns is None:
+            return draw(self.dims, rows, style)
+        if self.dims != 2:
+            raise CamlibValueError(f"columns={columns!r} is for pictures, and the maps are of {_INPUTS[self.dims]}s")
+        return draw_grid(rows, style, positive_int("columns", columns))
 
     def _rows(self, images: Any, class_names: Sequence[str] | None, *, together: bool) -> list[FigureRow]:
         """The figure's rows, one for each image and class."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.finding import find_layer_in, locate_tokens
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, flag
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.names import resolve_layers
@@ -110,7 +110,7 @@ class Method(ABC):
         """The model and how to call it."""
         self.layers = {} if self.layerless else None if layer is None else resolve_layers(self.model, layer)
         """The given layers, by name; None if they are still to be found."""
-        self.relu = relu
+        self.relu = flag("relu", relu)
         self.fuse = fuse or "mean"
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
 

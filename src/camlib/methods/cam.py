@@ -72,7 +72,7 @@ class CAM(LayerMethod):
                 "scores"
             )
         activations = forward_pass.activations(layer)
-        logits = targets.class_logits(forward_pass.outputs.raw).detach()
+        logits = targets.class_outputs(forward_pass.outputs.raw).detach()
         means = activations.flatten(2).mean(2)
         reading = [one for one in forward_pass.noted[self.name] if one.reads(means) and one.returns(logits)]
         if not reading:

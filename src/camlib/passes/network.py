@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
 from camlib.inputs import Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
@@ -51,7 +51,13 @@ class Network:
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
-        """Return the network for a model that may be wrapped; see :func:`unwrap`."""
+        """Return the network for a model that may be wrapped; see :func:`unwrap`.
+
+        Raises:
+            CamlibTypeError: ``forward`` or ``reshape`` is not a function, or as for :func:`unwrap`.
+        """
+        optional_function("forward", forward)
+        optional_function("reshape", reshape)
         return Network(unwrap(model), forward, reshape)
 
     def is_called_as(self, other: Network) -> bool:

@@ -60,9 +60,9 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
 
 
 def _subsets(ambiguous: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors that may be shared: all, none, or some of them."""
-    yield ambiguous
+    """The tensors that may be shared: none, all, or some of them."""
     yield ()
+    yield ambiguous
     for size in range(len(ambiguous) - 1, 0, -1) if len(ambiguous) <= _MOST else ():
         yield from itertools.combinations(ambiguous, size)
 

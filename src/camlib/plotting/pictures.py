@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from camlib.plotting.rows import EMPTY, PLAIN, FigureRow, Style, add_colorbar, colors, laid, shortened
+from camlib.plotting.rows import EMPTY, LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,4 +37,29 @@ def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
         for ax in line:
             ax.set_axis_off()
     add_colorbar(figure, axes, colormap, style)
+    return figure
+
+
+def draw_grid(rows: Sequence[FigureRow], style: Style, columns: int) -> Figure:
+    """Draw each picture and then its overlays, in lines of so many columns.
+
+    Rows of one picture hold the same object.
+    """
+    from camlib.plotting.figures import Figure
+
+    blocks = [list(block) for _, block in itertools.groupby(rows, key=lambda row: id(row.picture))]
+    lines = [math.ceil((len(block) + 1) / columns) for block in blocks]
+    height, width = rows[0].heatmap.shape
+    size = columns * CELL + 1.2, max(sum(lines) * (CELL * height / width + 0.3) + 0.1, LOWEST)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(sum(lines), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for start, block in zip(itertools.accumulate([0, *lines]), blocks, strict=False):
+        cells = axes[start:].flat
+        next(cells).imshow(block[0].picture)
+        for ax, row in zip(cells, block, strict=False):
+            ax.imshow(laid(row.picture, row.heatmap, style))
+            ax.set_title(heading(row, NARROW), fontsize=9, loc="left", **PLAIN)
+    add_colorbar(figure, axes, colors(style), style)
     return figure

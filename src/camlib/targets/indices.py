@@ -59,7 +59,13 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
         if classes.k > count:
             raise CamlibValueError(f"TopK({classes.k}) asks for more classes than the outputs' {count}")
         return logits.topk(classes.k, dim=1).indices
-    return image_indices(classes, rows, count).to(logits.device)
+    indices = image_indices(classes, rows, count)
+    if count > 2 and indices.shape == (rows, count) and bool(((indices == 1).sum(1) == 1).all() & (indices <= 1).all()):
+        raise CamlibValueError(
+            f"target has shape {tuple(indices.shape)} and a single 1 in each row, as one-hot labels; give the class of "
+            "each image: target.argmax(1)"
+        )
+    return indices.to(logits.device)
 
 
 def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
