@@ -161,3 +161,20 @@ def test_weight_among_the_outputs_is_not_cut_with_the_images():
     second = explanation[1].outputs
     torch.testing.assert_close(second["logits"], explanation.outputs["logits"][1:2])
     torch.testing.assert_close(second["weight"], explanation.outputs["weight"])
+
+
+def test_texts_among_the_outputs_are_not_cut_and_their_scores_are():
+    class LikeClip(Compares):
+        def forward(self, pictures, words):
+            embeds, texts = self.features(pictures), self.embedding(words).mean(1)
+            scores = embeds @ texts.T
+            return {
+                "logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": embeds
+            }  # fmt: skip
+
+    explanation = camlib.GradCAM(LikeClip(), "relu")({"pictures": IMAGES, "words": WORDS}, 1)
+    second = explanation[1].outputs
+    for name in ("logits_per_image", "image_embeds"):
+        torch.testing.assert_close(second[name], explanation.outputs[name][1:2])
+    for name in ("logits_per_text", "text_embeds"):
+        torch.testing.assert_close(second[name], explanation.outputs[name])

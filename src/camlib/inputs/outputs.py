@@ -96,12 +96,12 @@ class Outputs:
         if isinstance(self.raw, Tensor):
             return detached(self.raw)
         entries = named_entries(self.raw)
-        known = [*shared, *tensors_in([entries.get(name) for name in OF_TEXTS])]
-        memory = {tensor.untyped_storage().data_ptr() for tensor in known if tensor.layout == torch.strided}
+        of_texts = set(map(id, tensors_in([entries.get(name) for name in OF_TEXTS])))
+        memory = {_address(tensor) for tensor in shared} - {None}
 
         def apart(tensor: Tensor) -> Tensor:
             found = detached(tensor)
-            if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in memory:
+            if id(tensor) in of_texts or _address(tensor) in memory:
                 setattr(found, SHARED, True)
             return found
 
@@ -111,3 +111,8 @@ class Outputs:
 def is_shared(tensor: Tensor) -> bool:
     """Whether a tensor of detached outputs is known to be one of the model's parameters, or of the texts."""
     return getattr(tensor, SHARED, False) is True
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where the memory of a tensor begins; None if it has none of its own, as a sparse tensor."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
