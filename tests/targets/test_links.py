@@ -229,3 +229,32 @@ def test_class_zero_of_a_single_output_is_explained_with_a_warning():
         explanation = camlib.GradCAM(network, "relu", relu=False)(images(), 0)
     torch.testing.assert_close(explanation.maps, grad_cam(network, images(), 0, -1))
     camlib.GradCAM(network, "relu")(images(), [0, 1, 0])  # labels of images, without a warning
+
+
+def test_single_output_of_a_bounded_function_is_a_probability():
+    network = Network(1, nn.Hardsigmoid(), bias=-0.5)
+    chance = network(images())[:, 0].detach()
+    assert bool(((chance > 0) & (chance < 0.5)).all())
+    assert camlib.GradCAM(network, "relu")(images()).target.tolist() == [0, 0, 0]
+    torch.testing.assert_close(metrics.Scorer(network, images(), [1, 1, 1]).clean, chance)
+
+
+BY_HAND = {
+    "reciprocal": lambda z: 1 / (1 + torch.exp(-z)),
+    "tanh": lambda z: (torch.tanh(z) + 1) / 2,
+    "sum": lambda z: 0.5 * torch.tanh(z) + 0.5,
+}
+
+
+@pytest.mark.parametrize("final", BY_HAND.values(), ids=BY_HAND)
+def test_single_output_that_may_be_a_probability_is_explained_with_a_warning(final):
+    network = Network(1, final, bias=-0.5)
+    chance = network(images())[:, 0].detach()
+    with pytest.warns(camlib.CamlibWarning, match=r'lies in \[0, 1\].*taken for a logit.*link="identity"'):
+        camlib.GradCAM(network, "relu")(images())
+    with pytest.warns(camlib.CamlibWarning, match='link="identity"'):
+        metrics.Scorer(network, images())
+    torch.testing.assert_close(metrics.Scorer(network, images(), [1, 1, 1], link="identity").clean, chance)
+    explanation = camlib.GradCAM(network, "relu")(images(), targets.Probability(link="identity"))
+    assert explanation.target.tolist() == [0, 0, 0]
+    torch.testing.assert_close(explanation.scores, 1 - chance)

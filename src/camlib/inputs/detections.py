@@ -367,7 +367,8 @@ def detached(tensor: Tensor) -> Tensor:
     """Return a tensor detached, with what :func:`remember_sizes` and :func:`camlib.inputs.links.note` noted on it."""
     found = tensor.detach()
     if (known := links.noted(tensor)) is not None:
-        links.note(found, known[0], None if known[1] is None else known[1].detach())
+        logits = None if known[1] is None else known[1].detach()
+        links.note(found, known[0], logits, doubtful=links.is_doubtful(tensor))
     if (sizes := sizes_of(tensor)) is not None:
         setattr(found, SIZES, sizes)
     return found

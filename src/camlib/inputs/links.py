@@ -26,15 +26,28 @@ _REARRANGING = frozenset(
 ) | {"SqueezeBackward1", "SqueezeBackward2"}
 
 
-def note(outputs: Tensor, ending: Ending | None, logits: Tensor | None = None) -> None:
-    """Note on outputs which function returned them, None if they are logits, and its logits of the same shape."""
-    setattr(outputs, NOTE, (ending or "", logits))
+def note(outputs: Tensor, ending: Ending | None, logits: Tensor | None = None, *, doubtful: bool = False) -> None:
+    """Note on outputs which function returned them.
+
+    Args:
+        outputs: what a model returned.
+        ending: the function; None if they are logits.
+        logits: what it was given, of the same shape, if known.
+        doubtful: whether the outputs may be probabilities, though no such function was found.
+    """
+    setattr(outputs, NOTE, ("?" if doubtful else ending or "", logits))
 
 
 def noted(outputs: Tensor) -> tuple[Ending | None, Tensor | None] | None:
     """Return what :func:`note` noted on outputs; None if nothing was noted."""
     found = getattr(outputs, NOTE, None)
-    return None if found is None else (found[0] or None, found[1])
+    return None if found is None else (None if found[0] in ("", "?") else found[0], found[1])
+
+
+def is_doubtful(outputs: Tensor) -> bool:
+    """Whether outputs lie in [0, 1] and may be probabilities or logits, so that they are taken for logits."""
+    found = getattr(outputs, NOTE, None)
+    return found is not None and found[0] == "?"
 
 
 def ending_of(outputs: Tensor) -> Ending | None:

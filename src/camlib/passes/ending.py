@@ -20,6 +20,10 @@ _FUNCTIONS: dict[Any, links.Ending] = {
     torch.ops.aten._softmax.default: "softmax",
     torch.ops.aten._log_softmax.default: "log_softmax",
 }
+_BOUNDED = frozenset({"hardsigmoid", "hardtanh", "clamp", "clamp_", "special_ndtr", "exp"})
+"""Functions that return probabilities if they are the last one and a single output lies in [0, 1]."""
+_DOUBTFUL = frozenset({"div", "div_", "mul", "mul_", "reciprocal", "rsub", "sub", "pow"})
+"""Functions that may compute a probability by hand, or divide a logit by a temperature; also a sum with a number."""
 _ROUNDING = 1e-2
 """How far a copy in half precision may be from the probabilities."""
 
@@ -43,9 +47,15 @@ class _LastCalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: deque[_Call] = deque(maxlen=3)
+        self.last = ""
+        """The name of the last function that is no view."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            name = function.name().removeprefix("aten::").split(".")[0]
+            with_number = name in ("add", "add_") and not all(isinstance(one, Tensor) for one in args)
+            self.last = "rsub" if with_number else name
         ending = _FUNCTIONS.get(function)
         if ending:
             first = returned[0] if isinstance(returned, tuple) else returned
@@ -61,6 +71,7 @@ class Ending:
     def __init__(self) -> None:
         self._kind: Literal["unknown", "logits", "view", "copy", "values"] = "unknown"
         self._of_values: links.Ending = "softmax"
+        self._doubtful = False
 
     def noted(self, run: Callable[[], Any]) -> Any:
         """Run the network; note on its class scores which function returned them, and the logits.
@@ -82,9 +93,9 @@ class Ending:
             return raw
         calls = () if watch is None else tuple(watch.calls)
         if self._kind == "unknown":
-            self._learn(outputs, calls)
+            self._learn(outputs, calls, "" if watch is None else watch.last)
         if self._kind == "logits":
-            links.note(outputs, None)
+            links.note(outputs, None, doubtful=self._doubtful)
         elif self._kind == "values":
             links.note(outputs, self._of_values)
         else:
@@ -94,8 +105,8 @@ class Ending:
             links.note(outputs, ending, None if single else logits)
         return raw
 
-    def _learn(self, outputs: Tensor, calls: tuple[_Call, ...]) -> None:
-        """Learn the kind of ending from the outputs of the first run."""
+    def _learn(self, outputs: Tensor, calls: tuple[_Call, ...], last: str) -> None:
+        """Learn the kind of ending from the outputs of the first run, and the name of the last function."""
         self._kind = "logits"
         if not outputs.numel():
             return
@@ -110,11 +121,15 @@ class Ending:
             if _as_copy(outputs, call):
                 if _equal(outputs, call.returned):
                     self._kind, self._of_values = "copy", call.ending
-                elif not _equal(outputs, call.given) and call.ending == "sigmoid":
+                elif not _equal(outputs, call.given) and call.ending in ("sigmoid", "log_sigmoid"):
                     self._kind, self._of_values = "values", "sigmoid"
                 break
         if self._kind == "logits" and links.sums_to_one(outputs):
             self._kind, self._of_values = "values", "softmax"
+        if self._kind == "logits" and links.has_one_column(outputs):
+            if last in _BOUNDED:
+                self._kind, self._of_values = "values", "sigmoid"
+            self._doubtful = last in _DOUBTFUL
 
 
 def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None] | None:

@@ -27,6 +27,7 @@ from camlib.targets.indices import (
     integers,
     picked,
     two_class_logits,
+    warn_if_doubtful,
 )
 
 SATURATED = 0.99
@@ -113,7 +114,8 @@ class Classes(_OfClasses):
 
     Warns:
         CamlibWarning: one int, 0, for a network with a single output, since other libraries mean its only column by
-            it; or a probability whose logit is not known is above 0.99.
+            it; a probability whose logit is not known is above 0.99; or a single output lies in [0, 1], and the model
+            does not show whether it is a probability.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -128,6 +130,7 @@ class Classes(_OfClasses):
         if found is not None:
             return bind_detected(self.classes, found)
         bound = BoundLogits(self._indices(outputs))
+        warn_if_doubtful(outputs)
         raw = class_outputs(outputs)
         if raw.shape[1] == 1 and _is_zero(self.classes):
             warnings.warn(
@@ -180,10 +183,17 @@ class Confidence(_OfClasses):
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the probability of the classes of each image, or the best detections of these classes."""
         found = detections_in(outputs)
-        return super().bind(outputs) if found is None else bind_detected(self.classes, found)
+        if found is not None:
+            return bind_detected(self.classes, found)
+        if self.link is None:
+            warn_if_doubtful(outputs)
+        return super().bind(outputs)
 
     def _table(self, outputs: Any) -> Tensor:
         return class_probabilities(outputs, self.link)
+
+    def _indices(self, outputs: Any) -> Tensor:
+        return class_indices(self.classes, self._table(outputs).detach()) if self.link else super()._indices(outputs)
 
 
 class Probability(Confidence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, positive_int
 from camlib.inputs import Outputs
 from camlib.inputs.detections import class_scores_in
-from camlib.inputs.links import ending_of, has_one_column, logits_of, noted
+from camlib.inputs.links import ending_of, has_one_column, is_doubtful, logits_of, noted
 from camlib.inputs.outputs import CLASSES, EMBEDDINGS
 
 Link = Literal["softmax", "sigmoid", "identity"] | None
@@ -185,6 +186,18 @@ def has_lost_logits(outputs: Any) -> bool:
     found = _for_classes(outputs)
     known = noted(found)
     return ending_of(found) is not None and (known is None or known[1] is None)
+
+
+def warn_if_doubtful(outputs: Any) -> None:
+    """Warn, in a call of a target's ``bind``, of outputs that may be probabilities but are taken for logits."""
+    if is_doubtful(_for_classes(outputs)):
+        warnings.warn(
+            "the single output of the model lies in [0, 1], and its last function does not show whether it is a "
+            'probability; it is taken for a logit. If it is a probability, give link="identity" to '
+            "camlib.targets.Probability or to the metric, or return the logit, by forward=",
+            CamlibWarning,
+            stacklevel=5,
+        )
 
 
 def check_link(link: Any) -> None:
