@@ -133,6 +133,12 @@ def test_outputs_that_only_look_like_probabilities_are_logits():
     assert camlib.GradCAM(network, "relu")(images()).target.tolist() == [1, 1, 1]  # 0.3 is a positive logit
 
 
+def test_single_similarity_that_happens_to_lie_between_0_and_1_is_a_logit():
+    scale = torch.tensor(0.1, dtype=torch.float64)
+    network = Network(1, lambda z: scale.exp() * z, scale=0.01, bias=0.3)
+    assert camlib.GradCAM(network, "relu")(images()).target.tolist() == [1, 1, 1]
+
+
 def test_network_that_returns_logits_and_probabilities_is_explained_by_the_logits():
     def both(z):
         return {"logits": z, "probabilities": z.sigmoid()}
@@ -243,6 +249,8 @@ BY_HAND = {
     "reciprocal": lambda z: 1 / (1 + torch.exp(-z)),
     "tanh": lambda z: (torch.tanh(z) + 1) / 2,
     "sum": lambda z: 0.5 * torch.tanh(z) + 0.5,
+    "product": lambda z: 0.5 * (torch.tanh(z) + 1),
+    "quotient": lambda z: z.exp() / (1 + z.exp()),
 }
 
 

@@ -22,8 +22,10 @@ _FUNCTIONS: dict[Any, links.Ending] = {
 }
 _BOUNDED = frozenset({"hardsigmoid", "hardtanh", "clamp", "clamp_", "special_ndtr", "exp"})
 """Functions that return probabilities if they are the last one and a single output lies in [0, 1]."""
-_DOUBTFUL = frozenset({"div", "div_", "mul", "mul_", "reciprocal", "rsub", "sub", "pow"})
-"""Functions that may compute a probability by hand, or divide a logit by a temperature; also a sum with a number."""
+_DOUBTFUL = frozenset({"div", "div_", "reciprocal", "rsub", "pow", "with a number"})
+"""Functions that may compute a probability by hand, or divide a logit by a temperature."""
+_WITH_A_NUMBER = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_"})
+"""Functions that may do so if one argument is a number."""
 _ROUNDING = 1e-2
 """How far a copy in half precision may be from the probabilities."""
 
@@ -54,8 +56,8 @@ class _LastCalls(TorchDispatchMode):
         returned = function(*args, **(kwargs or {}))
         if not function.is_view:
             name = function.name().removeprefix("aten::").split(".")[0]
-            with_number = name in ("add", "add_") and not all(isinstance(one, Tensor) for one in args)
-            self.last = "rsub" if with_number else name
+            with_number = name in _WITH_A_NUMBER and not all(isinstance(one, Tensor) for one in args)
+            self.last = "with a number" if with_number else name
         ending = _FUNCTIONS.get(function)
         if ending:
             first = returned[0] if isinstance(returned, tuple) else returned
