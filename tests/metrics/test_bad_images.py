@@ -123,6 +123,23 @@ def test_image_that_is_not_finite_costs_only_itself_in_an_evaluation(bad):
     assert {(failure.row, failure.images) for failure in found.failures} == {(row, (bad,)) for row in found.rows}
 
 
+@pytest.mark.parametrize("value", [torch.nan, 3.0])
+def test_first_image_in_a_batch_of_its_own_costs_only_itself(value):
+    """Not finite, or of probability 0, in a loader of batches of one."""
+    model, images = Underflows().eval(), pictures(3)
+    images[0, 0, 0, 0] = value
+    asked = {"methods": ["grad_cam"], "layers": ["model.3"], "metrics": ["average_drop", "deletion"], "target": 0}
+    found = camlib.evaluate(model, images.split(1), **asked)
+    expected = camlib.evaluate(model, images[1:].split(1), **asked)
+    assert found.rows == expected.rows
+    assert not found.left_out
+    for row in found.rows:
+        for name in asked["metrics"]:
+            torch.testing.assert_close(found.values[row][name][1:], expected.values[row][name])
+        assert bool(found.values[row]["average_drop"][0].isnan())
+        assert {failure.images for failure in found.failures if failure.row == row} == {(0,)}
+
+
 def test_image_of_probability_0_is_listed_with_its_number():
     model, images = Underflows().eval(), pictures(5)
     images[4, 0, 0, 0] = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,8 +41,17 @@ class Batch:
     @property
     def first(self) -> Batch:
         """The first image alone whose pixels are finite; the first image if there is none."""
-        finite = [bool(image.isfinite().all()) for image in self.inputs.images]
-        return self._single(finite.index(True) if any(finite) else 0)
+        return self._single(next(iter(self._finite), 0))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the pixels of an image are finite."""
+        return bool(self._finite)
+
+    @cached_property
+    def _finite(self) -> list[int]:
+        """The places of images whose pixels are finite."""
+        return [place for place, image in enumerate(self.inputs.images) if bool(image.isfinite().all())]
 
     @property
     def singles(self) -> Iterator[Batch]:

@@ -119,7 +119,7 @@ class Evaluator:
         results, failures = self._results_of_each(batch)
         for metric in self._columns if batch.start == 0 and results else ():
             errors = [found[metric.name] for found in results.values()]
-            if all(isinstance(error, CamlibError) for error in errors):
+            if all(map(_is_of_caller, errors)):
                 raise CamlibRuntimeError(f"{metric.name} failed for every method; {errors[0]}")
         rows = []
         masked = {metric.name for metric in self._columns if metric.reads is LocatedHeatmaps}
@@ -161,8 +161,8 @@ class Evaluator:
                 failing = {failure.row for failure in alone if failure.images == tuple(one.images)}
                 rows = [row for row in map(row_of, self._passes) if row not in failing]
                 alone += [Failure(row, None, tuple(one.images), str(error)) for row in rows]
-        if unscored is not None and batch.start == 0 and not any(parts):
-            raise unscored  # the caller's mistake
+        if unscored is not None and batch.start == 0 and not any(parts) and _is_of_caller(unscored):
+            raise unscored
         joined = {}
         for method in {method: None for part in parts for method in part}:
             of_images = [part.get(method, {}) for part in parts]
@@ -243,6 +243,11 @@ class Evaluator:
                 except CamlibError as error:
                     failures.append(Failure(row_of(explainer), None, tuple(batch.images), str(error)))
         return found, target
+
+
+def _is_of_caller(result: Result) -> bool:
+    """Whether a result is an error that the caller made: not one of the model on these images."""
+    return isinstance(result, CamlibError) and not isinstance(result, CamlibRuntimeError)
 
 
 def _result(metric: AnyMetric, case: HeatmapCase, options: Mapping[str, Any]) -> Result:

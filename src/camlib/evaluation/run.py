@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -119,15 +120,22 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """Yield the values of each batch as JSON, from the file at the path if it holds them."""
     log: RunLog | None = None
-    for number, batch in enumerate(batches):
+    remaining = iter(batches)
+    begin = []
+    for batch in remaining:
+        begin.append(batch)
+        if batch.is_usable:
+            break
+    first = begin[-1].first
+    for number, batch in enumerate(itertools.chain(begin, remaining)):
         if number == 0:
-            explainers = _located(explainers, batch.first)
+            explainers = _located(explainers, first)
             if path is not None:
                 log = RunLog(path, evaluator.description(explainers) | {"target": as_json(batches.target)})
         digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
         line = log.batch(number, digest) if log else None
         if number == 0 and line is None:
-            evaluator.choose(explainers, batch.first)
+            evaluator.choose(explainers, first)
         elif number == 0 and line is not None:
             evaluator.resume(explainers, line)
         if line is None:
