@@ -1,4 +1,4 @@
-"""Wrong arguments are errors that say what was wanted: numbers out of bounds, and slips that would change a result."""
+"""Wrong arguments are errors that say what was wanted: numbers out of bounds, and those that would change a result."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("slip", "error", "match"),
+    ("call", "error", "match"),
     [
         (lambda: camlib.GradCAM(network(), forward=""), TypeError, "forward must be a function or None, got ''"),
         (lambda: camlib.GradCAM(network(), forward=False), TypeError, "forward must be a function or None, got False"),
@@ -138,9 +138,9 @@ def network() -> torch.nn.Module:
         ),
     ],
 )
-def test_slips_that_would_give_another_map_or_number_are_refused(slip: Any, error: Any, match: str) -> None:
+def test_arguments_that_would_give_another_map_or_number_are_refused(call: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match) as raised:
-        slip()
+        call()
     assert isinstance(raised.value, camlib.CamlibError)
 
 

@@ -266,3 +266,12 @@ def test_single_output_that_may_be_a_probability_is_explained_with_a_warning(fin
     explanation = camlib.GradCAM(network, "relu")(images(), targets.Probability(link="identity"))
     assert explanation.target.tolist() == [0, 0, 0]
     torch.testing.assert_close(explanation.scores, 1 - chance)
+
+
+def test_ending_is_learned_from_outputs_that_are_finite():
+    network, spoilt = Network(4, lambda z: z.exp() / z.exp().sum(1, keepdim=True)), images()
+    spoilt[1, 0, 0, 0] = torch.nan
+    cam = camlib.GradCAM(network, "relu")
+    with pytest.raises(camlib.CamlibRuntimeError, match="not finite"):
+        cam(spoilt, 1)
+    torch.testing.assert_close(cam(images(), 1).scores, network(images())[:, 1].log().detach())

@@ -96,7 +96,7 @@ class Ending:
         calls = () if watch is None else tuple(watch.calls)
         if self._kind == "unknown":
             self._learn(outputs, calls, "" if watch is None else watch.last)
-        if self._kind == "logits":
+        if self._kind in ("unknown", "logits"):
             links.note(outputs, None, doubtful=self._doubtful)
         elif self._kind == "values":
             links.note(outputs, self._of_values)
@@ -117,6 +117,9 @@ class Ending:
                 self._kind, self._of_values = "view", call.ending
                 return
         low, high = outputs.detach().aminmax()
+        if not bool((low + high).isfinite()):
+            self._kind = "unknown"  # the next run may show it
+            return
         if not bool((low >= 0) & (high <= 1)):
             return
         for call in calls:
