@@ -241,7 +241,9 @@ class TestTwoTowers:
     @pytest.mark.parametrize(("images", "texts"), [(1, 1), (2, 2), (1, 2), (2, 1)])
     def test_perturbed_copies_of_images_meet_the_same_texts(self, images: int, texts: int) -> None:
         model, ids = clip(), prompts(texts)
-        found = camlib.Occlusion(model, window=16, stride=16)({"input_ids": ids, "pixel_values": PIXELS[:images]}, 0)
+        found = camlib.Occlusion(model, window=16, stride=16)(
+            {"input_ids": ids, "pixel_values": PIXELS[:images]}, [0] * images
+        )
         with torch.no_grad():
             embedded = model(ids, PIXELS[:1]).text_embeds
 
@@ -249,14 +251,14 @@ class TestTwoTowers:
             return model.logit_scale.exp() * model(ids[:1], images).image_embeds @ embedded.T
 
         for image in range(images):
-            alone = camlib.Occlusion(model, window=16, stride=16, forward=ours)(PIXELS[image : image + 1], 0)
+            alone = camlib.Occlusion(model, window=16, stride=16, forward=ours)(PIXELS[image : image + 1], [0])
             torch.testing.assert_close(found.maps[image], alone.maps[0])
 
     def test_texts_of_the_images_themselves_are_copied_with_them(self) -> None:
         texts = torch.arange(2)[:, None]
         own = Inputs({"input_ids": texts, "pixel_values": PIXELS}).pick(torch.tensor([1, 1, 0]), 2).raw
         assert own["input_ids"].flatten().tolist() == [1, 1, 0]
-        apart = Inputs({"input_ids": texts, "pixel_values": PIXELS}, texts_apart=True).map(Tensor.clone)
+        apart = Inputs({"input_ids": texts, "pixel_values": PIXELS}, shared=(texts,)).map(Tensor.clone)
         picked = apart.pick(torch.tensor([1, 1, 0]), 2).raw
         assert picked["input_ids"].flatten().tolist() == [0, 1]
         torch.testing.assert_close(picked["pixel_values"], PIXELS[[1, 1, 0]])
@@ -279,7 +281,7 @@ class TestTwoTowers:
     def test_a_named_layer_of_the_text_tower_is_refused(self, tokens: int) -> None:
         inputs = {"input_ids": prompts(1, tokens), "pixel_values": PIXELS[:1]}
         with pytest.raises(camlib.CamlibValueError, match="the tokens of a text, whose places are not those of the im"):
-            camlib.GradCAM(clip(), "text_model.encoder.layers.0.layer_norm1")(inputs, 0)
+            camlib.GradCAM(clip(), "text_model.encoder.layers.0.layer_norm1")(inputs, [0])
 
     @pytest.mark.parametrize("tokens", [5, 16, 17])
     @pytest.mark.parametrize("count", [1, 2])

@@ -1,13 +1,15 @@
-"""Checks of numbers: a wrong type is a type error, one out of bounds a value error; both say what was wanted."""
+"""Wrong arguments are errors that say what was wanted: numbers out of bounds, and those that would change a result."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import camlib
 from camlib.errors import number, positive_int, positive_number
@@ -65,3 +67,90 @@ def test_bounds_are_kept_and_named(
         with pytest.raises(camlib.CamlibValueError) as error:
             number("size", value, **bounds)
         assert str(error.value) == f"size must be {wanted}, got {value!r}"
+
+
+PICTURES = torch.rand(2, 3, 64, 64)
+
+
+def network() -> torch.nn.Module:
+    return torchvision.models.resnet18(num_classes=4).eval()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: camlib.GradCAM(network(), forward=""), TypeError, "forward must be a function or None, got ''"),
+        (lambda: camlib.GradCAM(network(), forward=False), TypeError, "forward must be a function or None, got False"),
+        (lambda: camlib.GradCAM(network(), reshape=[]), TypeError, r"reshape must be a function or None, got \[\]"),
+        (lambda: camlib.GradCAM(network(), relu="no"), TypeError, "relu must be True or False, got 'no'"),
+        (
+            lambda: camlib.TestTimeAugmentation(camlib.GradCAM(network()), mirror="no"),
+            TypeError,
+            "mirror must be True or False, got 'no'",
+        ),
+        (
+            lambda: camlib.metrics.infidelity(
+                network(), torch.rand(1, 3, 64, 64), torch.rand(1, 64, 64), normalize="none"
+            ),
+            TypeError,
+            "normalize must be True or False, got 'none'",
+        ),
+        (
+            lambda: camlib.GradCAM(network())(torch.rand(3, 3, 64, 64), torch.eye(4)[[1, 2, 0]].long()),
+            ValueError,
+            r"shape \(3, 4\) and a single 1 in each row.*target.argmax\(1\)",
+        ),
+        (
+            lambda: camlib.functional.grad_cam_plus_plus(torch.rand(1, 3, 4, 4), torch.zeros(3)),
+            ValueError,
+            r"gradients must be \(N, C, ...\), of one shape with the activations, got \(3,\)",
+        ),
+        (
+            lambda: camlib.functional.shapley_cam(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), 5),
+            TypeError,
+            "products must be a tensor .*got int",
+        ),
+        (
+            lambda: camlib.functional.layer_cam(torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)),
+            ValueError,
+            r"got \(1, 3, 4, 4\) with activations \(2, 3, 4, 4\)",
+        ),
+        (lambda: camlib.functional.center_gaussian((4, 4), math.nan), ValueError, "sigma must be a positive number"),
+        (
+            lambda: camlib.report(camlib.GradCAM(network())(PICTURES, 1), PICTURES, class_names="cat"),
+            TypeError,
+            "class_names must be a list of names, got a single string: 'cat'",
+        ),
+        (
+            lambda: dataclasses.replace(camlib.GradCAM(network())(PICTURES, 1), target=torch.tensor(9)),
+            ValueError,
+            r"target must have a class for each score, \(2,\), got \(\)",
+        ),
+        (
+            lambda: dataclasses.replace(camlib.GradCAM(network())(PICTURES, 1), target=torch.tensor([-1, 0])).title(),
+            ValueError,
+            "class -1 was explained; class indices are not negative",
+        ),
+        (
+            lambda: camlib.metrics.sparseness(torch.tensor([[[0.0]], [[math.nan]], [[1.0]]])),
+            ValueError,
+            "heatmaps hold NaN or infinity at 1 of 3",
+        ),
+    ],
+)
+def test_arguments_that_would_give_another_map_or_number_are_refused(call: Any, error: Any, match: str) -> None:
+    with pytest.raises(error, match=match) as raised:
+        call()
+    assert isinstance(raised.value, camlib.CamlibError)
+
+
+@pytest.mark.parametrize("confidence", [-0.5, 0, 1, 95])
+def test_confidence_of_an_interval_is_between_0_and_1(confidence: float) -> None:
+    evaluation = camlib.evaluate(network(), PICTURES, ["center_gaussian"], metrics=["sparseness"])
+    with pytest.raises(camlib.CamlibValueError, match=r"confidence must be a number in \(0, 1\)"):
+        evaluation.interval(evaluation.rows[0], "sparseness", confidence)
+
+
+def test_zeros_and_ones_that_are_classes_are_taken_as_such() -> None:
+    explanation = camlib.GradCAM(network())(PICTURES, [[0, 1], [1, 0]])
+    assert explanation.target.tolist() == [[0, 1], [1, 0]]

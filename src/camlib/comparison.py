@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ from torch import nn
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.explanation import Explanation
 from camlib.explanation.titles import NO_CLASS
-from camlib.imaging import DEFAULT_COLORMAP, as_pictures, overlay
+from camlib.imaging import DEFAULT_COLORMAP, as_pictures
 from camlib.layers.names import resolve_layers
 from camlib.methods import Method
 from camlib.methods.base import Layer, explain_together, shares_pass
 from camlib.methods.registry import method_named
 from camlib.passes.network import Forward, Network, Reshape
-from camlib.plotting.rows import EMPTY, Style, add_colorbar, colors
+from camlib.plotting.rows import EMPTY, PLAIN, Style, add_colorbar, colors, laid, shortened
 from camlib.smoothing import bound_target
 
 if TYPE_CHECKING:
@@ -201,6 +200,7 @@ def plot_comparison(
             f"the maps {tuple(first.maps.shape)} are not of images (N, C, H, W); plot each method alone: "
             "comparison[name].plot(...)"
         )
+    signed = {name: one.signed for name, one in comparison.items()}
     pictures = as_pictures(images)
     if len(pictures) != len(first):
         raise CamlibValueError(f"{len(first)} explained images need as many pictures, got {len(pictures)}")
@@ -217,7 +217,11 @@ def plot_comparison(
         ax.set_axis_off()
     for n, picture in enumerate(pictures):
         heatmaps = {
-            name: one[n].heatmaps(picture.shape[:2]).reshape(classes, *picture.shape[:2]).cpu().numpy()
+            name: one[n]
+            .heatmaps(picture.shape[:2], "signed" if signed[name] else "minmax")
+            .reshape(classes, *picture.shape[:2])
+            .cpu()
+            .numpy()
             for name, one in comparison.items()
         }
         for k in range(classes):
@@ -225,13 +229,19 @@ def plot_comparison(
             cells = axes[start : start + lines].flat
             ax = next(cells)
             ax.imshow(picture)
-            ax.set_title(textwrap.fill(titled[n].title(k, class_names), WIDEST), fontsize=8)
+            ax.set_title(shortened(titled[n].title(k, class_names), WIDEST), fontsize=8, **PLAIN)
             for (name, heatmap), ax in zip(heatmaps.items(), cells, strict=False):  # the last line may have room left
-                ax.imshow(overlay(picture, heatmap[k], colormap, alpha))
-                empty = bool(comparison[name][n].degenerate.flatten()[k])
+                ax.imshow(laid(picture, heatmap[k], Style(colormap, alpha, signed=signed[name])))
+                empty = not heatmap[k].any()
                 agnostic = comparison[name].class_agnostic and not titled.class_agnostic
                 remark = EMPTY if empty else NO_CLASS if agnostic else ""
-                ax.set_title(f"{name}\n{remark}".strip(), fontsize=8)
-    style = Style(colormap, alpha)
-    add_colorbar(figure, axes, colors(style), style)
+                ax.set_title(f"{name}\n{remark}".strip(), fontsize=8, **PLAIN)
+    for kind in sorted(set(signed.values())):
+        style = Style(colormap, alpha, _of_kind(signed, kind), kind)
+        add_colorbar(figure, axes, colors(style), style)
     return figure
+
+
+def _of_kind(signed: Mapping[str, bool], kind: bool) -> str:
+    """The names of the methods whose maps are signed, or not; none where this is true of all."""
+    return "" if len(set(signed.values())) == 1 else ", ".join(name for name, own in signed.items() if own is kind)

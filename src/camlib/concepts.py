@@ -172,7 +172,7 @@ def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor
     network, layout = forward_pass.network, forward_pass.layout(layer)
     change = replaced(network.module, layer, lambda own: with_grid(layout, own, grid))
     with restored(forward_pass.precision), change:
-        outputs = targets.two_class_logits(targets.class_outputs(network.run(forward_pass.inputs)))
+        outputs = targets.two_class_logits(targets.class_logits(network.scored(forward_pass.inputs)))
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 

@@ -106,3 +106,41 @@ def positive_int(name: str, value: object, instead: str = "") -> int:
     if value < 1:
         raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
     return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return a bool.
+
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+
+    Raises:
+        CamlibTypeError: ``value`` is not a bool; "no" would count as true.
+
+    Example:
+        >>> flag("relu", False)
+        False
+    """
+    if not isinstance(value, bool):
+        raise CamlibTypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def optional_function(name: str, value: object) -> None:
+    """Check that a value is None or can be called.
+
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+
+    Raises:
+        CamlibTypeError: it is something else.
+
+    Example:
+        >>> optional_function("forward", "")
+        Traceback (most recent call last):
+        camlib.errors.CamlibTypeError: forward must be a function or None, got ''
+    """
+    if value is not None and not callable(value):
+        raise CamlibTypeError(f"{name} must be a function or None, got {value!r}")

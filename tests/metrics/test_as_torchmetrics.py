@@ -71,6 +71,83 @@ def test_images_that_cannot_be_evaluated_are_left_out():
     assert (float(metric.compute()), int(metric.weight)) == (pytest.approx(1 / 36), 1)
 
 
+def located() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two heatmaps and masks: the first heatmap misses its object, so that every metric is 0; the second does not."""
+    heatmaps = torch.zeros(2, 8, 8)
+    heatmaps[0, 0, 0] = heatmaps[1, 3, 3] = 1
+    heatmaps[1, 2:6, 2:6] += 0.6
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:4] = True
+    return heatmaps.clamp(max=1), masks
+
+
+def collection() -> torchmetrics.MetricCollection:
+    return torchmetrics.MetricCollection(
+        {
+            "iou": as_torchmetrics.IoU(),
+            "iou90": as_torchmetrics.IoU({"threshold": 0.9}),
+            "pointing": as_torchmetrics.PointingGame({"tolerance": 0}),
+            "energy": as_torchmetrics.EnergyPointingGame(),
+        }
+    )
+
+
+# By hand, of the second image (the first gives 0): 16 cells of at least 0.6 hold the 8 of the mask; one cell of 1 is in
+# it; the energy in the mask is 7 * 0.6 + 1 of 15 * 0.6 + 1.
+EXPECTED = {"iou": 8 / 16 / 2, "iou90": 1 / 8 / 2, "pointing": 1 / 2, "energy": 5.2 / 10 / 2}
+
+
+def plain(values: dict) -> dict:
+    return {name: pytest.approx(float(value)) for name, value in values.items()}
+
+
+def test_metrics_of_a_collection_stay_apart_after_an_equal_first_batch():
+    heatmaps, masks = located()
+    metric = collection()
+    for image in range(2):
+        metric.update(heatmaps[image : image + 1], masks[image : image + 1])
+    assert plain(metric.compute()) == EXPECTED
+    assert len(metric.compute_groups) == 4
+    again = pickle.loads(pickle.dumps(metric))
+    assert plain(again.compute()) == EXPECTED
+    again.reset()
+    of_batch = [again(heatmaps[image : image + 1], masks[image : image + 1]) for image in range(2)]
+    assert plain(of_batch[0]) == dict.fromkeys(EXPECTED, 0)
+    assert plain(of_batch[1]) == {name: 2 * value for name, value in EXPECTED.items()}
+    assert plain(again.compute()) == EXPECTED
+
+
+def test_box_accuracies_of_a_collection_stay_apart():
+    heatmaps = torch.zeros(2, 8, 8)
+    heatmaps[:, 2:6, 2:6] = 1
+    boxes = torch.tensor([[6, 6, 8, 8], [2, 2, 6, 4]])  # the second has an IoU of one half
+    metric = torchmetrics.MetricCollection(
+        {"middle": as_torchmetrics.MaxBoxAcc(ious=(0.5,)), "most": as_torchmetrics.MaxBoxAcc(ious=(0.9,))}
+    )
+    for image in range(2):
+        metric.update(heatmaps[image : image + 1], boxes[image : image + 1])
+    assert plain(metric.compute()) == {"middle": 0.5, "most": 0}
+
+
+def test_tracked_collections_count_each_epoch_alone():
+    heatmaps, masks = located()
+    tracker = torchmetrics.MetricTracker(collection())
+    for epoch in ([0, 1], [0], [1, 1, 0]):
+        tracker.increment()
+        for image in epoch:
+            tracker.update(heatmaps[image : image + 1], masks[image : image + 1])
+    for name, value in EXPECTED.items():
+        assert tracker.compute_all()[name].tolist() == pytest.approx([value, 0, value * 4 / 3])
+
+
+def test_half_precision_changes_neither_sums_nor_counts():
+    metric = as_torchmetrics.PointingGame({"tolerance": 0}).half().set_dtype(torch.float16)
+    heatmaps, masks = located()
+    for _ in range(70):  # 2**11 is the last whole number that float16 counts to
+        metric.update(heatmaps.half().repeat(16, 1, 1), masks.repeat(16, 1, 1))
+    assert (float(metric.compute()), int(metric.weight)) == (0.5, 70 * 32)
+
+
 def test_box_accuracy_takes_the_threshold_that_is_best_for_the_whole_data_set():
     generator = torch.Generator().manual_seed(0)
     heatmaps = torch.rand(6, 12, 12, generator=generator)

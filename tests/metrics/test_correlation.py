@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import ScoredHeatmaps, Scorer, faithfulness_correlation, sensitivity_n
+from camlib.metrics import ScoredHeatmaps, Scorer, correlation, faithfulness_correlation, sensitivity_n
 from tests.networks import signal_cnn, small_cnn, volume_cnn
 
 few_sets = functools.partial(faithfulness_correlation, samples=12, share=0.3)
@@ -305,3 +305,22 @@ def test_shares_are_a_sequence(shares: Any, error: type[Exception], message: str
     pictures, heatmaps = drawn()
     with pytest.raises(error, match=message):
         sensitivity_n(small_cnn().double(), pictures, heatmaps, shares=shares)
+
+
+@pytest.mark.parametrize("metric", [faithfulness_correlation, sensitivity_n])
+def test_sets_are_drawn_a_few_at_a_time_with_the_same_result(metric, monkeypatch):
+    """A hundred sets of a volume of a million voxels at once took a gigabyte."""
+    network, pictures = small_cnn().double().eval(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    heatmaps = torch.rand(2, 8, 8, dtype=torch.float64)
+    together = metric(network, pictures, heatmaps, 1)
+    drawn, original = [], correlation._random_sets
+
+    def recording(pixels, size, samples, generator):
+        drawn.append(samples)
+        return original(pixels, size, samples, generator)
+
+    monkeypatch.setattr(correlation, "_random_sets", recording)
+    monkeypatch.setattr(correlation, "AT_ONCE", 7 * 64 + 3)
+    torch.testing.assert_close(metric(network, pictures, heatmaps, 1), together)
+    assert sum(drawn) == 100
+    assert max(drawn) == 7

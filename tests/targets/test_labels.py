@@ -36,7 +36,7 @@ def test_binary_logit_is_the_class_of_a_binary_network():
     images, model = torch.rand(2, 3, 8, 8), Network(1).eval()
     cam = camlib.GradCAM(model, "norm", relu=False)
     negative = cam(images, targets.BinaryLogit(positive=False))
-    torch.testing.assert_close(negative.maps, cam(images, 0).maps)
+    torch.testing.assert_close(negative.maps, cam(images, [0, 0]).maps)
     assert negative.target == "negative logit"
     assert cam(images, targets.BinaryLogit()).target == "positive logit"
 

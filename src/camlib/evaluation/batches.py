@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from camlib import targets
 from camlib.errors import CamlibValueError, positive_int
 from camlib.inputs import Inputs
+from camlib.passes.network import Network
+from camlib.passes.rows import with_known_rows
 from camlib.targets.indices import integers
 
 SIZE = 16
@@ -37,10 +40,30 @@ class Batch:
 
     @property
     def first(self) -> Batch:
-        """The first image alone."""
-        one = slice(0, 1)
+        """The first image alone whose pixels are finite; the first image if there is none."""
+        return self._single(next(iter(self._finite), 0))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the pixels of an image are finite."""
+        return bool(self._finite)
+
+    @cached_property
+    def _finite(self) -> list[int]:
+        """The places of images whose pixels are finite."""
+        return [place for place, image in enumerate(self.inputs.images) if bool(image.isfinite().all())]
+
+    @property
+    def singles(self) -> Iterator[Batch]:
+        """Every image alone."""
+        return map(self._single, range(len(self.images)))
+
+    def _single(self, place: int) -> Batch:
+        one = slice(place, place + 1)
+        index = torch.tensor([place], device=self.inputs.images.device)
         target = self.target[one] if isinstance(self.target, Tensor) else self.target
-        return Batch(self.start, _first(self.inputs, 1), target, None if self.masks is None else self.masks[one])
+        masks = None if self.masks is None else self.masks[one]
+        return Batch(self.start + place, self.inputs.pick(index, self.inputs.count), target, masks)
 
 
 class Batches:
@@ -51,6 +74,7 @@ class Batches:
         target: as for :func:`camlib.evaluate`.
         masks: (M, H, W) of bools, or None.
         max_images: the most images to read.
+        network: the network that takes them.
 
     Raises:
         CamlibTypeError: ``target`` or ``max_images`` is of another type.
@@ -58,7 +82,8 @@ class Batches:
             the size of targets or masks does not match them.
     """
 
-    def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None) -> None:
+    def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None, network: Network) -> None:
+        self._network = network
         self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
         self.target = _checked_target(target)
         """The target of all images."""
@@ -74,7 +99,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         start = 0
         for given in self._loader:
-            inputs = _inputs_of(given)
+            inputs = with_known_rows(self._network, self._network.ready(_inputs_of(given)))
             if self._limit is not None and start + inputs.count > self._limit:
                 inputs = _first(inputs, self._limit - start)
             images = range(start, start + inputs.count)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from camlib import targets
@@ -19,7 +20,7 @@ from camlib.inputs import Inputs
 from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
-from camlib.metrics.readings import called
+from camlib.metrics.readings import LocatedHeatmaps, called
 from camlib.passes.chunks import ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
@@ -27,6 +28,8 @@ from camlib.smoothing import bound_target
 
 Result = Tensor | CamlibError
 """A value for each image, or why there is none."""
+NO_VALUE = "the score of the image, or of a changed copy of it, is 0 or not finite"
+"""Why a metric has no value for an image."""
 NOT_OPTIONS = ("network", "layers", "_found")
 """Attributes of a method that are not its options."""
 
@@ -38,6 +41,7 @@ class Evaluator:
         network: the network of all methods.
         columns: the metrics with their options.
         score: as for :func:`camlib.evaluate`.
+        link: as for :func:`camlib.evaluate`.
         chunk_size: as for :func:`camlib.evaluate`.
         max_passes: as for :func:`camlib.evaluate`.
     """
@@ -48,12 +52,14 @@ class Evaluator:
         columns: Columns,
         *,
         score: Callable[[Any], targets.Target],
+        link: targets.Link = None,
         chunk_size: ChunkSize,
         max_passes: int,
     ) -> None:
         self._network = network
         self._columns = columns
         self._score = score
+        self._link = link
         self._chunk_size = chunk_size
         self._max_passes = max_passes
         self._passes: dict[Method, float] = {}
@@ -67,6 +73,7 @@ class Evaluator:
             "methods": [[*row_of(one), as_json(type(one)), _options(one)] for one in explainers],
             "metrics": [[metric.name, as_json(metric.of), as_json(set_)] for metric, set_ in self._columns.items()],
             "score": as_json(self._score),
+            "link": self._link,
             "max_passes": self._max_passes,
             "model": digest_of(self._network.module),
         }
@@ -109,16 +116,17 @@ class Evaluator:
         Raises:
             CamlibRuntimeError: a metric fails for every method on the first batch, which is the caller's mistake.
         """
-        failures: list[Failure] = []
-        results = dict(self._results(batch, failures))
+        results, failures = self._results_of_each(batch)
         for metric in self._columns if batch.start == 0 and results else ():
             errors = [found[metric.name] for found in results.values()]
-            if all(isinstance(error, CamlibError) for error in errors):
+            if all(map(_is_of_caller, errors)):
                 raise CamlibRuntimeError(f"{metric.name} failed for every method; {errors[0]}")
         rows = []
+        masked = {metric.name for metric in self._columns if metric.reads is LocatedHeatmaps}
         for explainer, passes in self._passes.items():
             row, found = row_of(explainer), results.get(explainer, {})
-            failures += _failures(row, found, batch.images)
+            known = {(one.metric, image) for one in failures if one.row == row for image in one.images}
+            failures += _failures(row, found, batch.images, known, masked)
             numbers = {metric.name: _or_none(found.get(metric.name), batch.images) for metric in self._columns}
             rows.append({**row._asdict(), "passes": passes, "values": numbers})
         return {
@@ -128,8 +136,66 @@ class Evaluator:
             "failures": [failure.as_record() for failure in failures],
         }
 
+    def _results_of_each(self, batch: Batch) -> tuple[dict[Method, dict[str, Result]], list[Failure]]:
+        """Return the results of each method by metric, and the methods that failed.
+
+        If something fails for a batch, its images are evaluated one by one, so that an image costs only itself.
+        """
+        failures: list[Failure] = []
+        results: dict[Method, dict[str, Result]] = {}
+        unscored: CamlibError | None = None
+        try:
+            results = dict(self._results(batch, failures))
+        except CamlibError as error:
+            unscored = error
+        failed = any(isinstance(one, CamlibError) for found in results.values() for one in found.values())
+        if not (failures or failed or unscored):
+            return results, failures
+        parts: list[dict[Method, dict[str, Result]]] = []
+        alone: list[Failure] = []
+        for one in batch.singles:
+            try:
+                parts.append(dict(self._results(one, alone)))
+            except CamlibError as error:
+                parts.append({})
+                failing = {failure.row for failure in alone if failure.images == tuple(one.images)}
+                rows = [row for row in map(row_of, self._passes) if row not in failing]
+                alone += [Failure(row, None, tuple(one.images), str(error)) for row in rows]
+        if unscored is not None and batch.start == 0 and not any(parts) and _is_of_caller(unscored):
+            raise unscored
+        joined = {}
+        for method in {method: None for part in parts for method in part}:
+            of_images = [part.get(method, {}) for part in parts]
+            joined[method] = {
+                name: self._joined(row_of(method), name, [one.get(name) for one in of_images], batch.images, alone)
+                for name in (metric.name for metric in self._columns)
+            }
+            for name, whole in results.get(method, {}).items():
+                if isinstance(whole, CamlibError) and isinstance(joined[method][name], CamlibError):
+                    joined[method][name] = whole  # which names the images
+        return joined, _grouped(alone)
+
+    @staticmethod
+    def _joined(
+        row: TableRow, metric: str, results: Sequence[Result | None], images: range, failures: list[Failure]
+    ) -> Result:
+        """Join the results of single images; an error if all have one, otherwise errors become NaN and failures.
+
+        None stands for an image that the method did not explain.
+        """
+        errors = {image: one for image, one in zip(images, results, strict=True) if isinstance(one, CamlibError)}
+        if len(errors) == len(results):
+            return next(iter(errors.values()))
+        failures += [Failure(row, metric, (image,), str(error)) for image, error in errors.items()]
+        missing = torch.full((1,), torch.nan, dtype=torch.float64)
+        return torch.cat([one.cpu() if isinstance(one, Tensor) else missing for one in results])
+
     def _results(self, batch: Batch, failures: list[Failure]) -> Iterator[tuple[Method, dict[str, Result]]]:
-        """Yield the results of each method that explains the batch, by metric; methods that fail are appended."""
+        """Yield the results of each method that explains the batch, by metric; methods that fail are appended.
+
+        Raises:
+            CamlibError: the images cannot be scored.
+        """
         explanations, target = self._explained(batch, failures)
         if not explanations:
             return
@@ -149,6 +215,7 @@ class Evaluator:
             batch.inputs,
             first.target if isinstance(first.target, Tensor) else target,
             score=self._score,
+            link=self._link,
             forward=self._network.forward,
             chunk_size=self._chunk_size,
             outputs=first.outputs if isinstance(first.outputs, Tensor) else None,
@@ -178,6 +245,11 @@ class Evaluator:
         return found, target
 
 
+def _is_of_caller(result: Result) -> bool:
+    """Whether a result is an error that the caller made: not one of the model on these images."""
+    return isinstance(result, CamlibError) and not isinstance(result, CamlibRuntimeError)
+
+
 def _result(metric: AnyMetric, case: HeatmapCase, options: Mapping[str, Any]) -> Result:
     try:
         return (metric.evaluate(case, **options) if options else case.once(metric.evaluate)).double()
@@ -185,13 +257,36 @@ def _result(metric: AnyMetric, case: HeatmapCase, options: Mapping[str, Any]) ->
         return error
 
 
-def _failures(row: TableRow, results: Mapping[str, Result], images: range) -> Iterator[Failure]:
-    """Yield what went wrong with the metrics of a row."""
+def _failures(
+    row: TableRow, results: Mapping[str, Result], images: range, known: set[tuple[str | None, int]], masked: set[str]
+) -> Iterator[Failure]:
+    """Yield what went wrong with the metrics of a row.
+
+    Args:
+        row: the row.
+        results: by metric.
+        images: the numbers of the images.
+        known: the metrics and images of this row whose failures are listed already; None for all metrics.
+        masked: metrics that have no value where a mask is empty, which is no failure.
+    """
     for name, result in results.items():
         if isinstance(result, CamlibError):
             yield Failure(row, name, tuple(images), str(result))
-        elif infinite := result.isinf().nonzero().flatten().tolist():
-            yield Failure(row, name, tuple(images[image] for image in infinite), "the value is infinite")
+            continue
+        for which, why in ((result.isinf(), "the value is infinite"), (result.isnan(), NO_VALUE)):
+            numbers = tuple(images[place] for place in which.nonzero().flatten().tolist())
+            numbers = tuple(one for one in numbers if not known & {(name, one), (None, one)})
+            if numbers and not (why == NO_VALUE and name in masked):
+                yield Failure(row, name, numbers, why)
+
+
+def _grouped(failures: Sequence[Failure]) -> list[Failure]:
+    """Return failures that differ only in their images as one."""
+    images: dict[tuple[TableRow, str | None, str], tuple[int, ...]] = {}
+    for one in failures:
+        kind = one.row, one.metric, one.why
+        images[kind] = (*images.get(kind, ()), *one.images)
+    return [Failure(row, metric, found, why) for (row, metric, why), found in images.items()]
 
 
 def _or_none(result: Result | None, images: range) -> list[float | None]:

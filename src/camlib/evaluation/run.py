@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -32,6 +33,7 @@ def evaluate(
     *,
     target: Any = None,
     score: Callable[[Any], targets.Target] = targets.Confidence,
+    link: targets.Link = None,
     max_images: int | None = None,
     max_passes: int = 600,
     forward: Forward | None = None,
@@ -65,6 +67,7 @@ def evaluate(
         target: None for the predicted class of each image; a class, or one for each image in their order; or, the same
             for every batch, a callable or a :class:`camlib.targets.Target`.
         score: the quantity that the metrics read, as for :class:`camlib.metrics.Scorer`.
+        link: the function from logits to probabilities, as for :class:`camlib.metrics.Scorer`.
         max_images: the most images to evaluate; by default all.
         max_passes: the most forward passes for the explanation of an image; a method that needs more is left out.
         forward: as for :class:`camlib.methods.Method`.
@@ -92,11 +95,16 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    batches = Batches(loader, target, masks, max_images)
     columns = columns_of(metrics, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)
+    batches = Batches(loader, target, masks, max_images, network)
     evaluator = Evaluator(
-        network, columns, score=score, chunk_size=chunk_size, max_passes=positive_int("max_passes", max_passes)
+        network,
+        columns,
+        score=score,
+        link=link,
+        chunk_size=chunk_size,
+        max_passes=positive_int("max_passes", max_passes),
     )
     explainers = explainers_of(methods, network, layers)
     lines = []
@@ -112,15 +120,22 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """Yield the values of each batch as JSON, from the file at the path if it holds them."""
     log: RunLog | None = None
-    for number, batch in enumerate(batches):
+    remaining = iter(batches)
+    begin = []
+    for batch in remaining:
+        begin.append(batch)
+        if batch.is_usable:
+            break
+    first = begin[-1].first
+    for number, batch in enumerate(itertools.chain(begin, remaining)):
         if number == 0:
-            explainers = _located(explainers, batch.first)
+            explainers = _located(explainers, first)
             if path is not None:
                 log = RunLog(path, evaluator.description(explainers) | {"target": as_json(batches.target)})
         digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
         line = log.batch(number, digest) if log else None
         if number == 0 and line is None:
-            evaluator.choose(explainers, batch.first)
+            evaluator.choose(explainers, first)
         elif number == 0 and line is not None:
             evaluator.resume(explainers, line)
         if line is None:

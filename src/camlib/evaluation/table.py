@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from camlib.errors import number
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -132,7 +134,11 @@ class Evaluation:
         return float(self.values[row][metric].nanmean())
 
     def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
-        """Return the bootstrap interval of the mean, over the same resamples for every cell."""
+        """Return the bootstrap interval of the mean, over the same resamples for every cell.
+
+        Raises:
+            CamlibTypeError, CamlibValueError: ``confidence`` is not a number between 0 and 1.
+        """
         return _interval(self.values[row][metric], confidence)
 
     def difference(
@@ -320,6 +326,7 @@ def or_none(value: Any) -> Any:
 
 
 def _interval(values: Tensor, confidence: float) -> tuple[float, float]:
+    number("confidence", confidence, above=0, below=1)
     generator = torch.Generator().manual_seed(0)  # the same resamples for every cell, in parts to save memory
     shape = (RESAMPLES // PARTS, len(values))
     means = torch.cat([values[torch.randint(len(values), shape, generator=generator)].nanmean(1) for _ in range(PARTS)])

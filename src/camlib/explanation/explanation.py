@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.explanation import files
 from camlib.explanation.extent import Extent, cells_of_input, resized_to_input
 from camlib.explanation.joining import joined, sliced
@@ -18,13 +18,17 @@ from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, overlaid, read
-from camlib.plotting.rows import FigureRow, Style
+from camlib.plotting.pictures import draw_grid
+from camlib.plotting.rows import FigureRow, Style, on_one_scale
 from camlib.plotting.strip import SHOWN, strip
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+Scale = Literal["each", "all"]
+"""Whether each map of a figure is scaled alone, or all by the same factor."""
 
 _INPUTS = {1: "signal", 2: "image", 3: "volume or video"}
 
@@ -79,6 +83,10 @@ class Explanation:
                 f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
                 f"(N, K, h, w) for scores (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
             )
+        if isinstance(self.target, Tensor) and self.target.shape != self.scores.shape:
+            raise CamlibValueError(
+                f"target must have a class for each score, {tuple(self.scores.shape)}, got {tuple(self.target.shape)}"
+            )
         if self.extent is not None and (
             self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
         ):
@@ -105,6 +113,11 @@ class Explanation:
         """
         cells = cells_of_input(self.maps, self.extent, self.input_size)
         return is_constant(cells, self.dims) | (cells.flatten(-self.dims).amax(-1) <= 0)
+
+    @property
+    def signed(self) -> bool:
+        """Whether a map holds negative values, evidence against what is explained, as with ``relu=False``."""
+        return bool((self.maps < 0).any())
 
     def heatmaps(self, size: tuple[int, ...] | None = None, normalize: str = "minmax") -> Tensor:
         """Resize the maps, cut off the padding, then normalise each image and class separately.
@@ -142,7 +155,8 @@ class Explanation:
                 the network saw; if its input was cropped or padded, restore the heatmap with a geometry first. Volumes
                 and videos are arrays (N, T, H, W, 3) or gray (N, T, H, W), tensors (N, 3, T, H, W) or (N, 1, T, H, W),
                 or lists of clips or of lists of frames. Give one channel of a volume with several.
-            colormap: as for :func:`camlib.colorize`.
+            colormap: as for :func:`camlib.colorize`. If the maps are :attr:`signed`, zero is in the middle, and
+                coolwarm takes the place of jet, which has no middle.
             alpha: opacity of the heatmap in [0, 1], or "heat" for opacity that follows importance.
 
         Returns:
@@ -160,9 +174,9 @@ class Explanation:
             )
         pictures = read(self.dims, images, len(self))
         size = common_size(pictures)
-        return overlaid(pictures, self.heatmaps(size).reshape(len(pictures), -1, *size), colormap, alpha).reshape(
-            *self.scores.shape, *size, 3
-        )
+        heatmaps = self.heatmaps(size, "signed" if self.signed else "minmax").reshape(len(pictures), -1, *size)
+        style = Style(colormap, alpha, signed=self.signed)
+        return overlaid(pictures, heatmaps, style).reshape(*self.scores.shape, *size, 3)
 
     def plot(
         self,
@@ -171,8 +185,12 @@ class Explanation:
         colormap: Any = DEFAULT_COLORMAP,
         alpha: float | str = 0.5,
         titles: Sequence[str] | None = None,
+        scale: Scale = "each",
+        columns: int | None = None,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
+
+        Maps that are :attr:`signed` have colours from "against" to "for", with zero in the middle.
 
         Up to eight frames of a volume or a video are drawn, evenly spaced, above the same frames with their heatmap. A
         signal is drawn as lines in front of its heatmap.
@@ -184,32 +202,43 @@ class Explanation:
             colormap: as for :meth:`overlays`.
             alpha: as for :meth:`overlays`.
             titles: a title for each row, in place of the class and its score.
+            scale: "each" to scale each map alone, "all" for one scale, by which maps can be compared.
+            columns: for pictures, draws each picture followed by its overlays, in lines of so many: a compact figure of
+                several classes. None for a row of three for each.
 
         Returns:
             A matplotlib figure, not shown.
 
         Raises:
-            CamlibValueError: not one title for each row.
+            CamlibValueError: not one title for each row, another scale, or columns of signals, volumes or videos.
         """
+        if scale not in ("each", "all"):
+            raise CamlibValueError(f'scale must be "each" or "all", got {scale!r}')
         source = f"{self.method} at {self.layer}" if self.layer else self.method
-        rows = self._rows(images, class_names)
+        rows = self._rows(images, class_names, together=scale == "all")
         if titles is not None:
             if len(titles) != len(rows):
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=title) for row, title in zip(rows, titles, strict=True)]
-        return draw(self.dims, rows, Style(colormap, alpha, source))
+        style = Style(colormap, alpha, source, self.signed, scale == "all")
+        if columns is None:
+            return draw(self.dims, rows, style)
+        if self.dims != 2:
+            raise CamlibValueError(f"columns={columns!r} is for pictures, and the maps are of {_INPUTS[self.dims]}s")
+        return draw_grid(rows, style, positive_int("columns", columns))
 
-    def _rows(self, images: Any, class_names: Sequence[str] | None) -> list[FigureRow]:
+    def _rows(self, images: Any, class_names: Sequence[str] | None, *, together: bool) -> list[FigureRow]:
         """The figure's rows, one for each image and class."""
         rows = []
+        normalize = "none" if together else "signed" if self.signed else "minmax"
         for picture, one in zip(read(self.dims, images, len(self)), self, strict=True):
             size = picture.shape[: self.dims]
-            heatmaps = one.heatmaps(size).reshape(-1, *size).detach().cpu().numpy()
-            empty = one.degenerate.flatten().tolist()
+            heatmaps = one.heatmaps(size, normalize).reshape(-1, *size).detach().cpu().numpy()
+            empty = (is_constant(one.maps, self.dims) if self.signed else one.degenerate).flatten().tolist()
             rows += [
                 FigureRow(picture, heatmap, one.title(k, class_names), empty[k]) for k, heatmap in enumerate(heatmaps)
             ]
-        return rows
+        return on_one_scale(rows, signed=self.signed) if together else rows
 
     def title(self, k: int = 0, class_names: Sequence[str] | None = None) -> str:
         """Return what map ``k`` of the first image explains, with the score if there is one.
@@ -290,8 +319,10 @@ class Explanation:
     def _repr_png_(self) -> bytes:
         """The first heatmaps as a PNG, side by side; the middle frame of a volume or a video, a band for a signal."""
         first = self[:SHOWN]
-        heatmaps = first.heatmaps(self.input_size or tuple(self.maps.shape[-self.dims :])).flatten(0, -self.dims - 1)
-        return strip(heatmaps)
+        heatmaps = first.heatmaps(
+            self.input_size or tuple(self.maps.shape[-self.dims :]), "signed" if self.signed else "minmax"
+        ).flatten(0, -self.dims - 1)
+        return strip(heatmaps, signed=self.signed)
 
 
 _normalize = normalize  # the method's argument has the same name

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibValueError
 from camlib.inputs.nested import map_tensors
+from camlib.inputs.outputs import is_shared
 
 Fields = Mapping[str, Any]
 """The fields of an explanation by name."""
@@ -62,11 +63,15 @@ def _kind(fields: Fields) -> dict[str, Any]:
 
 
 def sliced(fields: Fields, index: slice) -> dict[str, Any]:
-    """Return the fields of a slice of the images."""
+    """Return the fields of a slice of the images.
+
+    Tensors of the outputs that :func:`camlib.inputs.outputs.is_shared` stay as they are.
+    """
     images, outputs = len(fields["maps"]), fields["outputs"]
 
     def pick(tensor: Tensor) -> Tensor:
-        return tensor[index] if tensor.dim() and tensor.shape[0] == images else tensor
+        whole = not tensor.dim() or tensor.shape[0] != images or is_shared(tensor)
+        return tensor if whole else tensor[index]
 
     found: dict[str, Any] = map_tensors(pick, {**fields})
     return found | {"outputs": outputs[index]} if _by_image(outputs, images) else found

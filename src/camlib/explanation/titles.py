@@ -40,6 +40,8 @@ def explained(
     if not isinstance(target, Tensor):
         return target
     index = int(target[0].flatten()[place])
+    if index < 0:
+        raise CamlibValueError(f"class {index} was explained; class indices are not negative")
     if class_names is not None and index >= len(class_names):
         raise CamlibValueError(f"class_names has {len(class_names)} names, but class {index} was explained")
     return f"class {index}" if class_names is None else str(class_names[index])

@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.imaging.normalization import as_maps
+from camlib.imaging.normalization import as_maps, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ def checked_heatmap(heatmap: Any, lowest: float) -> NDArray[Any]:
     if low < lowest or high > 1:
         advice = "normalize(maps), or the signed functions for signed maps"
         advice = 'normalize(maps, "signed")' if lowest < 0 else advice
-        raise CamlibValueError(f"heatmap must lie in [{lowest:g}, 1], got [{low:.3g}, {high:.3g}]; use {advice}")
+        raise CamlibValueError(f"heatmap must lie in [{lowest:g}, 1], got [{shown(low)}, {shown(high)}]; use {advice}")
     array: NDArray[Any] = tensor.numpy()
     return array
 

@@ -40,7 +40,9 @@ def as_maps(maps: Any, name: str = "maps", dims: int = 2) -> Tensor:
         raise CamlibValueError(f"{name} must have shape {GRIDS[dims]} without empty axes, got {tuple(tensor.shape)}")
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not bool(tensor.isfinite().all()):
-        raise CamlibValueError(f"{name} hold NaN or infinity; find where they come from before drawing them")
+        bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+        which = f" at {', '.join(map(str, bad))} of {len(tensor)}" if tensor.dim() > dims and len(tensor) > 1 else ""
+        raise CamlibValueError(f"{name} hold NaN or infinity{which}; find where they come from before drawing them")
     return tensor
 
 
@@ -52,6 +54,17 @@ def _from_array(array: NDArray[Any], name: str) -> Tensor:
     wide = array.dtype.kind == "f" and array.dtype.itemsize > np.dtype(np.float32).itemsize
     # A copy: torch takes neither another byte order, nor negative strides, nor read-only memory.
     return torch.from_numpy(np.array(array, np.float64 if wide else np.float32, order="C"))
+
+
+def shown(value: float) -> str:
+    """Return a number for an error, with more digits if three would make a whole number of it.
+
+    Example:
+        >>> shown(0.12345), shown(1.0001)
+        ('0.123', '1.0001')
+    """
+    short = f"{value:.3g}"
+    return short if float(short) == value or not float(short).is_integer() else f"{value:.8g}"
 
 
 def like(result: Tensor, given: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging.normalization import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,7 @@ def _as_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # NaN fails too
         raise CamlibValueError(
-            f"a floating-point picture lies in [0, 1], got [{low:.3g}, {high:.3g}]; if it was normalised for the "
+            f"a floating-point picture lies in [0, 1], got [{shown(low)}, {shown(high)}]; if it was normalised for the "
             "network, undo mean and standard deviation first; if it is 0 to 255, divide by 255"
         )
     scaled: NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)

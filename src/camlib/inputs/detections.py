@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError
+from camlib.inputs import links
 from camlib.inputs.inputs import Inputs
 from camlib.inputs.nested import named_entries
 
@@ -363,8 +364,11 @@ def sizes_of(raw: Any) -> Tensor | None:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """Return a tensor detached, with what :func:`remember_sizes` noted on it."""
+    """Return a tensor detached, with what :func:`remember_sizes` and :func:`camlib.inputs.links.note` noted on it."""
     found = tensor.detach()
+    if (known := links.noted(tensor)) is not None:
+        logits = None if known[1] is None else known[1].detach()
+        links.note(found, known[0], logits, doubtful=links.is_doubtful(tensor))
     if (sizes := sizes_of(tensor)) is not None:
         setattr(found, SIZES, sizes)
     return found

@@ -44,7 +44,8 @@ class Inputs:
 
     Args:
         raw: what the model takes.
-        texts_apart: whether texts in it do not belong to the images one by one, so that :meth:`pick` keeps them all.
+        shared: tensors in it that all images share, such as the texts that each image is compared with, so that
+            :meth:`pick` keeps them; None if this is not known. :func:`camlib.passes.rows.with_known_rows` finds out.
         axes: where the images are, if that is known from a pass; None for the rule above.
 
     Example:
@@ -58,10 +59,11 @@ class Inputs:
         ((100, 80), torch.Size([2, 1, 100, 80]))
     """
 
-    def __init__(self, raw: Any, texts_apart: bool = False, axes: ImageAxes | None = None) -> None:
+    def __init__(self, raw: Any, shared: tuple[Tensor, ...] | None = None, axes: ImageAxes | None = None) -> None:
         self.raw = raw
         """What the model takes."""
-        self.texts_apart = texts_apart
+        self.shared = shared
+        """The tensors that all images share; None if this is not known."""
         self.tensors = (raw,) if isinstance(raw, Tensor) else tuple(tensors_in(raw))
         """All tensors in ``raw``, in order."""
         self.is_list = isinstance(raw, list) and bool(raw) and all(isinstance(x, Tensor) and x.dim() == 3 for x in raw)
@@ -71,7 +73,7 @@ class Inputs:
 
     def along(self, axes: ImageAxes | None) -> Inputs:
         """Return the same inputs, with the images where a pass showed them."""
-        return self if axes is None or axes == self.axes else Inputs(self.raw, self.texts_apart, axes)
+        return self if axes is None or axes == self.axes else Inputs(self.raw, self.shared, axes)
 
     @cached_property
     def usual_size(self) -> Size | None:
@@ -142,6 +144,17 @@ class Inputs:
         return tuple(one for one in self.tensors if one.dim() == 2 and one.dtype in (torch.int64, torch.int32))
 
     @cached_property
+    def ambiguous(self) -> tuple[Tensor, ...]:
+        """Tensors with as many rows as there are images, which may belong to the images one by one, or be shared.
+
+        None are ambiguous where :attr:`shared` is known.
+        """
+        if self.shared is not None or self.is_list or self._batch is None:
+            return ()
+        count = len(self._batch)
+        return tuple(one for one in self.tensors if one is not self._batch and one.dim() and len(one) == count)
+
+    @cached_property
     def images(self) -> Tensor:
         """The images as a batch with channels first, (N, C, H, W), (N, C, L) or (N, C, T, H, W).
 
@@ -205,22 +218,22 @@ class Inputs:
 
     def first(self) -> Inputs:
         """Return the inputs with only the first image; containers other than lists of images are returned unchanged."""
-        return Inputs(self.raw[:1]) if self.is_list or isinstance(self.raw, Tensor) else self
+        alone = self.is_list or isinstance(self.raw, Tensor)
+        return Inputs(self.raw[:1], self.shared, self.axes) if alone else self
 
     def pick(self, index: Tensor, images: int) -> Inputs:
         """Return the inputs of the images in ``index``, repeated as often as they occur there.
 
         Args:
             index: (rows,), the number of each row's image.
-            images: the number of images; tensors of another length, and texts apart, are returned unchanged.
+            images: the number of images; tensors of another length, and those that are :attr:`shared`, are returned
+                unchanged.
         """
         if self.is_list:
             return Inputs([self.raw[image] for image in index.tolist()])
 
-        kept = self.texts if self.texts_apart else ()
-
         def pick(tensor: Tensor) -> Tensor:
-            if any(tensor is text for text in kept):
+            if any(tensor is one for one in self.shared or ()):
                 return tensor
             return tensor.index_select(0, index) if tensor.dim() and len(tensor) == images else tensor
 
@@ -239,10 +252,21 @@ class Inputs:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""
-        return Inputs(map_tensors(function, self.raw), self.texts_apart, self.axes)
+        shared: list[Tensor] = []
+
+        def apply(tensor: Tensor) -> Tensor:
+            applied = function(tensor)
+            if any(tensor is one for one in self.shared or ()):
+                shared.append(applied)
+            return applied
+
+        raw = map_tensors(apply, self.raw)
+        return Inputs(raw, None if self.shared is None else tuple(shared), self.axes)
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor that has as many axes as the images, also to masks.
+
+        Tensors that are :attr:`shared` are left as they are.
 
         Args:
             function: of tensors (N, C, ...), keeping the shape. It gets each image of a list as a batch of one.
@@ -253,10 +277,14 @@ class Inputs:
         if self.is_list:
             return Inputs([function(image[None])[0] for image in self.raw])
         _ = self.images  # or there are none
-        axes = len(self._order)
-        return self.map(
-            lambda tensor: self._as_given(function(self._channels_first(tensor))) if tensor.dim() == axes else tensor
-        )
+        axes, shared = len(self._order), self.shared or ()
+
+        def apply(tensor: Tensor) -> Tensor:
+            if tensor.dim() != axes or any(tensor is one for one in shared):
+                return tensor
+            return self._as_given(function(self._channels_first(tensor)))
+
+        return self.map(apply)
 
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied as by :meth:`map_images`, except to masks of bools.

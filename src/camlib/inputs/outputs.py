@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ CLASSES = NAMES[:3]
 """Those of tensors with a score for each class, or for each text that an image is compared with."""
 EMBEDDINGS = NAMES[3:]
 """Those of tensors without classes."""
+OF_TEXTS = ("text_embeds", "logits_per_text", "text_model_output")
+"""Names of tensors with a row for each text, in Hugging Face's outputs."""
+SHARED = "shared_by_all_images"
+"""The attribute by which a tensor of the outputs remembers that it has no rows of images."""
 
 
 class Outputs:
@@ -82,8 +86,33 @@ class Outputs:
         """Whether it is a list of mappings with "boxes" and "scores", one for each image."""
         return is_listed(self.raw)
 
-    def detached(self) -> Any:
-        """Return the raw outputs with every tensor detached; None if there are no tensors."""
+    def detached(self, shared: Iterable[Tensor] = ()) -> Any:
+        """Return the raw outputs with every tensor detached; None if there are no tensors.
+
+        Args:
+            shared: tensors without rows of images. Those of the outputs that share their memory, and those of texts,
+                are noted as shared: see :func:`is_shared`.
+        """
         if isinstance(self.raw, Tensor):
-            return self.raw.detach()
-        return map_tensors(detached, self.raw) if self.tensors else None
+            return detached(self.raw)
+        entries = named_entries(self.raw)
+        of_texts = set(map(id, tensors_in([entries.get(name) for name in OF_TEXTS])))
+        memory = {_address(tensor) for tensor in shared} - {None}
+
+        def apart(tensor: Tensor) -> Tensor:
+            found = detached(tensor)
+            if id(tensor) in of_texts or _address(tensor) in memory:
+                setattr(found, SHARED, True)
+            return found
+
+        return map_tensors(apart, self.raw) if self.tensors else None
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether a tensor of detached outputs is known to be one of the model's parameters, or of the texts."""
+    return getattr(tensor, SHARED, False) is True
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where the memory of a tensor begins; None if it has none of its own, as a sparse tensor."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None

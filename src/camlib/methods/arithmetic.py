@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging.normalization import is_constant
+
+
+def check_alike(activations: Tensor, **others: Tensor) -> None:
+    """Check what a pure function was given: activations (N, C, ...) and tensors of the same shape, by name.
+
+    Raises:
+        CamlibTypeError: not tensors.
+        CamlibValueError: fewer than three axes, or different shapes, which torch would broadcast.
+    """
+    for name, given in {"activations": activations, **others}.items():
+        if not isinstance(given, Tensor):
+            raise CamlibTypeError(f"{name} must be a tensor (N, C, ...), got {type(given).__name__}")
+        if given.dim() < 3 or given.shape != activations.shape:
+            raise CamlibValueError(
+                f"{name} must be (N, C, ...), of one shape with the activations, got {tuple(given.shape)} with "
+                f"activations {tuple(activations.shape)}"
+            )
 
 
 def over_channels(weights: Tensor, activations: Tensor) -> Tensor:

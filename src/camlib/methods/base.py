@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import find_layer_in
 from camlib.discovery.locating import ATTENTION, has_layouts, image_axes, is_located, locate
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, flag
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames
@@ -115,7 +115,7 @@ class Method(ABC):
         """The model and how to call it."""
         self.layers = {} if self.layerless else None if layer is None else resolve_layers(self.model, layer)
         """The given layers, by name; None if they are still to be found."""
-        self.relu = relu
+        self.relu = flag("relu", relu)
         self.fuse = fuse or "mean"
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
 

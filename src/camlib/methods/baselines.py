@@ -103,6 +103,7 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
         >>> camlib.functional.center_gaussian((1, 3)).argmax()
         tensor(1)
     """
+    positive_number("sigma", sigma)
     gaussian = torch.ones((), dtype=torch.float64)
     for side in size:
         along = (torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.methods.arithmetic import centered, divided
+from camlib.methods.arithmetic import centered, check_alike, divided
 from camlib.methods.base import ActivationMethod, GradientMethod
 
 
@@ -147,6 +147,7 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
         >>> camlib.functional.eigen_grad_cam(activations, gradients)
         tensor([[[6., 0.]]])
     """
+    check_alike(activations, gradients=gradients)
     return eigen_cam(gradients * activations, center)
 
 
@@ -200,6 +201,7 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.seg_eigen_cam(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[-2.0, 0.0]]]]))
         tensor([[[6., 0.]]])
     """
+    check_alike(activations, gradients=gradients)
     projection = principal_projection(gradients.abs() * activations)
     return _with_sign(projection, _larger_extreme(projection))
 

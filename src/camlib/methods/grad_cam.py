@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from camlib.methods.arithmetic import check_alike
 from camlib.methods.base import GradientMethod
 
 
@@ -28,6 +29,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         tensor([[[1., 1.],
                  [1., 1.]]])
     """
+    check_alike(activations, gradients=gradients)
     weights = gradients.flatten(2).mean(2)
     return torch.einsum("nc,nc...->n...", weights, activations)
 

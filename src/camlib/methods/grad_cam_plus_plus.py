@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from camlib.methods.arithmetic import divided, over_channels, per_channel
+from camlib.methods.arithmetic import check_alike, divided, over_channels, per_channel
 from camlib.methods.base import GradientMethod
 
 
@@ -31,6 +31,7 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.grad_cam_plus_plus(torch.ones(1, 1, 1, 2), torch.tensor([[[[1.0, -1.0]]]]))
         tensor([[[0.2500, 0.2500]]])
     """
+    check_alike(activations, gradients=gradients)
     shared = 2 + gradients * per_channel(activations.flatten(2).sum(2), activations)
     weights = divided(gradients.relu(), shared).flatten(2).sum(2)
     return over_channels(weights, activations)

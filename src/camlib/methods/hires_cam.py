@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from camlib.methods.arithmetic import check_alike
 from camlib.methods.base import GradientMethod
 
 
@@ -28,6 +29,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.hires_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[ 4., -3.]]])
     """
+    check_alike(activations, gradients=gradients)
     return torch.einsum("nc...,nc...->n...", gradients, activations)
 
 
@@ -68,6 +70,7 @@ def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.grad_cam_element_wise(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[4., 0.]]])
     """
+    check_alike(activations, gradients=gradients)
     return (gradients * activations).relu().sum(1)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from camlib.methods.arithmetic import check_alike
 from camlib.methods.base import GradientMethod
 
 
@@ -27,6 +28,7 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.layer_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, -1.0]]]]))
         tensor([[[4., 0.]]])
     """
+    check_alike(activations, gradients=gradients)
     return torch.einsum("nc...,nc...->n...", gradients.relu(), activations)
 
 

@@ -18,8 +18,9 @@ class RefineCAM(GradCAMPlusPlus):
     :func:`camlib.functional.grad_cam_plus_plus`. Without ``layer`` it reads the last two stages that
     :func:`camlib.find_stages` finds.
 
-    The product rule is that of grad-cam's RefineCAM, which cites Domeniconi et al., "How to Evaluate and Refine your
-    CAM", https://arxiv.org/abs/2605.14641. grad-cam multiplies maps after resizing them to the input.
+    The product rule is that of Domeniconi et al., "How to Evaluate and Refine your CAM",
+    https://arxiv.org/abs/2605.14641. The authors' code and grad-cam multiply maps after resizing them to the input, and
+    the authors read four stages.
 
     One forward pass and one tail gradient from the first of the layers (K for K classes).
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from camlib.methods.arithmetic import over_channels
+from camlib.methods.arithmetic import check_alike, over_channels
 from camlib.methods.base import LayerMethod
 from camlib.passes.attention import ExplicitAttention
 from camlib.passes.forward_pass import ForwardPass
@@ -32,6 +32,7 @@ def shapley_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Ten
         >>> camlib.functional.shapley_cam(ones, 3 * ones, 2 * ones)
         tensor([[[2., 2.]]])
     """
+    check_alike(activations, gradients=gradients, products=products)
     weights = (gradients - products / 2).flatten(2).mean(2)
     return over_channels(weights, activations)
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from camlib.methods.arithmetic import divided, over_channels
+from camlib.methods.arithmetic import check_alike, divided, over_channels
 from camlib.methods.base import GradientMethod
 
 
@@ -30,6 +30,7 @@ def x_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> camlib.functional.x_grad_cam(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0, 0.0]]]]))
         tensor([[[1., 3.]]])
     """
+    check_alike(activations, gradients=gradients)
     weights = divided((activations * gradients).flatten(2).sum(2), activations.flatten(2).sum(2))
     return over_channels(weights, activations)
 

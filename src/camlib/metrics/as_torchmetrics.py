@@ -3,10 +3,13 @@
 They need the package torchmetrics: ``pip install -e '.[metrics]'``. Every metric of :data:`camlib.metrics.METRICS` has
 a class, named as the metric in capitalised words: ``AverageDrop``, ``IoU``, ``ROADCombined``. ``update`` takes what the
 metric takes; ``compute`` returns the mean over all images, without those that could not be evaluated (NaN).
+
+They can be collected in a ``torchmetrics.MetricCollection``, tracked by a ``MetricTracker`` and pickled.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +24,24 @@ from camlib.metrics.masks import checked_share
 ACRONYMS = {"adcc": "ADCC", "arcc": "ARCC", "iou": "IoU", "road": "ROAD"}
 
 
-class ImageMean(torchmetrics.MeanMetric):
+class Apart(torchmetrics.Metric):
+    """A metric that ``torchmetrics.MetricCollection`` never joins with another one.
+
+    A collection updates only one of several metrics whose states are equal after the first batch, which two different
+    metrics of heatmaps often are: both 0, or both 1. A state that is another one for each instance keeps them apart.
+    """
+
+    own: Tensor
+    """(128,), the bits of a number that no other instance has."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        number = uuid.uuid4().int
+        bits = torch.tensor([number >> place & 1 for place in range(128)])
+        self.add_state("own", bits, dist_reduce_fx="max")
+
+
+class ImageMean(Apart, torchmetrics.MeanMetric):
     """The mean over images of a metric of :mod:`camlib.metrics`, in double precision.
 
     Args:
@@ -44,14 +64,18 @@ class ImageMean(torchmetrics.MeanMetric):
     def __init__(self, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(nan_strategy="ignore", **kwargs)
         self.options = dict(options or {})
-        self.set_dtype(torch.float64)
+        super().set_dtype(torch.float64)
+
+    def set_dtype(self, dst_type: Any) -> ImageMean:
+        """Stay in double precision, in which a mean over any number of images is exact enough."""
+        return self
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Evaluate a batch."""
         super().update(type(self).metric(*args, **self.options, **kwargs))
 
 
-class MaxBoxAcc(torchmetrics.Metric):
+class MaxBoxAcc(Apart):
     """See :func:`camlib.metrics.max_box_acc`: one threshold, the best, for the whole data set.
 
     ``update`` takes heatmaps (N, H, W) and boxes.

@@ -32,6 +32,10 @@ def max_box_acc(heatmaps: Any, boxes: Any, *, iou: float = 0.5, thresholds: int 
     Choe et al. 2020, https://arxiv.org/abs/2007.04178. All images share the threshold, so that each result depends on
     the others: for a data set in several batches collect :func:`box_hits`. Higher is better. No forward pass.
 
+    The authors' code compares heatmaps of 8 bits by >, adds a pixel to each box, counts the contours of holes as boxes
+    and takes the largest by the area of its polygon. An IoU differs by 0.01 on average at 224 pixels and by 0.03 to
+    0.05 at 64, so compare only numbers from the same code.
+
     Args:
         heatmaps: as for :func:`box_overlaps`.
         boxes: as for :func:`box_overlaps`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibValueError
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import ScoredHeatmaps
 from camlib.targets.base import image_list
@@ -30,19 +30,22 @@ def average_drop(heatmaps: ScoredHeatmaps) -> Tensor:
         heatmaps: (N, H, W) in [0, 1], at the inputs' resolution; (N, L) of signals, (N, T, H, W) of volumes or videos.
 
     Returns:
-        (N,), in [0, 1] for positive scores.
+        (N,), in [0, 1] for positive scores; NaN for an image among others whose probability is 0 in floating point.
 
     Raises:
-        CamlibValueError: heatmaps not in [0, 1], or an image with a score of 0 or less.
+        CamlibValueError: heatmaps not in [0, 1], or an image with another score of 0 or less.
+        CamlibRuntimeError: only images of probability 0.
     """
     clean = heatmaps.scorer.clean
-    if bool((clean <= 0).any()):
-        raise CamlibValueError(
-            f"the score of {image_list(clean <= 0)} is {float(clean.min()):.3g}, and the average drop is undefined for "
-            "scores <= 0; evaluate by the probability (leave score out and give a class as the target), of a class "
-            "whose probability does not underflow"
+    undefined = (clean <= 0) & heatmaps.scorer.known
+    lost = undefined & (clean == 0) & heatmaps.scorer.is_probability
+    if bool((undefined & ~lost).any()) or bool(lost.all()):
+        raise (CamlibRuntimeError if bool(lost.all()) else CamlibValueError)(
+            f"the score of {image_list(undefined)} is {float(clean[undefined].min()):.3g}, and the average drop is "
+            "undefined for scores <= 0; evaluate by the probability (leave score out and give a class as the target), "
+            "of a class whose probability does not underflow"
         )
-    drop = (clean - heatmaps.masked_scores).clamp(min=0) / clean
+    drop = ((clean - heatmaps.masked_scores).clamp(min=0) / clean).masked_fill(lost, torch.nan)
     return drop.to(torch.result_type(drop, heatmaps.values))
 
 

@@ -13,9 +13,12 @@ from camlib.inputs.noise import own_generator
 from camlib.metrics.declaration import metric
 from camlib.metrics.fills import Baseline, baseline_images
 from camlib.metrics.readings import ScoredHeatmaps
+from camlib.metrics.scorer import Scorer
 from camlib.metrics.similarity import pearson
 from camlib.passes.precision import full_precision
 
+AT_ONCE = 2**21
+"""How many pixels the sets in memory have together; each takes about 60 bytes while its set is drawn."""
 SHARES_OF_SETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the pixels in the sets that sensitivity-n removes."""
 
@@ -115,18 +118,27 @@ def _correlations(
     scorer, own = heatmaps.scorer, own_generator(generator)
     count, pixels = len(scorer.images), heatmaps.values[0].numel()
     sizes = [_size(share, pixels) for share in shares]
-    sets = torch.cat([_random_sets(pixels, size, samples, own) for size in sizes]).to(heatmaps.values.device)
-    with full_precision(sets.device):
-        # An offset and a factor cancel in the correlation of sets of one size; a constant becomes exact zeros.
-        cells = normalized(heatmaps.values.flatten(1), "minmax")
-        given = cells @ sets.to(cells.dtype).T
-    removed, instead = sets.reshape(-1, 1, *scorer.size), baseline_images(scorer.images, baseline)
-    scores = scorer.scores_of_variants(
+    at_once = max(AT_ONCE // pixels, 1)
+    blocks = [(size, min(at_once, samples - done)) for size in sizes for done in range(0, samples, at_once)]
+    # An offset and a factor cancel in the correlation of sets of one size; a constant becomes exact zeros.
+    cells = normalized(heatmaps.values.flatten(1), "minmax")
+    instead = baseline_images(scorer.images, baseline)
+    given, scores = [], []
+    for size, several in blocks:
+        sets = _random_sets(pixels, size, several, own).to(cells.device)
+        with full_precision(sets.device):
+            given.append(cells @ sets.to(cells.dtype).T)
+        scores.append(-_scores_without(scorer, sets.reshape(-1, 1, *scorer.size), instead))
+    # The clean score cancels, too; without it a score that is constant up to rounding is recognised as constant.
+    pairs = (torch.cat(parts, 1).reshape(count * len(sizes), samples) for parts in (given, scores))
+    return pearson(*pairs).reshape(count, len(sizes))
+
+
+def _scores_without(scorer: Scorer, removed: Tensor, instead: Tensor) -> Tensor:
+    """Return the scores (N, sets) of images without the pixels of sets (sets, 1, ...)."""
+    return scorer.scores_of_variants(
         len(removed), lambda images, index, k: torch.where(removed[k], instead[index], images)
     )
-    # The clean score cancels, too; without it a score that is constant up to rounding is recognised as constant.
-    pairs = (values.reshape(count * len(sizes), samples) for values in (given, -scores))
-    return pearson(*pairs).reshape(count, len(sizes))
 
 
 def _size(share: float, pixels: int) -> int:

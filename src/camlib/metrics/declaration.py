@@ -85,8 +85,8 @@ class Measure(Generic[R, P]):
     @overload
     def __call__(
         self: Measure[ScoredHeatmaps, P], model: nn.Module, inputs: Any, heatmaps: Any, target: Any = ...,
-        score: Scored = ..., forward: Forward | None = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
-        outputs: Any = ..., *args: P.args, **options: P.kwargs,
+        score: Scored = ..., link: targets.Link = ..., forward: Forward | None = ...,
+        chunk_size: ChunkSize = ..., progress: bool = ..., outputs: Any = ..., *args: P.args, **options: P.kwargs,
     ) -> Tensor: ...
     @overload
     def __call__(
@@ -96,8 +96,8 @@ class Measure(Generic[R, P]):
     @overload
     def __call__(
         self: Measure[HeatmapCase, P], explainer: Explainer, inputs: Any, target: Any = ...,
-        score: Scored = ..., forward: Forward | None = ..., chunk_size: ChunkSize = ..., progress: bool = ...,
-        outputs: Any = ..., *args: P.args, **options: P.kwargs,
+        score: Scored = ..., link: targets.Link = ..., forward: Forward | None = ...,
+        chunk_size: ChunkSize = ..., progress: bool = ..., outputs: Any = ..., *args: P.args, **options: P.kwargs,
     ) -> Tensor: ...
     # fmt: on
     def __call__(self, *args: Any, **options: Any) -> Tensor:

@@ -156,6 +156,13 @@ class ScoredHeatmaps(Reading):
         """
         return cls(Scorer(model, inputs, target, **options), heatmaps)
 
+    def nan_where_unknown(self, values: Tensor) -> Tensor:
+        """Return a metric's values, NaN for images with a score that is not finite."""
+        if bool(self.scorer.known.all()):
+            return values
+        known = self.scorer.known.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+        return values.where(known, torch.nan)
+
     @cached_property
     def masked_scores(self) -> Tensor:
         """(N,), the scores of the images multiplied by their heatmaps, which must be in [0, 1]."""
@@ -258,6 +265,10 @@ class HeatmapCase(Reading):
         scored = explanation.target if isinstance(explanation.target, Tensor) else target
         known = {} if "forward" in options else {"forward": method.network.forward, "outputs": explanation.outputs}
         return cls(Scorer(method.model, explained.inputs, scored, **known | options), explained)
+
+    def nan_where_unknown(self, values: Tensor) -> Tensor:
+        """Return a metric's values, NaN for images with a score that is not finite."""
+        return self.scored.nan_where_unknown(values)
 
     def read(self, kind: type[Reading]) -> Any:
         """Return the part that a metric reads; NaN, and no error, is the result where a mask is empty.

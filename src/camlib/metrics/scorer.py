@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibValueError
 from camlib.inputs import Outputs
+from camlib.inputs.links import noted
+from camlib.inputs.outputs import CLASSES
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import not_finite, single_or_double
 from camlib.passes.perturbed import PerturbedPasses
 
 
@@ -33,16 +36,20 @@ class Scorer:
             per image. A callable of the outputs or a :class:`camlib.targets.Target` is scored as it is.
         score: from classes to the target that is scored, such as :class:`camlib.targets.Classes` for logits; by default
             :class:`camlib.targets.Confidence`, the probability.
+        link: the function from logits to the probability, as for :class:`camlib.targets.Confidence`: "sigmoid" for a
+            network with several labels, each with a probability of its own. By default it is established from the
+            outputs; those of a network that ends in a softmax or a sigmoid are taken as they are.
         forward: as for :class:`camlib.methods.Method`.
         chunk_size: :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
-        outputs: what the model returned for the inputs, if known.
+        outputs: what the model returned for the inputs, if known. The model runs all the same if they do not show
+            whether they are probabilities.
 
     Raises:
         CamlibTypeError: the inputs hold no images of floats, or the target is not understood.
         CamlibValueError: the target cannot work or names several classes per image, or ``outputs`` has another number
             of rows.
-        CamlibRuntimeError: a score is not finite.
+        CamlibRuntimeError: no score is finite. An image alone whose score is not finite has values of NaN.
 
     Example:
         >>> import torch, torchvision
@@ -59,6 +66,7 @@ class Scorer:
         target: Any = None,
         *,
         score: Callable[[Any], targets.Target] = targets.Confidence,
+        link: targets.Link = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         chunk_size: ChunkSize = "auto",
         progress: bool = False,
@@ -70,10 +78,16 @@ class Scorer:
         self.inputs = ready
         """The inputs, parsed."""
         self.images = ready.floats
-        """(N, C, ...), as the model gets them."""
+        """(N, C, ...), as the model gets them; zeros in place of an image whose score is not finite."""
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
+        if link is not None:
+            if is_target or score is not targets.Confidence:
+                raise CamlibValueError(
+                    f"link={link!r} is for the probability of a class, and another score is given; leave out link="
+                )
+            score = functools.partial(targets.Confidence, link=link)
         with undisturbed(self.model):
-            known = Outputs(network.run(ready) if outputs is None else outputs)
+            known = Outputs(network.scored(ready) if outputs is None or _may_be_chances(outputs) else outputs)
             if (rows := known.rows) not in (None, len(self.images)):
                 raise CamlibValueError(
                     f"the outputs have {rows} rows for {len(self.images)} images; a metric needs one row for each image"
@@ -86,10 +100,19 @@ class Scorer:
                 f"a metric evaluates one heatmap of each image, and the target names {clean.shape[1]} classes of each; "
                 "evaluate one at a time: heatmaps[:, k] with target[:, k]"
             )
-        check_finite({"score": [clean]})
+        self.known = clean.isfinite()
+        """(N,), whether all scores of an image have been finite so far; the values of other images are NaN."""
+        if not bool(self.known.any()):
+            raise not_finite("score", self.known)
+        if not bool(self.known.all()):
+            usable = self.known.to(self.images.device).reshape(-1, *[1] * (self.images.dim() - 1))
+            self.images = self.images.where(usable, 0)
+            ready = ready.with_images(self.images)
         self.clean = clean
-        """(N,), the scores of the images as they are."""
-        self._passes = PerturbedPasses(
+        """(N,), the scores of the images as they are; NaN or infinity where they are not finite."""
+        self.is_probability = not is_target and (link is not None or score is targets.Confidence)
+        """Whether the score is the probability of a class."""
+        self._passes = _Passes(
             network=network,
             inputs=ready,
             count=len(self.images),
@@ -116,9 +139,19 @@ class Scorer:
             image_index: (rows,), the image that each row is made from.
             change: from the images (r, C, ...) of a slice of rows, and that slice, to perturbed images. What it makes
                 of a row must not depend on the chunk.
+
+        Raises:
+            CamlibRuntimeError: every image has a score that is not finite.
         """
+        index = image_index.to(self._passes.device)
         with undisturbed(self.model):
-            return self._passes.of_images(image_index.to(self._passes.device), change)
+            found = self._passes.of_images(index, change)
+        if not bool(found.sum().isfinite()) and not bool((finite := found.isfinite()).all()):
+            self.known[index[~finite]] = False
+            if not bool(self.known.any()):
+                raise not_finite("score of a perturbed image", self.known)
+            found = found.where(finite, 0)
+        return found
 
     def scores_of_variants(self, count: int, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Return the scores (N, count) of perturbed versions of each image.
@@ -132,3 +165,19 @@ class Scorer:
         version = torch.arange(count, device=image.device).repeat(len(self.images))
         scores = self.scores(image, lambda images, rows: change(images, image[rows], version[rows]))
         return scores.reshape(len(self.images), count)
+
+
+class _Passes(PerturbedPasses):
+    """Passes whose scores the scorer checks itself, image by image."""
+
+    def check(self, scores: Tensor, image_index: Tensor) -> None:
+        """Accept all scores."""
+
+
+def _may_be_chances(outputs: Any) -> bool:
+    """Whether outputs without a note lie in [0, 1], so that they may be probabilities or logits."""
+    found = Outputs(outputs).named(CLASSES)
+    if found is None or noted(found) is not None or not found.is_floating_point() or not found.numel():
+        return False
+    low, high = found.aminmax()
+    return bool((low >= 0) & (high <= 1))

@@ -19,7 +19,7 @@ from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
-from camlib.passes.network import Network, Reshape
+from camlib.passes.network import Network, Reshape, state
 from camlib.passes.numbers import check_finite, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
@@ -307,6 +307,12 @@ class ForwardPass:
         frames = next((layout.grid[0] for layout in layouts if isinstance(layout, Frames)), None)
         return self.size if self.size is None or frames is None else (frames, *self.size[1:])
 
+    def _outputs(self) -> Any:
+        """The outputs, detached; tensors that are the model's own or shared among the inputs are noted as such."""
+        if isinstance(self.outputs.raw, Tensor):
+            return self.outputs.detached()
+        return self.outputs.detached([*state(self.network.module), *(self.inputs.shared or ())])
+
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
@@ -314,7 +320,7 @@ class ForwardPass:
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
-            outputs=self.outputs.detached(),
+            outputs=self._outputs(),
             target=self.explained,
             method=method,
             layer=" + ".join(layers),
@@ -360,7 +366,7 @@ def run(
         for name, context in (around or {}).items():
             noted[name] = stack.enter_context(context)
         with hooked([*watch.hooks(), *padding_hooks]):
-            raw = network.run(inputs)
+            raw = network.scored(inputs)
     features = watch.activations()
     outputs = Outputs(raw)
     images = outputs.rows

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
 from camlib.inputs import ImageAxes, Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
 from camlib.layers.layouts import Layout
 from camlib.layers.texts import has_two_towers, text_modules
 from camlib.passes.calling import Arguments, batches_only, explained
+from camlib.passes.ending import Ending
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, inputs) -> outputs``."""
@@ -43,6 +44,8 @@ class Network:
     of which :class:`camlib.passes.calling.Arguments` decides."""
     reshape: Reshape | None = None
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
+    ending: Ending = field(default_factory=Ending)
+    """Whether the outputs are probabilities, which the first run of :meth:`scored` shows."""
     layouts: dict[Any, Layout] = field(default_factory=dict)
     """The layouts of the layers, by name, shape without the rows, and usual size of the inputs."""
     axes: dict[Any, ImageAxes] = field(default_factory=dict)
@@ -50,7 +53,13 @@ class Network:
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
-        """Return the network for a model that may be wrapped; see :func:`unwrap`."""
+        """Return the network for a model that may be wrapped; see :func:`unwrap`.
+
+        Raises:
+            CamlibTypeError: ``forward`` or ``reshape`` is not a function, or as for :func:`unwrap`.
+        """
+        optional_function("forward", forward)
+        optional_function("reshape", reshape)
         return Network(unwrap(model), forward, reshape)
 
     def is_called_as(self, other: Network) -> bool:
@@ -76,7 +85,9 @@ class Network:
             )
         renew_caches(self.module)
         homes = {tensor.device for tensor in tensors}
-        inputs = raw if isinstance(raw, Inputs) else Inputs(raw, self._texts_apart)
+        inputs = raw if isinstance(raw, Inputs) else Inputs(raw)
+        if inputs.shared is None and self._texts_apart and inputs.texts:
+            inputs = Inputs(inputs.raw, inputs.texts, inputs.axes)
         for tensor in inputs.tensors:
             if self.forward is None and homes and tensor.device not in homes:
                 home = ", ".join(sorted(map(str, homes)))
@@ -116,6 +127,10 @@ class Network:
         if not isinstance(outputs, Tensor):
             remember_sizes(outputs, inputs)
         return outputs
+
+    def scored(self, inputs: Inputs) -> Any:
+        """Return the outputs of :meth:`run`; those that are probabilities bear a note with their logits."""
+        return self.ending.noted(lambda: self.run(inputs))
 
     def _outputs(self, inputs: Inputs) -> Any:
         try:

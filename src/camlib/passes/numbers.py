@@ -23,10 +23,25 @@ def check_finite(tensors: Mapping[str, Sequence[Tensor]]) -> None:
     sums_finite = torch.stack([tensor.sum().isfinite() for _, tensor in flat]).tolist()
     for (what, tensor), fine in zip(flat, sums_finite, strict=True):
         if not fine and not bool(tensor.isfinite().all()):
-            raise CamlibRuntimeError(
-                f"the {what} is not finite (NaN or infinity); look for overflow in half "
-                "precision, non-finite inputs or weights"
-            )
+            raise not_finite(what, tensor.isfinite())
+
+
+def not_finite(what: str, finite: Tensor) -> CamlibRuntimeError:
+    """Return the error for numbers that are not finite.
+
+    Args:
+        what: what they are.
+        finite: which numbers are finite; if it has axes, the first one is the images.
+    """
+    where = ""
+    if finite.dim() and len(finite) > 1:
+        images = (~finite.flatten(1).all(1) if finite.dim() > 1 else ~finite).nonzero().flatten().tolist()
+        where = f" for image {images[0]}" if len(images) == 1 else f" for images {', '.join(map(str, images))}"
+        where = where if len(images) < len(finite) else f" for any of the {len(finite)} images"
+    return CamlibRuntimeError(
+        f"the {what} is not finite (NaN or infinity){where}; look for overflow in half precision, non-finite inputs or "
+        "weights"
+    )
 
 
 def single_or_double(tensor: Tensor) -> Tensor:

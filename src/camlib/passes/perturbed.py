@@ -13,8 +13,9 @@ from camlib import targets
 from camlib.inputs import Inputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import not_finite, single_or_double
 from camlib.passes.precision import Precision, restored
+from camlib.passes.rows import with_known_rows
 
 
 @dataclass
@@ -51,9 +52,11 @@ class PerturbedPasses:
 
         Raises:
             CamlibTypeError: the images are integers, which cannot change by small amounts.
+            CamlibValueError: it is not known which tensors of the inputs belong to the images one by one.
             CamlibRuntimeError: a score is not finite.
         """
         run = _LaidOut(self.network, self.device)
+        self.inputs = with_known_rows(self.network, self.inputs)
 
         def outputs(rows: slice) -> Any:
             inputs = self.inputs.pick(image_index[rows], self.count)
@@ -70,8 +73,19 @@ class PerturbedPasses:
                 return targets.score(self.target, outputs(rows), image_index[rows])
 
         scores = in_chunks(work, len(image_index), self.chunks, self.device, self.what)
-        check_finite({"score of a perturbed image": [scores]})
+        self.check(scores, image_index)
         return single_or_double(scores)
+
+    def check(self, scores: Tensor, image_index: Tensor) -> None:
+        """Check that the scores of all rows are finite.
+
+        Raises:
+            CamlibRuntimeError: naming the images whose rows are not.
+        """
+        if not bool(scores.sum().isfinite()) and not bool((finite := scores.isfinite()).all()):
+            known = torch.ones(self.count, dtype=torch.bool, device=scores.device)
+            known[image_index[~finite.reshape(len(finite), -1).all(1)]] = False
+            raise not_finite("score of a perturbed image", known)
 
 
 class _LaidOut:
@@ -92,9 +106,9 @@ class _LaidOut:
 
     def __call__(self, inputs: Inputs) -> Any:
         try:
-            return self._network.run(inputs)
+            return self._network.scored(inputs)
         except RuntimeError as error:
             if not self._channels_last or "view size is not compatible" not in str(error):
                 raise
         self._channels_last = False
-        return self._network.run(inputs.with_images(inputs.images.contiguous()))
+        return self._network.scored(inputs.with_images(inputs.images.contiguous()))

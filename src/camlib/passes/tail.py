@@ -14,6 +14,7 @@ from camlib.inputs import Inputs
 from camlib.layers.names import call_of, module_of
 from camlib.passes.hooks import first_tensor, hooked, with_first
 from camlib.passes.network import Network
+from camlib.passes.rows import with_known_rows
 
 
 class Tail:
@@ -34,7 +35,7 @@ class Tail:
     def __init__(self, network: Network, layer: str, inputs: Inputs, images: int) -> None:
         self._network = network
         self._layer = layer
-        self._inputs = inputs
+        self._inputs = with_known_rows(network, inputs)
         self._images = images
 
     def __call__(self, features: Tensor, image_index: Tensor) -> Any:
@@ -48,7 +49,7 @@ class Tail:
             replaced(self._network.module, self._layer, lambda own: _like(own, features)),
             _autocast_kept(features.device.type),
         ):
-            return self._network.run(self._inputs.pick(self._through_trunk(image_index), self._images))
+            return self._network.scored(self._inputs.pick(self._through_trunk(image_index), self._images))
 
     def _through_trunk(self, image_index: Tensor) -> Tensor:
         return image_index[:0]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from camlib.errors import CamlibValueError
-from camlib.imaging import as_pictures, overlay
+from camlib.imaging import as_pictures
 from camlib.plotting.clips import as_clips, draw_clips
 from camlib.plotting.pictures import draw_pictures
-from camlib.plotting.rows import FigureRow, Style
+from camlib.plotting.rows import FigureRow, Style, laid
 from camlib.plotting.signals import as_signals, draw_signals
 
 if TYPE_CHECKING:
@@ -72,14 +72,12 @@ def common_size(pictures: Sequence[NDArray[Any]]) -> tuple[int, ...]:
     return sizes.pop()
 
 
-def overlaid(
-    pictures: Sequence[NDArray[Any]], heatmaps: Tensor, colormap: Any, alpha: float | str
-) -> NDArray[np.uint8]:
+def overlaid(pictures: Sequence[NDArray[Any]], heatmaps: Tensor, style: Style) -> NDArray[np.uint8]:
     """Overlay heatmaps (N, K, *grid) on N pictures or clips; return (N K, *grid, 3)."""
     import numpy as np
 
     pairs = ((picture, heatmap) for picture, own in zip(pictures, heatmaps, strict=True) for heatmap in own)
-    return np.stack([overlay(picture, heatmap, colormap, alpha) for picture, heatmap in pairs])
+    return np.stack([laid(picture, heatmap, style) for picture, heatmap in pairs])
 
 
 def draw(dims: int, rows: Sequence[FigureRow], style: Style) -> Figure:

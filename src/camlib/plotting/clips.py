@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.imaging import as_rgb, overlay
-from camlib.plotting.rows import EMPTY, LOWEST, FigureRow, Style, add_colorbar, colors
+from camlib.imaging import as_rgb
+from camlib.plotting.rows import LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,13 +108,13 @@ def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
     for ax in axes.flat:
         ax.set_axis_off()
     for above, below, row, numbers in zip(axes[::2], axes[1::2], rows, shown, strict=True):
-        laid = overlay(row.picture[numbers], row.heatmap[numbers], style.colormap, style.alpha)
+        overlays = laid(row.picture[numbers], row.heatmap[numbers], style)
         for column, number in enumerate(numbers):
             above[column].imshow(row.picture[number])
-            below[column].imshow(laid[column])
+            below[column].imshow(overlays[column])
             above[column].set_title(f"frame {number}", fontsize=8, loc="left")
-        heading = f"{row.title}, {EMPTY}" if row.empty else row.title
-        above[0].set_title(f"{heading}\nframe {numbers[0]}", fontsize=8, loc="left")  # may extend over its neighbours
+        title = f"{heading(row)}\nframe {numbers[0]}"  # may extend over its neighbours
+        above[0].set_title(title, fontsize=8, loc="left", **PLAIN)
     add_colorbar(figure, axes, colors(style), style)
     return figure
 

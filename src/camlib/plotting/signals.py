@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.imaging import overlay
-from camlib.plotting.rows import EMPTY, LOWEST, FigureRow, Style, add_colorbar
+from camlib.plotting.rows import LOWEST, PLAIN, WIDEST, FigureRow, Style, add_colorbar, heading, laid
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -74,10 +73,10 @@ def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
             above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "frameon": False}
             ax.legend(lines, names, fontsize=7, ncols=channels, **above)  # not over the lines
         span = (-0.5, length - 0.5, *ax.get_ylim())  # the limits of the lines; the colour of a sample is centred on it
-        ax.imshow(row.heatmap[None], cmap=colormap, vmin=0, vmax=1, extent=span, aspect="auto", zorder=-1)
+        ax.imshow(row.heatmap[None], cmap=colormap, vmin=style.lowest, vmax=1, extent=span, aspect="auto", zorder=-1)
         ax.set_ylabel("value", fontsize=8)
         ax.tick_params(labelsize=8)
-        ax.set_title(f"{row.title}, {EMPTY}" if row.empty else row.title, fontsize=9, loc="left")
+        ax.set_title(heading(row, 2 * WIDEST), fontsize=9, loc="left", **PLAIN)
     axes[-1, 0].set_xlabel("sample", fontsize=8)
     add_colorbar(figure, axes, colormap, style)
     return figure
@@ -88,8 +87,8 @@ def _faded(style: Style) -> Colormap:
     import numpy as np
     from matplotlib.colors import ListedColormap
 
-    paper, ramp = np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256)[None]
-    return ListedColormap(overlay(paper, ramp, style.colormap, style.alpha)[0] / 255)
+    paper, ramp = np.full((1, 256, 3), 255, np.uint8), np.linspace(style.lowest, 1, 256)[None]
+    return ListedColormap(laid(paper, ramp, style)[0] / 255)
 
 
 def _line_colors(channels: int) -> list[Any]:

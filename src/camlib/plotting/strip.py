@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from camlib.imaging import colorize
+from camlib.imaging.colors import colorize_signed
 
 SHOWN = 8
 """The largest number of heatmaps in the PNG."""
@@ -16,12 +17,17 @@ BAND, GAP = 16, 2
 """Height of a signal's band, and space between heatmaps, in pixels."""
 
 
-def strip(heatmaps: Tensor) -> bytes:
-    """Return the first of heatmaps (M, *grid) side by side; the middle frames of clips, and bands for signals."""
+def strip(heatmaps: Tensor, *, signed: bool) -> bytes:
+    """Return the first of heatmaps (M, *grid) side by side; the middle frames of clips, and bands for signals.
+
+    Args:
+        heatmaps: in [0, 1].
+        signed: whether they are in [-1, 1] instead.
+    """
     import cv2
 
     arranged = _ARRANGED[heatmaps.dim() - 1](heatmaps[:SHOWN])
-    encoded: bytes = cv2.imencode(".png", colorize(arranged)[..., ::-1])[1].tobytes()
+    encoded: bytes = cv2.imencode(".png", (colorize_signed if signed else colorize)(arranged)[..., ::-1])[1].tobytes()
     return encoded
 
 

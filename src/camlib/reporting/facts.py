@@ -43,6 +43,8 @@ class Facts:
             CamlibTypeError: a value is of another type.
             CamlibValueError: a value is out of range, or not as many are given as there are images.
         """
+        if isinstance(self.class_names, str):
+            raise CamlibTypeError(f"class_names must be a list of names, got a single string: {self.class_names!r}")
         columns = {
             "names": _texts("names", self.names),
             "notes": _texts("notes", self.notes),

@@ -11,6 +11,7 @@ from camlib.errors import CamlibValueError
 from camlib.explanation import Explanation
 from camlib.explanation.titles import explained
 from camlib.imaging import as_pictures
+from camlib.plotting import overlaid
 from camlib.plotting.rows import Style
 from camlib.reporting.facts import Fact, Facts
 
@@ -91,7 +92,8 @@ def cards(by_method: Mapping[str, Explanation], images: Any, facts: Facts, style
             height=picture.shape[0],
             width=picture.shape[1],
             overlays=[
-                _overlay(method, explanation[index], picture, facts, style) for method, explanation in by_method.items()
+                _overlay(method, explanation[index], picture, facts, style._replace(signed=explanation.signed))
+                for method, explanation in by_method.items()
             ],
         )
         for index, (picture, fact) in enumerate(zip(pictures, facts.of_each(len(pictures)), strict=True))
@@ -105,11 +107,12 @@ def _outcome(fact: Fact) -> str | None:
 
 
 def _overlay(method: str, one: Explanation, picture: NDArray[np.uint8], facts: Facts, style: Style) -> Overlay:
+    heatmaps = one.heatmaps(picture.shape[:2], "signed" if style.signed else "minmax")
     return Overlay(
         method=method,
-        source=data_uri(one.overlays([picture], style.colormap, style.alpha)[0]),
+        source=data_uri(overlaid([picture], heatmaps[:, None], style)[0]),
         explains=explained(one.target, one.class_agnostic, facts.class_names),
-        is_empty=bool(one.degenerate.any()),
+        is_empty=not bool(heatmaps.any()),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from camlib import __version__
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.imaging import DEFAULT_COLORMAP, colorize
+from camlib.imaging.colors import DEFAULT_COLORMAP, lookup_table
 from camlib.plotting.rows import Style
 from camlib.reporting.facts import Facts
 from camlib.reporting.gallery import cards, data_uri
@@ -130,6 +130,7 @@ def report(
     facts = Facts(names, notes, labels, predictions, confidences, class_names)
     gallery = cards(by_method, images, facts, Style(colormap, alpha))
     agnostic = [method for method, explanation in by_method.items() if explanation.class_agnostic]
+    kinds = sorted({explanation.signed for explanation in by_method.values()})
     style, script = _template("report.css"), _template("report.js")
     html = template.render(
         title=title,
@@ -141,7 +142,8 @@ def report(
         agnostic=agnostic,
         sources={method: _source(method, explanation) for method, explanation in by_method.items()},
         classes=sorted({name for entry in gallery for name in (entry.label, entry.prediction) if name is not None}),
-        bar=data_uri(_bar(colormap)),
+        bars=[(kind, data_uri(_bar(Style(colormap, alpha, signed=kind)))) for kind in kinds],
+        signed=[method for method, explanation in by_method.items() if explanation.signed],
         version=__version__,
         style=style,
         script=script,
@@ -177,10 +179,8 @@ def _source(method: str, explanation: Explanation) -> str:
     return f"{method} at {explanation.layer}" if explanation.layer else method
 
 
-def _bar(colormap: Any) -> NDArray[np.uint8]:
-    import numpy as np
-
-    return np.asarray(colorize(np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(8, 0), colormap))
+def _bar(style: Style) -> NDArray[np.uint8]:
+    return lookup_table(style.colors)[None].repeat(8, 0)
 
 
 def _environment() -> Any:

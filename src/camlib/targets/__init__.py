@@ -3,7 +3,7 @@
 from camlib.targets.base import BoundTarget, Score, Target, score
 from camlib.targets.box import Box
 from camlib.targets.classes import BoundLogits, Classes, Confidence, Contrast, Probability, ReST, bind
-from camlib.targets.indices import TopK, class_outputs, two_class_logits
+from camlib.targets.indices import Link, TopK, class_logits, class_outputs, class_probabilities, two_class_logits
 from camlib.targets.labels import BinaryLogit, MultiLabel, Output
 from camlib.targets.region import Region
 from camlib.targets.similarity import Similarity
@@ -16,6 +16,7 @@ __all__ = [
     "Classes",
     "Confidence",
     "Contrast",
+    "Link",
     "MultiLabel",
     "Output",
     "Probability",
@@ -26,7 +27,9 @@ __all__ = [
     "Target",
     "TopK",
     "bind",
+    "class_logits",
     "class_outputs",
+    "class_probabilities",
     "score",
     "two_class_logits",
 ]

@@ -14,14 +14,28 @@ from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, numb
 from camlib.inputs import detections_in
 from camlib.targets.base import BoundOfClasses, BoundTarget, Score, Target, image_list
 from camlib.targets.detected import bind_detected
-from camlib.targets.indices import class_indices, class_log_probabilities, class_outputs, picked, two_class_logits
+from camlib.targets.indices import (
+    Link,
+    TopK,
+    check_link,
+    class_indices,
+    class_log_probabilities,
+    class_logits,
+    class_outputs,
+    class_probabilities,
+    has_lost_logits,
+    integers,
+    picked,
+    two_class_logits,
+    warn_if_doubtful,
+)
 
 SATURATED = 0.99
 """Above this probability, its gradient is less than a hundredth of the gradient of the log odds."""
 
 
-Table = Callable[[Tensor], Tensor]
-"""From outputs (rows, C) to the scores of all classes (rows, C); from (rows, 1) of a binary network to (rows, 2)."""
+Table = Callable[[Any], Tensor]
+"""From what the model returned to the scores of all classes (rows, C); (rows, 2) for a network with one output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +51,7 @@ class BoundClasses(BoundOfClasses):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
-        return picked(self.table(class_outputs(outputs)), self.classes[image_index])
+        return picked(self.table(outputs), self.classes[image_index])
 
 
 class BoundLogits(BoundClasses):
@@ -48,7 +62,12 @@ class BoundLogits(BoundClasses):
     """
 
     def __init__(self, classes: Tensor) -> None:
-        super().__init__(classes, two_class_logits)
+        super().__init__(classes, all_logits)
+
+
+def all_logits(outputs: Any) -> Tensor:
+    """Return the logits of all classes: (rows, C), or -y and y of a single logit y."""
+    return two_class_logits(class_logits(outputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +91,19 @@ class _OfClasses(Target):
         return BoundClasses(self._indices(outputs), self._table)
 
     def _indices(self, outputs: Any) -> Tensor:
-        return class_indices(self.classes, two_class_logits(class_outputs(outputs)).detach())
+        return class_indices(self.classes, all_logits(outputs).detach())
 
-    @staticmethod
-    def _table(outputs: Tensor) -> Tensor:
+    def _table(self, outputs: Any) -> Tensor:
         """The scores of all classes: see :data:`Table`."""
-        return two_class_logits(outputs)
+        return all_logits(outputs)
 
 
 class Classes(_OfClasses):
     """The logits y_c of given classes c: what a class index given as a target becomes.
 
     A binary network with the single logit y has two classes, y_1 = y and y_0 = -y. From outputs that are a mapping or
-    a dataclass, "logits" or "out" is read.
+    a dataclass, "logits" or "out" is read. Of a network that ends in a softmax or a sigmoid, the logits are what this
+    last function was given: see :func:`camlib.targets.class_logits`.
 
     Detections have no logit of a class. Their score of a class is the highest among the detections of that class in the
     image, as the detector reports it; 0 if a perturbed image has none. :class:`Box` reads the same outputs.
@@ -92,6 +111,11 @@ class Classes(_OfClasses):
     Args:
         classes: None for the predicted class of each image; an int; one int per image (N,); (N, K) for K maps of
             each image; or :class:`camlib.TopK`. Checked against the outputs.
+
+    Warns:
+        CamlibWarning: one int, 0, for a network with a single output, since other libraries mean its only column by
+            it; a probability whose logit is not known is above 0.99; or a single output lies in [0, 1], and the model
+            does not show whether it is a probability.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -103,17 +127,45 @@ class Classes(_OfClasses):
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the logits of the classes of each image, or the best detections of these classes."""
         found = None if isinstance(outputs, Tensor) else detections_in(outputs)
-        return BoundLogits(self._indices(outputs)) if found is None else bind_detected(self.classes, found)
+        if found is not None:
+            return bind_detected(self.classes, found)
+        bound = BoundLogits(self._indices(outputs))
+        warn_if_doubtful(outputs)
+        raw = class_outputs(outputs)
+        if raw.shape[1] == 1 and _is_zero(self.classes):
+            warnings.warn(
+                "target 0 of a network with a single output y is the negative class, whose logit is -y; for y itself "
+                "give 1 or camlib.targets.Output(0), and for -y without this warning "
+                "camlib.targets.BinaryLogit(positive=False)",
+                CamlibWarning,
+                stacklevel=4,
+            )
+        if has_lost_logits(outputs):
+            _warn_if_saturated(
+                class_probabilities(outputs).detach(),
+                bound.classes,
+                "and the model's outputs do not show the logits, whose gradient has no such factor; return the logits, "
+                "by forward=",
+            )
+        return bound
 
 
+@dataclass(frozen=True, eq=False)
 class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
 
     The score that :mod:`camlib.metrics` use. To explain it, use :class:`Probability`, which is the same but warns where
     its gradient is close to zero. The scores of detections are probabilities: of these, it is the highest of the class.
+    Outputs of a network that ends in a softmax or a sigmoid are probabilities, too, and are taken as they are.
 
     Args:
         classes: as for :class:`Classes`.
+        link: the function from logits to probabilities: "softmax"; "sigmoid" for a network with several labels, each
+            with a probability of its own; "identity" for outputs that are probabilities; None to establish it from the
+            outputs, as :func:`camlib.targets.class_probabilities` does.
+
+    Raises:
+        CamlibValueError: another link.
 
     Example:
         >>> import camlib, torch
@@ -123,14 +175,25 @@ class Confidence(_OfClasses):
         tensor([0.5000, 1.0000])
     """
 
+    link: Link = None
+
+    def __post_init__(self) -> None:
+        check_link(self.link)
+
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the probability of the classes of each image, or the best detections of these classes."""
         found = detections_in(outputs)
-        return super().bind(outputs) if found is None else bind_detected(self.classes, found)
+        if found is not None:
+            return bind_detected(self.classes, found)
+        if self.link is None:
+            warn_if_doubtful(outputs)
+        return super().bind(outputs)
 
-    @staticmethod
-    def _table(outputs: Tensor) -> Tensor:
-        return class_log_probabilities(outputs).exp()
+    def _table(self, outputs: Any) -> Tensor:
+        return class_probabilities(outputs, self.link)
+
+    def _indices(self, outputs: Any) -> Tensor:
+        return class_indices(self.classes, self._table(outputs).detach()) if self.link else super()._indices(outputs)
 
 
 class Probability(Confidence):
@@ -141,6 +204,7 @@ class Probability(Confidence):
 
     Args:
         classes: as for :class:`Classes`.
+        link: as for :class:`Confidence`.
 
     Warns:
         CamlibWarning: a probability is above 0.99 on the clean outputs.
@@ -155,19 +219,31 @@ class Probability(Confidence):
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the probability of the classes of each image; warn where it is saturated."""
         bound = super().bind(outputs)
-        if not isinstance(bound, BoundClasses):
-            return bound
-        probability = picked(bound.table(class_outputs(outputs).detach()), bound.classes)
-        if bool((probability > SATURATED).any()):
-            most = float(probability.max())
-            warnings.warn(
-                f"the probability {most:.6g} of a class of {image_list(probability == probability.max())} is "
-                f"saturated: its gradient carries the factor p (1 - p) = {most * (1 - most):.2g}, which makes maps "
-                "faint and noisy; explain the logit instead, by giving the class itself as the target",
-                CamlibWarning,
-                stacklevel=4,
+        if isinstance(bound, BoundClasses):
+            _warn_if_saturated(
+                bound.table(outputs).detach(),
+                bound.classes,
+                "which makes maps faint and noisy; explain the logit instead, by giving the class itself as the target",
             )
         return bound
+
+
+def _warn_if_saturated(probabilities: Tensor, classes: Tensor, why: str) -> None:
+    """Warn, in a call of a target's ``bind``, if the probability of one of the classes is saturated."""
+    chosen = picked(probabilities, classes)
+    if bool((chosen > SATURATED).any()):
+        most = chosen.max()
+        warnings.warn(
+            f"the probability {float(most):.6g} of a class of {image_list(chosen == most)} is saturated: its "
+            f"gradient carries the factor p (1 - p) = {float(most * (1 - most)):.2g}, {why}",
+            CamlibWarning,
+            stacklevel=5,
+        )
+
+
+def _is_zero(classes: Any) -> bool:
+    """Whether the class of all images is given as the number 0."""
+    return classes is not None and not isinstance(classes, TopK) and integers(classes).shape == () and not classes
 
 
 class ReST(_OfClasses):
@@ -188,9 +264,8 @@ class ReST(_OfClasses):
         True
     """
 
-    @staticmethod
-    def _table(outputs: Tensor) -> Tensor:
-        return two_class_logits(outputs) + class_log_probabilities(outputs)
+    def _table(self, outputs: Any) -> Tensor:
+        return all_logits(outputs) + class_log_probabilities(outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +284,7 @@ class BoundContrast(BoundClasses):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the contrasts, (rows,) or (rows, K)."""
-        others = picked(self.table(class_outputs(outputs)), self.rivals[image_index]).mean(-1)
+        others = picked(self.table(outputs), self.rivals[image_index]).mean(-1)
         return super().scores(outputs, image_index) - self.weight * others
 
 
@@ -250,7 +325,7 @@ class Contrast(_OfClasses):
 
     def bind(self, outputs: Any) -> BoundContrast:
         """Return the contrast of the classes of each image with the others."""
-        classes, logits = self._indices(outputs), class_outputs(outputs).detach()
+        classes, logits = self._indices(outputs), class_logits(outputs).detach()
         if logits.shape[1] == 1:
             raise CamlibValueError(
                 "Contrast needs the logits of two classes or more, and the outputs have a single logit y, whose two "

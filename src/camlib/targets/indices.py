@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, positive_int
 from camlib.inputs import Outputs
 from camlib.inputs.detections import class_scores_in
+from camlib.inputs.links import ending_of, has_one_column, is_doubtful, logits_of, noted
 from camlib.inputs.outputs import CLASSES, EMBEDDINGS
+
+Link = Literal["softmax", "sigmoid", "identity"] | None
+"""The function from outputs to probabilities; None to establish it from the outputs."""
+LINKS = ("softmax", "sigmoid", "identity", None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,13 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
         if classes.k > count:
             raise CamlibValueError(f"TopK({classes.k}) asks for more classes than the outputs' {count}")
         return logits.topk(classes.k, dim=1).indices
-    return image_indices(classes, rows, count).to(logits.device)
+    indices = image_indices(classes, rows, count)
+    if count > 2 and indices.shape == (rows, count) and bool(((indices == 1).sum(1) == 1).all() & (indices <= 1).all()):
+        raise CamlibValueError(
+            f"target has shape {tuple(indices.shape)} and a single 1 in each row, as one-hot labels; give the class of "
+            "each image: target.argmax(1)"
+        )
+    return indices.to(logits.device)
 
 
 def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
@@ -108,13 +120,94 @@ def check_range(indices: Tensor, count: int | None, what: str = "target") -> Non
 
 
 def class_outputs(outputs: Any) -> Tensor:
-    """Return the scores of the classes, (N, C), from what a model returned; (N,) becomes (N, 1).
+    """Return the outputs for the classes as they are, (N, C), from what a model returned; (N,) becomes (N, 1).
 
     From a mapping or dataclass, "logits", "out" or "logits_per_image" is read.
 
     Raises:
         CamlibTypeError: outputs of another kind; the message says what to pass instead.
     """
+    found = _for_classes(outputs)
+    return found[:, None] if found.dim() == 1 else found
+
+
+def class_logits(outputs: Any) -> Tensor:
+    """Return the logits of the classes, (N, C), as :func:`class_outputs`.
+
+    Of outputs that are probabilities, they are what the model's last softmax or sigmoid was given. Where that is not
+    known, they are log p, the logits up to a constant for each image, or log p - log(1 - p) of a sigmoid.
+
+    Raises:
+        CamlibTypeError: as for :func:`class_outputs`.
+
+    Example:
+        >>> import torch
+        >>> class_logits(torch.tensor([[3.0, 1.0]])), class_logits(torch.tensor([[0.75, 0.25]])).exp()
+        (tensor([[3., 1.]]), tensor([[0.7500, 0.2500]]))
+    """
+    found = logits_of(_for_classes(outputs))
+    return found[:, None] if found.dim() == 1 else found
+
+
+def class_probabilities(outputs: Any, link: Link = None) -> Tensor:
+    """Return the probabilities of the classes, (N, C); both, (N, 2), of a network with one output.
+
+    Args:
+        outputs: what a model returned.
+        link: the function from logits to probabilities, "softmax" or "sigmoid"; "identity" if the outputs are
+            probabilities. None for that of the model where its outputs are probabilities already; otherwise a softmax,
+            or a sigmoid where there is one output. No function is applied twice.
+
+    Raises:
+        CamlibTypeError: as for :func:`class_outputs`.
+        CamlibValueError: another link, or a softmax of a single output.
+
+    Example:
+        >>> import torch
+        >>> class_probabilities(torch.tensor([[0.0]])), class_probabilities(torch.tensor([[0.0, 0.0]]), "sigmoid")
+        (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000]]))
+    """
+    check_link(link)
+    raw = _for_classes(outputs)
+    ending, single = ending_of(raw), has_one_column(raw)
+    if single and link == "softmax":
+        raise CamlibValueError(f"the model returns {tuple(raw.shape)}, and a single output has no softmax")
+    if link == "identity" or (ending in ("softmax", "sigmoid") and link in (None, ending) and not single):
+        chances = class_outputs(outputs)
+        return torch.cat([1 - chances, chances], 1) if single else chances
+    logits = class_logits(outputs)
+    if link == "sigmoid" or single or (link is None and ending == "log_sigmoid"):
+        return two_class_logits(logits).sigmoid()
+    return logits.softmax(1)
+
+
+def has_lost_logits(outputs: Any) -> bool:
+    """Whether the outputs are probabilities whose logits are not known."""
+    found = _for_classes(outputs)
+    known = noted(found)
+    return ending_of(found) is not None and (known is None or known[1] is None)
+
+
+def warn_if_doubtful(outputs: Any) -> None:
+    """Warn, in a call of a target's ``bind``, of outputs that may be probabilities but are taken for logits."""
+    if is_doubtful(_for_classes(outputs)):
+        warnings.warn(
+            "the single output of the model lies in [0, 1], and its last function does not show whether it is a "
+            'probability; it is taken for a logit. If it is a probability, give link="identity" to '
+            "camlib.targets.Probability or to the metric, or return the logit, by forward=",
+            CamlibWarning,
+            stacklevel=5,
+        )
+
+
+def check_link(link: Any) -> None:
+    """Raise CamlibValueError for anything but a :data:`Link`."""
+    if link not in LINKS:
+        raise CamlibValueError(f'link must be "softmax", "sigmoid", "identity" or None, got {link!r}')
+
+
+def _for_classes(outputs: Any) -> Tensor:
+    """The tensor (N, C) or (N,) that :func:`class_outputs` reads."""
     logits = outputs if isinstance(outputs, Tensor) else Outputs(outputs).named(CLASSES)
     if logits is None and Outputs(outputs).named(EMBEDDINGS) is not None:
         raise CamlibTypeError(
@@ -130,9 +223,7 @@ def class_outputs(outputs: Any) -> Tensor:
             f"the model returns a {type(outputs).__name__}{keys}, which has no class scores; pass "
             f"forward=lambda model, inputs: ... to pick the tensor of logits, or {kind}"
         )
-    if logits.dim() == 1:
-        return logits[:, None]
-    if logits.dim() != 2:
+    if logits.dim() not in (1, 2):
         region = "camlib.targets.Region(category) for a segmentation, " if logits.dim() == 4 else ""
         raise CamlibTypeError(
             f"the model returns shape {tuple(logits.shape)}; class targets need (N, C). Pass forward= to reduce "
@@ -151,9 +242,12 @@ def two_class_logits(outputs: Tensor) -> Tensor:
     return torch.cat([-outputs, outputs], dim=1) if outputs.shape[1] == 1 else outputs
 
 
-def class_log_probabilities(outputs: Tensor) -> Tensor:
-    """Return log-softmax of logits (N, C), or both log-sigmoids (N, 2) of a binary network's (N, 1)."""
-    return F.logsigmoid(two_class_logits(outputs)) if outputs.shape[1] == 1 else outputs.log_softmax(1)
+def class_log_probabilities(outputs: Any) -> Tensor:
+    """Return the logarithms of :func:`class_probabilities`, computed from the logits."""
+    logits = class_logits(outputs)
+    if logits.shape[1] == 1 or ending_of(_for_classes(outputs)) in ("sigmoid", "log_sigmoid"):
+        return F.logsigmoid(two_class_logits(logits))
+    return logits.log_softmax(1)
 
 
 def _holds_bool(target: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.targets.base import BoundTarget, Target, image_list
-from camlib.targets.indices import as_tensor, check_range, class_outputs, integers
+from camlib.targets.indices import as_tensor, check_range, class_logits, class_outputs, integers
 
 
 class Output(BoundTarget):
@@ -81,7 +81,7 @@ class BinaryLogit(BoundTarget):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return plus or minus the logit, (rows,)."""
-        logits = class_outputs(outputs)
+        logits = class_logits(outputs)
         if logits.shape[1] != 1:
             raise CamlibValueError(
                 f"BinaryLogit needs a single logit, (N, 1) or (N,), and the model returns {tuple(logits.shape)}; give "
@@ -116,7 +116,7 @@ class MultiLabel(Target):
 
     def bind(self, outputs: Any) -> BoundLabels:
         """Return the sum of the labels' logits; the labels are checked against the outputs."""
-        columns = class_outputs(outputs)
+        columns = class_logits(outputs)
         read = _columns_of_lists if isinstance(self.labels, (list, tuple)) else _columns_of_mask
         chosen = read(self.labels, *columns.shape)
         if not bool(chosen.any(1).all()):
@@ -146,7 +146,7 @@ class BoundLabels(BoundTarget):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the sums, (rows,)."""
-        return class_outputs(outputs).masked_fill(~self.chosen[image_index], 0).sum(1)
+        return class_logits(outputs).masked_fill(~self.chosen[image_index], 0).sum(1)
 
 
 def _columns_of_lists(labels: Any, rows: int, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
+from camlib.inputs.links import logits_of
 from camlib.targets.base import BoundTarget, Target, image_list
 from camlib.targets.indices import as_tensor, described, image_indices, integers, two_class_logits
 
@@ -131,4 +132,4 @@ def _dense_logits(outputs: Any) -> Tensor:
             f"Region needs logits (rows, C, H, W), or a mapping with them as 'out' or 'logits'; the model returns "
             f"{described(logits, outputs)}. Pass forward= to pick them"
         )
-    return two_class_logits(logits)
+    return two_class_logits(logits_of(logits))
