@@ -310,6 +310,8 @@ class TestSpectrograms:
         if shape != (2, 4000):
             rise = camlib.ScoreCAM(moved)(images, 1)
             torch.testing.assert_close(rise.maps, camlib.ScoreCAM(model)(first, 1).maps)
+        mirrored, expected = (camlib.TestTimeAugmentation(camlib.GradCAM(one)) for one in (moved, model))
+        torch.testing.assert_close(mirrored(images, 1).maps, expected(first, 1).maps)
 
     def test_a_map_that_is_transposed_is_shown_upright(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), Transpose(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())

@@ -103,15 +103,13 @@ class TestTimeAugmentation(Smoothing):
 
     def _copies(self, clean: Explanation, inputs: Any, target: Any) -> Iterator[Explanation]:
         for factor in self.factors:
-            scaled = (
-                inputs if factor == 1 else Inputs(inputs).map_values(functools.partial(torch.mul, other=factor)).raw
-            )
-            yield clean if factor == 1 else self.method(scaled, target)
+            given = _inputs_of(clean, inputs)
+            scaled = given if factor == 1 else given.map_values(functools.partial(torch.mul, other=factor))
+            yield clean if factor == 1 else self.method(scaled.raw, target)
             if self.mirror:
                 yield self._mirrored(scaled, target)
 
-    def _mirrored(self, inputs: Any, target: Any) -> Explanation:
-        given = Inputs(inputs)
+    def _mirrored(self, given: Inputs, target: Any) -> Explanation:
         mirrored = given.map_images(lambda images: images.flip(-1)).raw
         if isinstance(target, targets.BoundTarget) and given.size is not None:
             target = target.mirrored(given.size[-1])
@@ -159,7 +157,7 @@ class NoiseAveraging(Smoothing):
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         generator = own_generator(self.generator)
-        given = Inputs(inputs)
+        given = _inputs_of(clean, inputs)
         copies = (self.method(with_noise(given, self.sigma, generator).raw, target) for _ in range(self.samples))
         return averaged(clean, copies, "noise averaging")
 
@@ -201,7 +199,7 @@ class MultiScale(Smoothing):
         self.keep = number("keep", keep, above=0, at_most=1)
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
-        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4 or clean.input_size not in (None, inputs.shape[2:]):
             given = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
             raise CamlibTypeError(f"MultiScale enlarges images, a single tensor (N, C, H, W); the inputs are {given}")
         if isinstance(target, targets.BoundTarget) and target.spatial:
@@ -236,6 +234,13 @@ class MultiScale(Smoothing):
             total[place] += weight * resize(window.maps, (height, width))
             counted[place] += weight
         return resize(total / counted.clamp(min=1), (height, width))
+
+
+def _inputs_of(clean: Explanation, inputs: Any) -> Inputs:
+    """The inputs, with the images where the explanation of the clean images shows them to be."""
+    given = Inputs(inputs)
+    sizes = {given.along(axes).size: axes for axes in reversed(given.possible_axes())}
+    return given.along(sizes.get(clean.input_size)) if clean.input_size != given.size else given
 
 
 def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:
