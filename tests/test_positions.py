@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 import camlib
-from camlib.discovery import positions as positions_module
+from camlib.discovery import rules
 from camlib.discovery.confirmation import followed, layout_by_positions
 from camlib.discovery.positions import Positions
 from camlib.inputs import Inputs
@@ -365,7 +365,7 @@ def test_an_operation_called_in_an_unforeseen_way_loses_the_places_and_no_more(m
     def fail(call: Any) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setitem(positions_module._RULES, "relu", fail)
+    monkeypatch.setitem(rules._RULES, "relu", fail)
     image = torch.rand(1, 3, 8, 8)
     with torch.no_grad(), Positions([image]) as positions:
         after, beside = image.relu(), image + 1

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from camlib.discovery.positions import Coordinate, Place, Positions
+from camlib.discovery.coordinates import Coordinate, Place
+from camlib.discovery.positions import Positions
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Frames, Layout, Size, Tokens, Transposed
 

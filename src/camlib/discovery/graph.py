@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camlib.discovery.positions import Place
+from camlib.discovery.coordinates import Place
 from camlib.layers.layouts import Layout
 
 # Patterns for names of autograd nodes; re compiles and caches them at their first use, not on import.

@@ -9,8 +9,9 @@ from itertools import permutations
 from torch import Tensor
 
 from camlib.discovery.confirmation import is_followed, layout_by_positions
+from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.perturbation import problem_by_perturbation
-from camlib.discovery.positions import Coordinate, Place, Positions
+from camlib.discovery.positions import Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, Frames, Layout, grid_error, layout_of
