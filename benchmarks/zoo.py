@@ -138,7 +138,9 @@ def checked(network: Network, model: nn.Module, inputs: Any, explanation: camlib
         returned = [*tensors(outputs), *kept[""]]
         layers: list[Record] = []
         for name, own in maps.items():
-            found = layer_record(own, restated(own, kept[name], score), leaves, network, explanation.extent)
+            found = layer_record(
+                own, restated(own, kept[name], score, network.features), leaves, network, explanation.extent
+            )
             is_output = any(same(one, other) for one in kept[name] for other in returned)
             layers.append({"layer": name} | found | ({"is output": True} if is_output else {}))
     apart = (explanation.scores.reshape(score.shape) - score).detach().abs().amax() / score.detach().abs().amax()

@@ -185,13 +185,16 @@ class Restated:
     output: Tensor | None
 
 
-def restated(maps: Tensor, outputs: list[Tensor], score: Tensor) -> Restated:
+def restated(
+    maps: Tensor, outputs: list[Tensor], score: Tensor, known: Callable[[Tensor], Tensor] | None = None
+) -> Restated:
     """Restate a signed Grad-CAM.
 
     Args:
         maps: (N, *grid), as camlib gives them with ``relu=False``.
         outputs: of the layer, one for each call.
         score: (N,), in the outputs' graph.
+        known: the only reading of the layer's axes to try, as :attr:`Arrangement.features`; None for all usual ones.
     """
     best = Restated(math.inf, None, None)
     gradients = torch.autograd.grad(score.sum(), outputs, retain_graph=True, allow_unused=True) if outputs else ()
@@ -199,7 +202,8 @@ def restated(maps: Tensor, outputs: list[Tensor], score: Tensor) -> Restated:
     for output, gradient in zip(outputs, gradients, strict=True):
         if gradient is None or not largest:
             continue
-        for arrangement in arrangements(tuple(output.shape), tuple(maps.shape)):
+        usual = arrangements(tuple(output.shape), tuple(maps.shape))
+        for arrangement in usual if known is None else [Arrangement("the network's own order", known, maps.dim() - 1)]:
             expected = arrangement.grad_cam(output.detach(), gradient)
             difference = float((expected - maps).abs().amax()) / largest
             if difference < best.difference:

@@ -66,6 +66,7 @@ class Network:
         axes: the picture's axes along the axes of the grid that is right; None for its last ones.
         trunks: how many trunks lead to the score side by side: as many layers must be shown, or a warning given.
         grid: of the last map that leads to the score, where another one could be taken for it.
+        features: from the layer's output to features (N, *grid, C), where no usual reading of its axes is right.
     """
 
     source: str
@@ -77,6 +78,7 @@ class Network:
     axes: Axes | None = None
     trunks: int = 1
     grid: tuple[int, ...] | None = None
+    features: Callable[[Tensor], Tensor] | None = None
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Run the network."""
@@ -931,9 +933,9 @@ def monai_networks() -> dict[str, Network]:
     } | {
         f"MILModel, {mode}": network(
             called(nets, "MILModel", num_classes=LABELS, mil_mode=mode, pretrained=False),
-            random(1, 4, 3, 96, 96),
+            random(1, 4, 3, 128, 128),
             axes=(1, 3, 4),
-            grid=(4, 3, 3),
+            grid=(4, 4, 4),
         )
         for mode in ("mean", "att", "att_trans")
     }
@@ -1099,7 +1101,7 @@ def own_networks() -> dict[str, Network]:
         "autoencoder": network(own.Autoencoder, picture, target=mean, score=mean),
         "sampled tokens": network(own.Sampled, picture),
         "tokens of videos, time first": network(own.TimeFirst, random(2, 3, 4, 48, 64)),
-        "tokens by windows": network(own.MaskUnits, picture),
+        "tokens by windows": network(own.MaskUnits, picture, features=own.MaskUnits.in_order),
         "torch.fx graph of a ResNet": network(traced, pictures(128, 128), grid=(4, 4)),
         "feature extractor of a ResNet": network(
             extracted, pictures(128, 128), picked(lambda o: o["out"]), grid=(4, 4)

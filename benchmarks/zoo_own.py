@@ -390,6 +390,12 @@ class MaskUnits(nn.Module):
         out: Tensor = self.head(self.blocks(units.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)).mean(1))
         return out
 
+    @staticmethod
+    def in_order(tokens: Tensor) -> Tensor:
+        """The tokens on the grid of patches, (N, 16, 16, C)."""
+        units = tokens.view(-1, 4, 4, 4, 4, tokens.shape[-1])
+        return units.transpose(2, 3).reshape(-1, 16, 16, tokens.shape[-1])
+
 
 def wrapped(model: Any, inputs: Any) -> Any:
     """Call a model with a dictionary's entries by name."""
