@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.nested import map_tensors, tensors_in
+from camlib.inputs.nested import copied, map_tensors, tensors_in
 
 Size = tuple[int, ...]
 """(L,), (H, W) or (T, H, W): samples, pixels or voxels of the input."""
@@ -173,9 +173,13 @@ class Inputs:
             images: (N, C, ...), channels first.
         """
         if self.is_list:
-            return Inputs([images[image] for image in range(len(images))])  # views that may be changed in place
+            return Inputs([images[image] for image in range(len(images))])
         moved = images.movedim(1, 2) if self._frames_first else images
         return self.map(lambda tensor: moved if tensor is self._batch else tensor)
+
+    def copied(self) -> Inputs:
+        """Return a copy that a model may change in place."""
+        return Inputs(copied(self.raw), self.texts_apart)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""
