@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from camlib.discovery.confirmation import contradiction, followed, is_followed, token_layout
 from camlib.discovery.graph import Graph, Tapped
 from camlib.discovery.positions import Place
+from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.inputs import Inputs, Outputs
 from camlib.inputs.nested import tensors_in
@@ -87,7 +88,9 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
 
 def _submodules(network: Network) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in network.module.named_modules() if name]
+    """The modules that can be layers; scripted ones take no hooks."""
+    modules = network.module.named_modules()
+    return [(name, module) for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)]
 
 
 def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> str:
@@ -284,11 +287,11 @@ def _find_in(network: Network, first: Inputs) -> _Found:
 
         return hook
 
-    positions = followed(first)
+    positions, scripted = followed(first), Scripted(network.module, lambda: len(records))
     tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
     with undisturbed(network.module):
         # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
-        with positions, hooked(tapped):
+        with scripted, positions, hooked(tapped):
             outputs = network.run(first)
         with torch.enable_grad():
             score = _score(Outputs(outputs))
@@ -297,7 +300,9 @@ def _find_in(network: Network, first: Inputs) -> _Found:
                 "no layer leads to the model's outputs: they are detached, not differentiable (such as an argmax), or "
                 f"computed without submodules; {_seen(records)}"
             )
-        return _choose(network.module, records, score, first)
+        found = _choose(network.module, records, score, first)
+    scripted.refuse_after(found.last.order)
+    return found
 
 
 def _score(outputs: Outputs) -> Tensor:

@@ -213,7 +213,7 @@ def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
         if counted[0] > limit:
             raise _TooManyPassesError
 
-    with pre_hooked(model, count):
+    with pre_hooked([(model, count)]):
         yield counted
 
 

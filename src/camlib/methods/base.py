@@ -131,9 +131,10 @@ class Method(ABC):
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 
-        The model runs in eval mode. Its state is restored afterwards, even after an error. The state of torch's global
-        random number generator is restored, too. All threads share it, so numbers that another thread draws during the
-        call may be drawn again later.
+        The model runs in eval mode, for all threads, so no other thread should train it meanwhile. Its state is
+        restored afterwards, even after an error. The state of the global random number generators of torch, NumPy and
+        Python is restored, too. All threads share them, so numbers that another thread draws during the call may be
+        drawn again later.
 
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.

@@ -285,7 +285,8 @@ class _Biases(TorchFunctionMode):
                 owner, bias = _BIASES[func](*args, **(kwargs or {}))
             if bias is not None and output.requires_grad:
                 on_grid = func is not F.linear
-                values = bias.detach().reshape(-1, *[1] * (output.dim() - 2)) if on_grid else bias.detach()
+                values = bias.detach().clone()  # FSDP frees its memory after the module's forward
+                values = values.reshape(-1, *[1] * (output.dim() - 2)) if on_grid else values
                 self._listen(output, self._named(owner, func), values, on_grid)
         return output
 

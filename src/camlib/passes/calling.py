@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.inputs import Inputs
+from camlib.passes.hooks import pre_hooked
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _DTYPE_ERRORS = r"type|not implemented for"
@@ -212,14 +212,11 @@ def batches_only(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     if image is None or convolution is None:
         yield
         return
-    thread, given = threading.get_ident(), image
+    given = image
 
-    def check(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
+    def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].dim() == 3:
             raise unbatched(given)
 
-    handle = convolution.register_forward_pre_hook(check)
-    try:
+    with pre_hooked([(convolution, check)]):
         yield
-    finally:
-        handle.remove()
