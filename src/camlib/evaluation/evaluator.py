@@ -12,7 +12,7 @@ from camlib import targets
 from camlib.errors import CamlibError, CamlibRuntimeError
 from camlib.evaluation.batches import Batch
 from camlib.evaluation.plan import AnyMetric, Columns, row_of
-from camlib.evaluation.run_log import as_json, digest_of
+from camlib.evaluation.run_log import as_json, attributes_of, digest_of, environment
 from camlib.evaluation.table import Failure, TableRow, or_none, row_in
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs
@@ -56,6 +56,7 @@ class Evaluator:
         self._score = score
         self._chunk_size = chunk_size
         self._max_passes = max_passes
+        self._attributes = attributes_of(network.module)
         self._passes: dict[Method, float] = {}
         """Forward passes of an image for each method that works."""
         self._left_out: dict[TableRow, str] = {}
@@ -69,6 +70,8 @@ class Evaluator:
             "score": as_json(self._score),
             "max_passes": self._max_passes,
             "model": digest_of(self._network.module),
+            "attributes": self._attributes,
+            **environment(),
         }
 
     def resume(self, explainers: Sequence[Method], line: Mapping[str, Any]) -> None:
@@ -126,7 +129,13 @@ class Evaluator:
             "rows": rows,
             "left_out": [{**row._asdict(), "why": why} for row, why in self._left_out.items()],
             "failures": [failure.as_record() for failure in failures],
+            "changed": self._changed(),
         }
+
+    def _changed(self) -> list[str]:
+        """Return the names of the model's attributes that its own forward passes change, such as a counter."""
+        now = attributes_of(self._network.module)
+        return sorted(name for name in now | self._attributes if now.get(name) != self._attributes.get(name))
 
     def _results(self, batch: Batch, failures: list[Failure]) -> Iterator[tuple[Method, dict[str, Result]]]:
         """Yield the results of each method that explains the batch, by metric; methods that fail are appended."""
