@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from camlib.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,15 +199,16 @@ class Evaluation:
         return found
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`records`, a line for each row."""
-        records = self.records()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
+        """Write :meth:`records`, a line for each row; if that fails, an older file stays as it was."""
+        records, lines = self.records(), io.StringIO()
+        writer = csv.DictWriter(lines, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        with replacing(path) as file:
+            file.write(lines.getvalue().encode())
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write everything, with the value of each image; NaN is null."""
+        """Write everything, with the value of each image; NaN is null. If that fails, an older file stays as it was."""
         content = {
             "images": self.images,
             "better": dict(self.better),
@@ -217,7 +220,8 @@ class Evaluation:
             "left_out": [{**row._asdict(), "why": why} for row, why in self.left_out.items()],
             "failures": [failure.as_record() for failure in self.failures],
         }
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
     def plot(self) -> Figure:
         """Draw the table: means and intervals, each column coloured by rank from its worst to its best.

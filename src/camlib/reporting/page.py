@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from camlib import __version__
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
+from camlib.files import replacing
 from camlib.imaging import DEFAULT_COLORMAP, colorize
 from camlib.plotting.rows import Style
 from camlib.reporting.facts import Facts
@@ -45,12 +45,10 @@ class Report:
     html: str
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the page and return its path; a failed write leaves no partial file."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_bytes(self.html.encode())
-        os.replace(temporary, target)
-        return target
+        """Write the page and return its path; if that fails, an older file stays as it was."""
+        with replacing(path) as file:
+            file.write(self.html.encode())
+        return Path(path)
 
     def __repr__(self) -> str:
         return f'<Report of {len(self.html)} characters: save("report.html") writes it>'
