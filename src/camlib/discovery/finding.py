@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.confirmation import contradiction, followed, is_followed, token_layout
-from camlib.discovery.graph import Graph, Tapped
+from camlib.discovery.graph import Graph, Records, Tapped
 from camlib.discovery.positions import Place
 from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
@@ -230,7 +230,7 @@ class _Found:
     candidates: list[Tapped]
     """All feature maps whose positions reach the score, in order of computation."""
     layouts: dict[Tapped, Layout]
-    records: list[Tapped]
+    records: Records
     graph: Graph
     size: Size | None
     """The spatial size of the inputs."""
@@ -291,7 +291,7 @@ def _find_in(network: Network, first: Inputs) -> _Found:
     tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
     with undisturbed(network.module):
         # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
-        with scripted, positions, hooked(tapped):
+        with scripted.watching(), positions, hooked(tapped):
             outputs = network.run(first)
         with torch.enable_grad():
             score = _score(Outputs(outputs))
@@ -345,7 +345,8 @@ def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, inputs: In
     reaching = [record for record in features if record.node in connected]
     if not reaching:
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
-    candidates = [record for record in reaching if graph.outermost(record, records)]
+    outputs_by_module = Records(records)
+    candidates = [record for record in reaching if graph.outermost(record, outputs_by_module)]
     if not candidates:
         raise CamlibRuntimeError(
             f"every feature map that leads to the score comes from a module that is called more than once, the last "
@@ -362,7 +363,7 @@ def _choose(model: nn.Module, records: list[Tapped], outputs: Tensor, inputs: In
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    return _Found(through, candidates, layouts, records, graph, size)
+    return _Found(through, candidates, layouts, outputs_by_module, graph, size)
 
 
 def _grids(model: nn.Module, records: list[Tapped], size: Size | None) -> dict[Tapped, Layout]:

@@ -6,9 +6,9 @@ Operations are recognised by the names of their autograd nodes, independently of
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,29 @@ class Tapped:
     tensor: Tensor  # the tapped tensor
     node: Any  # the autograd node of its clone, which is unique to the record
     place: Place  # where its elements come from
+
+
+class Records:
+    """The outputs of all modules in the discovery pass.
+
+    Args:
+        records: in order of computation.
+    """
+
+    def __init__(self, records: Sequence[Tapped]) -> None:
+        self.by_node = {record.node: record for record in records}
+        """Each by the autograd node of its clone."""
+        self.by_name: dict[str, list[Tapped]] = {}
+        """Those of each module, one for each call."""
+        for record in records:
+            self.by_name.setdefault(record.name, []).append(record)
+
+
+def _containers(name: str) -> Iterator[str]:
+    """The names of the modules that contain a module, from the inside out."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 class Graph:
@@ -108,15 +131,28 @@ class Graph:
             return False
         one_map_per_class = outputs.dim() == 0 or (outputs.dim() > 1 and outputs.shape[1] in record.tensor.shape[1:])
         return not (
-            one_map_per_class and self._is_projection(record.node) and record.node not in self._before_projection
+            one_map_per_class and record.node in self._projections and record.node not in self._before_projection
         )
 
-    def _is_projection(self, node: Any) -> bool:
-        """Whether a map is a convolution or matrix product of another map, or a sum of these."""
-        *_, made = self._rearranged(node, f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}")
-        if made.name().startswith("AddBackward"):
-            return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
-        return bool(re.search(_PARAMETRIC_OPS, made.name()))
+    @cached_property
+    def _projections(self) -> set[Any]:
+        """The nodes whose values are a convolution or matrix product, or a sum of these, also rearranged or activated.
+
+        Each node is decided once, after its inputs: chains of sums have more paths than can be followed.
+        """
+        found: set[Any] = set()
+        kept = f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}"
+        for node, inputs in self._inputs.items():
+            first = node.next_functions[0][0] if node.next_functions else None
+            if first is not None and re.search(kept, node.name()):
+                is_projection = first in found
+            elif node.name().startswith("AddBackward"):
+                is_projection = all(term in found for term in inputs)
+            else:
+                is_projection = bool(re.search(_PARAMETRIC_OPS, node.name()))
+            if is_projection:
+                found.add(node)
+        return found
 
     def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
         """The last record through which everything passes on its way to the outputs; see question 3."""
@@ -129,9 +165,23 @@ class Graph:
 
     def all_pass(self, record: Tapped) -> bool:
         """Whether the first map reaches the outputs only through this one."""
-        node = record.node
-        by = self._marked([self._first], lambda later, by: later is not node and self._uses(later, by))
-        return node is self._first or self._root not in by
+        return self._first is None or record.node in self._bottlenecks
+
+    @cached_property
+    def _bottlenecks(self) -> set[Any]:
+        """The nodes through which every path from the first map to the outputs leads: no connection bypasses them."""
+        order = {node: place for place, node in enumerate(node for node in self._inputs if node in self._flow)}
+        furthest = list(range(len(order)))  # the last place that a node's values are used
+        for node, place in order.items():
+            for used in self._inputs[node]:
+                if used in order:
+                    furthest[order[used]] = max(furthest[order[used]], place)
+        found, reached = set(), 0
+        for node, place in order.items():
+            if reached <= place:
+                found.add(node)
+            reached = max(reached, furthest[place])
+        return found
 
     def _has_part_in_all(self, node: Any) -> bool:
         """Whether a map contributes to every entry of the outputs, that is, to each of the concatenated parts."""
@@ -170,23 +220,22 @@ class Graph:
         """Whether a map is only a projection of an earlier one, like the lateral connections of feature pyramids."""
         return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
 
-    def outermost(self, record: Tapped, records: list[Tapped]) -> str | None:
+    def outermost(self, record: Tapped, records: Records) -> str | None:
         """The name of the outermost module that contains the values' source and returns the same values.
 
         Modules that return the values in another shape, which is not a map, do not count. None if all such modules are
         called more than once, because a name would not identify the call.
         """
-        by_node = {other.node: other for other in records}
         maker = record
         for node in self._rearranged(record.node):  # back to the module that returned these values first
-            maker = by_node.get(node, maker)
+            maker = records.by_node.get(node, maker)
         around = [  # and forward to the containers that return them unchanged
             other
-            for other in records[maker.order + 1 :]
-            if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
+            for name in _containers(maker.name)
+            for other in records.by_name.get(name, ())
+            if other.order > maker.order and maker.node in self._rearranged(other.node)
         ]
-        called = Counter(other.name for other in records)
-        names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
+        names = [one.name for one in (maker, *around) if one in self._maps and len(records.by_name[one.name]) == 1]
         return min(names, key=len, default=None)
 
 

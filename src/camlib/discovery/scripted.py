@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,9 +38,13 @@ class Scripted(TorchDispatchMode):
         }
         self._used: dict[str, int] = {}
 
+    def watching(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context; a model without scripted convolutions does not pay for it."""
+        return self if self._names else contextlib.nullcontext()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation, and note whose weights it uses."""
-        for one in args if self._names else ():
+        for one in args:
             if isinstance(one, Tensor) and one.dim() > 2 and (name := self._names.get(one.data_ptr())):
                 self._used[name] = self._now()
         return func(*args, **(kwargs or {}))
