@@ -835,3 +835,31 @@ def test_a_record_cut_at_any_byte_resumes_to_the_same_bytes(recorded):
         path.write_bytes(whole[:length])
         run()
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_is_nan_and_the_others_have_their_values(model, images, bad, value):
+    asked = {"methods": ["grad_cam", "rise"], "layers": ["3"], "metrics": ["average_drop", "sparseness"], "target": 1}
+    asked["methods"][1] = camlib.RISE(model, samples=10)
+    whole = camlib.evaluate(model, [images[:2], images[2:4]], **asked)
+    damaged = images.clone()
+    damaged[bad, 0, 0, 0] = value
+    found = camlib.evaluate(model, [damaged[:2], damaged[2:4]], **asked)
+    for row in whole.rows:
+        for name in asked["metrics"]:
+            expected, values = whole.values[row][name].clone(), found.values[row][name]
+            if name == "average_drop" or row.method not in ("random_cam", "center_gaussian"):
+                assert values[bad].isnan()
+            expected[bad] = values[bad]
+            torch.testing.assert_close(values, expected, equal_nan=True)
+    assert {failure.images for failure in found.failures} == {(bad,)}
+    assert all("not finite" in failure.why for failure in found.failures)
+
+
+def test_an_error_names_the_image_that_is_not_finite(model, images):
+    damaged = images.clone()
+    damaged[2, 0, 0, 0] = math.nan
+    for call in (camlib.GradCAM(model, "3"), camlib.RISE(model, samples=4), lambda x: metrics.Scorer(model, x)):
+        with pytest.raises(camlib.CamlibRuntimeError, match="not finite.*for image 2"):
+            call(damaged)

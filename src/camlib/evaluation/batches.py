@@ -42,6 +42,18 @@ class Batch:
         target = self.target[one] if isinstance(self.target, Tensor) else self.target
         return Batch(self.start, _first(self.inputs, 1), target, None if self.masks is None else self.masks[one])
 
+    @property
+    def each(self) -> Iterator[Batch]:
+        """Each image alone."""
+        for image in range(self.inputs.count):
+            one, index = slice(image, image + 1), torch.tensor([image], device=self.inputs.images.device)
+            yield Batch(
+                self.start + image,
+                self.inputs.pick(index, self.inputs.count),
+                self.target[one] if isinstance(self.target, Tensor) else self.target,
+                None if self.masks is None else self.masks[one],
+            )
+
 
 class Batches:
     """All batches of a loader, with the target and the masks of their images.

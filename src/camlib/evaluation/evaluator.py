@@ -23,6 +23,7 @@ from camlib.metrics.readings import called
 from camlib.passes.chunks import ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
+from camlib.passes.numbers import NotFiniteError
 from camlib.smoothing import bound_target
 
 Result = Tensor | CamlibError
@@ -80,15 +81,15 @@ class Evaluator:
         passes = {row_in(entry): entry["passes"] for entry in line["rows"]}
         self._passes = {one: passes[row] for one in explainers if (row := row_of(one)) in passes}
 
-    def choose(self, explainers: Sequence[Method], first: Batch) -> None:
-        """Keep the explainers that explain the first image in no more passes than allowed.
+    def choose(self, explainers: Sequence[Method], batch: Batch) -> None:
+        """Keep the explainers that explain the first image, whose numbers are finite, in no more passes than allowed.
 
         Raises:
             CamlibRuntimeError: none of them does.
         """
         for explainer in explainers:
             try:
-                self._passes[explainer] = self._counted(explainer, first)
+                self._passes[explainer] = self._counted(explainer, batch)
             except _TooManyPassesError:
                 self._left_out[row_of(explainer)] = f"more than {self._max_passes} forward passes an image"
             except CamlibError as error:
@@ -97,8 +98,16 @@ class Evaluator:
             why = "; ".join(f"{row}: {reason}" for row, reason in self._left_out.items())
             raise CamlibRuntimeError(f"no method could explain the first image: {why}")
 
-    def _counted(self, explainer: Method, first: Batch) -> float:
+    def _counted(self, explainer: Method, batch: Batch) -> float:
         """Return the passes that explaining one image takes."""
+        for one in batch.each:
+            try:
+                return self._counted_for(explainer, one)
+            except NotFiniteError as error:
+                why = error
+        raise why
+
+    def _counted_for(self, explainer: Method, first: Batch) -> float:
         declared = explainer.forward_passes
         if declared is not None and declared > self._max_passes:
             raise _TooManyPassesError
@@ -109,8 +118,22 @@ class Evaluator:
     def evaluated(self, batch: Batch) -> dict[str, Any]:
         """Return the values of a batch as JSON.
 
+        If a number is not finite for one image, because it holds NaN for example, the images are evaluated one by one,
+        so that the others have their values.
+
         Raises:
             CamlibRuntimeError: a metric fails for every method on the first batch, which is the caller's mistake.
+        """
+        try:
+            return self._together(batch)
+        except NotFiniteError:
+            return _joined([self._together(one) for one in batch.each])
+
+    def _together(self, batch: Batch) -> dict[str, Any]:
+        """Return :meth:`evaluated` of images that are evaluated together.
+
+        Raises:
+            NotFiniteError: a number is not finite for one of several images.
         """
         failures: list[Failure] = []
         results = dict(self._results(batch, failures))
@@ -142,13 +165,20 @@ class Evaluator:
         explanations, target = self._explained(batch, failures)
         if not explanations:
             return
-        scorer = self._scorer(batch, explanations, target)
+        try:
+            scorer = self._scorer(batch, explanations, target)
+        except NotFiniteError as error:
+            failures += [_failure(row_of(one), None, batch, error) for one in explanations]
+            return
         for explainer in self._passes:
             if explainer in explanations:
                 explained = Explained(explainer, scorer.inputs, target)
                 explained.explanation = explanations[explainer]
                 case = HeatmapCase(scorer, explained, batch.masks)
-                yield explainer, {metric.name: _result(metric, case, set_) for metric, set_ in self._columns.items()}
+                results = {metric.name: _result(metric, case, set_) for metric, set_ in self._columns.items()}
+                for result in results.values():
+                    _check_alone(batch, result)
+                yield explainer, results
 
     def _scorer(self, batch: Batch, explanations: Mapping[Method, Explanation], target: Any) -> Scorer:
         """Return the scorer of a batch, of the classes that were explained."""
@@ -183,8 +213,37 @@ class Evaluator:
                     found[explainer] = called(explainer, inputs, target)
                     target = bound_target(found[explainer], target)
                 except CamlibError as error:
-                    failures.append(Failure(row_of(explainer), None, tuple(batch.images), str(error)))
+                    failures.append(_failure(row_of(explainer), None, batch, error))
         return found, target
+
+
+def _check_alone(batch: Batch, result: Result) -> None:
+    """Raise an error that may be due to another image of the batch."""
+    if isinstance(result, NotFiniteError) and len(batch.images) > 1:
+        raise result
+
+
+def _failure(row: TableRow, metric: str | None, batch: Batch, error: CamlibError) -> Failure:
+    """Return the failure of all images of a batch.
+
+    Raises:
+        NotFiniteError: it may be due to one of several images.
+    """
+    _check_alone(batch, error)
+    return Failure(row, metric, tuple(batch.images), str(error))
+
+
+def _joined(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the values of several batches as those of one; rows and metrics are the same in all."""
+    first = lines[0]
+    rows = []
+    for place, row in enumerate(first["rows"]):
+        values = {
+            name: [one for line in lines for one in line["rows"][place]["values"][name]] for name in row["values"]
+        }
+        rows.append({**row, "values": values})
+    failures = [failure for line in lines for failure in line["failures"]]
+    return {**lines[-1], "images": sum(line["images"] for line in lines), "rows": rows, "failures": failures}
 
 
 def _result(metric: AnyMetric, case: HeatmapCase, options: Mapping[str, Any]) -> Result:

@@ -126,7 +126,7 @@ def _lines(
             digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
             line = log.batch(number, digest) if log else None
             if number == 0 and line is None:
-                evaluator.choose(explainers, batch.first)
+                evaluator.choose(explainers, batch)
             elif number == 0 and line is not None:
                 evaluator.resume(explainers, line)
             if line is None:

@@ -70,7 +70,7 @@ class PerturbedPasses:
                 return targets.score(self.target, outputs(rows), image_index[rows])
 
         scores = in_chunks(work, len(image_index), self.chunks, self.device, self.what)
-        check_finite({"score of a perturbed image": [scores]})
+        check_finite({"score of a perturbed image": [scores]}, image_index)
         return single_or_double(scores)
 
 
