@@ -610,3 +610,26 @@ class TestSlips:
         reference = model(PIXELS).pooler_output[0].detach()
         assert camlib.GradCAM(model)(PIXELS, camlib.targets.Similarity(reference)).maps.shape == (2, 4, 4)
         assert camlib.EigenCAM(model)(PIXELS).maps.shape == (2, 4, 4)  # no class, no target
+
+
+CHANNELS_LAST = PIXELS.float().movedim(1, 3)
+OTHER_CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "channels last": (
+        lambda model: camlib.GradCAM(model)(CHANNELS_LAST),
+        r"takes 3 channels.*give images.movedim\(-1, 1\)",
+    ),
+    "gray": (lambda model: camlib.GradCAM(model)(PIXELS.float()[:, :1]), r"shape \(2, 1, .*expand\(-1, 3, -1, -1\)"),
+    "two channels": (lambda model: camlib.GradCAM(model, "0")(PIXELS.float()[:, :2]), "give images of 3 channels"),
+    "list": (lambda model: camlib.GradCAM(model)([PIXELS.float()]), r"takes no list.*torch.stack\(images\)"),
+    "forward": (lambda model: camlib.GradCAM(model, forward="logits"), "forward must be a function, got str: 'logits'"),
+    "no forward": (lambda model: camlib.GradCAM(model, forward=False), "forward must be a function, got bool"),
+    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), "reshape must be a function, got list"),
+    "fuse": (lambda model: camlib.GradCAM(model, fuse=["mean"]), "fuse must be one of"),
+    "create": (lambda model: camlib.create(["grad_cam"], model), "name of a method must be a str, got list"),
+}
+
+
+@pytest.mark.parametrize(("call", "said"), OTHER_CALLS.values(), ids=OTHER_CALLS)
+def test_other_arguments_are_refused_with_what_to_give(call: Callable[[nn.Module], Any], said: str) -> None:
+    with pytest.raises(camlib.CamlibError, match=said):
+        call(small_cnn())

@@ -863,3 +863,34 @@ def test_an_error_names_the_image_that_is_not_finite(model, images):
     for call in (camlib.GradCAM(model, "3"), camlib.RISE(model, samples=4), lambda x: metrics.Scorer(model, x)):
         with pytest.raises(camlib.CamlibRuntimeError, match="not finite.*for image 2"):
             call(damaged)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loader": None}, "loader must give batches"),
+        ({"loader": "images"}, "loader must give batches"),
+        ({"methods": None}, "methods must be a list"),
+        ({"layers": 5}, "layers must be a list"),
+        ({"metrics": 5}, "metrics must be a list"),
+        ({"metrics": [5]}, "each of metrics must be a name or a metric"),
+        ({"metrics": {"deletion": {"stps": 3}}}, "deletion has no option 'stps'; did you mean 'steps'"),
+        ({"metrics": {"deletion": 3}}, "options of deletion must be a mapping"),
+        ({"score": None}, "score must make a target"),
+        ({"masks": 5}, "masks must be a tensor"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(model, images, changed, said):
+    asked = {"loader": images, "methods": ["grad_cam"], "layers": ["3"], "metrics": ["deletion"]} | changed
+    with pytest.raises(camlib.CamlibError, match=said):
+        camlib.evaluate(model, **asked)
+
+
+def test_a_row_or_a_metric_that_is_not_in_the_table_is_named(model, images):
+    table = camlib.evaluate(model, images, ["grad_cam"], ["3"], ["sparseness"])
+    for call in (table.mean, table.interval, lambda row, metric: table.difference(row, table.rows[0], metric)):
+        with pytest.raises(camlib.CamlibValueError, match="no row 'grad_cam'; evaluation.rows has.*grad_cam, 3"):
+            call("grad_cam", "sparseness")
+        with pytest.raises(camlib.CamlibValueError, match="no metric 'sparsness'; the table has sparseness"):
+            call(table.rows[0], "sparsness")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs import Inputs
 from camlib.targets.indices import integers
 
@@ -71,7 +71,14 @@ class Batches:
     """
 
     def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None) -> None:
-        self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
+        if not isinstance(loader, (Tensor, Iterable)) or isinstance(loader, (str, bytes)):
+            raise CamlibTypeError(
+                f"loader must give batches, as a DataLoader, a list of them or a tensor of images, got a "
+                f"{type(loader).__name__}"
+            )
+        if masks is not None and not (hasattr(masks, "__len__") and hasattr(masks, "__getitem__")):
+            raise CamlibTypeError(f"masks must be a tensor or an array (M, H, W), got a {type(masks).__name__}")
+        self._loader = loader.split(SIZE) if isinstance(loader, Tensor) and loader.dim() else loader
         self.target = _checked_target(target)
         """The target of all images."""
         self._masks = masks

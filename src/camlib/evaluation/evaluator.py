@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibError, CamlibRuntimeError
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError
 from camlib.evaluation.batches import Batch
 from camlib.evaluation.plan import AnyMetric, Columns, row_of
 from camlib.evaluation.run_log import as_json, attributes_of, digest_of, environment
@@ -20,7 +20,7 @@ from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
 from camlib.metrics.readings import called
-from camlib.passes.chunks import ChunkSize
+from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
 from camlib.passes.numbers import NotFiniteError
@@ -52,6 +52,9 @@ class Evaluator:
         chunk_size: ChunkSize,
         max_passes: int,
     ) -> None:
+        if not callable(score):
+            raise CamlibTypeError(f"score must make a target of classes, as camlib.targets.Classes, got {score!r}")
+        Chunks(chunk_size)
         self._network = network
         self._columns = columns
         self._score = score

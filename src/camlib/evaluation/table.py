@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from camlib.errors import CamlibValueError
 from camlib.files import replacing
 
 if TYPE_CHECKING:
@@ -131,11 +132,11 @@ class Evaluation:
 
     def mean(self, row: TableRow, metric: str) -> float:
         """Return the mean over the images that could be evaluated; NaN if there is none."""
-        return float(self.values[row][metric].nanmean())
+        return float(self._cell(row, metric).nanmean())
 
     def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
         """Return the bootstrap interval of the mean, over the same resamples for every cell."""
-        return _interval(self.values[row][metric], confidence)
+        return _interval(self._cell(row, metric), confidence)
 
     def difference(
         self, row: TableRow, other: TableRow, metric: str, confidence: float = 0.95
@@ -145,7 +146,8 @@ class Evaluation:
         Positive is better, for any metric. Differences are taken image by image, so that what makes an image hard for
         both cancels.
         """
-        differences = self._sign(metric) * (self.values[row][metric] - self.values[other][metric])
+        better, worse = self._cell(row, metric), self._cell(other, metric)
+        differences = self._sign(metric) * (better - worse)
         return float(differences.nanmean()), _interval(differences, confidence)
 
     def mean_ranks(self) -> dict[TableRow, float]:
@@ -167,7 +169,7 @@ class Evaluation:
 
         Rows without any value are ignored, and are NaN.
         """
-        values = {row: found[metric] for row, found in self.values.items()}
+        values = {row: self._cell(row, metric) for row in self.rows}
         evaluated = [numbers for numbers in values.values() if not numbers.isnan().all()]
         common = (
             torch.stack([~numbers.isnan() for numbers in evaluated]).all(0)
@@ -247,6 +249,19 @@ class Evaluation:
         notes = [f"left out: {row}: {why}" for row, why in self.left_out.items()]
         head = f"{self.images} images; means with 95% intervals over images; + higher, - lower is better"
         return "\n".join([head, *(line.rstrip() for line in table), *notes, *map(str, self.failures)])
+
+    def _cell(self, row: Any, metric: Any) -> Tensor:
+        """Return the values of a row and a metric.
+
+        Raises:
+            CamlibValueError: there is no such row or metric.
+        """
+        if row not in self.rows:
+            rows = "; ".join(map(str, self.rows))
+            raise CamlibValueError(f"there is no row {row!r}; evaluation.rows has TableRow(method, layer) of: {rows}")
+        if metric not in self.metrics:
+            raise CamlibValueError(f"there is no metric {metric!r}; the table has {', '.join(self.metrics)}")
+        return self.values[row][metric]
 
     def _sign(self, metric: str) -> int:
         return 1 if self.better[metric] == "higher" else -1

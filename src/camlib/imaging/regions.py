@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibValueError, number
+from camlib.errors import CamlibValueError, number, positive_int
 from camlib.imaging.colors import checked_heatmap
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_rgb
@@ -49,6 +49,7 @@ def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[HotRe
     import cv2
     import numpy as np
 
+    positive_int("min_area", min_area)
     values, above = _above(heatmap, threshold)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     found = []

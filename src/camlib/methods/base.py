@@ -97,7 +97,7 @@ class Method(ABC):
         relu: bool = True,
         fuse: str | None = None,
     ) -> None:
-        if fuse is not None and fuse not in FUSIONS:
+        if fuse is not None and (not isinstance(fuse, str) or fuse not in FUSIONS):
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:
             raise CamlibValueError('fuse="product" would turn two negative values into a positive; it needs relu=True')

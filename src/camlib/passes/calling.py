@@ -132,8 +132,12 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
         image, convolution = _image(inputs), _first_convolution(model)
         if image is not None and convolution is not None and image.shape[0] == convolution.in_channels:
             return unbatched(image)
+    if isinstance(error, RuntimeError) and "channels" in str(error) and (channels := _channels(model, inputs)):
+        return channels
     if not isinstance(error, (AttributeError, TypeError, KeyError, IndexError)):
         return None
+    if isinstance(inputs.raw, list) and "invalid combination of arguments" in str(error):
+        return CamlibTypeError(f"{arguments} takes no list; give one tensor, such as torch.stack(images)")
     if inputs.tensors:
         what = arguments.misfit(inputs.raw, error)
         return None if what is None else CamlibTypeError(f"{what}, or forward=, a function that calls the model")
@@ -175,6 +179,21 @@ def _inference(model: nn.Module) -> CamlibError:
     return CamlibRuntimeError(
         f"the model uses tensors that were created in torch.inference_mode(), where autograd cannot use them; {where}. "
         "Build the model again, or reset these attributes, and run it in torch.no_grad() instead"
+    )
+
+
+def _channels(model: nn.Module, inputs: Inputs) -> CamlibError | None:
+    """The error for images with other channels than the first convolution takes."""
+    convolution, raw = _first_convolution(model), inputs.raw
+    if convolution is None or not isinstance(raw, Tensor) or raw.dim() != 4 or raw.shape[1] == convolution.in_channels:
+        return None
+    wanted = convolution.in_channels
+    how = "images.movedim(-1, 1)" if raw.shape[-1] == wanted else f"images of {wanted} channels"
+    if raw.shape[1] == 1:
+        how = f"images.expand(-1, {wanted}, -1, -1)"
+    return CamlibValueError(
+        f"the images have shape {tuple(raw.shape)}, and the {type(model).__name__} takes {wanted} channels, "
+        f"(N, {wanted}, H, W); give {how}"
     )
 
 

@@ -46,6 +46,11 @@ class Network:
     layouts: dict[Any, Layout] = field(default_factory=dict)
     """The layouts that were found with the layers, by name, shape without the rows, and size of the inputs."""
 
+    def __post_init__(self) -> None:
+        for name, function in (("forward", self.forward), ("reshape", self.reshape)):
+            if function is not None and not callable(function):
+                raise CamlibTypeError(f"{name} must be a function, got {type(function).__name__}: {function!r}")
+
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
         """Return the network for a model that may be wrapped; see :func:`unwrap`."""
