@@ -76,8 +76,15 @@ class Batches:
                 f"loader must give batches, as a DataLoader, a list of them or a tensor of images, got a "
                 f"{type(loader).__name__}"
             )
-        if masks is not None and not (hasattr(masks, "__len__") and hasattr(masks, "__getitem__")):
-            raise CamlibTypeError(f"masks must be a tensor or an array (M, H, W), got a {type(masks).__name__}")
+        if getattr(loader, "ndim", 4) == 0:
+            raise CamlibValueError("loader is a single number; give a tensor of images, or batches of them")
+        if masks is not None:
+            try:
+                masks = torch.as_tensor(masks)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise CamlibTypeError(f"masks must be a tensor or an array (M, H, W), got {masks!r}") from error
+            if masks.dim() < 2:
+                raise CamlibValueError(f"masks must be a tensor or an array (M, H, W), got shape {tuple(masks.shape)}")
         self._loader = loader.split(SIZE) if isinstance(loader, Tensor) and loader.dim() else loader
         self.target = _checked_target(target)
         """The target of all images."""

@@ -42,7 +42,7 @@ def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
         metrics = (*FAITHFULNESS, *(LOCALISATION if with_masks else ()))
     if isinstance(metrics, str):
         raise CamlibTypeError(f"metrics must be a list of names or a mapping, got a single string; give [{metrics!r}]")
-    if not isinstance(metrics, Iterable):
+    if not isinstance(metrics, Iterable) or hasattr(metrics, "ndim"):
         raise CamlibTypeError(f"metrics must be a list of names or a mapping, got {metrics!r}")
     options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in map(_hashable, metrics)}
     if not options:
@@ -103,7 +103,7 @@ def explainers_of(methods: Any, network: Network, layers: Sequence[str] | None) 
     if isinstance(layers, str):
         raise CamlibTypeError(f"layers must be a list of names, got a single string; give [{layers!r}]")
     for name, listed in (("methods", methods), ("layers", layers)):
-        if not isinstance(listed, Iterable) and (name == "methods" or listed is not None):
+        if (not isinstance(listed, Iterable) or hasattr(listed, "ndim")) and (name == "methods" or listed is not None):
             raise CamlibTypeError(f"{name} must be a list, got {listed!r}")
     given = list(METHODS) if isinstance(methods, str) else list(methods)
     named = {getattr(method, "name", method) for method in given}

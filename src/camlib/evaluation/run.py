@@ -12,7 +12,7 @@ from torch import nn
 
 from camlib import targets
 from camlib.comparison import located
-from camlib.errors import CamlibValueError, positive_int
+from camlib.errors import CamlibValueError, boolean, positive_int
 from camlib.evaluation.batches import Batch, Batches
 from camlib.evaluation.evaluator import Evaluator
 from camlib.evaluation.plan import AnyMetric, columns_of, explainers_of, row_of
@@ -103,8 +103,8 @@ def evaluate(
         network, columns, score=score, chunk_size=chunk_size, max_passes=positive_int("max_passes", max_passes)
     )
     explainers = explainers_of(methods, network, layers)
-    lines = []
-    with tqdm(total=batches.total, desc="evaluate", unit=" images", disable=not progress) as bar:
+    lines, hidden = [], not boolean("progress", progress)
+    with tqdm(total=batches.total, desc="evaluate", unit=" images", disable=hidden) as bar:
         for line in _lines(evaluator, explainers, batches, path):
             lines.append(line)
             bar.update(line["images"])

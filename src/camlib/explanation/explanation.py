@@ -246,6 +246,8 @@ class Explanation:
         Raises:
             CamlibValueError: there are no explanations, or they differ in more than their images.
         """
+        if not isinstance(explanations, Sequence) or not all(isinstance(one, Explanation) for one in explanations):
+            raise CamlibTypeError(f"explanations must be a list of them, got {explanations!r}")
         return Explanation(**joined([vars(explanation) for explanation in explanations]))
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.finding import find_layer_in, locate_tokens
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, boolean
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.names import resolve_layers
@@ -97,6 +97,7 @@ class Method(ABC):
         relu: bool = True,
         fuse: str | None = None,
     ) -> None:
+        boolean("relu", relu)
         if fuse is not None and (not isinstance(fuse, str) or fuse not in FUSIONS):
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:

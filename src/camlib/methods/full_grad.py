@@ -195,7 +195,7 @@ class FullGrad(Method):
         self, model: nn.Module, layer: Layer = None, *, tolerance: float | None = None, **options: Any
     ) -> None:
         super().__init__(model, layer, **options)
-        if tolerance not in (None, math.inf):
+        if tolerance is not None and not (isinstance(tolerance, float) and tolerance == math.inf):
             number("tolerance", tolerance, at_least=0)
         self.tolerance = tolerance
 

@@ -70,7 +70,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
 
 
 def _check(kernel: str, gamma: float | None) -> None:
-    if kernel not in list(KERNELS):
+    if not isinstance(kernel, str) or kernel not in KERNELS:
         raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     if gamma is not None:
         positive_number("gamma, if not None,", gamma)

@@ -132,6 +132,11 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
         image, convolution = _image(inputs), _first_convolution(model)
         if image is not None and convolution is not None and image.shape[0] == convolution.in_channels:
             return unbatched(image)
+    if isinstance(error, (RuntimeError, ValueError)) and isinstance(inputs.raw, Tensor) and inputs.raw.dim() < 3:
+        return CamlibValueError(
+            f"the inputs have shape {tuple(inputs.raw.shape)} and are {inputs.raw.dtype}, and the "
+            f"{type(model).__name__} failed at them: {error}; give what it takes, usually a batch (N, C, H, W)"
+        )
     if isinstance(error, RuntimeError) and "channels" in str(error) and (channels := _channels(model, inputs)):
         return channels
     if not isinstance(error, (AttributeError, TypeError, KeyError, IndexError)):

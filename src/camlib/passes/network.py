@@ -86,6 +86,8 @@ class Network:
                 raise CamlibValueError(
                     f"inputs are on {tensor.device} but the model is on {home}; move one: inputs.to({home!r})"
                 )
+            if tensor is inputs.raw and not tensor.dim():
+                raise CamlibValueError("inputs are a single number; give a batch of images, (N, C, H, W)")
             if tensor.dim() and not tensor.shape[0]:
                 raise CamlibValueError(f"inputs are empty: shape {tuple(tensor.shape)}; give at least one image")
         if not any(map(Tensor.is_inference, inputs.tensors)):
