@@ -434,12 +434,12 @@ class TestFinding:
         assert caught.value.__context__ is None
 
 
-class Scripted(nn.Module):
-    """A network with a scripted stem."""
+class Parts(nn.Module):
+    """A network whose parts the tests script."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
         self.conv, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -463,12 +463,32 @@ class TestModels:
     """Models that cannot be explained as they are."""
 
     @pytest.mark.filterwarnings("ignore:`torch.jit")
-    @pytest.mark.parametrize("run", [camlib.GradCAM, lambda m: camlib.GradCAM(m, "stem"), lambda m: None])
-    def test_a_scripted_submodule_is_refused_unless_the_layer_is_elsewhere(self, run: Any) -> None:
-        model, images = Scripted(), PIXELS.float()
-        with pytest.raises(camlib.CamlibTypeError, match="a ScriptModule, Sequential, which takes no hooks.*layer="):
-            (run(model) or (lambda x: camlib.list_layers(model, x)))(images)
-        assert camlib.GradCAM(model, "conv")(images, 0).maps.shape == (2, 28, 28)
+    @pytest.mark.parametrize("part", ["stem", "head"])
+    def test_a_scripted_submodule_is_passed_over_where_the_layer_is_elsewhere(self, part: str) -> None:
+        plain, images = Parts(), PIXELS.float()
+        model = copy.deepcopy(plain)
+        setattr(model, part, torch.jit.script(getattr(model, part)))
+        for _ in range(3):  # torch optimises a scripted module after two runs
+            assert camlib.find_layer(model, images) == camlib.find_layer(plain, images) == "conv"
+            listed = {info.name for info in camlib.list_layers(plain, images)}
+            assert {info.name for info in camlib.list_layers(model, images)} == {
+                name for name in listed if not name.startswith(part)
+            }
+            expected = camlib.GradCAM(plain)(images, 0).maps
+            torch.testing.assert_close(camlib.GradCAM(model)(images, 0).maps, expected)
+        if part == "head":
+            with pytest.raises(camlib.CamlibRuntimeError, match="no linear classifier reads the mean"):
+                camlib.CAM(model, "conv")(images, 0)
+        assert not any(module._forward_hooks for module in model.modules() if not hasattr(module, "original_name"))
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit")
+    def test_a_scripted_submodule_that_may_return_the_layer_is_refused(self) -> None:
+        model, images = Parts(), PIXELS.float()
+        model.conv = torch.jit.script(model.conv)
+        for run in (camlib.GradCAM(model), camlib.GradCAM(model, "conv"), lambda x: camlib.find_layer(model, x)):
+            with pytest.raises(camlib.CamlibTypeError, match="a ScriptModule, Conv2d, which takes no hooks.*layer="):
+                run(images)
+        assert camlib.GradCAM(model, "stem")(images, 0).maps.shape == (2, 30, 30)
         assert not any(module._forward_hooks for module in model.modules() if not hasattr(module, "original_name"))
 
     @pytest.mark.parametrize("options", [{}, {"layer": "conv"}])
@@ -592,3 +612,26 @@ class TestSlips:
         reference = model(PIXELS).pooler_output[0].detach()
         assert camlib.GradCAM(model)(PIXELS, camlib.targets.Similarity(reference)).maps.shape == (2, 4, 4)
         assert camlib.EigenCAM(model)(PIXELS).maps.shape == (2, 4, 4)  # no class, no target
+
+
+CHANNELS_LAST = PIXELS.float().movedim(1, 3)
+OTHER_CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "channels last": (
+        lambda model: camlib.GradCAM(model)(CHANNELS_LAST),
+        r"takes 3 channels.*give images.movedim\(-1, 1\)",
+    ),
+    "gray": (lambda model: camlib.GradCAM(model)(PIXELS.float()[:, :1]), r"shape \(2, 1, .*expand\(-1, 3, -1, -1\)"),
+    "two channels": (lambda model: camlib.GradCAM(model, "0")(PIXELS.float()[:, :2]), "give images of 3 channels"),
+    "list": (lambda model: camlib.GradCAM(model)([PIXELS.float()]), r"takes no list.*torch.stack\(images\)"),
+    "forward": (lambda model: camlib.GradCAM(model, forward="logits"), "forward must be a function, got str: 'logits'"),
+    "no forward": (lambda model: camlib.GradCAM(model, forward=False), "forward must be a function, got bool"),
+    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), "reshape must be a function, got list"),
+    "fuse": (lambda model: camlib.GradCAM(model, fuse=["mean"]), "fuse must be one of"),
+    "create": (lambda model: camlib.create(["grad_cam"], model), "name of a method must be a str, got list"),
+}
+
+
+@pytest.mark.parametrize(("call", "said"), OTHER_CALLS.values(), ids=OTHER_CALLS)
+def test_other_arguments_are_refused_with_what_to_give(call: Callable[[nn.Module], Any], said: str) -> None:
+    with pytest.raises(camlib.CamlibError, match=said):
+        call(small_cnn())

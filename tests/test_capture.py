@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -487,3 +488,59 @@ def test_gradient_of_the_sum_of_the_scores_is_that_of_each() -> None:
     torch.testing.assert_close(captured.gradients(outputs[:, 1].sum()), captured.gradients(outputs[:, 1]))
     with pytest.raises(ValueError, match=r"must be \(N,\), \(N, K\) or a single number, got \(2, 3, 1\)"):
         captured.gradients(outputs[..., None])
+
+
+def compiled_parts() -> dict[str, Callable[[nn.Module], Any]]:
+    """The ways to compile a part of a network."""
+
+    def by_method(model: nn.Module) -> None:
+        model.features.compile(backend="aot_eager")
+        model.norm.compile(backend="aot_eager")
+
+    def wrapped(model: nn.Module) -> None:
+        model.norm = torch.compile(model.norm, backend="aot_eager")
+
+    def function(model: nn.Module) -> None:
+        model.head.forward = torch.compile(model.head.forward, backend="aot_eager")
+
+    return {"by method": by_method, "wrapped": wrapped, "function": function}
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "shapley_cam", "full_grad", "smooth_grad_cam_plus_plus"])
+@pytest.mark.parametrize("part", compiled_parts())
+def test_a_model_with_compiled_parts_is_explained_eagerly(images: Tensor, part: str, name: str) -> None:
+    from torch._dynamo import eval_frame
+
+    model = Network().eval()
+    plain = copy.deepcopy(model)
+    compiled_parts()[part](model)
+    with torch.no_grad():
+        model(images)
+    for layer in (None, "features") if name != "full_grad" else (None,):
+        found, expected = (camlib.create(name, one, layer)(images, 1) for one in (model, plain))
+        torch.testing.assert_close(found.maps, expected.maps)
+    assert eval_frame._stance.stance == "default"
+
+
+def test_calls_that_overlap_in_threads_restore_the_compiler(images: Tensor) -> None:
+    from torch._dynamo import eval_frame
+
+    first, second, over = threading.Event(), threading.Event(), []
+
+    def outer(outputs: Tensor) -> Tensor:
+        first.set()
+        second.wait(20)
+        return outputs[:, 0]
+
+    def inner(outputs: Tensor) -> Tensor:
+        second.set()
+        thread.join(20)  # the other call ends first
+        over.append(eval_frame._stance.stance)
+        return outputs[:, 0]
+
+    thread = threading.Thread(target=lambda: camlib.GradCAM(Network(), "norm")(images, outer))
+    thread.start()
+    first.wait(20)
+    camlib.GradCAM(Network(), "norm")(images, inner)
+    assert set(over) == {"force_eager"}
+    assert eval_frame._stance.stance == "default"

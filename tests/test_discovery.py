@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -419,3 +421,46 @@ class TestLayouts:
     def test_features_without_a_grid_are_an_error_with_advice(self) -> None:
         with pytest.raises(ValueError, match=r"layer 'head' returns shape \(2, 3\).*reshape="):
             camlib.GradCAM(TinyViT(1), "head")(torch.rand(2, 3, 16, 24), 0)
+
+
+class Summed(nn.Module):
+    """Sums in the network's own forward, n times, and as many classes as channels."""
+
+    def __init__(self, blocks: int, block: Callable[[], nn.Module], *, chained: bool = True) -> None:
+        super().__init__()
+        self.stem, self.chained = nn.Conv2d(3, 4, 3, padding=1), chained
+        self.blocks, self.last = nn.ModuleList(block() for _ in range(blocks)), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x if self.chained else first)
+        return self.last(x).mean((2, 3))
+
+
+def calls_in_the_graph(run: Callable[[], Any]) -> int:
+    """How many functions of the module that reads the graph a call makes."""
+    count = 0
+
+    def note(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call") and frame.f_code.co_filename.endswith("discovery/graph.py")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("block", [nn.ReLU, lambda: nn.Conv2d(4, 4, 1)])
+@pytest.mark.parametrize("chained", [True, False])
+def test_the_graph_is_read_in_linear_time(block: Callable[[], nn.Module], chained: bool) -> None:
+    images, found, calls = torch.rand(1, 3, 8, 8), [], []
+    for blocks in (40, 640):  # 16 times as many
+        model = Summed(blocks, block, chained=chained)
+        calls.append(calls_in_the_graph(lambda model=model: found.append(camlib.find_layer(model, images))))
+    assert calls[1] < 17 * calls[0]
+    assert found[1] == found[0].replace("39", "639")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import linecache
+import os
 import random
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -215,3 +218,103 @@ def test_number_of_live_tensors_is_constant_over_a_thousand_calls() -> None:
     finally:
         gc.enable()
     assert after == before, "tensors are kept, or wait for the cycle collector"
+
+
+def interrupted_at(number: int, call: Callable[[], Any]) -> bool:
+    """Run a call, with a KeyboardInterrupt at the n-th line of what sets up and undoes its changes; False if over."""
+    lines = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith(("isolation.py", "hooks.py", "undoing.py")):
+            return None
+        # Python runs no signal handler between the last line of a with block and its exit, which is traced as a line
+        if event == "line" and not linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(
+            "with"
+        ):
+            lines += 1
+            if lines == number:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return lines >= number
+
+
+@pytest.mark.parametrize("layer", ["norm", None])
+def test_an_interruption_at_any_line_leaves_no_trace_and_no_call_is_counted_for_ever(layer: str | None) -> None:
+    images, number = torch.rand(2, 3, 8, 8), 1
+    step = 1 if layer else 37  # the search for the layer has thousands of lines
+    while True:
+        model = model_in_some_state()
+        before = state(model)
+        more = interrupted_at(number, lambda model=model: camlib.GradCAM(model, layer)(images))
+        assert_same(before, state(model), f"line {number}")
+        camlib.GradCAM(model, layer)(images)  # a later call must not restore what the interrupted one held
+        assert_same(before, state(model), f"after line {number}")
+        if not more:
+            break
+        number += step
+    assert number > 100
+
+
+class Counting(nn.Module):
+    """Counts its calls in buffers, in place and by assignment, and draws from NumPy and Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_cnn()
+        self.register_buffer("in_place", torch.zeros(()))
+        self.register_buffer("assigned", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.in_place += 1
+        self.assigned = self.assigned + 1
+        return self.net(x) + np.random.rand() + random.random()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_buffers_that_the_model_changes_and_all_random_numbers_are_restored(training: bool) -> None:
+    model, images = Counting().train(training), torch.rand(1, 3, 8, 8)
+    model.in_place += 5
+    before, buffers = state(model), dict(model.named_buffers())
+    del before["versions"]["in_place"], before["versions"]["assigned"]
+    camlib.GradCAM(model)(images)
+    after = state(model)
+    del after["versions"]["in_place"], after["versions"]["assigned"]
+    assert_same(before, after)
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_the_model_as_it_was() -> None:
+    """Another thread's call runs in the parent, not in the child."""
+    model = model_in_some_state()
+    before = {name: module.training for name, module in model.named_modules()}
+    inside, done = threading.Event(), threading.Event()
+
+    def target(outputs: Tensor) -> Tensor:
+        inside.set()
+        done.wait(20)
+        return outputs[:, 0]
+
+    thread = threading.Thread(target=lambda: camlib.GradCAM(model, "norm")(torch.rand(1, 3, 8, 8), target))
+    thread.start()
+    inside.wait(20)
+    assert not model.training
+    child = os.fork()
+    if child == 0:
+        now = {name: module.training for name, module in model.named_modules()}
+        os._exit(0 if now == before else 1)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == 0
+    assert {name: module.training for name, module in model.named_modules()} == before

@@ -70,6 +70,8 @@ def number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
     found = float(value)
+    if isinstance(value, numbers.Integral) and abs(found) >= 2.0**63:
+        raise CamlibValueError(f"{name} must be {wanted}, and an int below 2^63, got {value!r}")
     if not (above < found < below and at_least <= found <= at_most):
         raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
     return found
@@ -103,28 +105,12 @@ def positive_int(name: str, value: object, instead: str = "") -> int:
     wanted = f"{instead} or an int of at least 1" if instead else "an int of at least 1"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
-    if value < 1:
+    found = int(value)
+    if found < 1:
         raise CamlibValueError(f"{name} must be {wanted}, got {value!r}")
-    return int(value)
-
-
-def flag(name: str, value: object) -> bool:
-    """Return a bool.
-
-    Args:
-        name: the argument's name, for errors.
-        value: what was given for it.
-
-    Raises:
-        CamlibTypeError: ``value`` is not a bool; "no" would count as true.
-
-    Example:
-        >>> flag("relu", False)
-        False
-    """
-    if not isinstance(value, bool):
-        raise CamlibTypeError(f"{name} must be True or False, got {value!r}")
-    return value
+    if found >= 2**31:
+        raise CamlibValueError(f"{name} must be {wanted} and below 2^31, got {value!r}")
+    return found
 
 
 def optional_function(name: str, value: object) -> None:
@@ -144,3 +130,22 @@ def optional_function(name: str, value: object) -> None:
     """
     if value is not None and not callable(value):
         raise CamlibTypeError(f"{name} must be a function or None, got {value!r}")
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return True or False; a text such as "no" is refused, it is not True.
+
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+
+    Raises:
+        CamlibTypeError: it is something else.
+
+    Example:
+        >>> boolean("relu", False)
+        False
+    """
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):  # NumPy's, not imported here
+        raise CamlibTypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)

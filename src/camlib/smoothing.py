@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibValueError, flag, number
+from camlib.errors import CamlibTypeError, CamlibValueError, boolean, number
 from camlib.explanation import Explanation
 from camlib.imaging import resize
 from camlib.inputs import Inputs
@@ -91,7 +91,7 @@ class TestTimeAugmentation(Smoothing):
     def __init__(self, method: Explainer, factors: Sequence[float] = (1.0, 0.9, 1.1), *, mirror: bool = True) -> None:
         super().__init__(method)
         self.factors = _numbers("factors", factors, above=0)
-        self.mirror = flag("mirror", mirror)
+        self.mirror = boolean("mirror", mirror)
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         if self.mirror and clean.extent is not None:

@@ -23,7 +23,7 @@ import camlib
 from camlib import metrics
 from camlib.evaluation import Failure, TableRow
 from camlib.evaluation.evaluator import _counting
-from camlib.evaluation.run_log import as_json
+from camlib.evaluation.run_log import as_json, locked
 from camlib.inputs import Inputs
 from camlib.metrics import METRICS
 from camlib.metrics.declaration import metric
@@ -681,3 +681,216 @@ def test_a_vision_transformer_can_be_evaluated():
     assert {row.method for row in found.rows} == {"grad_cam", "le_grad", "random_cam", "center_gaussian"}
     assert [row.method for row in found.left_out] == ["cam"]
     assert not any(math.isnan(found.mean(row, name)) for row in found.rows for name in FEW)
+
+
+class Tempered(nn.Module):
+    """A network with everything that may change its outputs; it counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.temperature, self.flags, self.passes = small_cnn(), 1.0, {"flip": False}, 0
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x):
+        self.passes += 1
+        x = x.flip(-1) if self.flags["flip"] else x
+        return self.net(x) * self.scale / self.temperature
+
+
+CHANGES = {
+    "a buffer that is not saved": lambda model: model.scale.fill_(3),
+    "an attribute": lambda model: setattr(model, "temperature", 0.1),
+    "an item of an attribute": lambda model: model.flags.update(flip=True),
+    "an option of a layer": lambda model: setattr(model.net[0], "padding_mode", "circular"),
+    "the type of a layer": lambda model: model.net.__setitem__(3, nn.Tanh()),
+    "a parameter": lambda model: model.net[6].bias.data.add_(1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_record_of_a_model_that_was_changed_is_refused(images, tmp_path, change):
+    asked, model = {"methods": ["grad_cam"], "layers": ["net.2"], "metrics": ["average_drop"], "target": 1}, Tempered()
+    asked["path"] = tmp_path / "record.jsonl"
+    camlib.evaluate(model, images, **asked)
+    camlib.evaluate(model, images, **asked)  # its counter has moved
+    camlib.evaluate(Tempered(), images, **asked)
+    change(model)
+    with pytest.raises(camlib.CamlibValueError, match="different (attributes|model)"):
+        camlib.evaluate(model, images, **asked)
+
+
+def test_a_record_of_other_versions_or_of_autocast_is_refused(images, tmp_path, monkeypatch):
+    asked = {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["average_drop"], "path": tmp_path / "record.jsonl"}
+    model = small_cnn().eval()
+    camlib.evaluate(model, images, **asked)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(camlib.CamlibValueError, match="different autocast"),
+    ):
+        camlib.evaluate(model, images, **asked)
+    monkeypatch.setattr("camlib.evaluation.run_log.__version__", "99")
+    with pytest.raises(camlib.CamlibValueError, match="different versions"):
+        camlib.evaluate(model, images, **asked)
+
+
+def damages(lines):
+    """A record's lines, changed by somebody else than camlib."""
+    first, *batches = lines
+    changed = json.loads(batches[0])
+    changed["holds"]["rows"][0]["values"]["average_drop"][0] = 0.5
+    dropped = json.loads(batches[0])
+    del dropped["holds"]["rows"]
+    return {
+        "a value changed": [first, json.dumps(changed).encode(), *batches[1:]],
+        "rows dropped": [first, json.dumps(dropped).encode(), *batches[1:]],
+        "a line lost": [first, *batches[1:]],
+        "a line twice": [first, batches[0], *batches],
+        "lines swapped": [first, *reversed(batches)],
+        "a list": [first, b"[1, 2]", *batches],
+        "a number": [b"3", *batches],
+        "NaN": [
+            first,
+            batches[0].replace(b'"passes": 1.0', b'"passes": NaN').replace(b": 1,", b": NaN,"),
+            *batches[1:],
+        ],
+        "binary": [b"\xff\xfe\x00", *batches],
+    }
+
+
+@pytest.fixture
+def recorded(images, tmp_path):
+    """A model, what was asked of it, and the file of a record of three batches."""
+    model, path = small_cnn().eval(), tmp_path / "record.jsonl"
+    asked = {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["average_drop"], "path": path}
+    batches = [images[:1], images[1:2], images[2:3]]
+    return lambda: camlib.evaluate(model, batches, **asked), path
+
+
+@pytest.mark.parametrize("kind", damages([b"{}", b'{"holds": {"rows": [{"values": {"average_drop": [0]}}]}}']))
+def test_a_record_that_somebody_changed_is_refused_and_stays(recorded, kind):
+    run, path = recorded
+    run()
+    damaged = b"\n".join(damages(path.read_bytes().splitlines())[kind]) + b"\n"
+    path.write_bytes(damaged)
+    with pytest.raises(camlib.CamlibValueError, match="not a record of an evaluation"):
+        run()
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"precious": [1, 2, 3]}', b"a line of text", b"\xff\xfea\x00", b"\n", b'{"asked": 1}\n']
+)
+def test_a_file_that_is_not_a_record_stays(recorded, content):
+    run, path = recorded
+    path.write_bytes(content)
+    with pytest.raises(camlib.CamlibValueError, match="not a record of an evaluation"):
+        run()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: os.mkfifo(path)])
+def test_a_path_that_is_not_a_regular_file_is_refused(recorded, make):
+    run, path = recorded
+    make(path)
+    with pytest.raises(camlib.CamlibValueError, match=r"not a regular file|cannot be opened"):
+        run()
+
+
+@pytest.mark.parametrize("path", [5, True, object(), "a\0b"])
+def test_a_path_that_cannot_be_one_is_refused(images, path):
+    with pytest.raises(camlib.CamlibError, match="path|opened"):
+        camlib.evaluate(small_cnn(), images, ["grad_cam"], ["2"], ["sparseness"], path=path)
+
+
+def test_line_endings_of_windows_do_no_harm(recorded):
+    run, path = recorded
+    whole = run()
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\r\n".join(lines[:2]) + b"\r\n" + lines[2][:30])  # a batch is cut short
+    for _ in range(3):
+        resumed = run()
+        assert torch.equal(
+            resumed.values["grad_cam", "2"]["average_drop"], whole.values["grad_cam", "2"]["average_drop"]
+        )
+    assert path.read_bytes().splitlines() == lines
+    assert path.read_bytes().count(b"\r") == 2
+
+
+def test_a_record_that_another_evaluation_writes_is_refused(recorded, images, tmp_path):
+    run, path = recorded
+    with path.open("a+b") as file:
+        assert locked(file)
+        with pytest.raises(camlib.CamlibValueError, match="in use by another evaluation"):
+            run()
+    run()
+    run()
+
+
+def test_a_record_cut_at_any_byte_resumes_to_the_same_bytes(recorded):
+    run, path = recorded
+    run()
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 211):
+        path.write_bytes(whole[:length])
+        run()
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_is_nan_and_the_others_have_their_values(model, images, bad, value):
+    asked = {"methods": ["grad_cam", "rise"], "layers": ["3"], "metrics": ["average_drop", "sparseness"], "target": 1}
+    asked["methods"][1] = camlib.RISE(model, samples=10)
+    whole = camlib.evaluate(model, [images[:2], images[2:4]], **asked)
+    damaged = images.clone()
+    damaged[bad, 0, 0, 0] = value
+    found = camlib.evaluate(model, [damaged[:2], damaged[2:4]], **asked)
+    for row in whole.rows:
+        for name in asked["metrics"]:
+            expected, values = whole.values[row][name].clone(), found.values[row][name]
+            if name == "average_drop" or row.method not in ("random_cam", "center_gaussian"):
+                assert values[bad].isnan()
+            expected[bad] = values[bad]
+            torch.testing.assert_close(values, expected, equal_nan=True)
+    assert {failure.images for failure in found.failures} == {(bad,)}
+    assert all("not finite" in failure.why for failure in found.failures)
+
+
+def test_an_error_names_the_image_that_is_not_finite(model, images):
+    damaged = images.clone()
+    damaged[2, 0, 0, 0] = math.nan
+    for call in (camlib.GradCAM(model, "3"), camlib.RISE(model, samples=4), lambda x: metrics.Scorer(model, x)):
+        with pytest.raises(camlib.CamlibRuntimeError, match="not finite.*for image 2"):
+            call(damaged)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loader": None}, "loader must give batches"),
+        ({"loader": "images"}, "loader must give batches"),
+        ({"methods": None}, "methods must be a list"),
+        ({"layers": 5}, "layers must be a list"),
+        ({"metrics": 5}, "metrics must be a list"),
+        ({"metrics": [5]}, "each of metrics must be a name or a metric"),
+        ({"metrics": {"deletion": {"stps": 3}}}, "deletion has no option 'stps'; did you mean 'steps'"),
+        ({"metrics": {"deletion": 3}}, "options of deletion must be a mapping"),
+        ({"score": None}, "score must make a target"),
+        ({"masks": 5}, "masks must be a tensor"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(model, images, changed, said):
+    asked = {"loader": images, "methods": ["grad_cam"], "layers": ["3"], "metrics": ["deletion"]} | changed
+    with pytest.raises(camlib.CamlibError, match=said):
+        camlib.evaluate(model, **asked)
+
+
+def test_a_row_or_a_metric_that_is_not_in_the_table_is_named(model, images):
+    table = camlib.evaluate(model, images, ["grad_cam"], ["3"], ["sparseness"])
+    for call in (table.mean, table.interval, lambda row, metric: table.difference(row, table.rows[0], metric)):
+        with pytest.raises(camlib.CamlibValueError, match="no row 'grad_cam'; evaluation.rows has.*grad_cam, 3"):
+            call("grad_cam", "sparseness")
+        with pytest.raises(camlib.CamlibValueError, match="no metric 'sparsness'; the table has sparseness"):
+            call(table.rows[0], "sparsness")

@@ -208,3 +208,12 @@ def test_thick_lines_and_nothing_to_draw(draw: Any) -> None:
     assert not draw(image, np.zeros((20, 20))).any()
     with pytest.raises(camlib.CamlibValueError, match="a single one"):
         draw(image, values[None])
+
+
+@pytest.mark.parametrize(
+    "options", [{"thickness": 1.5}, {"thickness": 0}, {"color": "red"}, {"color": (1, 2)}, {"color": (0, 0, 256)}]
+)
+@pytest.mark.parametrize("draw", [camlib.imaging.draw_boxes, camlib.imaging.draw_contours])
+def test_a_line_that_cannot_be_drawn_is_an_error(draw, options):
+    with pytest.raises(camlib.CamlibError, match=r"(thickness|color) must be"):
+        draw(np.zeros((8, 8, 3), np.uint8), np.ones((4, 4)), **options)

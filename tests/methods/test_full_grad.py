@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -325,3 +327,34 @@ def test_wrong_options_are_refused() -> None:
     for kind in ("1e-3", True):
         with pytest.raises(camlib.CamlibTypeError, match="tolerance"):
             FullGrad(small_cnn(), tolerance=kind)
+
+
+SHARDED = """
+import copy, os, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # torch before 2.6
+    from torch.distributed._composable.fsdp import fully_shard
+import camlib
+from tests.networks import small_cnn
+
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh, plain = init_device_mesh("cpu", (1,)), small_cnn().eval()
+model = copy.deepcopy(plain)
+for part in (*model.children(), model):
+    if list(part.parameters()):
+        fully_shard(part, mesh=mesh)
+images = torch.rand(2, 3, 8, 8)
+for name in ("full_grad", "cam", "grad_cam", "guided_grad_cam"):
+    found, expected = (camlib.create(name, one)(images, 1).maps for one in (model, plain))
+    torch.testing.assert_close(found, expected)
+print("equal")
+"""
+
+
+def test_a_network_sharded_by_fsdp_has_the_same_maps() -> None:
+    """In another process: freed memory that is read ends the process."""
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip().endswith("equal"), done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable
@@ -422,3 +423,15 @@ def test_after_a_call_a_relu_is_itself_again() -> None:
     leaf = torch.ones(3, requires_grad=True)
     (gradient,) = torch.autograd.grad(-torch.relu(leaf).sum(), leaf)
     assert torch.equal(gradient, -torch.ones(3))
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e18, 1e-15, 1e-20, 1e-30])
+def test_guided_grad_cam_does_not_overflow_or_underflow_where_its_factors_do_not(factor: float) -> None:
+    torch.manual_seed(0)
+    model, images = small_cnn(), torch.rand(3, 3, 8, 8)
+    wide = camlib.GuidedGradCAM(copy.deepcopy(model).double())(images.double(), camlib.TopK(3))
+    found = camlib.GuidedGradCAM(model, forward=lambda model, x: model(x) * factor)(images, camlib.TopK(3))
+    assert torch.equal(found.degenerate, wide.degenerate)
+    assert not found.degenerate.all()
+    torch.testing.assert_close(found.heatmaps().double(), wide.heatmaps(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.maps.double() / factor / factor, wide.maps, rtol=1e-3, atol=1e-5)

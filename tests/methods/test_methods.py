@@ -552,3 +552,8 @@ def test_models_in_half_precision_have_maps_in_single_near_the_double_ones(name:
     assert found.isfinite().all()
     assert expected.amax() > 0
     torch.testing.assert_close(found.double() / expected.amax(), expected / expected.amax(), rtol=0, atol=0.1)
+
+
+def test_a_map_too_large_for_kpca_cam_is_refused_before_memory_is_taken() -> None:
+    with pytest.raises(camlib.CamlibValueError, match=r"\(512, 512\) are more than 16384; choose a layer"):
+        camlib.functional.kpca_cam(torch.rand(1, 1, 512, 512))

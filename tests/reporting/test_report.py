@@ -315,3 +315,43 @@ def test_without_jinja2_the_extra_is_named(explanation, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(camlib.CamlibRuntimeError, match="install the extra report"):
         camlib.report(explanation, images)
+
+
+class Safe(str):
+    """A text that says it is HTML, as Django's safe strings and markupsafe's do."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def test_texts_that_say_they_are_html_are_escaped_too(explanation, images):
+    bad, each = Safe("<img src=x onerror=alert(1)>"), len(explanation)
+    made = camlib.report(
+        explanation,
+        images,
+        title=bad,
+        notice=bad,
+        names=[bad] * each,
+        notes=[bad] * each,
+        class_names=[bad] * 9,
+        card={bad: bad},
+        summary=[Headline(bad, bad, note=bad)],
+        sections=[Section(bad, [bad, Table([bad], [[bad]], bad)])],
+    )
+    assert "<img src=x" not in made.html
+    assert "&lt;img src=x" in made.html
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"card": ["a"]}, {"labels": 3}, {"names": 5}, {"confidences": 1}, {"predictions": "ab"}, {"notes": {"a": 1}}],
+)
+def test_arguments_of_another_kind_are_refused(explanation, images, arguments):
+    with pytest.raises(camlib.CamlibTypeError, match=f"{next(iter(arguments))} must be"):
+        camlib.report(explanation, images, **arguments)
+
+
+@pytest.mark.parametrize("interval", [(None, 1), 3, (0.1, 0.2, 0.3), "ab"])
+def test_an_interval_that_is_no_pair_of_numbers_is_refused(interval):
+    with pytest.raises(camlib.CamlibError, match="interval of 'a'"):
+        Headline("a", 0.5, interval)

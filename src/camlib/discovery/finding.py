@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.confirmation import followed, is_followed, layout_by_positions
-from camlib.discovery.graph import Graph, Tapped
+from camlib.discovery.graph import Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
+from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
@@ -100,7 +101,9 @@ def list_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
 
 def _submodules(network: Network) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in network.module.named_modules() if name]
+    """The modules that can be layers; scripted ones take no hooks."""
+    modules = network.module.named_modules()
+    return [(name, module) for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)]
 
 
 def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> str:
@@ -194,7 +197,7 @@ class _Found:
     candidates: list[Tapped]
     """All feature maps whose positions reach the score, in order of computation."""
     located: Located
-    records: list[Tapped]
+    records: Records
     graph: Graph
     size: Size | None
     """The usual size of the inputs."""
@@ -259,13 +262,14 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
 
         return hook
 
+    scripted = Scripted(network.module, lambda: len(records))
     tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
     with undisturbed(network.module):
         with torch.enable_grad():
             ready = inputs.map(_with_gradient)
         positions = followed(ready)
         # the hooks are gone before the backward pass, in which a checkpointed network calls its modules again
-        with torch.enable_grad(), positions, hooked(tapped):
+        with torch.enable_grad(), scripted.watching(), positions, hooked(tapped):
             outputs = network.run(ready)
         with torch.enable_grad():
             score = _score(Outputs(outputs))
@@ -276,8 +280,23 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
             )
         starts = [tensor.grad_fn for tensor in ready.tensors]
         choose = partial(_choose, network, records, starts=starts, outputs=score, inputs=inputs)
+    found = _chosen(network, records, inputs, choose, followed_all=not positions.not_followed)
+    scripted.refuse_after(found.last.order)
+    return found
+
+
+def _chosen(
+    network: Network,
+    records: list[Tapped],
+    inputs: Inputs,
+    choose: Callable[[Located], _Found],
+    *,
+    followed_all: bool,
+) -> _Found:
+    """Choose among the maps whose places are proved; then, if operations are unknown, among others that pass a test."""
+    with undisturbed(network.module):
         located = {one: place for one in records if (place := _located(one, inputs)) is not None}
-        inferred = _inferred(network.module, records, inputs) if positions.not_followed else {}
+        inferred = {} if followed_all else _inferred(network.module, records, inputs)
         if not inferred:
             return choose(located)
         proved = _or_error(partial(choose, located))
@@ -355,15 +374,16 @@ def _choose(
     reaching = [record for record in features if record.node in connected]
     if not reaching:
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
+    by_module = Records(records)
     through = graph.last_bottleneck(reaching) or reaching[-1]
     branches = graph.side_by_side(reaching, through)
     of_images = _of_most_axes(branches, located)
     if branches and (len(of_images) > 1 or len(branches) == 1):
-        raise _several_branches(of_images, located, graph, records)
+        raise _several_branches(of_images, located, graph, by_module)
     through = of_images[0] if branches else through
     later = graph.map_far_behind(through)
     if later is not None:
-        name = graph.outermost(through, records)
+        name = graph.outermost(through, by_module)
         raise CamlibRuntimeError(
             f"the last feature map {later} that leads to the score is returned by no module; the last one before it, "
             f"{name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the network's trunk into "
@@ -377,7 +397,7 @@ def _choose(
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    return _Found(through, reaching, located, records, graph, inputs.usual_size)
+    return _Found(through, reaching, located, by_module, graph, inputs.usual_size)
 
 
 def _of_most_axes(branches: list[Tapped], located: Located) -> list[Tapped]:
@@ -386,9 +406,7 @@ def _of_most_axes(branches: list[Tapped], located: Located) -> list[Tapped]:
     return [branch for branch, own in zip(branches, axes, strict=True) if own == max(axes)]
 
 
-def _several_branches(
-    branches: list[Tapped], located: Located, graph: Graph, records: list[Tapped]
-) -> CamlibRuntimeError:
+def _several_branches(branches: list[Tapped], located: Located, graph: Graph, records: Records) -> CamlibRuntimeError:
     names = [graph.outermost(branch, records) for branch in branches]
     if len(branches) == 1:
         return CamlibRuntimeError(

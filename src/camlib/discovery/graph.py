@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,6 +43,29 @@ class Tapped:
     tensor: Tensor  # the tapped tensor
     node: Any  # the autograd node of its clone, which is unique to the record
     place: Place  # where its elements come from
+
+
+class Records:
+    """The outputs of all modules in the discovery pass.
+
+    Args:
+        records: in order of computation.
+    """
+
+    def __init__(self, records: Sequence[Tapped]) -> None:
+        self.by_node = {record.node: record for record in records}
+        """Each by the autograd node of its clone."""
+        self.by_name: dict[str, list[Tapped]] = {}
+        """Those of each module, one for each call."""
+        for record in records:
+            self.by_name.setdefault(record.name, []).append(record)
+
+
+def _containers(name: str) -> Iterator[str]:
+    """The names of the modules that contain a module, from the inside out."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 class Graph:
@@ -108,7 +130,7 @@ class Graph:
             return False
         one_map_per_class = outputs.dim() == 0 or (outputs.dim() > 1 and outputs.shape[1] in record.tensor.shape[1:])
         return not (
-            one_map_per_class and self._is_projection(record.node) and record.node not in self._before_projection
+            one_map_per_class and record.node in self._projections and record.node not in self._before_projection
         )
 
     def _is_pooled(self, record: Tapped) -> bool:
@@ -143,13 +165,26 @@ class Graph:
                 return same
             (node,) = used
 
-    def _is_projection(self, node: Any) -> bool:
-        """Whether a map is a convolution or matrix product of another map, or a sum of these."""
-        *_, made = self._rearranged(node, f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}")
-        if made.name().startswith("AddBackward"):
-            return all(self._is_projection(term) for term, _ in made.next_functions if term is not None)
-        of_a_map = any(used in self._made for used in self._inputs[made])
-        return of_a_map and bool(re.search(_PARAMETRIC_OPS, made.name()))
+    @cached_property
+    def _projections(self) -> set[Any]:
+        """The nodes whose values are a convolution or matrix product of a map, or sums of these, also activated.
+
+        Each node is decided once, after its inputs: chains of sums have more paths than can be followed.
+        """
+        found: set[Any] = set()
+        kept = f"{_LAYOUT_OR_ACTIVATION_OPS}|{_RESIZING_OPS}"
+        for node, inputs in self._inputs.items():
+            first = node.next_functions[0][0] if node.next_functions else None
+            if first is not None and re.search(kept, node.name()):
+                is_projection = first in found
+            elif node.name().startswith("AddBackward"):
+                is_projection = all(term in found for term in inputs)
+            else:
+                of_a_map = any(used in self._made for used in inputs)
+                is_projection = of_a_map and bool(re.search(_PARAMETRIC_OPS, node.name()))
+            if is_projection:
+                found.add(node)
+        return found
 
     def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
         """The last record through which everything passes on its way to the outputs; see question 3."""
@@ -198,7 +233,7 @@ class Graph:
             of_images = len(shape) == record.tensor.dim() > 3 and shape[0] == len(record.tensor)
             is_map = of_images and math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
             if is_map and layers[node] > 2 and self._is_passed_by_all(node) and node not in self._outputs:
-                return None if self._is_projection(node) else shape
+                return None if node in self._projections else shape
         return None
 
     def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:
@@ -282,25 +317,24 @@ class Graph:
         """Whether a map is only a projection of an earlier one, like the lateral connections of feature pyramids."""
         return bool(re.search(_PARAMETRIC_OPS, self._maker(record, f"{_LAYOUT_OPS}|{_NORM_OPS}")))
 
-    def outermost(self, record: Tapped, records: list[Tapped]) -> str:
+    def outermost(self, record: Tapped, records: Records) -> str:
         """The name of the outermost module that contains the values' source and returns the same values.
 
         Modules that return the values in another shape, which is not a map, do not count. If all such modules are
         called several times, the name of one call, such as "relu#2".
         """
-        by_node = {other.node: other for other in records}
         maker = record
         for node in self._rearranged(record.node):  # back to the module that returned these values first
-            maker = by_node.get(node, maker)
+            maker = records.by_node.get(node, maker)
         around = [  # and forward to the containers that return them unchanged
             other
-            for other in records[maker.order + 1 :]
-            if maker.name.startswith(f"{other.name}.") and maker.node in self._rearranged(other.node)
+            for name in _containers(maker.name)
+            for other in records.by_name.get(name, ())
+            if other.order > maker.order and maker.node in self._rearranged(other.node)
         ]
-        called = Counter(other.name for other in records)
-        names = [other.name for other in (maker, *around) if other in self._maps and called[other.name] == 1]
-        own = record.name if called[record.name] == 1 else f"{record.name}#{record.call}"
-        return min(names, key=len, default=own)
+        once = [one.name for one in (maker, *around) if one in self._maps and len(records.by_name[one.name]) == 1]
+        own = record.name if len(records.by_name[record.name]) == 1 else f"{record.name}#{record.call}"
+        return min(once, key=len, default=own)
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:

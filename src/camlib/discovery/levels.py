@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from camlib.errors import CamlibRuntimeError
 from camlib.inputs import Inputs, Outputs, detections_in
 from camlib.inputs.nested import tensors_in
-from camlib.passes.hooks import in_this_thread
+from camlib.passes.hooks import hooked, pre_hooked
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
 
@@ -148,17 +148,16 @@ class _Watched:
     @contextlib.contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """Watch every module of a model inside the block, in this thread."""
-        handles = []
-        try:
-            for name, module in model.named_modules():
-                if name:
-                    before, after = self._before(name), self._after(name)
-                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                    handles.append(module.register_forward_hook(in_this_thread(after)))
+        modules = [
+            (name, module)
+            for name, module in model.named_modules()
+            if name and not isinstance(module, torch.jit.ScriptModule)
+        ]
+        with (
+            pre_hooked((module, self._before(name)) for name, module in modules),
+            hooked((module, self._after(name)) for name, module in modules),
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _before(self, name: str) -> Any:
         def note(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -166,7 +165,7 @@ class _Watched:
             for given in (*args, *kwargs.values()):
                 self._note(given)  # before the call: some heads overwrite the list that they are given
 
-        return in_this_thread(note)
+        return note
 
     def _after(self, name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs import Inputs
 from camlib.passes.network import Network
 from camlib.passes.rows import with_known_rows
@@ -83,8 +83,22 @@ class Batches:
     """
 
     def __init__(self, loader: Any, target: Any, masks: Any, max_images: int | None, network: Network) -> None:
+        if not isinstance(loader, (Tensor, Iterable)) or isinstance(loader, (str, bytes)):
+            raise CamlibTypeError(
+                f"loader must give batches, as a DataLoader, a list of them or a tensor of images, got a "
+                f"{type(loader).__name__}"
+            )
+        if getattr(loader, "ndim", 4) == 0:
+            raise CamlibValueError("loader is a single number; give a tensor of images, or batches of them")
+        if masks is not None:
+            try:
+                masks = torch.as_tensor(masks)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise CamlibTypeError(f"masks must be a tensor or an array (M, H, W), got {masks!r}") from error
+            if masks.dim() < 2:
+                raise CamlibValueError(f"masks must be a tensor or an array (M, H, W), got shape {tuple(masks.shape)}")
         self._network = network
-        self._loader = loader.split(SIZE) if isinstance(loader, Tensor) else loader
+        self._loader = loader.split(SIZE) if isinstance(loader, Tensor) and loader.dim() else loader
         self.target = _checked_target(target)
         """The target of all images."""
         self._masks = masks

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibError, CamlibRuntimeError
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError
 from camlib.evaluation.batches import Batch
 from camlib.evaluation.plan import AnyMetric, Columns, row_of
-from camlib.evaluation.run_log import as_json, digest_of
+from camlib.evaluation.run_log import as_json, attributes_of, digest_of, environment
 from camlib.evaluation.table import Failure, TableRow, or_none, row_in
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs
@@ -21,7 +21,7 @@ from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
 from camlib.metrics.readings import LocatedHeatmaps, called
-from camlib.passes.chunks import ChunkSize
+from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
 from camlib.smoothing import bound_target
@@ -56,12 +56,16 @@ class Evaluator:
         chunk_size: ChunkSize,
         max_passes: int,
     ) -> None:
+        if not callable(score):
+            raise CamlibTypeError(f"score must make a target of classes, as camlib.targets.Classes, got {score!r}")
+        Chunks(chunk_size)
         self._network = network
         self._columns = columns
         self._score = score
         self._link = link
         self._chunk_size = chunk_size
         self._max_passes = max_passes
+        self._attributes = attributes_of(network.module)
         self._passes: dict[Method, float] = {}
         """Forward passes of an image for each method that works."""
         self._left_out: dict[TableRow, str] = {}
@@ -76,6 +80,8 @@ class Evaluator:
             "link": self._link,
             "max_passes": self._max_passes,
             "model": digest_of(self._network.module),
+            "attributes": self._attributes,
+            **environment(),
         }
 
     def resume(self, explainers: Sequence[Method], line: Mapping[str, Any]) -> None:
@@ -84,15 +90,15 @@ class Evaluator:
         passes = {row_in(entry): entry["passes"] for entry in line["rows"]}
         self._passes = {one: passes[row] for one in explainers if (row := row_of(one)) in passes}
 
-    def choose(self, explainers: Sequence[Method], first: Batch) -> None:
-        """Keep the explainers that explain the first image in no more passes than allowed.
+    def choose(self, explainers: Sequence[Method], batch: Batch) -> None:
+        """Keep the explainers that explain the first image, whose numbers are finite, in no more passes than allowed.
 
         Raises:
             CamlibRuntimeError: none of them does.
         """
         for explainer in explainers:
             try:
-                self._passes[explainer] = self._counted(explainer, first)
+                self._passes[explainer] = self._counted(explainer, batch)
             except _TooManyPassesError:
                 self._left_out[row_of(explainer)] = f"more than {self._max_passes} forward passes an image"
             except CamlibError as error:
@@ -112,6 +118,9 @@ class Evaluator:
 
     def evaluated(self, batch: Batch) -> dict[str, Any]:
         """Return the values of a batch as JSON.
+
+        If a number is not finite for one image, because it holds NaN for example, the images are evaluated one by one,
+        so that the others have their values.
 
         Raises:
             CamlibRuntimeError: a metric fails for every method on the first batch, which is the caller's mistake.
@@ -134,7 +143,13 @@ class Evaluator:
             "rows": rows,
             "left_out": [{**row._asdict(), "why": why} for row, why in self._left_out.items()],
             "failures": [failure.as_record() for failure in failures],
+            "changed": self._changed(),
         }
+
+    def _changed(self) -> list[str]:
+        """Return the names of the model's attributes that its own forward passes change, such as a counter."""
+        now = attributes_of(self._network.module)
+        return sorted(name for name in now | self._attributes if now.get(name) != self._attributes.get(name))
 
     def _results_of_each(self, batch: Batch) -> tuple[dict[Method, dict[str, Result]], list[Failure]]:
         """Return the results of each method by metric, and the methods that failed.
@@ -308,7 +323,7 @@ def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
         if counted[0] > limit:
             raise _TooManyPassesError
 
-    with pre_hooked(model, count):
+    with pre_hooked([(model, count)]):
         yield counted
 
 

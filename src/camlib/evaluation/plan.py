@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from camlib.comparison import on_network
@@ -41,10 +42,12 @@ def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
         metrics = (*FAITHFULNESS, *(LOCALISATION if with_masks else ()))
     if isinstance(metrics, str):
         raise CamlibTypeError(f"metrics must be a list of names or a mapping, got a single string; give [{metrics!r}]")
-    options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in metrics}
+    if not isinstance(metrics, Iterable) or hasattr(metrics, "ndim"):
+        raise CamlibTypeError(f"metrics must be a list of names or a mapping, got {metrics!r}")
+    options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in map(_hashable, metrics)}
     if not options:
         raise CamlibValueError("metrics is empty; give at least one, such as 'average_drop'")
-    columns = {_metric(given): of_metric for given, of_metric in options.items()}
+    columns = {_metric(given): _options(_metric(given), of_metric) for given, of_metric in options.items()}
     names = [metric.name for metric in columns]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -53,6 +56,29 @@ def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
     if needing and not with_masks:
         raise CamlibValueError(f"{', '.join(needing)} compare heatmaps with masks; give masks=, or leave them out")
     return columns
+
+
+def _hashable(given: Any) -> Any:
+    if not isinstance(given, (str, Metric)):
+        raise CamlibTypeError(f"each of metrics must be a name or a metric, got {given!r}")
+    return given
+
+
+def _options(metric: AnyMetric, given: Any) -> Mapping[str, Any]:
+    """Return a metric's options.
+
+    Raises:
+        CamlibTypeError: they are no mapping, or the metric has no such option.
+    """
+    if not isinstance(given, Mapping):
+        raise CamlibTypeError(f"the options of {metric.name} must be a mapping, got {given!r}")
+    own = list(inspect.signature(metric.of).parameters)[1:]
+    for name in given:
+        if name not in own:
+            close = difflib.get_close_matches(str(name), own, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own) or 'none'}"
+            raise CamlibTypeError(f"{metric.name} has no option {name!r}; {hint}")
+    return given
 
 
 def _metric(given: Any) -> AnyMetric:
@@ -76,6 +102,9 @@ def explainers_of(methods: Any, network: Network, layers: Sequence[str] | None) 
         raise CamlibTypeError(f'methods must be "all" or a list of them, got {methods!r}')
     if isinstance(layers, str):
         raise CamlibTypeError(f"layers must be a list of names, got a single string; give [{layers!r}]")
+    for name, listed in (("methods", methods), ("layers", layers)):
+        if (not isinstance(listed, Iterable) or hasattr(listed, "ndim")) and (name == "methods" or listed is not None):
+            raise CamlibTypeError(f"{name} must be a list, got {listed!r}")
     given = list(METHODS) if isinstance(methods, str) else list(methods)
     named = {getattr(method, "name", method) for method in given}
     found: list[Method] = []

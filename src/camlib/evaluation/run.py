@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -12,7 +13,7 @@ from torch import nn
 
 from camlib import targets
 from camlib.comparison import located
-from camlib.errors import CamlibValueError, positive_int
+from camlib.errors import CamlibValueError, boolean, positive_int
 from camlib.evaluation.batches import Batch, Batches
 from camlib.evaluation.evaluator import Evaluator
 from camlib.evaluation.plan import AnyMetric, columns_of, explainers_of, row_of
@@ -75,7 +76,10 @@ def evaluate(
         chunk_size: :attr:`camlib.passes.chunks.Chunks.size`, for the metrics' passes.
         progress: whether to show a progress bar over the images.
         path: a file to which the values of each batch are appended. Batches that it already holds are not evaluated
-            again, so that a stopped evaluation resumes. Functions among the options must be named functions, defined
+            again, so that a stopped evaluation resumes. It refuses to resume what is not the same: methods, metrics,
+            options, target, images, masks, the model's tensors and attributes, autocast, or the versions of camlib,
+            torch and Python; a file that it did not write, or that was changed; and a file that another evaluation is
+            writing. Functions among the options must be named functions, defined
             with def at the top of a module, without a decorator: no lambda, no ``functools.partial``. They are
             recognised by their code, the constants of their module that they read, and the functions of their module
             that they call; classes, and functions of other modules, only by their names.
@@ -107,8 +111,8 @@ def evaluate(
         max_passes=positive_int("max_passes", max_passes),
     )
     explainers = explainers_of(methods, network, layers)
-    lines = []
-    with tqdm(total=batches.total, desc="evaluate", unit=" images", disable=not progress) as bar:
+    lines, hidden = [], not boolean("progress", progress)
+    with tqdm(total=batches.total, desc="evaluate", unit=" images", disable=hidden) as bar:
         for line in _lines(evaluator, explainers, batches, path):
             lines.append(line)
             bar.update(line["images"])
@@ -127,22 +131,24 @@ def _lines(
         if batch.is_usable:
             break
     first = begin[-1].first
-    for number, batch in enumerate(itertools.chain(begin, remaining)):
-        if number == 0:
-            explainers = _located(explainers, first)
-            if path is not None:
-                log = RunLog(path, evaluator.description(explainers) | {"target": as_json(batches.target)})
-        digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
-        line = log.batch(number, digest) if log else None
-        if number == 0 and line is None:
-            evaluator.choose(explainers, first)
-        elif number == 0 and line is not None:
-            evaluator.resume(explainers, line)
-        if line is None:
-            line = evaluator.evaluated(batch) | {"digest": digest}
-            if log:
-                log.append(line)
-        yield line
+    with contextlib.ExitStack() as stack:
+        for number, batch in enumerate(itertools.chain(begin, remaining)):
+            if number == 0:
+                explainers = _located(explainers, first)
+                if path is not None:
+                    log = RunLog(path, evaluator.description(explainers) | {"target": as_json(batches.target)})
+                    stack.callback(log.close)
+            digest = digest_of([*batch.inputs.tensors, batch.masks]) if log else ""
+            line = log.batch(number, digest) if log else None
+            if number == 0 and line is None:
+                evaluator.choose(explainers, first)
+            elif number == 0 and line is not None:
+                evaluator.resume(explainers, line)
+            if line is None:
+                line = evaluator.evaluated(batch) | {"digest": digest}
+                if log:
+                    log.append(line)
+            yield line
 
 
 def _located(explainers: Sequence[Method], first: Batch) -> list[Method]:

@@ -18,8 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibValueError
+from camlib import __version__
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Inputs
+
+FORMAT = 2
+"""The version of the file's layout."""
 
 WITH_REPR = (bytes, complex, range, slice, torch.dtype, torch.device, PurePath)
 """Types whose ``repr`` says everything, in every process."""
@@ -28,45 +32,98 @@ CONSTANTS = (bool, int, float, str, bytes, complex, Tensor, nn.Module)
 
 
 class RunLog:
-    """Lines of JSON: the first says what is evaluated, each other one holds a batch.
+    """A file of lines of JSON: the first says what is evaluated, each other one holds a batch.
 
-    An incomplete last line, of a process that was killed, is removed.
+    Each line has a digest of itself and of all lines before it, so that a line that was changed, lost or written by
+    somebody else is noticed. An incomplete last line, of a process that was killed, is removed. The file is locked
+    until :meth:`close`, which the end of the process does, too.
 
     Args:
         path: the file, which is created if it does not exist.
         asked: what must be the same to resume.
 
     Raises:
-        CamlibValueError: the file is of another evaluation, or of another kind.
+        CamlibTypeError: ``path`` is not a path.
+        CamlibValueError: the file is of another evaluation, of another kind, or used by another process; or it cannot
+            be opened.
     """
 
     def __init__(self, path: str | PathLike[str], asked: dict[str, Any]) -> None:
+        if not isinstance(path, (str, PathLike)):
+            raise CamlibTypeError(f"path must be a path of a file, got {type(path).__name__}")
         self._path = Path(path)
-        self._lines = self._read(asked)
-        if not self._lines:
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"asked": asked}) + "\n", encoding="utf-8")
+            regular = self._path.is_file() or not self._path.exists()
+            self._file: Any = self._path.open("a+b") if regular else None
+        except (OSError, ValueError) as error:
+            raise CamlibValueError(f"{path} cannot be opened as a record of an evaluation: {error}") from error
+        if self._file is None:
+            raise self._refused("it is not a regular file")
+        try:
+            if not locked(self._file):
+                raise CamlibValueError(
+                    f"{self._path} is in use by another evaluation; wait until it ends, or give another path"
+                )
+            self._before = ""
+            """The digest of the last line."""
+            self._batches = self._read(asked)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close and unlock the file."""
+        self._file.close()
 
     def _read(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        complete = text[: text.rfind("\n") + 1]
+        """Return the recorded batches, after checking what was asked; begin a file that is empty."""
+        begin, given = {"record": FORMAT, "asked": asked}, self._bytes()
+        complete = given[: given.rfind(b"\n") + 1]
         if not complete:
+            if not self._line(begin).startswith(given):
+                raise self._refused("it does not begin with a line of JSON")
+            self._file.truncate(0)
+            self.append(begin)
             return []
-        try:
-            head, *lines = map(json.loads, complete.splitlines())
-            before = head["asked"]
-            changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CamlibValueError(
-                f"{self._path} is not a record of an evaluation ({error}); give another path, or delete the file"
-            ) from error
+        head, *batches = map(self._record, complete.splitlines())
+        if head.get("record") != FORMAT:
+            raise self._refused(f"its format is {head.get('record')!r}, this camlib writes {FORMAT}")
+        ignored = {name for batch in batches for name in batch["changed"]}
+        before, now = _without(ignored, head["asked"]), _without(ignored, json.loads(json.dumps(asked)))
+        changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed:
             raise CamlibValueError(
                 f"{self._path} is the record of another evaluation (different {', '.join(changed)}); give another "
                 "path, or delete the file to start again"
             )
-        os.truncate(self._path, len(complete.encode()))
-        return [head, *lines]
+        self._file.truncate(len(complete))
+        return batches
+
+    def _bytes(self) -> bytes:
+        self._file.seek(0)
+        found: bytes = self._file.read()
+        return found
+
+    def _record(self, line: bytes) -> dict[str, Any]:
+        """Return what a line holds, after comparing it with its digest."""
+        try:
+            found = json.loads(line)
+            record, check = found["holds"], found["check"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._refused(str(error)) from error
+        if check != _check(self._before, record) or not isinstance(record, dict):
+            raise self._refused("a line was changed, lost, or added by another process")
+        self._before = check
+        return record
+
+    def _line(self, record: dict[str, Any]) -> bytes:
+        return json.dumps({"check": _check(self._before, record), "holds": record}).encode() + b"\n"
+
+    def _refused(self, why: str) -> CamlibValueError:
+        return CamlibValueError(
+            f"{self._path} is not a record of an evaluation ({why}); give another path, or delete the file"
+        )
 
     def batch(self, number: int, digest: str) -> dict[str, Any] | None:
         """Return the record of a batch; None if the batch has not been evaluated.
@@ -74,25 +131,112 @@ class RunLog:
         Raises:
             CamlibValueError: other images were recorded under that number.
         """
-        if number + 1 >= len(self._lines):
+        if number >= len(self._batches):
             return None
-        line = self._lines[number + 1]
-        if line.get("digest") != digest:
+        line = self._batches[number]
+        if line["digest"] != digest:
             raise CamlibValueError(
                 f"batch {number} has other images or masks than those recorded in {self._path}; give them in the same "
                 "order and batches (no shuffling), or give another path"
             )
         return line
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Record the next batch."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def append(self, record: dict[str, Any]) -> None:
+        """Record what is evaluated, or the next batch."""
+        line = self._line(record)
+        self._file.write(line)
+        self._file.flush()
+        self._before = _check(self._before, record)
+
+
+def _check(before: str, record: Any) -> str:
+    """A digest of a line and, by that of the line before, of all lines before it."""
+    return hashlib.sha256(f"{before}{json.dumps(record)}".encode()).hexdigest()
+
+
+def _without(names: set[str], asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, without some of the model's attributes."""
+    kept = {name: value for name, value in asked["attributes"].items() if name not in names}
+    return {**asked, "attributes": kept}
+
+
+def locked(file: Any) -> bool:
+    """Lock an open file until it is closed; return whether no other process or evaluation holds it.
+
+    Where the file system has no locks, the file is not locked.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(2**31 - 2)  # beyond the lines, which others may read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def environment() -> dict[str, Any]:
+    """Return as JSON what changes the numbers, apart from the options: versions, and autocast."""
+    import platform
+
+    autocast = {
+        kind: str(torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    }
+    version = ".".join(platform.python_version_tuple()[:2])
+    return {"versions": {"camlib": __version__, "torch": torch.__version__, "python": version}, "autocast": autocast}
+
+
+def attributes_of(model: nn.Module) -> dict[str, str]:
+    """Return a digest of each plain attribute of a model, by name, such as a temperature, and of each module's type.
+
+    Modules that a forward pass changes, such as a counter, change their digest; :class:`RunLog` ignores those that
+    changed while a batch was evaluated.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+        if type(module).__module__.startswith("torch."):
+            found[name] = _digest([_name(type(module)), _plain(own)])
+        else:
+            found[name] = _digest(_name(type(module)))
+            found |= {f"{name}.{key}".lstrip("."): _digest(_plain(value)) for key, value in own.items()}
+    return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Describe an attribute: numbers, texts, arrays and containers of them by value, other objects by their type."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if inspect.isroutine(value) or isinstance(value, type):
+        return _name(value)
+    if _is_constant(value) and not isinstance(value, nn.Module):
+        return as_json(value)
+    return repr(value) if isinstance(value, WITH_REPR) else _name(type(value))
 
 
 def digest_of(value: Any) -> str:
-    """Return a digest of the tensors in a batch, or of a model's parameters and buffers."""
-    named = value.state_dict().items() if isinstance(value, nn.Module) else enumerate(Inputs(value).tensors)
+    """Return a digest of the tensors in a batch, or of a model's parameters and all its buffers."""
+    named: Any = enumerate(Inputs(value).tensors)
+    if isinstance(value, nn.Module):
+        named = (value.state_dict() | dict(value.named_buffers())).items()
     digest = hashlib.sha256()
     for name, tensor in named:
         if isinstance(tensor, Tensor):

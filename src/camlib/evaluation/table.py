@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from camlib.errors import number
+from camlib.errors import CamlibValueError, number
+from camlib.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +132,7 @@ class Evaluation:
 
     def mean(self, row: TableRow, metric: str) -> float:
         """Return the mean over the images that could be evaluated; NaN if there is none."""
-        return float(self.values[row][metric].nanmean())
+        return float(self._cell(row, metric).nanmean())
 
     def interval(self, row: TableRow, metric: str, confidence: float = 0.95) -> tuple[float, float]:
         """Return the bootstrap interval of the mean, over the same resamples for every cell.
@@ -139,7 +140,7 @@ class Evaluation:
         Raises:
             CamlibTypeError, CamlibValueError: ``confidence`` is not a number between 0 and 1.
         """
-        return _interval(self.values[row][metric], confidence)
+        return _interval(self._cell(row, metric), confidence)
 
     def difference(
         self, row: TableRow, other: TableRow, metric: str, confidence: float = 0.95
@@ -149,7 +150,8 @@ class Evaluation:
         Positive is better, for any metric. Differences are taken image by image, so that what makes an image hard for
         both cancels.
         """
-        differences = self._sign(metric) * (self.values[row][metric] - self.values[other][metric])
+        better, worse = self._cell(row, metric), self._cell(other, metric)
+        differences = self._sign(metric) * (better - worse)
         return float(differences.nanmean()), _interval(differences, confidence)
 
     def mean_ranks(self) -> dict[TableRow, float]:
@@ -171,7 +173,7 @@ class Evaluation:
 
         Rows without any value are ignored, and are NaN.
         """
-        values = {row: found[metric] for row, found in self.values.items()}
+        values = {row: self._cell(row, metric) for row in self.rows}
         evaluated = [numbers for numbers in values.values() if not numbers.isnan().all()]
         common = (
             torch.stack([~numbers.isnan() for numbers in evaluated]).all(0)
@@ -203,15 +205,16 @@ class Evaluation:
         return found
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`records`, a line for each row."""
-        records = self.records()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
+        """Write :meth:`records`, a line for each row; if that fails, an older file stays as it was."""
+        records, lines = self.records(), io.StringIO()
+        writer = csv.DictWriter(lines, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        with replacing(path) as file:
+            file.write(lines.getvalue().encode())
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write everything, with the value of each image; NaN is null."""
+        """Write everything, with the value of each image; NaN is null. If that fails, an older file stays as it was."""
         content = {
             "images": self.images,
             "better": dict(self.better),
@@ -223,7 +226,8 @@ class Evaluation:
             "left_out": [{**row._asdict(), "why": why} for row, why in self.left_out.items()],
             "failures": [failure.as_record() for failure in self.failures],
         }
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
     def plot(self) -> Figure:
         """Draw the table: means and intervals, each column coloured by rank from its worst to its best.
@@ -249,6 +253,19 @@ class Evaluation:
         notes = [f"left out: {row}: {why}" for row, why in self.left_out.items()]
         head = f"{self.images} images; means with 95% intervals over images; + higher, - lower is better"
         return "\n".join([head, *(line.rstrip() for line in table), *notes, *map(str, self.failures)])
+
+    def _cell(self, row: Any, metric: Any) -> Tensor:
+        """Return the values of a row and a metric.
+
+        Raises:
+            CamlibValueError: there is no such row or metric.
+        """
+        if row not in self.rows:
+            rows = "; ".join(map(str, self.rows))
+            raise CamlibValueError(f"there is no row {row!r}; evaluation.rows has TableRow(method, layer) of: {rows}")
+        if metric not in self.metrics:
+            raise CamlibValueError(f"there is no metric {metric!r}; the table has {', '.join(self.metrics)}")
+        return self.values[row][metric]
 
     def _sign(self, metric: str) -> int:
         return 1 if self.better[metric] == "higher" else -1

@@ -275,20 +275,30 @@ class Explanation:
         Raises:
             CamlibValueError: there are no explanations, or they differ in more than their images.
         """
+        if not isinstance(explanations, Sequence) or not all(isinstance(one, Explanation) for one in explanations):
+            raise CamlibTypeError(f"explanations must be a list of them, got {explanations!r}")
         return Explanation(**joined([vars(explanation) for explanation in explanations]))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if they are a tensor."""
+        """Write the explanation to an ``.npz`` file of plain arrays: no pickle, outputs only if they are a tensor.
+
+        If that fails, an older file stays as it was.
+        """
         files.save(path, vars(self))
 
     @staticmethod
-    def load(path: str | PathLike[str]) -> Explanation:
+    def load(path: str | PathLike[str], max_bytes: int = files.MAX_BYTES) -> Explanation:
         """Read an explanation that :meth:`save` wrote, onto the CPU. Nothing is unpickled.
 
+        Args:
+            path: the file.
+            max_bytes: the most bytes of all arrays together, by default 1 GiB; a small file can hold large arrays.
+
         Raises:
-            CamlibValueError: :meth:`save` did not write the file, or it is damaged.
+            CamlibTypeError: ``path`` is not a path.
+            CamlibValueError: :meth:`save` did not write the file, or it is damaged or too large.
         """
-        return files.load(path, Explanation)
+        return files.load(path, Explanation, max_bytes)
 
     def __len__(self) -> int:
         return self.maps.shape[0]

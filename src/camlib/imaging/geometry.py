@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.imaging.normalization import as_maps, like
 from camlib.imaging.resizing import checked_size, resize
 
@@ -62,6 +62,8 @@ class Geometry(ABC):
         Raises:
             CamlibValueError: the other's original size is not the result size of this one.
         """
+        if not isinstance(following, Geometry):
+            raise CamlibTypeError(f"a geometry is followed by another, got {type(following).__name__}: {following!r}")
         if following.original != self.result:
             raise CamlibValueError(f"the first geometry ends at {self.result}, but the next takes {following.original}")
         return Chain(self.original, following.result, self, following)
@@ -187,6 +189,8 @@ def resize_center_crop(original: Size, resize: int = 256, crop: int = 224) -> Ge
         torch.Size([480, 640])
     """
     height, width = checked_size(original)
+    positive_int("resize", resize)
+    positive_int("crop", crop)
     shorter, longer = min(height, width), max(height, width)
     long_side = int(resize * longer / shorter)
     resized = (resize, long_side) if height <= width else (long_side, resize)

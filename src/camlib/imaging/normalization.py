@@ -38,6 +38,8 @@ def as_maps(maps: Any, name: str = "maps", dims: int = 2) -> Tensor:
         raise CamlibTypeError(f"{name} must be real, got {tensor.dtype}")
     if tensor.dim() < dims or not tensor.numel():
         raise CamlibValueError(f"{name} must have shape {GRIDS[dims]} without empty axes, got {tuple(tensor.shape)}")
+    if tensor.is_meta:
+        raise CamlibValueError(f"{name} are on the meta device and have no values")
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not bool(tensor.isfinite().all()):
         bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()

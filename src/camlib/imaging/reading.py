@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from camlib.errors import CamlibRuntimeError, CamlibValueError
+from camlib.errors import CamlibValueError
+from camlib.files import opened, path_of
+from camlib.imaging.dicom import read_dicom
+from camlib.imaging.limits import check_bytes, check_pixels
+from camlib.imaging.rescaling import scaled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
 
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic"}
 """Endings of files that are read as DICOM even without its preamble."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's decoders that are used: pixels only, none that runs a program, such as Ghostscript for PostScript."""
 
 
 def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
@@ -37,7 +44,9 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         the geometry (:class:`camlib.imaging.Geometry`) that made the input restores the heatmap to them.
 
     Raises:
-        CamlibValueError: the file is missing, truncated or not a picture, or DICOM with several frames or no pixels.
+        CamlibTypeError: ``path`` is not a path.
+        CamlibValueError: the file is missing, truncated, not a regular file or not a picture, or DICOM with several
+            frames or no pixels; or it has more than 8192 x 8192 pixels, or takes more than 384 MiB.
         CamlibRuntimeError: the file is DICOM, and pydicom or a decoder for its compression is not installed.
 
     Example:
@@ -50,7 +59,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """
     import numpy as np
 
-    picture = _read(Path(path), "RGB")
+    picture = _read(path, "RGB")
     return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
 
 
@@ -76,115 +85,42 @@ def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """
     import cv2
 
-    picture = _read(Path(path), "L")
+    picture = _read(path, "L")
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype("uint8") if picture.ndim == 3 else picture
 
 
-def _read(path: Path, mode: str) -> NDArray[np.uint8]:
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError as error:
-        raise CamlibValueError(f"{path} cannot be opened: {error.strerror}; give the path of a picture") from error
-    if start[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES:
-        return _read_dicom(path)
-    return _read_with_pillow(path, mode)
+def _read(path: str | PathLike[str], mode: str) -> NDArray[np.uint8]:
+    name = path_of(path)
+    with opened(path, "a picture") as file:
+        check_bytes(os.fstat(file.fileno()).st_size, name.name)
+        start = file.read(132)
+        file.seek(0)
+        if start[128:] == b"DICM" or name.suffix.lower() in DICOM_SUFFIXES:
+            return read_dicom(file, name.name)
+        return _read_with_pillow(file, name, mode)
 
 
-def _read_with_pillow(path: Path, mode: str) -> NDArray[np.uint8]:
+def _read_with_pillow(file: BinaryIO, path: Path, mode: str) -> NDArray[np.uint8]:
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        Image.init()
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),  # our limit is lower
+            Image.open(file, formats=[one for one in FORMATS if one in Image.OPEN]) as image,
+        ):
+            check_pixels(*image.size, name=path.name)
             upright = ImageOps.exif_transpose(image)
             if upright.mode[0] in "IF":
                 return _stretched(np.asarray(upright).astype(np.float64))
             return np.asarray(upright.convert(mode))
+    except CamlibValueError:
+        raise
     except Exception as error:  # decoders raise nearly anything for a damaged file
         reason = f"{error}".split("\n")[0].replace(str(path), path.name) or type(error).__name__
         raise CamlibValueError(f"{path.name} cannot be read as a picture: {reason}; copy the file again") from error
 
 
-def _read_dicom(path: Path) -> NDArray[np.uint8]:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise CamlibRuntimeError(
-            f"{path.name} is DICOM, which needs the package pydicom: install the extra dicom"
-        ) from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # warnings quote values of the header
-            dataset = pydicom.dcmread(path, force=True)
-            _check(dataset, path.name)
-            return _shown(dataset)
-    except (CamlibValueError, CamlibRuntimeError):
-        raise
-    except Exception as error:  # its text may quote the header, too
-        raise CamlibValueError(
-            f"{path.name} cannot be read as DICOM ({type(error).__name__}): damaged, truncated or unusual; copy it, or "
-            "export it again as DICOM or PNG"
-        ) from None
-
-
-def _check(dataset: Any, name: str) -> None:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    if "PixelData" not in dataset:
-        raise CamlibValueError(f"{name} has no pixel data or is not DICOM; give a DICOM file with pixel data")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise CamlibValueError(
-            f"{name} has {frames} frames, expected one picture; save the frame to explain as a separate file"
-        )
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise CamlibRuntimeError(
-            f"{name} is compressed as {syntax.name}, for which pydicom has no decoder here; "
-            "pip install 'pylibjpeg[all]', or export it uncompressed"
-        )
-
-
-def _shown(dataset: Any) -> NDArray[np.uint8]:
-    """The picture as in a viewer, (H, W), or (H, W, 3) if it is in colour."""
-    import numpy as np
-    from pydicom.pixels.processing import apply_modality_lut, convert_color_space
-
-    stored = dataset.pixel_array
-    kind = dataset.PhotometricInterpretation
-    if stored.ndim == 3:
-        colours = stored if kind == "RGB" else convert_color_space(stored, kind, "RGB")
-        return np.asarray(colours if colours.dtype == np.uint8 else _scaled(colours, 0, 2**dataset.BitsStored - 1))
-    values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
-    shown = _windowed(values, stored, dataset)
-    return 255 - shown if kind == "MONOCHROME1" else shown
-
-
-def _windowed(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
-    import numpy as np
-    from pydicom.pixels.processing import apply_voi, apply_windowing
-
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return _scaled(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
-    if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        far = 1e3 * (1 + np.abs(values).max() + np.max(np.abs([dataset.WindowCenter, dataset.WindowWidth])))
-        *shown, low, high = apply_windowing(np.append(values, [-far, far]), dataset)  # the range of what it returns
-        return _scaled(np.reshape(shown, values.shape), low, high)
-    padding = dataset.get("PixelPaddingValue")
-    known = values[stored != padding] if padding is not None else values
-    known = known if known.size else values
-    return _scaled(values, known.min(), known.max())
-
-
 def _stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return _scaled(values, values.min(), values.max())
-
-
-def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Values from the range low to high, scaled to 0 to 255."""
-    import numpy as np
-
-    shares = (values.astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
-    scaled: NDArray[np.uint8] = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
-    return scaled
+    return scaled(values, values.min(), values.max())

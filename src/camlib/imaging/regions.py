@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibValueError, number
+from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
 from camlib.imaging.colors import checked_heatmap
 from camlib.imaging.resizing import resize
 from camlib.imaging.rgb import as_rgb
@@ -49,6 +50,7 @@ def boxes(heatmap: Any, threshold: float = 0.5, min_area: int = 1) -> list[HotRe
     import cv2
     import numpy as np
 
+    positive_int("min_area", min_area)
     values, above = _above(heatmap, threshold)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     found = []
@@ -98,6 +100,7 @@ def draw_boxes(
     """
     import cv2
 
+    _check_line(color, thickness)
     picture = as_rgb(image).copy()
     for region in boxes(resize(checked_heatmap(heatmap, 0.0), picture.shape[:2]), threshold):
         left, top, right, bottom = region.box
@@ -111,10 +114,24 @@ def draw_contours(
     """Draw the outlines of a heatmap's hot regions on a picture; arguments as for :func:`draw_boxes`."""
     import cv2
 
+    _check_line(color, thickness)
     picture = as_rgb(image).copy()
     outlines = contours(resize(checked_heatmap(heatmap, 0.0), picture.shape[:2]), threshold)
     cv2.drawContours(picture, outlines, -1, color, thickness)
     return picture
+
+
+def _check_line(color: Any, thickness: Any) -> None:
+    """Check how a line is drawn.
+
+    Raises:
+        CamlibTypeError, CamlibValueError: not a colour of three numbers in [0, 255], or not a thickness in pixels.
+    """
+    positive_int("thickness", thickness)
+    if not isinstance(color, Sequence) or isinstance(color, (str, bytes)) or len(color) != 3:
+        raise CamlibTypeError(f"color must be three numbers, (red, green, blue), got {color!r}")
+    for one in color:
+        number("each of color", one, at_least=0, at_most=255)
 
 
 def _above(heatmap: Any, threshold: float) -> tuple[NDArray[Any], NDArray[np.uint8]]:

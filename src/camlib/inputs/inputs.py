@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
-from camlib.inputs.nested import map_tensors, tensors_in
+from camlib.inputs.nested import copied, map_tensors, tensors_in
 
 Size = tuple[int, ...]
 """(L,), (H, W) or (T, H, W): samples, pixels or voxels of the input."""
@@ -249,6 +249,10 @@ class Inputs:
             return Inputs([images[image] for image in range(len(images))])  # views that may be changed in place
         own, given = self._batch, images if self._batch is None else self._as_given(images)
         return self.map(lambda tensor: given if tensor is own else tensor)
+
+    def copied(self) -> Inputs:
+        """Return a copy that a model may change in place."""
+        return Inputs(copied(self.raw), self.shared, self.axes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the inputs with a function applied to every tensor."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -42,27 +42,73 @@ def named_entries(value: Any) -> Mapping[str, Any]:
     return {}
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to every tensor in ``value``; containers are rebuilt, other objects are kept."""
+def map_tensors(
+    function: Callable[[Tensor], Tensor], value: Any, of_others: Callable[[Any], Any] = lambda other: other
+) -> Any:
+    """Apply ``function`` to every tensor in ``value``; containers are rebuilt.
+
+    Args:
+        function: what replaces each tensor.
+        value: a tensor, or what may hold some.
+        of_others: what replaces each object that is neither a tensor nor a container; by default it is kept.
+    """
+
+    def mapped(item: Any) -> Any:
+        return map_tensors(function, item, of_others)
+
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        items = {key: map_tensors(function, item) for key, item in value.items()}
-        if type(value) is dict:
+        items = {key: mapped(item) for key, item in value.items()}
+        if type(value) is dict or not isinstance(value, MutableMapping):
             return items
         rebuilt = copy.copy(value)
         for key, item in items.items():
-            rebuilt[key] = item  # type: ignore[index]  # ordered dicts and Hugging Face outputs allow it
+            rebuilt[key] = item  # ordered dicts and Hugging Face outputs allow it
         return rebuilt
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
+        return type(value)(*map(mapped, value))
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value)
+        return type(value)(map(mapped, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            field.name: map_tensors(function, getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
-        return dataclasses.replace(value, **changes)
-    return value
+        names = [field.name for field in dataclasses.fields(value)]
+        return _with_attributes(value, {name: mapped(getattr(value, name)) for name in names})
+    return of_others(value)
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a model's inputs, which the model may change in place.
+
+    Tensors, arrays and containers are copied, and so are the tensors that other objects have as attributes; a tensor
+    that occurs twice has one copy.
+
+    Example:
+        >>> import torch
+        >>> inputs = {"images": torch.zeros(1), "flag": True}
+        >>> copied(inputs)["images"].add_(1), inputs["images"]
+        (tensor([1.]), tensor([0.]))
+    """
+    copies: dict[int, Tensor] = {}
+
+    def clone(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.clone()
+        return copies[id(tensor)]
+
+    def copy_of(item: Any) -> Any:
+        if type(item).__module__ == "numpy":
+            return copy.copy(item)
+        if isinstance(item, (type, nn.Module)):
+            return item
+        held = {name: one for name, one in getattr(item, "__dict__", {}).items() if isinstance(one, Tensor)}
+        return item if not held else _with_attributes(item, {name: clone(one) for name, one in held.items()})
+
+    return map_tensors(clone, value, copy_of)
+
+
+def _with_attributes(value: Any, attributes: Mapping[str, Any]) -> Any:
+    """A copy of an object with other attributes; its constructor is not called."""
+    changed = copy.copy(value)
+    for name, attribute in attributes.items():
+        object.__setattr__(changed, name, attribute)  # also of frozen dataclasses
+    return changed

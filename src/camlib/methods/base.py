@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import find_layer_in
 from camlib.discovery.locating import ATTENTION, has_layouts, image_axes, is_located, locate
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, flag
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, boolean
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames
@@ -102,7 +102,8 @@ class Method(ABC):
         relu: bool = True,
         fuse: str | None = None,
     ) -> None:
-        if fuse is not None and fuse not in FUSIONS:
+        boolean("relu", relu)
+        if fuse is not None and (not isinstance(fuse, str) or fuse not in FUSIONS):
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:
             raise CamlibValueError('fuse="product" would turn two negative values into a positive; it needs relu=True')
@@ -115,7 +116,7 @@ class Method(ABC):
         """The model and how to call it."""
         self.layers = {} if self.layerless else None if layer is None else resolve_layers(self.model, layer)
         """The given layers, by name; None if they are still to be found."""
-        self.relu = flag("relu", relu)
+        self.relu = boolean("relu", relu)
         self.fuse = fuse or "mean"
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
 
@@ -137,9 +138,10 @@ class Method(ABC):
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 
-        The model runs in eval mode. Its state is restored afterwards, even after an error. The state of torch's global
-        random number generator is restored, too. All threads share it, so numbers that another thread draws during the
-        call may be drawn again later.
+        The model runs in eval mode, for all threads, so no other thread should train it meanwhile. Its state is
+        restored afterwards, even after an error. The state of the global random number generators of torch, NumPy and
+        Python is restored, too. All threads share them, so numbers that another thread draws during the call may be
+        drawn again later.
 
         Args:
             inputs: what the model takes, usually images (N, C, H, W), on the model's device.

@@ -122,7 +122,8 @@ def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if not args or not isinstance(output, Tensor):
             return
-        matrix, read = module.weight, args[0]
+        weight: Any = module.weight
+        matrix, read = weight.full_tensor() if hasattr(weight, "full_tensor") else weight, args[0]  # sharded by FSDP
         if not isinstance(matrix, Tensor) or not isinstance(read, Tensor) or not read.is_floating_point():
             return
         if read.dim() > 1 and read.shape[2:].numel() == 1 and output.shape[2:].numel() == 1:
@@ -130,6 +131,11 @@ def _noting_classifiers(model: nn.Module) -> Iterator[list[_Classifier]]:
             if weights.shape == (returned.shape[1], cells.shape[1]):
                 noted.append(_Classifier(weights, cells, returned))
 
-    linear = [module for module in model.modules() if getattr(getattr(module, "weight", None), "ndim", 0) >= 2]
+    linear = [
+        module
+        for module in model.modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) >= 2
+        and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    ]
     with hooked((module, note) for module in linear):
         yield noted

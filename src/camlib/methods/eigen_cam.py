@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from camlib.errors import boolean
 from camlib.methods.arithmetic import centered, check_alike, divided
 from camlib.methods.base import ActivationMethod, GradientMethod
 
@@ -121,7 +122,7 @@ class EigenCAM(ActivationMethod):
 
     def __init__(self, model: Any, layer: Any = None, *, center: bool = False, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        self.center = center
+        self.center = boolean("center", center)
 
     def maps(self, activations: Tensor) -> Tensor:
         """Return :func:`camlib.functional.eigen_cam`."""
@@ -176,7 +177,7 @@ class EigenGradCAM(GradientMethod):
 
     def __init__(self, model: Any, layer: Any = None, *, center: bool = False, **options: Any) -> None:
         super().__init__(model, layer, **options)
-        self.center = center
+        self.center = boolean("center", center)
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return :func:`camlib.functional.eigen_grad_cam`."""

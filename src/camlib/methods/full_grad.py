@@ -195,7 +195,7 @@ class FullGrad(Method):
         self, model: nn.Module, layer: Layer = None, *, tolerance: float | None = None, **options: Any
     ) -> None:
         super().__init__(model, layer, **options)
-        if tolerance not in (None, math.inf):
+        if tolerance is not None and not (isinstance(tolerance, float) and tolerance == math.inf):
             number("tolerance", tolerance, at_least=0)
         self.tolerance = tolerance
 
@@ -285,7 +285,8 @@ class _Biases(TorchFunctionMode):
                 owner, bias = _BIASES[func](*args, **(kwargs or {}))
             if bias is not None and output.requires_grad:
                 on_grid = func is not F.linear
-                values = bias.detach().reshape(-1, *[1] * (output.dim() - 2)) if on_grid else bias.detach()
+                values = bias.detach().clone()  # FSDP frees its memory after the module's forward
+                values = values.reshape(-1, *[1] * (output.dim() - 2)) if on_grid else values
                 self._listen(output, self._named(owner, func), values, on_grid)
         return output
 

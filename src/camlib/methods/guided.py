@@ -157,7 +157,8 @@ class GuidedGradCAM(GradCAM):
     See :func:`camlib.functional.guided_grad_cam` for the equation; Selvaraju et al. 2017,
     https://arxiv.org/abs/1610.02391. The maps (N, ...) have the input's resolution; ``explanation.layers`` keeps the
     Grad-CAM maps, which are computed from ordinary gradients. With ``relu=False`` the factor is the signed Grad-CAM
-    map.
+    map. The product scales with the square of the score; it is in double precision where single precision does not
+    hold it.
 
     Two forward passes: one cut at the layer, with one tail gradient, and one for the guided gradient, with one
     backward pass of the whole network (for K classes, K tail gradients and K backward passes).
@@ -191,8 +192,20 @@ class GuidedGradCAM(GradCAM):
             gradients = _guided(guided_pass)
         resized = cam.heatmaps(normalize="none")
         of_classes = resized.unbind(1) if cam.has_class_axis else (resized,)
-        products = [guided_grad_cam(*pair) for pair in zip(gradients, of_classes, strict=True)]
-        return dataclasses.replace(cam, maps=forward_pass.stacked(products), extent=None)
+        pairs = list(zip(gradients, of_classes, strict=True))
+        maps = forward_pass.stacked([guided_grad_cam(*pair) for pair in pairs])
+        if not _fits(maps, maps.dtype):
+            wide = forward_pass.stacked([guided_grad_cam(one.double(), other.double()) for one, other in pairs])
+            maps = maps if _fits(wide, maps.dtype) else wide
+        check_finite({"map": [maps]})
+        return dataclasses.replace(cam, maps=maps, extent=None)
+
+
+def _fits(maps: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the maps of all images that are not zero in double precision are in the range of a type."""
+    limits, largest = torch.finfo(dtype), maps.abs().flatten(1).amax(1)
+    in_range = (limits.tiny / limits.eps < largest) & (largest <= limits.max)
+    return bool((in_range | (largest == 0) if maps.dtype == torch.float64 else in_range).all())
 
 
 def _guided(forward_pass: ForwardPass) -> list[Tensor]:

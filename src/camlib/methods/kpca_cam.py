@@ -21,6 +21,10 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
 """Kernel matrices (N, positions, positions) of features (N, positions, C), given gamma."""
 
 
+MOST_POSITIONS = 2**14
+"""The most positions of a map."""
+
+
 def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = None) -> Tensor:
     r"""Return the first kernel principal component of the positions' features: :math:`\sqrt{\lambda_1} u_1`.
 
@@ -39,7 +43,8 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
 
     Raises:
         CamlibTypeError: ``gamma`` is not a number.
-        CamlibValueError: ``kernel`` is unknown, or ``gamma`` is not positive and finite.
+        CamlibValueError: ``kernel`` is unknown, ``gamma`` is not positive and finite, or there are more than 16384
+            positions, whose kernel matrix would take gigabytes and hours.
 
     Example:
         >>> import camlib, torch
@@ -48,6 +53,11 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     """
     _check(kernel, gamma)
     features = activations.flatten(2).transpose(1, 2)
+    if features.shape[1] > MOST_POSITIONS:
+        raise CamlibValueError(
+            f"KPCA-CAM compares every two of the map's positions, and {tuple(activations.shape[2:])} are more than "
+            f"{MOST_POSITIONS}; choose a layer with a smaller grid, or camlib.EigenCAM"
+        )
     if gamma is None and kernel != "linear":
         features, gamma = _of_unit_variance(features), 1
     matrix = KERNELS[kernel](features, gamma or 1)
@@ -60,7 +70,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
 
 
 def _check(kernel: str, gamma: float | None) -> None:
-    if kernel not in list(KERNELS):
+    if not isinstance(kernel, str) or kernel not in KERNELS:
         raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     if gamma is not None:
         positive_number("gamma, if not None,", gamma)

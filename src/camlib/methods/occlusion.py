@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, number, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
 from camlib.methods.base import Method, Reads
 from camlib.methods.masks import Masks, SlidingWindows, mean_under, scores_under
 from camlib.passes.chunks import Chunks, ChunkSize
@@ -102,6 +102,8 @@ class Occlusion(Method):
         """Return :func:`camlib.functional.occlusion`, for each class."""
         images = forward_pass.inputs.images
         windows = self._windows(tuple(images.shape[2:]), images.device)
+        if isinstance(self.baseline, Tensor) and self.baseline.is_meta:
+            raise CamlibTypeError("baseline is on the meta device and has no values; give a tensor with values")
         baseline = torch.as_tensor(self.baseline).to(images)
         try:
             baseline.expand(images.shape[1:])

@@ -44,7 +44,7 @@ class RefineCAM(GradCAMPlusPlus):
     finds_one_layer: ClassVar[bool] = False
 
     def __init__(self, model: Any, layer: Any = None, *, fuse: str = "product", **options: Any) -> None:
-        if fuse != "product":
+        if not isinstance(fuse, str) or fuse != "product":
             raise CamlibValueError(
                 f"RefineCAM multiplies its layers' maps, got fuse={fuse!r}; for other fusions use "
                 "camlib.GradCAMPlusPlus with the list of layers and fuse="

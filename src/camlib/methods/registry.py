@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.methods import catalogue
 from camlib.methods.base import Method
 
@@ -42,6 +42,8 @@ def method_named(name: str) -> type[Method]:
     Raises:
         CamlibValueError: no method has that name; the error suggests similar names.
     """
+    if not isinstance(name, str):
+        raise CamlibTypeError(f"the name of a method must be a str, got {type(name).__name__}: {name!r}")
     if name not in METHODS:
         of_class = {cls.__name__.lower(): key for key, cls in METHODS.items()}
         key = of_class.get(str(name).lower())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, flag
+from camlib.errors import CamlibValueError, boolean
 from camlib.imaging.normalization import as_maps
 from camlib.inputs.noise import check_noise, normal, own_generator
 from camlib.methods.arithmetic import divided
@@ -65,7 +65,7 @@ def infidelity(
         CamlibValueError: ``samples`` is not a positive int, ``sigma`` is not a positive number, or perturbations of
             another shape, or not finite.
     """
-    flag("normalize", normalize)
+    boolean("normalize", normalize)
     scorer = heatmaps.scorer
     shape = tuple(scorer.images.shape[1:])
     if perturbations is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.inputs import Inputs
+from camlib.passes.hooks import pre_hooked
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _DTYPE_ERRORS = r"type|not implemented for"
@@ -132,8 +132,17 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
         image, convolution = _image(inputs), _first_convolution(model)
         if image is not None and convolution is not None and image.shape[0] == convolution.in_channels:
             return unbatched(image)
+    if isinstance(error, (RuntimeError, ValueError)) and isinstance(inputs.raw, Tensor) and inputs.raw.dim() < 3:
+        return CamlibValueError(
+            f"the inputs have shape {tuple(inputs.raw.shape)} and are {inputs.raw.dtype}, and the "
+            f"{type(model).__name__} failed at them: {error}; give what it takes, usually a batch (N, C, H, W)"
+        )
+    if isinstance(error, RuntimeError) and "channels" in str(error) and (channels := _channels(model, inputs)):
+        return channels
     if not isinstance(error, (AttributeError, TypeError, KeyError, IndexError)):
         return None
+    if isinstance(inputs.raw, list) and "invalid combination of arguments" in str(error):
+        return CamlibTypeError(f"{arguments} takes no list; give one tensor, such as torch.stack(images)")
     if inputs.tensors:
         what = arguments.misfit(inputs.raw, error)
         return None if what is None else CamlibTypeError(f"{what}, or forward=, a function that calls the model")
@@ -178,6 +187,21 @@ def _inference(model: nn.Module) -> CamlibError:
     )
 
 
+def _channels(model: nn.Module, inputs: Inputs) -> CamlibError | None:
+    """The error for images with other channels than the first convolution takes."""
+    convolution, raw = _first_convolution(model), inputs.raw
+    if convolution is None or not isinstance(raw, Tensor) or raw.dim() != 4 or raw.shape[1] == convolution.in_channels:
+        return None
+    wanted = convolution.in_channels
+    how = "images.movedim(-1, 1)" if raw.shape[-1] == wanted else f"images of {wanted} channels"
+    if raw.shape[1] == 1:
+        how = f"images.expand(-1, {wanted}, -1, -1)"
+    return CamlibValueError(
+        f"the images have shape {tuple(raw.shape)}, and the {type(model).__name__} takes {wanted} channels, "
+        f"(N, {wanted}, H, W); give {how}"
+    )
+
+
 def _image(inputs: Inputs) -> Tensor | None:
     """The tensor of images if it has the three axes of a single image."""
     raw = inputs.raw.get("pixel_values") if isinstance(inputs.raw, Mapping) else inputs.raw
@@ -212,14 +236,11 @@ def batches_only(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     if image is None or convolution is None:
         yield
         return
-    thread, given = threading.get_ident(), image
+    given = image
 
-    def check(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
+    def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].dim() == 3:
             raise unbatched(given)
 
-    handle = convolution.register_forward_pre_hook(check)
-    try:
+    with pre_hooked([(convolution, check)]):
         yield
-    finally:
-        handle.remove()

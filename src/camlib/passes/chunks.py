@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from camlib.errors import positive_int
+from camlib.errors import boolean, positive_int
 from camlib.passes.memory import Peak, budget
 
 ChunkSize = int | Literal["auto"]
@@ -30,7 +30,8 @@ class Chunks:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.size != "auto":
+        boolean("progress", self.progress)
+        if not isinstance(self.size, str) or self.size != "auto":
             positive_int("chunk_size", self.size, instead='"auto"')
 
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.layers.names import call_of
+from camlib.passes.undoing import undone
 
 CLASSES_AT_ONCE = 16
 """The most classes in one batched backward pass, which limits its memory."""
@@ -50,20 +52,41 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         tensor(False)
     """
     grad_mode = torch.is_grad_enabled()
-    handles = []
-    try:
+    handles: list[RemovableHandle] = []
+
+    def undo() -> None:
+        _remove(handles)
+        torch.set_grad_enabled(grad_mode)
+
+    with undone(undo):
         for module, hook in hooks:
             if isinstance(module, torch.jit.ScriptModule):
                 raise CamlibTypeError(
                     f"the model contains a ScriptModule, {module.original_name}, which takes no hooks; build it from "
                     "the original module, or give layer=, a layer outside the ScriptModule"
                 )
-            handles.append(module.register_forward_hook(in_this_thread(hook)))
+            _place(module._forward_hooks, handles, in_this_thread(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        torch.set_grad_enabled(grad_mode)
+
+
+def _place(
+    registry: dict[int, Callable[..., Any]],
+    handles: list[RemovableHandle],
+    hook: Callable[..., Any],
+    flags: dict[int, bool] | None = None,
+) -> None:
+    """Add a hook to a module's registry. Its handle is kept before, so that an interruption loses no hook."""
+    handle = RemovableHandle(registry, extra_dict=flags)
+    handles.append(handle)
+    if flags is not None:
+        flags[handle.id] = True
+    registry[handle.id] = hook
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles[-1].remove()
+        handles.pop()
 
 
 def in_this_thread(hook: Hook) -> Hook:
@@ -73,27 +96,26 @@ def in_this_thread(hook: Hook) -> Hook:
 
 
 @contextlib.contextmanager
-def pre_hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
-    """Keep a hook, which acts only in this thread, before a module's forward inside the block.
+def pre_hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Keep hooks, which act only in this thread, before the forward of modules inside the block.
 
     Args:
-        module: the module.
-        hook: ``hook(module, args, kwargs)``; it is called before the module, and returns None.
+        hooks: pairs of a module and its ``hook(module, args, kwargs)``.
 
     Example:
         >>> import torch
         >>> from camlib.passes.hooks import pre_hooked
         >>> layer, shapes = torch.nn.Linear(2, 3), []
-        >>> with pre_hooked(layer, lambda module, args, kwargs: shapes.append(tuple(args[0].shape))):
+        >>> with pre_hooked([(layer, lambda module, args, kwargs: shapes.append(tuple(args[0].shape)))]):
         ...     _ = layer(torch.ones(1, 2))
         >>> shapes
         [(1, 2)]
     """
-    handle = module.register_forward_pre_hook(in_this_thread(hook), with_kwargs=True)
-    try:
+    handles: list[RemovableHandle] = []
+    with undone(lambda: _remove(handles)):
+        for module, hook in hooks:
+            _place(module._forward_pre_hooks, handles, in_this_thread(hook), module._forward_pre_hooks_with_kwargs)
         yield
-    finally:
-        handle.remove()
 
 
 def tap(output: Any, layer: str) -> tuple[Tensor, Any]:

@@ -1,59 +1,171 @@
-"""Leave the model unchanged: eval mode, random numbers, grad mode and inference mode are restored."""
+"""Leave the model and the process unchanged: flags, buffers, random numbers, grad mode and inference mode."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import random
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camlib.passes.network import state
+from camlib.passes.undoing import undone
 
-_flags_lock = threading.Lock()
-_held_in_eval: dict[nn.Module, int] = {}  # module that was training -> number of calls that keep it in eval mode
+
+@dataclass(eq=False)
+class _Kept:
+    """A module that calls run in eval mode, and what the last of them restores."""
+
+    training: bool
+    buffers: dict[str, tuple[Tensor, Tensor, int]]
+    """Each buffer, a copy of its values, and its version."""
+    calls: set[object] = field(default_factory=set)
+    """The calls that are running."""
+
+    @staticmethod
+    def of(module: nn.Module) -> _Kept:
+        """Note the state of a module."""
+        held = _changeable(module)
+        return _Kept(module.training, {name: (one, one.clone(), one._version) for name, one in held.items()})
+
+    def restore(self, module: nn.Module) -> None:
+        """Put the state back."""
+        if self.training:
+            module.training = True
+        for name, (buffer, values, version) in self.buffers.items():
+            if buffer._version != version:
+                buffer.copy_(values)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+
+
+_lock = threading.RLock()
+_kept: dict[nn.Module, _Kept] = {}
+_eager_calls: set[object] = set()
+_eager_stances: list[contextlib.AbstractContextManager[None]] = []
+
+
+def _changeable(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module's forward may change in eval mode; those of torch's own modules do not."""
+    if not module._buffers or type(module).__module__.startswith("torch."):
+        return {}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {}
+    return {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag.
+    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag, and its own buffers.
 
-    Calls are counted per module, so calls from several threads may overlap: the last one restores the flags.
+    Calls are counted per module, so calls from several threads may overlap: the last one restores the state.
     """
-    held = []
-    with _flags_lock:
-        for module in model.modules():
-            if module.training or module in _held_in_eval:
-                _held_in_eval[module] = _held_in_eval.get(module, 0) + 1
-                module.training = False
-                held.append(module)
-    try:
+    call = object()
+    held: list[nn.Module] = []
+
+    def release() -> None:
+        with _lock:
+            while held:
+                kept = _kept.get(held[-1])
+                if kept is not None:
+                    kept.calls.discard(call)
+                    if not kept.calls:
+                        kept.restore(held[-1])
+                        del _kept[held[-1]]
+                held.pop()
+
+    with undone(release):
+        with _lock:
+            for module in model.modules():
+                if module.training or module in _kept or _changeable(module):
+                    held.append(module)
+                    if module not in _kept:
+                        _kept[module] = _Kept.of(module)
+                    _kept[module].calls.add(call)
+                    module.training = False
         yield
-    finally:
-        with _flags_lock:
-            for module in held:
-                _held_in_eval[module] -= 1
-                if _held_in_eval[module] == 0:
-                    del _held_in_eval[module]
-                    module.training = True
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run compiled submodules and functions eagerly: hooks do not fire in compiled code, nor does its graph stay.
+
+    The setting is torch's, for the whole process; the last of several calls that overlap restores it.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield  # nothing was compiled, or torch has no such setting
+        return
+    call = object()
+
+    def release() -> None:
+        with _lock:
+            _eager_calls.discard(call)
+            while _eager_stances and not _eager_calls:
+                _eager_stances[-1].__exit__(None, None, None)
+                _eager_stances.pop()
+
+    with undone(release):
+        with _lock:
+            _eager_calls.add(call)
+            if not _eager_stances:
+                _eager_stances.append(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _in_child() -> None:
+    """Forget, in a forked process, the calls of the parent's other threads, which do not run there."""
+    global _lock
+    _lock = threading.RLock()
+    for module, kept in _kept.items():
+        kept.restore(module)
+    for stance in _eager_stances:
+        stance.__exit__(None, None, None)
+    for calls in (_kept, _eager_calls, _eager_stances):
+        calls.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+@contextlib.contextmanager
+def _random_numbers(model: nn.Module) -> Iterator[None]:
+    """Restore the global generators of torch, NumPy and Python afterwards."""
+    import numpy as np
+
+    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = {tensor.device.index for tensor in state(model) if tensor.is_cuda} if on_cuda else set()
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    of_cuda = {index: torch.cuda.get_rng_state(index) for index in cuda}
+
+    def restore() -> None:
+        torch.set_rng_state(of_torch)
+        for index, of_device in of_cuda.items():
+            torch.cuda.set_rng_state(of_device, index)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+    with undone(restore):
+        yield
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run without autograd, in eval mode, outside inference mode; everything is restored afterwards."""
-    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    cuda = {tensor.device.index for tensor in state(model) if tensor.is_cuda} if on_cuda else set()
+    """Run without autograd, in eval mode, outside inference mode, eagerly; everything is restored afterwards."""
     caching = torch.is_autocast_cache_enabled()
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.random.fork_rng(sorted(cuda)),
+        _random_numbers(model),
         evaluating(model),
+        _eagerly(),
+        undone(lambda: torch.set_autocast_cache_enabled(caching)),
     ):
         # Casts cached under no_grad would have no gradient when the caller trains in the same autocast region.
         torch.set_autocast_cache_enabled(False)
-        try:
-            yield
-        finally:
-            torch.set_autocast_cache_enabled(caching)
+        yield

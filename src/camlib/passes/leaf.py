@@ -15,8 +15,8 @@ from camlib.inputs import Inputs
 def as_leaf(inputs: Inputs) -> tuple[Tensor, Inputs]:
     """Return the images as a leaf, and the same inputs with images that depend on that leaf.
 
-    The model gets clones, since it may change its input in place. It gets videos with frames first, (N, T, 3, H, W), in
-    that layout; the leaf and every gradient have channels first.
+    The model gets videos with frames first, (N, T, 3, H, W), in that layout; the leaf and every gradient have channels
+    first.
 
     Args:
         inputs: what the model takes.
@@ -29,7 +29,7 @@ def as_leaf(inputs: Inputs) -> tuple[Tensor, Inputs]:
     """
     with torch.enable_grad():
         leaf = inputs.floats.detach().requires_grad_()
-        return leaf, inputs.with_images(leaf.clone())
+        return leaf, inputs.with_images(leaf)
 
 
 def gradient(scores: Tensor, leaf: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,10 +65,17 @@ class Facts:
         return f"class {index}" if self.class_names is None else str(self.class_names[index])
 
 
+def _listed(argument: str, given: Any) -> Iterable[Any]:
+    """Return something to iterate over, checked."""
+    if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
+        raise CamlibTypeError(f"{argument} must be a list with an entry for each image, got {given!r}")
+    return given
+
+
 def _texts(argument: str, given: Any) -> list[Any] | None:
     if isinstance(given, str):
         raise CamlibTypeError(f"{argument} must be a list with a text for each image, got one str: {given!r}")
-    return None if given is None else [None if text is None else str(text) for text in given]
+    return None if given is None else [None if text is None else str(text) for text in _listed(argument, given)]
 
 
 def _indices(argument: str, given: Any, class_names: Sequence[str] | None) -> list[Any] | None:
@@ -76,7 +83,7 @@ def _indices(argument: str, given: Any, class_names: Sequence[str] | None) -> li
     if given is None:
         return None
     indices = []
-    for value in given:
+    for value in _listed(argument, given):
         try:
             index = operator.index(value)
         except TypeError as error:
@@ -95,5 +102,5 @@ def _indices(argument: str, given: Any, class_names: Sequence[str] | None) -> li
 def _probabilities(given: Any) -> list[Any] | None:
     if given is None:
         return None
-    plain = [value.item() if getattr(value, "ndim", None) == 0 else value for value in given]
+    plain = [value.item() if getattr(value, "ndim", None) == 0 else value for value in _listed("confidences", given)]
     return [number("each of confidences", value, at_least=0, at_most=1) for value in plain]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from html import escape
 from importlib import resources
@@ -18,6 +17,7 @@ from torch import Tensor
 from camlib import __version__
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
+from camlib.files import replacing
 from camlib.imaging.colors import DEFAULT_COLORMAP, lookup_table
 from camlib.plotting.rows import Style
 from camlib.reporting.facts import Facts
@@ -45,12 +45,10 @@ class Report:
     html: str
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the page and return its path; a failed write leaves no partial file."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_bytes(self.html.encode())
-        os.replace(temporary, target)
-        return target
+        """Write the page and return its path; if that fails, an older file stays as it was."""
+        with replacing(path) as file:
+            file.write(self.html.encode())
+        return Path(path)
 
     def __repr__(self) -> str:
         return f'<Report of {len(self.html)} characters: save("report.html") writes it>'
@@ -127,17 +125,19 @@ def report(
     by_method = _by_method(explanations)
     _check_list("summary", summary, Headline)
     _check_list("sections", sections, Section)
+    if card is not None and not isinstance(card, Mapping):
+        raise CamlibTypeError(f"card must be a mapping from texts to texts, got {card!r}")
     facts = Facts(names, notes, labels, predictions, confidences, class_names)
     gallery = cards(by_method, images, facts, Style(colormap, alpha))
     agnostic = [method for method, explanation in by_method.items() if explanation.class_agnostic]
     kinds = sorted({explanation.signed for explanation in by_method.values()})
     style, script = _template("report.css"), _template("report.js")
     html = template.render(
-        title=title,
-        notice=_notice(len(agnostic), len(by_method)) if notice is None else notice,
-        summary=summary,
-        sections=sections,
-        card=card or {},
+        title=_text(title),
+        notice=_notice(len(agnostic), len(by_method)) if notice is None else _text(notice),
+        summary=_text(summary),
+        sections=_text(sections),
+        card=_text(card or {}),
         gallery=gallery,
         agnostic=agnostic,
         sources={method: _source(method, explanation) for method, explanation in by_method.items()},
@@ -167,6 +167,19 @@ def _by_method(explanations: Any) -> dict[str, Explanation]:
 def _check_list(argument: str, given: Any, kind: type) -> None:
     if not isinstance(given, Sequence) or not all(isinstance(part, kind) for part in given):
         raise CamlibTypeError(f"{argument} must be a list of {kind.__name__}, got {given!r}")
+
+
+def _text(value: Any) -> Any:
+    """The same value with plain texts: jinja2 does not escape what has ``__html__``, as Django's safe strings do."""
+    if hasattr(value, "__html__"):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {_text(name): _text(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_text(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{own.name: _text(getattr(value, own.name)) for own in fields(value)})
+    return value
 
 
 def _notice(agnostic: int, methods: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,10 @@ class Headline:
     """A few words on what it means."""
 
     def __post_init__(self) -> None:
+        if self.interval is not None:
+            ends = list(self.interval) if isinstance(self.interval, Iterable) else [None]
+            if not all(isinstance(_plain(end), (int, float)) for end in ends):
+                raise CamlibTypeError(f"the interval of {self.name!r} must be (low, high), got {self.interval!r}")
         if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
             raise CamlibValueError(f"the interval of {self.name!r} must be (low, high), got {self.interval}")
 
