@@ -139,8 +139,8 @@ def test_slices_along_the_last_axis_of_a_volume() -> None:
     ).double().eval()  # fmt: skip
     volumes = torch.rand(2, 1, 16, 32, 48, dtype=torch.double)
     explanation = camlib.GradCAM(model)(volumes, 1)
-    torch.testing.assert_close(explanation.maps, naive(model, volumes, ""))
-    assert explanation.heatmaps().shape == (2, 48, 16, 32)
+    torch.testing.assert_close(explanation.maps, naive(model, volumes, "").movedim(1, 3))
+    assert explanation.heatmaps().shape == (2, 16, 32, 48)
 
 
 def test_methods_that_change_a_layer_refuse_rows_that_are_frames(case) -> None:

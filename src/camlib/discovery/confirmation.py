@@ -65,12 +65,32 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
         return frames or "its rows are not the images, but parts of them"
     if shape[0] != images:
         return f"its {shape[0]} rows are not the {images} images"
-    return _layout(coordinates, shape)
+    rows = None if inputs.is_list else place.get((axes.tensor, 0))
+    if rows is not None and not _are_in_order(rows.compact(), images):
+        return "its rows are in another order than the images"
+    return _layout([_over_channels(one) for one in coordinates], shape)
+
+
+def _are_in_order(rows: Coordinate, images: int) -> bool:
+    """Whether the rows are the images, one after the other."""
+    of_rows = rows.values.flatten(1) if rows.values.dim() > 1 else rows.values[:, None]
+    return images == 1 or bool((of_rows.isnan() | (of_rows == torch.arange(images)[:, None])).all())
+
+
+def _over_channels(one: Coordinate) -> Coordinate:
+    """A coordinate averaged over the channels, if these are at almost the same place."""
+    for channels in (1, one.values.dim() - 1) if len(one.varies) > 1 else ():
+        if channels in one.varies:
+            spread = one.values.amax(channels) - one.values.amin(channels)
+            if bool((spread <= one.pitch).all()):
+                return Coordinate(one.values.mean(channels, keepdim=True), one.pitch).compact()
+    return one
 
 
 def _frames(coordinates: Sequence[Coordinate], image: Coordinate | None, shape: Size, images: int) -> Frames | None:
-    """The layout of rows that are the frames of the images, along the first axis of the grid; None if they are not."""
-    along, *within = coordinates
+    """The layout of rows that are the frames of the images, along one axis of the grid; None if they are not."""
+    axis = next(axis for axis, one in enumerate(coordinates) if 0 in one.varies)
+    along, within = coordinates[axis], [*coordinates[:axis], *coordinates[axis + 1 :]]
     time = _of_rows(along)
     if time is None or image is None or shape[0] % images or any(0 in one.varies for one in within):
         return None
@@ -82,9 +102,9 @@ def _frames(coordinates: Sequence[Coordinate], image: Coordinate | None, shape: 
     for frames_first in (False, True):
         table = rows.view(frames, images).T if frames_first else rows.view(images, frames)
         lines = time[table]
-        in_order = _is_even(lines[0], along.pitch) and bool((lines == lines[:1]).all())
+        in_order = _is_even(lines[0]) and bool((lines == lines[:1]).all())
         if in_order and torch.equal(of_image[table], torch.arange(images)[:, None].expand(images, frames).float()):
-            return Frames((frames, *frame.grid), frame, frames_first if images > 1 else None)
+            return Frames((*frame.grid[:axis], frames, *frame.grid[axis:]), frame, axis, frames_first)
     return None
 
 
@@ -116,13 +136,12 @@ def _tokens(coordinates: Sequence[Coordinate], shape: Size) -> Tokens | str:
         return "some of its cells do not come from the images"
     grid: list[int] = []
     place = torch.zeros(count, dtype=torch.long)
-    for line, one in zip(lines, coordinates, strict=True):
-        own = line[patches]
-        steps, number = ((own - own.amin()) / (one.pitch / 4)).round().unique(return_inverse=True)
-        if not _is_even(steps / 4, 1.0):
+    for line in lines:
+        levels, number = _levels(line[patches])
+        if not _is_even(levels):
             return f"its {count} cells are not spaced evenly"
-        grid.append(len(steps))
-        place = place * len(steps) + number
+        grid.append(len(levels))
+        place = place * len(levels) + number
     cells = " x ".join(map(str, grid))
     if not torch.equal(place.sort().values, torch.arange(math.prod(grid))):
         return f"its {count} cells are not a whole {cells} grid"
@@ -150,7 +169,7 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
         line = one.values.flatten()
         if bool(line.isnan().any()):
             return "some of its cells do not come from the images"
-        if not _is_even(line, one.pitch):
+        if not _is_even(line):
             return "its cells do not progress evenly along the images"
     grid = tuple(shape[axis] for axis in axes if axis is not None)
     if axes == list(range(2, len(shape))):
@@ -173,7 +192,17 @@ def _not_covering(coordinates: Sequence[Coordinate], images: Tensor, axes: Image
     return None
 
 
-def _is_even(line: Tensor, pitch: float) -> bool:
-    """Whether coordinates grow in equal steps."""
+def _levels(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values, ascending, and the number of each element's value; those that almost agree are one."""
+    ordered, by = values.sort()
+    gaps = ordered.diff()
+    number = torch.cat([torch.zeros(1), (gaps > gaps.max() / 3).cumsum(0)]) if len(gaps) else torch.zeros(1)
+    number = number.long()
+    total = torch.zeros(int(number[-1]) + 1).index_add(0, number, ordered)
+    return total / number.bincount(), torch.empty_like(number).scatter(0, by, number)
+
+
+def _is_even(line: Tensor) -> bool:
+    """Whether coordinates grow in about equal steps; a last window that is partly padding has its centre earlier."""
     steps = line.diff()
-    return not len(steps) or (bool((steps > 0).all()) and float(steps.amax() - steps.amin()) <= pitch / 4)
+    return not len(steps) or (bool((steps > 0).all()) and float(steps.amax() - steps.amin()) <= float(steps.mean()) / 2)

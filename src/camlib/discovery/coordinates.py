@@ -180,12 +180,13 @@ def agreed(one: Coordinate | None, other: Coordinate | None) -> Coordinate | Non
         return None
     if one.values is other.values:
         return one
-    if bool(one.varies) != bool(other.varies):  # one is a single place, such as the pooled map of a gate
-        return one if one.varies else other
+    within, others = any(axis > 0 for axis in one.varies), any(axis > 0 for axis in other.varies)
+    if within != others:  # one is a single place in each image, such as the pooled map of a gate
+        return one if within else other
     a, b = one.values, other.values
     pitch = max(one.pitch, other.pitch)
     joined = torch.where(a.isnan(), b, a)
-    apart = (a - b).abs() > 0.75 * pitch
+    apart = (a - b).abs() > 1.01 * pitch
     if bool(apart.any()):
         joined = joined.masked_fill(apart.expand(joined.shape), math.nan)
         if bool(joined.isnan().all()):

@@ -41,8 +41,7 @@ from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
-from camlib.layers.layouts import Layout, Size, Tokens, layout_of
-from camlib.layers.names import call_of
+from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
@@ -139,7 +138,7 @@ def find_layer(model: nn.Module, inputs: Any, *, forward: Forward | None = None)
 
 def find_layer_in(network: Network, inputs: Inputs) -> str:
     """Return :func:`find_layer` for a network and its parsed inputs."""
-    return _named(network, _find(network, inputs), [])[-1]
+    return _named(_find(network, inputs), [])[-1]
 
 
 def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[str]:
@@ -170,18 +169,12 @@ def find_stages(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
     """Return :func:`find_stages` for a network and its parsed inputs."""
     found = _find(network, inputs)
-    return _named(network, found, found.stages())
+    return _named(found, found.stages())
 
 
-def _named(network: Network, found: _Found, records: list[Tapped]) -> list[str]:
-    """The names of the maps, and of the one to explain; the network keeps their layouts."""
-    names = list(dict.fromkeys(map(found.name, [*records, found.last])))
-    for record, (axes, layout) in found.located.items():
-        for name in names:
-            if axes == found.axes and (record.name, record.call) == (name.partition("#")[0], call_of(name) or 1):
-                network.layouts[name, tuple(record.tensor.shape[1:]), found.size] = layout
-                network.axes[name, found.size] = axes
-    return names
+def _named(found: _Found, records: list[Tapped]) -> list[str]:
+    """The names of the maps, and of the one to explain."""
+    return list(dict.fromkeys(map(found.name, [*records, found.last])))
 
 
 Located = dict[Tapped, tuple[ImageAxes, Layout]]
@@ -199,8 +192,6 @@ class _Found:
     located: Located
     records: Records
     graph: Graph
-    size: Size | None
-    """The usual size of the inputs."""
 
     @property
     def axes(self) -> ImageAxes:
@@ -308,8 +299,13 @@ def _chosen(
         found = _or_error(partial(choose, {one: all_maps[one] for one in records if one in all_maps}))
     if isinstance(found, _Found):
         name, layout, tokens = found.name(found.last), found.located[found.last][1], found.last.tensor.dim() == 3
-        if found.last in located or not problem_by_perturbation(network, inputs, name, layout.to_grid, tokens):
+        if found.last in located:
             return found
+        problem = problem_by_perturbation(network, inputs, name, layout.to_grid, tokens)
+        if problem is None:
+            return found
+        if found.graph.all_pass(found.last):
+            raise _comes_later(name, found.last, problem)
     if isinstance(proved, _Found):
         return proved
     raise proved
@@ -356,9 +352,8 @@ def _choose(
 ) -> _Found:
     """Ask the four questions of the module docstring about the located maps, starting at the last one."""
     layouts = {record: layout for record, (_, layout) in located.items()}
-    graph = Graph(
-        outputs, layouts, [starts[number] for number in sorted({axes.tensor for axes, _ in located.values()})]
-    )
+    of_images = {axes.tensor for axes, _ in located.values()}
+    graph = Graph(outputs, layouts, [start for number, start in enumerate(starts) if number in of_images])
     maps = [record for record in located if graph.is_map(record)]
     modules = network.module.named_modules()
     pooling = tuple(f"{name}." for name, module in modules if name and _pools(module))
@@ -381,6 +376,10 @@ def _choose(
     if branches and (len(of_images) > 1 or len(branches) == 1):
         raise _several_branches(of_images, located, graph, by_module)
     through = of_images[0] if branches else through
+    for record in reversed(records[through.order + 1 :]):
+        problem = _why_not_shown(record, through, located, graph, inputs)
+        if problem:
+            raise _comes_later(graph.outermost(record, by_module), record, problem)
     later = graph.map_far_behind(through)
     if later is not None:
         name = graph.outermost(through, by_module)
@@ -397,7 +396,28 @@ def _choose(
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    return _Found(through, reaching, located, by_module, graph, inputs.usual_size)
+    return _Found(through, reaching, located, by_module, graph)
+
+
+def _why_not_shown(record: Tapped, through: Tapped, located: Located, graph: Graph, inputs: Inputs) -> str | None:
+    """Why a later map of the same images is not shown; None if it is, or if it is no such map."""
+    shape, axes = tuple(record.tensor.shape), located[through][0]
+    if len(shape) != through.tensor.dim() or (len(shape) == 3 and shape != tuple(through.tensor.shape)):
+        return None
+    followed_there = bool(axes.spatial) and is_followed(record.place, axes)
+    if record in located or len(shape) < 3 or not followed_there or graph.is_output(record):
+        return None
+    if not graph.is_map(record) or not graph.all_pass(record):
+        return None
+    problem = layout_by_positions(record.place, shape, inputs, axes)
+    return problem if isinstance(problem, str) else None
+
+
+def _comes_later(name: str, record: Tapped, problem: str) -> CamlibRuntimeError:
+    return CamlibRuntimeError(
+        f"the last feature map, {name!r} {tuple(record.tensor.shape)}, cannot be laid on the images: {problem}; give "
+        "layer=, a layer before it, or a layer and reshape=, a function from its output to (N, C, h, w)"
+    )
 
 
 def _of_most_axes(branches: list[Tapped], located: Located) -> list[Tapped]:
@@ -426,6 +446,8 @@ def _several_branches(branches: list[Tapped], located: Located, graph: Graph, re
 def _located(record: Tapped, inputs: Inputs) -> tuple[ImageAxes, Layout] | None:
     """Where the images are that a record is a map of, and its layout, by the positions of its cells."""
     shape = tuple(record.tensor.shape)
+    if not inputs.possible_axes() and len(shape) in (4, 5) and math.prod(shape[2:]) > 1:
+        return ImageAxes(0, ()), ChannelsFirst(shape[2:])  # the inputs hold no images on which a map could be laid
     for axes in inputs.possible_axes():
         layout = layout_by_positions(record.place, shape, inputs, axes)
         if not isinstance(layout, str) and math.prod(layout.grid) > 1:

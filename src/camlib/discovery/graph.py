@@ -91,6 +91,10 @@ class Graph:
             if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
                 self._before_projection.update(inputs)
 
+    def is_output(self, record: Tapped) -> bool:
+        """Whether a module returned the outputs."""
+        return record.node in self._outputs
+
     def is_map(self, record: Tapped) -> bool:
         """Whether a map of the images leads to the outputs."""
         return record.node in self._flow

@@ -14,27 +14,36 @@ from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.positions import Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
-from camlib.layers.layouts import ChannelsFirst, Frames, Layout, grid_error, layout_of
+from camlib.layers.layouts import ChannelsFirst, Layout, Tokens, grid_error, layout_of
 from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
 
-ATTENTION = "attention"
+KEYS = "attention"
 """What stands for the keys of attention among the layers."""
 
 
 def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
-    """Whether layers were located before, for inputs of the same size."""
-    return all((layer, inputs.usual_size) in network.axes for layer in layers)
+    """Whether layers were located before, for inputs of the same sizes, and several images if there are several now."""
+    several = _rows(inputs) > 1
+    return all(
+        (layer, inputs.kind) in network.axes and (not several or (layer, inputs.kind) in network.of_several)
+        for layer in layers
+    )
+
+
+def _rows(inputs: Inputs) -> int:
+    """The number of images, whatever the axes."""
+    return len(inputs.tensors) if inputs.is_list else max((len(one) for one in inputs.tensors if one.dim()), default=1)
 
 
 def has_layouts(network: Network, inputs: Inputs, features: Mapping[str, Tensor]) -> bool:
     """Whether the layouts of all layers are known, with the number of tokens that they have returned now."""
     for layer, tensor in features.items() if network.reshape is None else ():
-        layout = network.layouts.get((layer, tuple(tensor.shape[1:]), inputs.usual_size))
-        unknown_order = isinstance(layout, Frames) and layout.frames_first is None and len(tensor) > layout.grid[0]
-        if layout is None or unknown_order:
-            return False
+        layout = network.layouts.get((layer, tuple(tensor.shape[1:]), inputs.kind))
+        of_one = (layer, inputs.kind) not in network.of_several
+        if layout is None or (of_one and isinstance(layout, Tokens) and layout.order is not None):
+            return False  # an order of tokens that only one image has shown may be that image's own
     return True
 
 
@@ -59,8 +68,10 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
             axes = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
         else:
             axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
-            network.layouts[layer, shape[1:], inputs.usual_size] = layout
-        network.axes[layer, inputs.usual_size] = axes
+            network.layouts[layer, shape[1:], inputs.kind] = layout
+        network.axes[layer, inputs.kind] = axes
+        if _rows(inputs) > 1:
+            network.of_several.add((layer, inputs.kind))
 
 
 def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: Positions | None) -> Layout | None:
@@ -72,8 +83,8 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
         attention: (N, heads, queries, keys), from the pass.
         positions: the positions that were followed in the pass; None if it was not followed.
     """
-    keys, size = attention.shape[-1], inputs.usual_size
-    known = network.layouts.get((ATTENTION, keys, size))
+    keys, size = attention.shape[-1], inputs.kind
+    known = network.layouts.get((KEYS, keys, size))
     if known is not None or positions is None:
         return known
     place = positions.of(attention)
@@ -85,8 +96,10 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
                 of_keys[axes.tensor, axis] = Coordinate(one.compact().values.reshape(1, -1, 1), one.pitch)
         layout = layout_by_positions(of_keys, (len(attention), keys, 1), inputs, axes)
         if not isinstance(layout, str):
-            network.layouts[ATTENTION, keys, size] = layout
-            network.axes[ATTENTION, size] = axes
+            network.layouts[KEYS, keys, size] = layout
+            network.axes[KEYS, size] = axes
+            if _rows(inputs) > 1:
+                network.of_several.add((KEYS, size))
             return layout
     return None
 
@@ -97,9 +110,7 @@ def image_axes(network: Network, inputs: Inputs, layers: Iterable[str]) -> Image
     Raises:
         CamlibValueError: they are maps of different inputs.
     """
-    axes = {
-        layer: network.axes[layer, inputs.usual_size] for layer in layers if (layer, inputs.usual_size) in network.axes
-    }
+    axes = {layer: network.axes[layer, inputs.kind] for layer in layers if (layer, inputs.kind) in network.axes}
     if len(set(axes.values())) > 1:
         of_inputs = ", ".join(f"{layer!r} of input {one.tensor}, axes {one.spatial}" for layer, one in axes.items())
         raise CamlibValueError(
@@ -120,13 +131,14 @@ def _layout(
     if not possible and len(shape) in (4, 5):  # the inputs hold no images on which the map could be laid
         return ImageAxes(0, ()), ChannelsFirst(shape[2:])
     for axes in possible:
-        cells = shape[2:]
-        if len(cells) == len(axes.spatial) and math.prod(cells) == 1:
-            return axes, ChannelsFirst(cells)  # one cell, which is the whole image
         found = layout_by_positions(place, shape, inputs, axes)
         if not isinstance(found, str):
             return axes, found
         problems.append(found)
+    for axes in possible:
+        cells = shape[2:]
+        if len(cells) == len(axes.spatial) and math.prod(cells) == 1 and not is_followed(place, axes):
+            return axes, ChannelsFirst(cells)  # one cell, which is the whole image
     if unknown and inputs.axes is not None and not is_followed(place, inputs.axes):
         module, size = module_of(network.module, layer), None if inputs.is_list else inputs.size
         layout = layout_of(network.module, module, shape, size)
@@ -157,7 +169,8 @@ def _axes_of_reshaped(
         reshaped(reshape, tensor, layer, len(usual.spatial))  # raises
     problems = []
     for axes in possible:
-        for spatial in permutations(axes.spatial):
+        without_channels = inputs.tensors[axes.tensor].dim() == 1 + len(axes.spatial)
+        for spatial in permutations(axes.spatial) if without_channels else (axes.spatial,):
             found = layout_by_positions(moved, shape, inputs, ImageAxes(axes.tensor, spatial))
             if isinstance(found, ChannelsFirst):
                 return ImageAxes(axes.tensor, spatial)

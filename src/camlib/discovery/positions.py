@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from camlib.discovery.coordinates import Coordinate, Place, aligned, along, compact, full
-from camlib.discovery.rules import Call, rule_of, tensors_in_arguments
+from camlib.discovery.rules import LOCAL, Call, rule_of, tensors_in_arguments
 
 
 class Positions(TorchDispatchMode):
@@ -41,7 +41,7 @@ class Positions(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[StorageWeakRef, dict[Any, Place]]] = {}
         self.not_followed: set[str] = set()
-        """The operations that were met and that no rule follows."""
+        """The operations that were met, and that no rule follows, or that lost places."""
         for number, tensor in enumerate(inputs):
             self._set(tensor, {(number, axis): along(tensor.shape, axis) for axis in range(tensor.dim())})
 
@@ -85,7 +85,7 @@ class Positions(TorchDispatchMode):
             places = rule(call) if rule else []
         except Exception:  # arguments that the rule does not expect: the places are unknown, and the pass goes on
             rule, places = None, []
-        if rule is None:
+        if rule is None or (rule in LOCAL and any(one is None for place in places for one in place.values())):
             self.not_followed.add(name)
         if rule is None and name.endswith("_") and isinstance(args[0], Tensor):
             self._forget(args[0])  # a change in place that is not followed, also of the tensor that this is a view of

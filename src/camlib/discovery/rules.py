@@ -104,13 +104,21 @@ def _rearranged(call: Call) -> list[dict[Axis, Coordinate | None]]:
     for axis, one in call.of(first).items():
         moved = call.func(one.values.expand(first.shape), *rest, **kwargs)
         for place, values in zip(places, moved if isinstance(moved, (tuple, list)) else (moved,), strict=True):
-            place[axis] = compact(Coordinate(values, one.pitch), look=call.name not in _VIEWS)
+            place[axis] = compact(Coordinate(values, one.pitch * _step(call, one)), look=call.name not in _VIEWS)
     return places
+
+
+def _step(call: Call, one: Coordinate) -> int:
+    """By which factor a slice with a step makes the distance between neighbours larger."""
+    step = call.named("step", 1) if call.name == "slice" else 1
+    return step if step > 1 and call.named("dim", 0) % one.values.dim() in one.compact().varies else 1
 
 
 def _windows_as_channels(call: Call) -> list[dict[Axis, Coordinate | None]]:
     """The pixels of windows as channels; padding would be read as a place."""
-    return [{}] if any(call.named("padding")) else _rearranged(call)
+    if any(call.named("padding")):
+        raise NotImplementedError
+    return _rearranged(call)
 
 
 def _rolled(call: Call) -> list[dict[Axis, Coordinate | None]]:
@@ -218,7 +226,8 @@ def _convolved(call: Call) -> list[dict[Axis, Coordinate | None]]:
     place: dict[Axis, Coordinate | None] = {}
     for axis, one in call.of(first).items():
         mixed = one if one.values.shape[-1 - spatial] == 1 else None if groups > 1 else averaged(one, [-1 - spatial])
-        place[axis] = mixed and over_windows(mixed, windows, call.results[0].shape[-spatial:])
+        if mixed is not None:
+            place[axis] = over_windows(mixed, windows, call.results[0].shape[-spatial:])
     return [place]
 
 
@@ -245,7 +254,8 @@ def _resized(call: Call) -> list[dict[Axis, Coordinate | None]]:
     for axis, one in call.of(first).items():
         mixed = averaged(one, [-1 - spatial]) if shuffled else one
         windows = [Scaled(first.shape[k], result.shape[k]) for k in range(-spatial, 0)]
-        place[axis] = mixed and over_windows(mixed, windows, result.shape[-spatial:])
+        if mixed is not None:
+            place[axis] = over_windows(mixed, windows, result.shape[-spatial:])
     return [dict(place) for _ in call.results]
 
 
@@ -272,12 +282,14 @@ def _product(call: Call) -> list[dict[Axis, Coordinate | None]]:
     columns = {axis: averaged(one, [-2]) for axis, one in call.of(right).items()} if right.dim() > 1 else {}
     place: dict[Axis, Coordinate | None] = {}
     for axis in (*columns, *rows):  # rows come first where both have a place
+        if axis[1] < 0:
+            continue  # the keys of an attention before
         one = rows.get(axis) or columns.get(axis)
         other = columns.get(axis)
         if one is not None and not one.varies and other is not None and other.varies:
             one = other
         place[axis] = one
-        if rows.get(axis) is not None and other is not None:
+        if axis[1] >= 0 and rows.get(axis) is not None and other is not None:
             place[axis[0], ~axis[1]] = other
     if right.dim() == 1:
         place = {axis: one and Coordinate(one.values.squeeze(-1), one.pitch) for axis, one in rows.items()}
@@ -348,6 +360,8 @@ _RULES: dict[str, Rule] = {
     **_all("mm bmm addmm baddbmm _addmm_activation linear mv addmv", _product),
     "glu": _halves,
 }
+LOCAL = (_pointwise, _convolved, _pooled, _resized)
+"""Rules of operations that do not mix distant places: a place that is lost there could not be followed."""
 _PATTERNS: list[tuple[str, Rule]] = [
     (r"_scaled_dot_product_.*|scaled_dot_product_attention", _attended),
     (r"constant_pad_nd|(reflection|replication)_pad\dd", _padded),

@@ -20,7 +20,7 @@ _SPATIAL: dict[int, list[Size]] = {
     2: [(1,)],
     3: [(2,), (1, 2), (1,)],
     4: [(2, 3), (1, 2), (1, 2, 3)],
-    5: [(2, 3, 4), (1, 3, 4), (1, 2, 3), (3, 2, 4), (4, 2, 3)],
+    5: [(2, 3, 4), (1, 3, 4), (1, 2, 3)],
 }
 """The spatial axes that a tensor may have, by the number of its axes."""
 
@@ -76,9 +76,13 @@ class Inputs:
         return self if axes is None or axes == self.axes else Inputs(self.raw, self.shared, axes)
 
     @cached_property
-    def usual_size(self) -> Size | None:
-        """The :attr:`size` of the images where they usually are, which stands for the kind of these inputs."""
-        return self.size if self.axes == self._usual_axes() else Inputs(self.raw).size
+    def kind(self) -> tuple[Any, ...]:
+        """What stands for inputs of the same names and sizes: layers and their layouts are remembered by it."""
+        if self.is_list:
+            return "list", self.size
+        names = tuple(self.raw) if isinstance(self.raw, Mapping) else len(self.tensors)
+        sizes = (tuple(one.shape[1:]) for one in self.tensors if one.is_floating_point() and one.dim() > 1)
+        return names, *sizes
 
     def _usual_axes(self) -> ImageAxes | None:
         if self.is_list:
@@ -98,7 +102,7 @@ class Inputs:
         if not self.is_list:
             for number, tensor in enumerate(self.tensors):
                 cut_out = tensor is self._pixel_values and tensor.dim() < 4
-                if not cut_out and (tensor.is_floating_point() or tensor.dim() == 4):
+                if not cut_out and (tensor.is_floating_point() or tensor.dim() > 3):
                     possible += [ImageAxes(number, spatial) for spatial in _SPATIAL.get(tensor.dim(), ())]
         return list(dict.fromkeys(possible))
 

@@ -82,18 +82,29 @@ class Frames:
     """(N T, ...): a row for each frame of a clip, slice of a volume, or view of a subject."""
 
     grid: Size
-    """(T, h, w)."""
+    """(T, h, w), or (h, T, w) or (h, w, T) of slices along another axis."""
     frame: ChannelsFirst | ChannelsLast | Transposed | Tokens
     """The layout of each row."""
-    frames_first: bool | None
-    """Whether the first frames of all images come first, rather than all frames of the first image; None if unknown,
-    since only one image was seen."""
+    axis: int
+    """The axis of the grid along which the frames are."""
+    frames_first: bool
+    """Whether the first frames of all images come first, rather than all frames of the first image."""
+
+    @property
+    def count(self) -> int:
+        """T, the number of frames."""
+        return self.grid[self.axis]
 
     def to_grid(self, features: Tensor) -> Tensor:
         """Return (N T, C, h, w), all frames of the first image first."""
         if self.frames_first:
-            features = features.unflatten(0, (self.grid[0], -1)).transpose(0, 1).flatten(0, 1)
+            features = features.unflatten(0, (self.count, -1)).transpose(0, 1).flatten(0, 1)
         return self.frame.to_grid(features)
+
+    def by_image(self, maps: Tensor) -> Tensor:
+        """Return the maps of all frames (N T, [K,] h, w) by image, (N, [K,] T, h, w), with the axes of the grid."""
+        of_images: Tensor = maps.unflatten(0, (-1, self.count)).movedim(1, self.axis - len(self.grid))
+        return of_images
 
 
 Layout = ChannelsFirst | ChannelsLast | Transposed | Tokens | Frames

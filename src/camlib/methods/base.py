@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import find_layer_in
-from camlib.discovery.locating import ATTENTION, has_layouts, image_axes, is_located, locate
+from camlib.discovery.locating import KEYS, has_layouts, image_axes, is_located, locate
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, boolean
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
@@ -131,6 +131,7 @@ class Method(ABC):
         other.network = Network.of(model, self.network.forward, self.network.reshape)
         other.network.layouts.update(self.network.layouts)
         other.network.axes.update(self.network.axes)
+        other.network.of_several.update(self.network.of_several)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -370,6 +371,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     for method in methods:
         network.layouts.update(method.network.layouts)
         network.axes.update(method.network.axes)
+        network.of_several.update(method.network.of_several)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own
@@ -388,7 +390,7 @@ def _refuse_frames(method: Method, forward_pass: ForwardPass, layers: Iterable[s
         layout = forward_pass.layout(layer)
         if isinstance(layout, Frames):
             raise CamlibRuntimeError(
-                f"layer {layer!r} has a row for each of {layout.grid[0]} frames, which {type(method).__name__} cannot "
+                f"layer {layer!r} has a row for each of {layout.count} frames, which {type(method).__name__} cannot "
                 "read; use a method of gradients, such as camlib.GradCAM or camlib.LayerCAM, or one that reads no "
                 "layer, such as camlib.RISE"
             )
@@ -414,7 +416,7 @@ def _pass(
         with torch.set_grad_enabled(whole):
             return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
 
-    read = [*layers, *([ATTENTION] if any(method.reads == "attention" for method in methods) else [])]
+    read = [*layers, *([KEYS] if any(method.reads == "attention" for method in methods) else [])]
     if is_located(network, inputs, read):
         inputs = inputs.along(image_axes(network, inputs, read))
         forward_pass = once(follow=False)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from camlib.discovery.locating import keys_layout
+from camlib.discovery.locating import KEYS, image_axes, keys_layout
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, positive_int
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import Layout
@@ -99,6 +99,13 @@ class LeGrad(Method):
     def around(self) -> contextlib.AbstractContextManager[_Attention]:
         """Return a context that records the attention; the autograd graph begins at the first one."""
         return _Attention()
+
+    def about(self, forward_pass: ForwardPass) -> ForwardPass:
+        """Return the pass, with the images where the keys of the attention show them to be."""
+        if self.network.reshape is None:
+            seen = self._of_images(forward_pass.noted[self.name], forward_pass)
+            self._layout(self._read(seen, forward_pass), forward_pass)
+        return forward_pass.along(image_axes(self.network, forward_pass.inputs, [KEYS]))
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.functional.le_grad` of the patches, for each class."""

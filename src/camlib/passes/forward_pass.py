@@ -220,8 +220,7 @@ class ForwardPass:
         """Return a layer's maps by image: (N, T, h, w) if its rows are frames, else as they are, (N, ...)."""
         if self.network.reshape is not None or not isinstance(layout := self.layout(layer), Frames):
             return maps
-        of_images: Tensor = maps.unflatten(0, (-1, layout.grid[0]))  # (N, T, [K,] h, w)
-        return of_images.movedim(1, 2) if self.scores.dim() == 2 else of_images
+        return layout.by_image(maps)
 
     def layout(self, layer: str) -> Layout:
         """Return the layout of a layer's output: where its channels and its grid are.
@@ -234,10 +233,10 @@ class ForwardPass:
             module = module_of(self.network.module, layer)
             if module in self.network.text_modules:
                 raise text_error(layer, shape)
-            layout = self.network.layouts.get((layer, shape[1:], self.inputs.usual_size))
+            layout = self.network.layouts.get((layer, shape[1:], self.inputs.kind))
             if layout is None:
                 raise grid_error(shape, self.size, layer)
-            frames = layout.grid[0] if isinstance(layout, Frames) else 1
+            frames = layout.count if isinstance(layout, Frames) else 1
             if shape[0] != frames * self.count:
                 raise CamlibRuntimeError(
                     f"layer {layer!r} returns shape {shape}, for {shape[0] // frames} images, but the outputs have "
@@ -304,8 +303,10 @@ class ForwardPass:
     def _picture_size(self, layers: Iterable[str]) -> tuple[int, ...] | None:
         """The input's spatial size, with the number of frames where several channels of the input are one frame."""
         layouts = [self.layout(layer) for layer in layers] if self.network.reshape is None else []
-        frames = next((layout.grid[0] for layout in layouts if isinstance(layout, Frames)), None)
-        return self.size if self.size is None or frames is None else (frames, *self.size[1:])
+        frames = next((layout for layout in layouts if isinstance(layout, Frames)), None)
+        if self.size is None or frames is None:
+            return self.size
+        return (*self.size[: frames.axis], frames.count, *self.size[frames.axis + 1 :])
 
     def _outputs(self) -> Any:
         """The outputs, detached; tensors that are the model's own or shared among the inputs are noted as such."""

@@ -47,9 +47,11 @@ class Network:
     ending: Ending = field(default_factory=Ending)
     """Whether the outputs are probabilities, which the first run of :meth:`scored` shows."""
     layouts: dict[Any, Layout] = field(default_factory=dict)
-    """The layouts of the layers, by name, shape without the rows, and usual size of the inputs."""
+    """The layouts of the layers, by name, shape without the rows, and kind of the inputs."""
     axes: dict[Any, ImageAxes] = field(default_factory=dict)
-    """Where the images are that a layer is a map of, by its name and the usual size of the inputs."""
+    """Where the images are that a layer is a map of, by its name and the kind of the inputs."""
+    of_several: set[Any] = field(default_factory=set)
+    """The layers, by name and kind of the inputs, that were located in a pass of several images."""
 
     def __post_init__(self) -> None:
         for name, function in (("forward", self.forward), ("reshape", self.reshape)):
