@@ -94,10 +94,10 @@ class TestTimeAugmentation(Smoothing):
         self.mirror = boolean("mirror", mirror)
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
-        if self.mirror and clean.extent is not None:
+        if self.mirror and clean.extent is not None and not _is_symmetric(clean):
             raise CamlibValueError(
-                f"the model pads its images of {clean.input_size} to {clean.extent}, and mirrored images on the other "
-                "side; give images that need no padding, or mirror=False"
+                f"the maps cover {clean.extent} of images of {clean.input_size}, and more on one side, as where the "
+                "model pads its images; give images that need no padding, or mirror=False"
             )
         return averaged(clean, self._copies(clean, inputs, target), "test-time augmentation")
 
@@ -214,14 +214,16 @@ class MultiScale(Smoothing):
             )
         of_scales = [self._at_scale(clean, inputs, target, scale) for scale in self.scales]
         maps = torch.stack(of_scales).mean(0)
-        return dataclasses.replace(clean, maps=maps, layers={}, extent=None, method=f"{clean.method}, multi-scale")
+        return dataclasses.replace(
+            clean, maps=maps, layers={}, extent=None, origin=None, method=f"{clean.method}, multi-scale"
+        )
 
     def _at_scale(self, clean: Explanation, images: Tensor, target: Any, scale: float) -> Tensor:
         """The mean over the windows, (N, [K,] H, W)."""
         height, width = images.shape[2:]
         large = (round(scale * height), round(scale * width))
         if large == (height, width):
-            return resize(clean.maps, (height, width))
+            return clean.heatmaps((height, width), normalize="none")
         enlarged = torch.nn.functional.interpolate(images, large, mode="bilinear", align_corners=False)
         corners = list(itertools.product(_starts(large[0] - height, scale), _starts(large[1] - width, scale)))
         windows = [self.method(enlarged[..., top : top + height, left : left + width], target) for top, left in corners]
@@ -231,9 +233,17 @@ class MultiScale(Smoothing):
         for (top, left), window, counts in zip(corners, windows, kept, strict=True):
             place = (..., slice(top, top + height), slice(left, left + width))
             weight = counts[..., None, None].to(total.dtype)
-            total[place] += weight * resize(window.maps, (height, width))
+            total[place] += weight * window.heatmaps((height, width), normalize="none")
             counted[place] += weight
         return resize(total / counted.clamp(min=1), (height, width))
+
+
+def _is_symmetric(explanation: Explanation) -> bool:
+    """Whether maps reach as far on one end of the last axis as on the other."""
+    if explanation.extent is None or explanation.input_size is None:
+        return True
+    start = explanation.origin[-1] if explanation.origin else 0.0
+    return abs(start + start + explanation.extent[-1] - explanation.input_size[-1]) < 1
 
 
 def _inputs_of(clean: Explanation, inputs: Any) -> Inputs:

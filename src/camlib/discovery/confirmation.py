@@ -10,8 +10,12 @@ from torch import Tensor
 
 from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.positions import Positions
+from camlib.explanation.extent import Window
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Frames, Layout, Size, Tokens, Transposed
+
+APART = 0.75
+"""How far from its place a cell may be drawn, in cells."""
 
 
 def followed(inputs: Inputs) -> Positions:
@@ -27,7 +31,7 @@ def is_followed(place: Place, axes: ImageAxes) -> bool:
 def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAxes) -> Layout | str:
     """Return the layout of a tensor, or why it is not a grid of the images.
 
-    Its cells must progress evenly along each spatial axis of the images, change along no other, and cover the images.
+    Its cells must progress evenly along each spatial axis of the images, and change along no other.
 
     Args:
         place: the positions of a layer's output.
@@ -54,9 +58,6 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
         coordinates.append(place[axes.tensor, axis].compact())
     if inputs.is_list:  # the positions are those of the first image
         coordinates = [Coordinate(one.values[:1], one.pitch) for one in coordinates]
-    problem = None if inputs.is_list else _not_covering(coordinates, inputs.tensors[axes.tensor], axes)
-    if problem:
-        return problem
     images = len(inputs.tensors) if inputs.is_list else len(inputs.tensors[axes.tensor])
     if any(0 in one.varies for one in coordinates):
         if any(one.values.flatten(1).isnan().all(1).any() for one in coordinates):
@@ -179,17 +180,31 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
     return Transposed(grid, tuple(axis - len(shape) for axis in axes if axis is not None))
 
 
-def _not_covering(coordinates: Sequence[Coordinate], images: Tensor, axes: ImageAxes) -> str | None:
-    """Why cells are in another part of the images than a grid over the whole of them, such as after a crop."""
-    for axis, one in zip(axes.spatial, coordinates, strict=True):
-        known = one.values[~one.values.isnan()]
+def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window | None:
+    """Return which part of the images a grid covers, if its cells would be drawn elsewhere over the whole images.
+
+    So it is after a crop, a padding, or convolutions without padding. Up to three quarters of a cell, as strides and
+    paddings move cells in every network, the grid is taken for one over the whole images.
+
+    Args:
+        place: the positions of the grid.
+        grid: its size.
+        inputs: the inputs of the pass.
+        axes: where the images are among them.
+    """
+    origin, extent, apart = [], [], 0.0
+    for axis, cells in zip(() if inputs.is_list else axes.spatial, grid, strict=False):
+        side = inputs.tensors[axes.tensor].shape[axis]
+        known = place[axes.tensor, axis].values
+        known = known[~known.isnan()]
         first, last = float(known.amin()), float(known.amax())
-        if abs((first + last) / 2 - (images.shape[axis] - 1) / 2) > max(0.75 * one.pitch, 1.0):
-            return (
-                f"its cells lie between {first:.0f} and {last:.0f} along axis {axis} of the input, which has "
-                f"{images.shape[axis]}"
-            )
-    return None
+        step = (last - first) / (cells - 1) if cells > 1 else side
+        origin.append(first - step / 2 + 0.5 if cells > 1 else 0.0)
+        extent.append(step * cells)
+        drawn = side / cells
+        ends = abs(first + 0.5 - drawn / 2), abs(last + 0.5 - (side - drawn / 2))
+        apart = apart if cells == 1 else max(apart, *(end / drawn for end in ends))
+    return Window(tuple(origin), tuple(extent)) if apart > APART and max(grid) > 1 else None
 
 
 def _levels(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -352,8 +352,8 @@ def _choose(
 ) -> _Found:
     """Ask the four questions of the module docstring about the located maps, starting at the last one."""
     layouts = {record: layout for record, (_, layout) in located.items()}
-    of_images = {axes.tensor for axes, _ in located.values()}
-    graph = Graph(outputs, layouts, [start for number, start in enumerate(starts) if number in of_images])
+    pictured = {axes.tensor for axes, _ in located.values()}
+    graph = Graph(outputs, layouts, [start for number, start in enumerate(starts) if number in pictured])
     maps = [record for record in located if graph.is_map(record)]
     modules = network.module.named_modules()
     pooling = tuple(f"{name}." for name, module in modules if name and _pools(module))

@@ -8,13 +8,13 @@ from itertools import permutations
 
 from torch import Tensor
 
-from camlib.discovery.confirmation import is_followed, layout_by_positions
+from camlib.discovery.confirmation import is_followed, layout_by_positions, window
 from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.positions import Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
-from camlib.layers.layouts import ChannelsFirst, Layout, Tokens, grid_error, layout_of
+from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, grid_error, layout_of
 from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
@@ -65,10 +65,14 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
         place, shape = positions.of(tensor), tuple(tensor.shape)
         unknown = bool(positions.not_followed)
         if network.reshape is not None:
-            axes = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
+            axes, grid, moved = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
         else:
             axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
             network.layouts[layer, shape[1:], inputs.kind] = layout
+            grid, moved = layout.grid, place
+        covered = window(moved, grid, inputs, axes) if is_followed(moved, axes) else None
+        if covered is not None:
+            network.windows[layer, inputs.kind] = covered
         network.axes[layer, inputs.kind] = axes
         if _rows(inputs) > 1:
             network.of_several.add((layer, inputs.kind))
@@ -152,8 +156,8 @@ def _layout(
 
 def _axes_of_reshaped(
     network: Network, inputs: Inputs, layer: str, tensor: Tensor, place: Place, unknown: bool
-) -> ImageAxes:
-    """Where the images are that the grid made by the user's ``reshape`` is a map of."""
+) -> tuple[ImageAxes, Size, Place]:
+    """Where the images are that the grid made by the user's ``reshape`` is a map of, its size, and its positions."""
     reshape = network.reshape
     assert reshape is not None
     usual = inputs.axes
@@ -164,7 +168,7 @@ def _axes_of_reshaped(
     }
     possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
     if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
-        return usual or ImageAxes(0, ())  # one cell, which is the whole image
+        return usual or ImageAxes(0, ()), shape[2:], {}  # one cell, which is the whole image
     if usual is not None and not possible:
         reshaped(reshape, tensor, layer, len(usual.spatial))  # raises
     problems = []
@@ -173,12 +177,12 @@ def _axes_of_reshaped(
         for spatial in permutations(axes.spatial) if without_channels else (axes.spatial,):
             found = layout_by_positions(moved, shape, inputs, ImageAxes(axes.tensor, spatial))
             if isinstance(found, ChannelsFirst):
-                return ImageAxes(axes.tensor, spatial)
+                return ImageAxes(axes.tensor, spatial), shape[2:], moved
             problems.append(found if isinstance(found, str) else "its axes are in another order")
     if unknown and usual in possible and usual is not None and not is_followed(place, usual):
         problem = problem_by_perturbation(network, inputs, layer, reshape, tensor.dim() == 3)
         if problem is None:
-            return usual
+            return usual, shape[2:], {}
         problems.insert(0, problem)
     of_size = " x ".join(map(str, inputs.size or ("unknown size",)))
     raise CamlibValueError(

@@ -72,10 +72,13 @@ class Explanation:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution."""
     extent: Extent = None
-    """(H, W) in input pixels that the maps cover, if they cover more than the input, as where a detector pads its
-    pictures at the right and at the bottom."""
+    """(H, W) in input pixels that the maps cover, if that is not the input: where a detector pads its pictures at the
+    right and at the bottom, or where a network crops or pads images, or has convolutions without padding."""
     class_agnostic: bool = False
     """True if the method ignores the target; then the maps explain no particular class, whatever ``target`` holds."""
+    origin: Extent = None
+    """Where the maps begin, in input pixels along each axis, if they have an :attr:`extent` and do not begin at the
+    input's first pixel. Heatmaps are zero where no cell is."""
 
     def __post_init__(self) -> None:
         if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
@@ -86,6 +89,10 @@ class Explanation:
         if isinstance(self.target, Tensor) and self.target.shape != self.scores.shape:
             raise CamlibValueError(
                 f"target must have a class for each score, {tuple(self.scores.shape)}, got {tuple(self.target.shape)}"
+            )
+        if self.origin is not None and (self.extent is None or len(self.origin) != len(self.extent)):
+            raise CamlibValueError(
+                f"origin needs an extent with as many numbers, got origin {self.origin} and extent {self.extent}"
             )
         if self.extent is not None and (
             self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
@@ -111,7 +118,7 @@ class Explanation:
 
         Cells that lie entirely in the padding do not count.
         """
-        cells = cells_of_input(self.maps, self.extent, self.input_size)
+        cells = cells_of_input(self.maps, self.extent, self.input_size, self.origin)
         return is_constant(cells, self.dims) | (cells.flatten(-self.dims).amax(-1) <= 0)
 
     @property
@@ -141,7 +148,7 @@ class Explanation:
                 raise CamlibValueError(
                     f"the inputs held no {_INPUTS[self.dims]} whose size is known; give size={SIZES[self.dims]}"
                 )
-        resized = resized_to_input(self.maps, checked_grid(size, self.dims), self.extent, self.input_size)
+        resized = resized_to_input(self.maps, checked_grid(size, self.dims), self.extent, self.input_size, self.origin)
         heatmaps = _normalize(resized, normalize, self.dims)
         if normalize in ("signed", "none"):
             return heatmaps

@@ -110,7 +110,7 @@ def _dtype(name: str) -> torch.dtype:
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields, of the types and shapes that an explanation has."""
     maps, scores, target, layers = (fields[name] for name in ("maps", "scores", "target", "layers"))
-    size, extent = fields["input_size"], fields.get("extent")
+    size, extent, origin = fields["input_size"], fields.get("extent"), fields.get("origin")
     images = len(scores)
     classes = isinstance(target, Tensor) and target.shape == scores.shape and target.dtype == torch.int64
     conditions = {
@@ -123,10 +123,15 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         ),
         "input_size has positive ints, of at most 2^31 pixels in all": size is None
         or (_all_are(int, size) and min(size) >= 1 and math.prod(size) <= MAX_PIXELS),
-        "extent has numbers that are not smaller than input_size": extent is None
+        "extent has numbers that are not smaller than input_size, or origin has numbers, too": extent is None
         or (
             _all_are((int, float), extent)
-            and all(own <= one <= 1024 * own for one, own in zip(extent, size, strict=True))
+            and all((own if origin is None else 0) <= one <= 1024 * own for one, own in zip(extent, size, strict=True))
+        ),
+        "origin has numbers like input_size": origin is None
+        or (
+            _all_are((int, float), origin)
+            and all(abs(one) <= 1024 * own for one, own in zip(origin, size, strict=True))
         ),
         "there are images": images > 0,
     }

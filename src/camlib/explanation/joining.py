@@ -52,7 +52,7 @@ def _kind(fields: Fields) -> dict[str, Any]:
     """What two explanations must share to be joined."""
     outputs, target = fields["outputs"], fields["target"]
     return {
-        **{name: fields[name] for name in ("method", "layer", "class_agnostic", "input_size", "extent")},
+        **{name: fields[name] for name in ("method", "layer", "class_agnostic", "input_size", "extent", "origin")},
         "has_class_axis": fields["scores"].dim() == 2,
         "map shape": tuple(fields["maps"].shape[1:]),
         "target": target if isinstance(target, str) else "class indices",

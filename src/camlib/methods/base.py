@@ -132,6 +132,7 @@ class Method(ABC):
         other.network.layouts.update(self.network.layouts)
         other.network.axes.update(self.network.axes)
         other.network.of_several.update(self.network.of_several)
+        other.network.windows.update(self.network.windows)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -245,7 +246,8 @@ class Method(ABC):
         fused, *others = layers.values()
         if others:
             dims = axes - forward_pass.scores.dim()
-            fused = fuse(list(layers.values()), self.fuse, "minmax" if self.relu else "signed", dims)
+            placed = forward_pass.placed(layers)
+            fused = fuse(list(placed.values()), self.fuse, "minmax" if self.relu else "signed", dims)
         return forward_pass.explanation(self.name, fused, {} if self.layerless else layers, self.class_agnostic)
 
     def __repr__(self) -> str:
@@ -372,6 +374,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
         network.layouts.update(method.network.layouts)
         network.axes.update(method.network.axes)
         network.of_several.update(method.network.of_several)
+        network.windows.update(method.network.windows)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own

@@ -198,7 +198,7 @@ class GuidedGradCAM(GradCAM):
             wide = forward_pass.stacked([guided_grad_cam(one.double(), other.double()) for one, other in pairs])
             maps = maps if _fits(wide, maps.dtype) else wide
         check_finite({"map": [maps]})
-        return dataclasses.replace(cam, maps=maps, extent=None)
+        return dataclasses.replace(cam, maps=maps, extent=None, origin=None)
 
 
 def _fits(maps: Tensor, dtype: torch.dtype) -> bool:

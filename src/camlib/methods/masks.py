@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from camlib.explanation.extent import Window, resized_to_input
 from camlib.imaging.normalization import normalized
 from camlib.imaging.resizing import interpolated
 from camlib.methods.arithmetic import divided
@@ -32,14 +33,13 @@ class Masks(Protocol):
         """Return the masks (rows, ...) for an index (rows,) or a slice."""
 
 
-def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, ...] | None = None) -> Tensor:
+def channel_masks(channels: Tensor, size: tuple[int, ...], covered: Window | None = None) -> Tensor:
     """Turn channels into masks in [0, 1]: upsampled linearly with half-pixel centres, then each min-max normalised.
 
     Args:
         channels: (rows, ...) on a layer's grid.
         size: the size of the masks, which is that of the image.
-        extent: the size that the layer saw, in the image's pixels, if it is larger: see
-            :attr:`camlib.Explanation.extent`.
+        covered: which part of the image the layer covers; None for the whole: see :attr:`camlib.Explanation.extent`.
 
     Returns:
         (rows, ...) of that size. The mask of a constant channel is zero.
@@ -49,9 +49,11 @@ def channel_masks(channels: Tensor, size: tuple[int, ...], extent: tuple[float, 
         >>> channel_masks(torch.tensor([[[1.0, 3.0]]]), (1, 4))
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    covered = size if extent is None else tuple(max(*sides) for sides in zip(size, map(round, extent), strict=True))
-    inside: tuple[Any, ...] = (..., *map(slice, size))
-    upsampled = interpolated(channels, covered)[inside]
+    upsampled = (
+        interpolated(channels, size)
+        if covered is None
+        else resized_to_input(channels, size, covered.extent, size, covered.origin)
+    )
     return normalized(upsampled.flatten(1), "minmax").reshape(upsampled.shape)
 
 

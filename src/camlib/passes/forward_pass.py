@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
+from camlib.explanation.extent import Window, resized_to_input
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.layers.layouts import Frames, Layout, Tokens, grid_error
 from camlib.layers.names import module_of
@@ -314,10 +315,29 @@ class ForwardPass:
             return self.outputs.detached()
         return self.outputs.detached([*state(self.network.module), *(self.inputs.shared or ())])
 
+    def window(self, layer: str) -> Window | None:
+        """Return which part of the images a layer's maps cover; None for the whole images."""
+        if self.extent is not None:
+            return Window((0.0,) * len(self.extent), self.extent)
+        return self.network.windows.get((layer, self.inputs.kind))
+
+    def placed(self, maps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the maps of several layers for fusion: over the whole images, if a layer covers another part."""
+        windows = {layer: self.network.windows.get((layer, self.inputs.kind)) for layer in maps}
+        size = self._picture_size(maps)
+        if size is None or not any(windows.values()):
+            return maps
+        whole = Window((0.0,) * len(size), tuple(map(float, size)))
+        return {
+            layer: resized_to_input(own, size, (windows[layer] or whole).extent, size, (windows[layer] or whole).origin)
+            for layer, own in maps.items()
+        }
+
     def explanation(
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
         """Return a method's maps as an explanation of this pass."""
+        window = self.window(next(iter(layers))) if len(layers) == 1 else None
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
@@ -327,7 +347,8 @@ class ForwardPass:
             layer=" + ".join(layers),
             input_size=self._picture_size(layers),
             layers=layers,
-            extent=self.extent if layers else None,
+            extent=window.extent if window else self.extent if layers else None,
+            origin=window.origin if window and any(window.origin) else None,
             class_agnostic=class_agnostic,
         )
 

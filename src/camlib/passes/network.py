@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
+from camlib.explanation.extent import Window
 from camlib.inputs import ImageAxes, Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
@@ -50,6 +51,8 @@ class Network:
     """The layouts of the layers, by name, shape without the rows, and kind of the inputs."""
     axes: dict[Any, ImageAxes] = field(default_factory=dict)
     """Where the images are that a layer is a map of, by its name and the kind of the inputs."""
+    windows: dict[Any, Window] = field(default_factory=dict)
+    """Which part of the images a layer covers, by its name and the kind of the inputs, if it is not the whole."""
     of_several: set[Any] = field(default_factory=set)
     """The layers, by name and kind of the inputs, that were located in a pass of several images."""
 
