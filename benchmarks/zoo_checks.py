@@ -233,7 +233,9 @@ class Places:
         return self.cells > 0 and self.own == self.cells and not any(self.shift)
 
 
-def places(features: Tensor, leaves: list[Tensor], axes: Axes | None = None, extent: Any = None) -> Places:
+def places(
+    features: Tensor, leaves: list[Tensor], axes: Axes | None = None, extent: Any = None, origin: Any = None
+) -> Places:
     """Find the place of the picture that cells which are spread over the grid read most.
 
     What all of these cells read alike, as through a global pooling, is taken away first: of each cell's shares of
@@ -244,7 +246,8 @@ def places(features: Tensor, leaves: list[Tensor], axes: Axes | None = None, ext
         leaves: the inputs, among them the picture: the one that the cells read most. (N, ...), or (C, H, W) for a
             detector's list of images.
         axes: the picture's axes along the grid; None for its last ones.
-        extent: how many of the picture's pixels the grid covers along each axis, if it is padded behind.
+        extent: how many of the picture's pixels the grid covers along each axis, if not all.
+        origin: at which of the picture's pixels the grid begins along each axis, if not at the first.
     """
     images, grid = len(features), tuple(features.shape[1:-1])
     generator = torch.Generator().manual_seed(0)
@@ -262,7 +265,7 @@ def places(features: Tensor, leaves: list[Tensor], axes: Axes | None = None, ext
                 strength += 0 if gradient is None else gradient.square()
     totals = [sum(float(of_cell[leaf].sum()) for of_cell in strengths) for leaf in range(len(leaves))]
     picture = max(range(len(leaves)), key=totals.__getitem__)
-    on_grid = [of_places(of_cell[picture], images, grid, axes, extent) for of_cell in strengths]
+    on_grid = [of_places(of_cell[picture], images, grid, axes, extent, origin) for of_cell in strengths]
     shares = [None if one is None or not one.any() else one / one.sum() for one in on_grid]
     seen = [one for one in shares if one is not None]
     common = torch.stack(seen).mean(0) if len(seen) > 1 else 0
@@ -284,7 +287,9 @@ def near(size: int) -> int:
     return 0 if size < 4 else max(1, size // 10)
 
 
-def of_places(strength: Tensor, images: int, grid: tuple[int, ...], axes: Axes | None, extent: Any) -> Tensor | None:
+def of_places(
+    strength: Tensor, images: int, grid: tuple[int, ...], axes: Axes | None, extent: Any, origin: Any = None
+) -> Tensor | None:
     """Return a picture's strength as the mean in each cell, (N, *grid); None if the picture has no such axes.
 
     Axes of the grid without an axis of the picture have one place.
@@ -304,14 +309,15 @@ def of_places(strength: Tensor, images: int, grid: tuple[int, ...], axes: Axes |
             strength = strength.unsqueeze(position)
             continue
         pixels, cells = strength.shape[position], grid[position - 1]
-        mean = overlaps(pixels, cells, pixels if extent is None else extent[position - 1]).to(strength)
+        covered = pixels if extent is None else extent[position - 1]
+        mean = overlaps(pixels, cells, covered, origin[position - 1] if origin else 0.0).to(strength)
         strength = torch.tensordot(strength, mean, ([position], [1])).movedim(-1, position)
     return strength
 
 
-def overlaps(pixels: int, cells: int, extent: int) -> Tensor:
+def overlaps(pixels: int, cells: int, extent: float, origin: float = 0.0) -> Tensor:
     """(cells, pixels): which part of a pixel lies in each of the cells that divide the extent equally."""
-    edges = torch.arange(cells + 1, dtype=torch.float64) * extent / cells
+    edges = origin + torch.arange(cells + 1, dtype=torch.float64) * extent / cells
     left, right = edges[:-1, None], edges[1:, None]
     pixel = torch.arange(pixels, dtype=torch.float64)
     return (torch.minimum(right, pixel + 1) - torch.maximum(left, pixel)).clamp(min=0)
