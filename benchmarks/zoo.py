@@ -138,9 +138,7 @@ def checked(network: Network, model: nn.Module, inputs: Any, explanation: camlib
         returned = [*tensors(outputs), *kept[""]]
         layers: list[Record] = []
         for name, own in maps.items():
-            found = layer_record(
-                own, restated(own, kept[name], score, network.features), leaves, network, explanation.extent
-            )
+            found = layer_record(own, restated(own, kept[name], score, network.features), leaves, network, explanation)
             is_output = any(same(one, other) for one in kept[name] for other in returned)
             layers.append({"layer": name} | found | ({"is output": True} if is_output else {}))
     apart = (explanation.scores.reshape(score.shape) - score).detach().abs().amax() / score.detach().abs().amax()
@@ -165,12 +163,20 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.dim() > 2 and one.shape == other.shape and torch.equal(one, other)
 
 
-def layer_record(maps: Tensor, restatement: Restated, leaves: list[Tensor], network: Network, extent: Any) -> Record:
+def layer_record(
+    maps: Tensor, restatement: Restated, leaves: list[Tensor], network: Network, explanation: camlib.Explanation
+) -> Record:
     """The grid of a layer, how far its map is from the restatement, and where its cells come from."""
     record: Record = {"grid": list(maps.shape[1:]), "largest": float(maps.abs().amax())}
     if restatement.arrangement is None or restatement.output is None:
         return record | {"difference": None, "arrangement": None, "cells": 0, "own": 0, "proved": False}
-    found = places(restatement.arrangement.features(restatement.output), leaves, network.axes, extent)
+    found = places(
+        restatement.arrangement.features(restatement.output),
+        leaves,
+        network.axes,
+        explanation.extent,
+        explanation.origin,
+    )
     return record | {
         "difference": restatement.difference,
         "arrangement": restatement.arrangement.name,
