@@ -843,3 +843,41 @@ class TestRowsAndOrders:
         else:
             with pytest.raises(camlib.CamlibRuntimeError, match="the last feature map, 'last'.*cannot be laid"):
                 camlib.find_layer(Changed().eval(), torch.rand(1, 3, 64, 64))
+
+
+class TestBatchSecond:
+    """Tokens (T, N, C), as in OpenAI's CLIP."""
+
+    class Vision(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.token = nn.Conv2d(3, 16, 16, 16), nn.Parameter(torch.rand(1, 1, 16))
+            block = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
+            self.blocks, self.head = nn.TransformerEncoder(block, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.patches(images).flatten(2).permute(2, 0, 1)
+            tokens = torch.cat([self.token.expand(-1, len(images), -1), tokens])
+            return self.head(self.blocks(tokens)[0])
+
+    @pytest.mark.parametrize("layer", [None, "blocks.layers.1.norm1"])
+    def test_the_map_of_plain_autograd(self, layer: str | None) -> None:
+        torch.manual_seed(0)
+        model, images = self.Vision().double().eval(), torch.rand(3, 3, 32, 48, dtype=torch.double)
+        kept: list[Tensor] = []
+        model.blocks.layers[1].norm1.register_forward_hook(lambda module, args, output: kept.append(output))
+        outputs = model(images)
+        cam = camlib.GradCAM(model, layer)
+        for classes in (1, torch.tensor([[0, 2]] * 3)):
+            explanation = cam(images, classes)
+            assert explanation.layer == "blocks.layers.1.norm1"
+            for k, one in enumerate([1] if isinstance(classes, int) else [0, 2]):
+                (gradient,) = torch.autograd.grad(outputs[:, one].sum(), kept[0], retain_graph=True)
+                tokens, of_tokens = (t[1:].permute(1, 2, 0).unflatten(2, (2, 3)) for t in (kept[0], gradient))
+                expected = (tokens * of_tokens.mean((2, 3), keepdim=True)).sum(1).relu().detach()
+                maps = explanation.maps if isinstance(classes, int) else explanation.maps[:, k]
+                torch.testing.assert_close(maps, expected)
+
+    def test_methods_that_change_a_layer_refuse_it(self) -> None:
+        with pytest.raises(camlib.CamlibRuntimeError, match="images along its second axis.*ScoreCAM cannot read"):
+            camlib.ScoreCAM(self.Vision().eval())(torch.rand(2, 3, 32, 48), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -59,6 +60,8 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
     if inputs.is_list:  # the positions are those of the first image
         coordinates = [Coordinate(one.values[:1], one.pitch) for one in coordinates]
     images = len(inputs.tensors) if inputs.is_list else len(inputs.tensors[axes.tensor])
+    if len(shape) == 3 and shape[1] == images and all(one.varies in ((), (0,)) for one in coordinates):
+        return _batch_second(coordinates, place.get((axes.tensor, 0)), shape)
     if any(0 in one.varies for one in coordinates):
         if any(one.values.flatten(1).isnan().all(1).any() for one in coordinates):
             return "some of its rows come from elsewhere, such as another input that runs in the same batch"
@@ -70,6 +73,15 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
     if rows is not None and not _are_in_order(rows.compact(), images):
         return "its rows are in another order than the images"
     return _layout([_over_channels(one) for one in coordinates], shape)
+
+
+def _batch_second(coordinates: Sequence[Coordinate], rows: Coordinate | None, shape: Size) -> Layout | str:
+    """The layout of tokens (T, N, C)."""
+    swapped = [Coordinate(one.values.transpose(0, 1), one.pitch) for one in coordinates]
+    if rows is not None and not _are_in_order(Coordinate(rows.compact().values.transpose(0, 1), 1.0), shape[1]):
+        return "its images are in another order"
+    found = _tokens(swapped, (shape[1], shape[0], shape[2]))
+    return found if isinstance(found, str) else dataclasses.replace(found, batch_second=True)
 
 
 def _are_in_order(rows: Coordinate, images: int) -> bool:

@@ -498,7 +498,7 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
     for record, gradient in zip(records, gradients, strict=True):
         layout = layouts[record]
         if gradient is not None and isinstance(layout, Tokens):
-            gradient = gradient[:, layout.prefix : layout.prefix + math.prod(layout.grid)]
+            gradient = layout.to_grid(gradient)
         if gradient is not None and bool((gradient != 0).any()):
             reached.add(record.node)
     return reached

@@ -67,9 +67,13 @@ class Tokens:
     prefix: int
     order: Size | None = None
     """The number of the patch that belongs to each cell; None if they are row by row (in videos, frame by frame)."""
+    batch_second: bool = False
+    """Whether the features are (T, N, C)."""
 
     def to_grid(self, features: Tensor) -> Tensor:
         """Return (N, C, ...), with the patches alone."""
+        if self.batch_second:
+            features = features.transpose(0, -2)
         patches = features[..., self.prefix : self.prefix + math.prod(self.grid), :]
         if self.order is not None:
             patches = patches.index_select(-2, torch.tensor(self.order, device=features.device))

@@ -17,7 +17,7 @@ from camlib.discovery.locating import KEYS, has_layouts, image_axes, is_located,
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, boolean
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
-from camlib.layers.layouts import Frames
+from camlib.layers.layouts import Frames, Tokens
 from camlib.layers.names import resolve_layers
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_options
@@ -391,6 +391,11 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
 def _refuse_frames(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:
     for layer in layers:
         layout = forward_pass.layout(layer)
+        if isinstance(layout, Tokens) and layout.batch_second:
+            raise CamlibRuntimeError(
+                f"layer {layer!r} has the images along its second axis, (tokens, N, C), which {type(method).__name__} "
+                "cannot read; use a method of gradients, such as camlib.GradCAM or camlib.LayerCAM, or camlib.RISE"
+            )
         if isinstance(layout, Frames):
             raise CamlibRuntimeError(
                 f"layer {layer!r} has a row for each of {layout.count} frames, which {type(method).__name__} cannot "

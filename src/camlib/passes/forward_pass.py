@@ -238,9 +238,10 @@ class ForwardPass:
             if layout is None:
                 raise grid_error(shape, self.size, layer)
             frames = layout.count if isinstance(layout, Frames) else 1
-            if shape[0] != frames * self.count:
+            rows = shape[1] if isinstance(layout, Tokens) and layout.batch_second else shape[0]
+            if rows != frames * self.count:
                 raise CamlibRuntimeError(
-                    f"layer {layer!r} returns shape {shape}, for {shape[0] // frames} images, but the outputs have "
+                    f"layer {layer!r} returns shape {shape}, for {rows // frames} images, but the outputs have "
                     f"{self.count} rows; pass forward= that returns one row for each image, or explain "
                     "the images that the rows belong to"
                 )
