@@ -120,6 +120,15 @@ class TestLayoutByPositions:
         features = change(maps[:1])
         assert torch.equal(layout.to_grid(features), maps[:1] + (1 if layout == ChannelsFirst((4, 6)) else 0))
 
+    def test_a_grid_of_a_single_row(self) -> None:
+        inputs = Inputs(torch.rand(1, 3, 8, 48))
+        for last in (False, True):
+            with torch.no_grad(), followed(inputs) as positions:
+                features = nn.Conv2d(3, 4, 8, 8)(inputs.raw)
+                features = features.permute(0, 2, 3, 1) if last else features
+            expected = ChannelsLast((1, 6)) if last else ChannelsFirst((1, 6))
+            assert layout_by_positions(positions.of(features), tuple(features.shape), inputs, inputs.axes) == expected
+
     @pytest.mark.parametrize(
         "order", [torch.arange(24).flip(0), torch.arange(24).view(6, 4).mT.flatten(), torch.randperm(24)]
     )
@@ -789,6 +798,23 @@ class TestRowsAndOrders:
             torch.testing.assert_close(cam(image, 1).maps, expected.detach())
         with pytest.raises(camlib.CamlibValueError, match="layer 'norm'"):
             cam(images, 1)
+
+    def test_ablation_cam_of_tokens_in_a_fixed_order(self) -> None:
+        class Permuted(nn.Module):
+            def __init__(self, order: Tensor) -> None:
+                super().__init__()
+                self.order = order
+                self.patches, self.norm, self.head = nn.Conv2d(3, 8, 16, 16), nn.LayerNorm(8), nn.Linear(8, 3)
+
+            def forward(self, images: Tensor) -> Tensor:
+                tokens = self.patches(images).flatten(2).mT[:, self.order]
+                return self.head(self.norm(tokens).tanh().mean(1))
+
+        torch.manual_seed(0)
+        model, images = Permuted(torch.randperm(16)).eval(), torch.rand(2, 3, 64, 64)
+        found = camlib.AblationCAM(model, "norm", relu=False)(images, 1).maps
+        model.order = torch.arange(16)
+        torch.testing.assert_close(found, camlib.AblationCAM(model, "norm", relu=False)(images, 1).maps)
 
     @pytest.mark.parametrize("layer", [None, "trunk"])
     def test_rows_in_another_order_are_refused(self, layer: str | None) -> None:

@@ -172,9 +172,12 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
     varying = [axis for axis in own if axis is not None]
     if len(set(varying)) < len(varying):
         return "one of its axes is several axes of the images"
-    channels = len(shape) - 1 if 1 in varying else 1
-    single = [axis for axis in range(1, len(shape)) if axis not in varying and axis != channels and shape[axis] == 1]
-    axes = [single.pop(0) if axis is None and single else axis for axis in own]
+    axes: list[int | None] = own
+    for channels in (1, len(shape) - 1):
+        others = [axis for axis in range(1, len(shape)) if axis not in varying and axis != channels]
+        if channels not in varying and all(shape[axis] == 1 for axis in others):
+            axes = [others.pop(0) if axis is None and others else axis for axis in own]
+            break
     if None in axes:
         return "its cells do not change along one of its axes"
     for axis, one in zip(axes, coordinates, strict=True):

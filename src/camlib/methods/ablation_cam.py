@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibWarning
+from camlib.layers.layouts import with_grid
 from camlib.methods.arithmetic import divided, over_channels
 from camlib.methods.base import Layer, LayerMethod
 from camlib.passes.chunks import Chunks, ChunkSize
@@ -90,12 +91,15 @@ class AblationCAM(LayerMethod):
         def outputs(rows: slice) -> object:
             copies = features.index_select(0, image[rows])
             grids = forward_pass.to_grid(layer, copies)
-            if grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr():
+            grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
+            is_copy = grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr()
+            if is_copy and self.network.reshape is None:
+                copies = with_grid(forward_pass.layout(layer), copies, grids)
+            elif is_copy:
                 raise CamlibTypeError(
                     f"reshape copies the features of layer {layer!r}, so no channel can be set to zero in them; make "
                     "it return a view, with permute, movedim, unflatten and slices"
                 )
-            grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
             return tail(copies, image[rows])
 
         scores = forward_pass.perturbed(self.name, self.chunks).of_outputs(image, outputs)
