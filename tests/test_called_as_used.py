@@ -623,9 +623,12 @@ OTHER_CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "gray": (lambda model: camlib.GradCAM(model)(PIXELS.float()[:, :1]), r"shape \(2, 1, .*expand\(-1, 3, -1, -1\)"),
     "two channels": (lambda model: camlib.GradCAM(model, "0")(PIXELS.float()[:, :2]), "give images of 3 channels"),
     "list": (lambda model: camlib.GradCAM(model)([PIXELS.float()]), r"takes no list.*torch.stack\(images\)"),
-    "forward": (lambda model: camlib.GradCAM(model, forward="logits"), "forward must be a function, got str: 'logits'"),
-    "no forward": (lambda model: camlib.GradCAM(model, forward=False), "forward must be a function, got bool"),
-    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), "reshape must be a function, got list"),
+    "forward": (
+        lambda model: camlib.GradCAM(model, forward="logits"),
+        "forward must be a function or None, got 'logits'",
+    ),
+    "no forward": (lambda model: camlib.GradCAM(model, forward=False), "forward must be a function or None, got False"),
+    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), rr"reshape must be a function or None, got \[2\]"),
     "fuse": (lambda model: camlib.GradCAM(model, fuse=["mean"]), "fuse must be one of"),
     "create": (lambda model: camlib.create(["grad_cam"], model), "name of a method must be a str, got list"),
 }

@@ -258,7 +258,7 @@ def test_layer_whose_batch_is_not_the_images_is_an_error(images: Tensor) -> None
             windows = x.unfold(2, 4, 4).unfold(3, 4, 4).movedim(1, 3).flatten(0, 2)
             return self.head(self.conv(windows).mean((2, 3))).unflatten(0, (len(x), -1)).mean(1)
 
-    with pytest.raises(RuntimeError, match="layer 'conv' returns shape .*a batch of 8, but the outputs have 2 rows"):
+    with pytest.raises(ValueError, match="layer 'conv' returns shape .*its rows are not the images, but parts of them"):
         camlib.GradCAM(Windows(), "conv")(images)
 
 

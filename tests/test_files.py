@@ -180,7 +180,7 @@ def test_no_decoder_that_runs_a_program_is_used(
     started: list[Any] = []
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(args))
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: started.append(args))
-    with pytest.raises(camlib.CamlibValueError, match="cannot be read as a picture: cannot identify"):
+    with pytest.raises(camlib.CamlibValueError, match="cannot be read as a picture: (cannot identify|No module named)"):
         camlib.read_image(tmp_path / "x.png")
     assert not started
 

@@ -350,7 +350,7 @@ class Padded(nn.Module):
 
 def test_pictures_padded_on_one_side_are_not_mirrored():
     cam = camlib.GradCAM(Padded().double().eval(), "network.3")
-    with pytest.raises(camlib.CamlibValueError, match=r"pads its images of \(6, 9\) to \(8.0, 16.0\).*mirror=False"):
+    with pytest.raises(camlib.CamlibValueError, match=r"maps cover \(8.0, 16.0\) of images of \(6, 9\).*mirror=False"):
         Augmented(cam)(pictures())
     assert Augmented(cam, mirror=False)(pictures()).extent == (8, 16)
     fitting = [torch.rand(3, 8, 16, dtype=torch.float64) for _ in range(2)]

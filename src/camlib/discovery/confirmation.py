@@ -15,8 +15,8 @@ from camlib.explanation.extent import Window
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Frames, Layout, Size, Tokens, Transposed
 
-APART = 0.75
-"""How far from its place a cell may be drawn, in cells."""
+APART = 1.0
+"""How far from its place a cell may be drawn, in cells, or in those of the coarsest map that it is made of."""
 
 
 def followed(inputs: Inputs) -> Positions:
@@ -198,7 +198,7 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
 def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window | None:
     """Return which part of the images a grid covers, if its cells would be drawn elsewhere over the whole images.
 
-    So it is after a crop, a padding, or convolutions without padding. Up to three quarters of a cell, as strides and
+    So it is after a crop, a padding, or convolutions without padding. Up to one cell, as strides and
     paddings move cells in every network, the grid is taken for one over the whole images.
 
     Args:
@@ -210,15 +210,15 @@ def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window 
     origin, extent, apart = [], [], 0.0
     for axis, cells in zip(() if inputs.is_list else axes.spatial, grid, strict=False):
         side = inputs.tensors[axes.tensor].shape[axis]
-        known = place[axes.tensor, axis].values
-        known = known[~known.isnan()]
+        one = place[axes.tensor, axis]
+        known = one.values[~one.values.isnan()]
         first, last = float(known.amin()), float(known.amax())
         step = (last - first) / (cells - 1) if cells > 1 else side
         origin.append(first - step / 2 + 0.5 if cells > 1 else 0.0)
         extent.append(step * cells)
         drawn = side / cells
         ends = abs(first + 0.5 - drawn / 2), abs(last + 0.5 - (side - drawn / 2))
-        apart = apart if cells == 1 else max(apart, *(end / drawn for end in ends))
+        apart = apart if cells == 1 else max(apart, *(end / max(drawn, one.pitch) for end in ends))
     return Window(tuple(origin), tuple(extent)) if apart > APART and max(grid) > 1 else None
 
 
