@@ -628,7 +628,7 @@ OTHER_CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         "forward must be a function or None, got 'logits'",
     ),
     "no forward": (lambda model: camlib.GradCAM(model, forward=False), "forward must be a function or None, got False"),
-    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), rr"reshape must be a function or None, got \[2\]"),
+    "reshape": (lambda model: camlib.GradCAM(model, reshape=[2]), r"reshape must be a function or None, got \[2\]"),
     "fuse": (lambda model: camlib.GradCAM(model, fuse=["mean"]), "fuse must be one of"),
     "create": (lambda model: camlib.create(["grad_cam"], model), "name of a method must be a str, got list"),
 }
