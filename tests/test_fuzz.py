@@ -34,6 +34,13 @@ WRONG: list[Any] = [
     torch.tensor([True]), torch.tensor([9, -1]), *FUNCTIONS,
 ]  # fmt: skip
 
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
+    """Strings among the arguments are paths for functions that write files."""
+    monkeypatch.chdir(tmp_path)
+
+
 FEW: dict[str, Any] = {"samples": 2, "chunk_size": 4, "tolerance": math.inf}
 """Options that keep a call short, by name."""
 

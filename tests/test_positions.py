@@ -907,3 +907,72 @@ class TestBatchSecond:
     def test_methods_that_change_a_layer_refuse_it(self) -> None:
         with pytest.raises(camlib.CamlibRuntimeError, match="images along its second axis.*ScoreCAM cannot read"):
             camlib.ScoreCAM(self.Vision().eval())(torch.rand(2, 3, 32, 48), 1)
+
+
+class TestFollowedOnce:
+    """A pass is followed for the first image of a size, and for the first batch of several."""
+
+    @pytest.fixture
+    def followed_passes(self, monkeypatch) -> list[int]:
+        made: list[int] = []
+        original = Positions.__init__
+
+        def counting(self: Positions, inputs: Any) -> None:
+            made.append(1)
+            original(self, inputs)
+
+        monkeypatch.setattr(Positions, "__init__", counting)
+        return made
+
+    def counts(self, made: list[int], cam: Any, sizes: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+        found = []
+        for size in sizes:
+            made.clear()
+            cam(torch.rand(size, *shape), 1)
+            found.append(len(made))
+        return found
+
+    def test_convolutions(self, followed_passes) -> None:
+        model = torchvision.models.resnet18(num_classes=4).eval()
+        cam = camlib.GradCAM(model, "layer4")
+        assert self.counts(followed_passes, cam, (1, 1, 3, 3, 1, 2), (3, 64, 64)) == [1, 0, 1, 0, 0, 0]
+
+    def test_attention(self, followed_passes) -> None:
+        model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
+        assert self.counts(followed_passes, camlib.LeGrad(model), (1, 1, 3, 3, 1), (3, 32, 32)) == [1, 0, 1, 0, 0]
+
+    def test_the_images_along_the_second_axis(self, followed_passes) -> None:
+        cam = camlib.GradCAM(TestBatchSecond.Vision().eval(), "blocks.layers.1.norm1")
+        assert self.counts(followed_passes, cam, (3, 2, 4, 1), (3, 32, 48)) == [1, 0, 0, 0]
+
+    def test_an_order_that_one_image_alone_has_shown(self, followed_passes) -> None:
+        passes: list[int] = []
+        model = TestRowsAndOrders.Sorted().eval()
+        model.register_forward_pre_hook(lambda module, args: passes.append(1))
+        cam = camlib.GradCAM(model, "norm")
+        assert self.counts(followed_passes, cam, (1, 1, 1), (3, 64, 64)) == [1, 1, 1]
+        assert len(passes) == 3
+
+    def test_methods_together_and_alone(self, followed_passes) -> None:
+        model, images = torchvision.models.resnet18(num_classes=4).eval(), torch.rand(2, 3, 64, 64)
+        methods = [camlib.GradCAM(model, "layer4"), camlib.LayerCAM(model, "layer4")]
+        camlib.compare(model, images, methods)
+        followed_passes.clear()
+        for method in methods:
+            method(images)
+        assert not followed_passes
+
+    def test_a_tensor_beside_one_image_does_not_count_as_images(self) -> None:
+        class Beside(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.trunk, self.head = trunk(), nn.Linear(32, 3)
+
+            def forward(self, images: Tensor, words: Tensor) -> Tensor:
+                order = torch.arange(len(images) - 1, -1, -1)
+                return self.head(self.trunk(images[order]).mean((2, 3)))[order] + words.sum()
+
+        cam, words = camlib.GradCAM(Beside().eval(), "trunk"), torch.rand(5, 7)
+        cam((torch.rand(1, 3, 64, 64), words), 1)
+        with pytest.raises(camlib.CamlibValueError, match="in another order than the images"):
+            cam((torch.rand(3, 3, 64, 64), words), 1)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
-from camlib.imaging import as_pictures, normalize, resize
+from camlib.explanation.extent import Window, resized_to_input
+from camlib.imaging import as_pictures, normalize
+from camlib.imaging.resizing import checked_grid
 from camlib.inputs.noise import own_generator
 from camlib.layers.layouts import with_grid
 from camlib.methods.base import Layer, one_pass
@@ -64,6 +66,8 @@ class Concepts:
     """Name of the layer."""
     input_size: tuple[int, ...] | None
     """(H, W) of the input, or None if it held no images."""
+    covered: Window | None = None
+    """Which part of the images the layer covers; None for the whole."""
 
     def __repr__(self) -> str:
         return (
@@ -82,7 +86,8 @@ class Concepts:
         size = self.input_size if size is None else size
         if size is None:
             raise CamlibValueError("the inputs held no images, so their size is unknown; give size=(height, width)")
-        resized = resize(self.maps, size)
+        extent, origin = (None, None) if self.covered is None else (self.covered.extent, self.covered.origin)
+        resized = resized_to_input(self.maps, checked_grid(size, self.maps.dim() - 2), extent, self.input_size, origin)
         together = resized.transpose(0, 1)  # (K, N, H, W): each concept has one scale for all images
         flat = together.reshape(together.shape[0], -1, together.shape[-1])
         return normalize(flat, "max").reshape(together.shape).transpose(0, 1)
@@ -164,7 +169,7 @@ def deep_feature_factorization(
         for k in range(concepts):
             alone = maps[:, k, None] * vectors[k].reshape(-1, *[1] * (maps.dim() - 2))
             scores.append(_class_scores(forward_pass, name, alone))
-    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, forward_pass.size)
+    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, forward_pass.size, forward_pass.window(name))
 
 
 def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class TestTimeAugmentation(Smoothing):
 
     def _copies(self, clean: Explanation, inputs: Any, target: Any) -> Iterator[Explanation]:
         for factor in self.factors:
-            given = _inputs_of(clean, inputs)
+            given = _inputs_of(self.method, clean, inputs)
             scaled = given if factor == 1 else given.map_values(functools.partial(torch.mul, other=factor))
             yield clean if factor == 1 else self.method(scaled.raw, target)
             if self.mirror:
@@ -157,7 +157,7 @@ class NoiseAveraging(Smoothing):
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         generator = own_generator(self.generator)
-        given = _inputs_of(clean, inputs)
+        given = _inputs_of(self.method, clean, inputs)
         copies = (self.method(with_noise(given, self.sigma, generator).raw, target) for _ in range(self.samples))
         return averaged(clean, copies, "noise averaging")
 
@@ -246,11 +246,13 @@ def _is_symmetric(explanation: Explanation) -> bool:
     return abs(start + start + explanation.extent[-1] - explanation.input_size[-1]) < 1
 
 
-def _inputs_of(clean: Explanation, inputs: Any) -> Inputs:
-    """The inputs, with the images where the explanation of the clean images shows them to be."""
+def _inputs_of(method: Any, clean: Explanation, inputs: Any) -> Inputs:
+    """The inputs, with the images where the explanation of the clean images showed them to be."""
     given = Inputs(inputs)
-    sizes = {given.along(axes).size: axes for axes in reversed(given.possible_axes())}
-    return given.along(sizes.get(clean.input_size)) if clean.input_size != given.size else given
+    while isinstance(method, Smoothing):
+        method = method.method
+    known = method.network.axes if hasattr(method, "network") else {}
+    return given.along(next((known.get((layer, given.kind)) for layer in clean.layers), None))
 
 
 def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:

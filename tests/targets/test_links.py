@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import camlib
 from camlib import metrics, targets
@@ -275,3 +275,23 @@ def test_ending_is_learned_from_outputs_that_are_finite():
     with pytest.raises(camlib.CamlibRuntimeError, match="not finite"):
         cam(spoilt, 1)
     torch.testing.assert_close(cam(images(), 1).scores, network(images())[:, 1].log().detach())
+
+
+@pytest.mark.parametrize("last", [lambda x: x.clamp(min=0), lambda x: x.clamp(0, 6), lambda x: x.exp()])
+@pytest.mark.filterwarnings("ignore::camlib.CamlibWarning")
+def test_outputs_that_may_exceed_one_are_not_probabilities_whatever_came_first(last) -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, images: Tensor) -> Tensor:
+            return last(self.body(images).sum(1, keepdim=True))
+
+    torch.manual_seed(0)
+    model, images = Bounded().eval(), torch.rand(2, 3, 16, 16)
+    small, large = images * 1e-3, images * 20
+    cam = camlib.GradCAM(model)
+    cam(small, 1)
+    assert torch.equal(cam(large, 1).scores, camlib.GradCAM(model)(large, 1).scores)
+    torch.testing.assert_close(cam(large, 1).scores, model(large)[:, 0])

@@ -198,8 +198,8 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
 def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window | None:
     """Return which part of the images a grid covers, if its cells would be drawn elsewhere over the whole images.
 
-    So it is after a crop, a padding, or convolutions without padding. Up to one cell, as strides and
-    paddings move cells in every network, the grid is taken for one over the whole images.
+    This happens after a crop, a padding, or convolutions without padding. A grid that is shifted by up to one cell, as
+    strides and paddings shift it in every network, is taken to cover the whole images.
 
     Args:
         place: the positions of the grid.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from itertools import permutations
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from camlib.discovery.confirmation import is_followed, layout_by_positions, window
@@ -16,7 +18,7 @@ from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, grid_error, layout_of
 from camlib.layers.names import module_of
-from camlib.passes.forward_pass import reshaped
+from camlib.passes.forward_pass import layout_key, reshaped
 from camlib.passes.network import Network
 
 KEYS = "attention"
@@ -25,26 +27,30 @@ KEYS = "attention"
 
 def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
     """Whether layers were located before, for inputs of the same sizes, and several images if there are several now."""
-    several = _rows(inputs) > 1
-    return all(
-        (layer, inputs.kind) in network.axes and (not several or (layer, inputs.kind) in network.of_several)
-        for layer in layers
-    )
+    return all(_is_located(network, inputs, (layer, inputs.kind)) for layer in layers)
 
 
-def _rows(inputs: Inputs) -> int:
-    """The number of images, whatever the axes."""
-    return len(inputs.tensors) if inputs.is_list else max((len(one) for one in inputs.tensors if one.dim()), default=1)
+def _is_located(network: Network, inputs: Inputs, layer: tuple[str, Any]) -> bool:
+    if layer not in network.axes:
+        return False
+    if layer in network.of_several:
+        return True
+    return _rows(inputs, network.axes[layer]) == 1 and layer not in network.in_own_order
+
+
+def _rows(inputs: Inputs, axes: ImageAxes) -> int:
+    """The number of images."""
+    if inputs.is_list:
+        return len(inputs.tensors)
+    return len(inputs.tensors[axes.tensor]) if inputs.tensors else 1
 
 
 def has_layouts(network: Network, inputs: Inputs, features: Mapping[str, Tensor]) -> bool:
     """Whether the layouts of all layers are known, with the number of tokens that they have returned now."""
-    for layer, tensor in features.items() if network.reshape is None else ():
-        layout = network.layouts.get((layer, tuple(tensor.shape[1:]), inputs.kind))
-        of_one = (layer, inputs.kind) not in network.of_several
-        if layout is None or (of_one and isinstance(layout, Tokens) and layout.order is not None):
-            return False  # an order of tokens that only one image has shown may be that image's own
-    return True
+    known = network.layouts
+    return network.reshape is not None or all(
+        layout_key(layer, tuple(tensor.shape), inputs) in known for layer, tensor in features.items()
+    )
 
 
 def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], positions: Positions) -> None:
@@ -68,13 +74,15 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
             axes, grid, moved = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
         else:
             axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
-            network.layouts[layer, shape[1:], inputs.kind] = layout
+            network.layouts[layout_key(layer, shape, inputs)] = layout
+            if isinstance(layout, Tokens) and layout.order is not None:
+                network.in_own_order.add((layer, inputs.kind))
             grid, moved = layout.grid, place
         covered = window(moved, grid, inputs, axes) if is_followed(moved, axes) else None
         if covered is not None:
             network.windows[layer, inputs.kind] = covered
         network.axes[layer, inputs.kind] = axes
-        if _rows(inputs) > 1:
+        if _rows(inputs, axes) > 1:
             network.of_several.add((layer, inputs.kind))
 
 
@@ -89,7 +97,7 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
     """
     keys, size = attention.shape[-1], inputs.kind
     known = network.layouts.get((KEYS, keys, size))
-    if known is not None or positions is None:
+    if positions is None:
         return known
     place = positions.of(attention)
     for axes in inputs.possible_axes():
@@ -102,8 +110,10 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
         if not isinstance(layout, str):
             network.layouts[KEYS, keys, size] = layout
             network.axes[KEYS, size] = axes
-            if _rows(inputs) > 1:
+            if _rows(inputs, axes) > 1:
                 network.of_several.add((KEYS, size))
+            if isinstance(layout, Tokens) and layout.order is not None:
+                network.in_own_order.add((KEYS, size))
             return layout
     return None
 
@@ -162,10 +172,17 @@ def _axes_of_reshaped(
     assert reshape is not None
     usual = inputs.axes
     shape = tuple(reshaped(reshape, tensor.dequantize() if tensor.is_quantized else tensor, layer).shape)
-    moved: Place = {
-        axis: Coordinate(reshaped(reshape, one.values.expand(tensor.shape).contiguous(), layer), one.pitch).compact()
-        for axis, one in place.items()
-    }
+    moved: Place = {}
+    for axis, one in place.items():
+        like = one.values.expand(tensor.shape).to(tensor.device, torch.promote_types(torch.float32, tensor.dtype))
+        try:
+            grid = reshaped(reshape, like.contiguous(), layer).to("cpu", torch.float32)
+        except Exception as error:
+            raise CamlibValueError(
+                f"reshape must only rearrange the output of layer {layer!r}; on the positions of its elements, "
+                f"{tuple(like.shape)} {like.dtype}, it raised {type(error).__name__}: {error}"
+            ) from error
+        moved[axis] = Coordinate(grid, one.pitch).compact()
     possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
     if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
         return usual or ImageAxes(0, ()), shape[2:], {}  # one cell, which is the whole image

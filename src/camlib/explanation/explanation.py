@@ -70,7 +70,7 @@ class Explanation:
     input_size: tuple[int, ...] | None
     """(H, W) of the input, or None if it held no image; (L,) of a signal, (T, H, W) of a volume or a video."""
     layers: Mapping[str, Tensor] = field(default_factory=dict)
-    """Each layer's own maps, at its own resolution."""
+    """Each layer's own maps, at its own resolution. If the explanation has several, they have no :attr:`extent`."""
     extent: Extent = None
     """(H, W) in input pixels that the maps cover, if that is not the input: where a detector pads its pictures at the
     right and at the bottom, or where a network crops or pads images, or has convolutions without padding."""

@@ -129,10 +129,6 @@ class Method(ABC):
         """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
         other.network = Network.of(model, self.network.forward, self.network.reshape)
-        other.network.layouts.update(self.network.layouts)
-        other.network.axes.update(self.network.axes)
-        other.network.of_several.update(self.network.of_several)
-        other.network.windows.update(self.network.windows)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -370,25 +366,24 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     found: dict[Any, Sequence[str]] = {}
     _ = ready.size  # images of different sizes are refused before the network runs
     layers = [method.layers_for(ready, found) for method in methods]
-    for method in methods:
-        network.layouts.update(method.network.layouts)
-        network.axes.update(method.network.axes)
-        network.of_several.update(method.network.of_several)
-        network.windows.update(method.network.windows)
+    for method in methods[1:]:
+        network.learn(method.network)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own
     }
     with undisturbed(network.module):
         forward_pass = _pass(methods, network, ready, together, differentiated, target)
+        for method in methods[1:]:
+            method.network.learn(network)
         for method, own in zip(methods, layers, strict=True):
             if not method.of_each_row and network.reshape is None:
-                _refuse_frames(method, forward_pass, own)
+                _refuse_other_rows(method, forward_pass, own)
         with full_precision(forward_pass.device):
             yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
 
 
-def _refuse_frames(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:
+def _refuse_other_rows(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:
     for layer in layers:
         layout = forward_pass.layout(layer)
         if isinstance(layout, Tokens) and layout.batch_second:

@@ -56,7 +56,7 @@ class LeGrad(Method):
     The method reads attention instead of a layer, wherever the model computes it: ``F.scaled_dot_product_attention``,
     ``nn.MultiheadAttention``, or a written-out softmax. During the call the first two are computed explicitly; their
     outputs equal those of the fused kernels up to rounding. Attention must be global: the keys are the patches of one
-    image, the same in each block, after at most 16 class and register tokens, which the map leaves out. Attention
+    image, the same in each block; the map leaves out any other tokens before or after them. Attention
     pooling with learned queries counts as a block. Attention that is not computed from the image is left out, such as
     that of CLIP's text tower; so is attention to image and text together, unless ``reshape`` picks the patches.
 

@@ -20,12 +20,14 @@ _FUNCTIONS: dict[Any, links.Ending] = {
     torch.ops.aten._softmax.default: "softmax",
     torch.ops.aten._log_softmax.default: "log_softmax",
 }
-_BOUNDED = frozenset({"hardsigmoid", "hardtanh", "clamp", "clamp_", "special_ndtr", "exp"})
-"""Functions that return probabilities if they are the last one and a single output lies in [0, 1]."""
-_DOUBTFUL = frozenset({"div", "div_", "reciprocal", "rsub", "pow", "with a number"})
+_BOUNDED = frozenset({"hardsigmoid", "special_ndtr", "bounded"})
+"""Functions that return nothing outside [0, 1], so that a single output is a probability."""
+_CLAMPS = frozenset({"clamp", "clamp_", "hardtanh", "hardtanh_"})
+"""Functions that do so if their own bounds, the second and the third argument, lie in [0, 1]."""
+_DOUBTFUL = frozenset({"div", "div_", "reciprocal", "rsub", "pow", "exp", "with a number"})
 """Functions that may compute a probability by hand, or divide a logit by a temperature."""
 _WITH_A_NUMBER = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_"})
-"""Functions that may do so if one argument is a number."""
+"""Functions that count as doubtful if one argument is a number."""
 _ROUNDING = 1e-2
 """How far a copy in half precision may be from the probabilities."""
 
@@ -57,7 +59,9 @@ class _LastCalls(TorchDispatchMode):
         if not function.is_view:
             name = function.name().removeprefix("aten::").split(".")[0]
             with_number = name in _WITH_A_NUMBER and not all(isinstance(one, Tensor) for one in args)
-            self.last = "with a number" if with_number else name
+            bounds = args[1:3] if name in _CLAMPS else ()
+            bounded = len(bounds) == 2 and all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in bounds)
+            self.last = "with a number" if with_number else "bounded" if bounded else name
         ending = _FUNCTIONS.get(function)
         if ending:
             first = returned[0] if isinstance(returned, tuple) else returned

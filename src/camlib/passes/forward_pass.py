@@ -150,7 +150,7 @@ class ForwardPass:
         if layer not in self._activations:
             features = single_or_double(self.features[layer])
             self._activations[layer] = self.to_grid(layer, features)
-            check_finite({f"activation at layer {layer!r}": [features]})
+            check_finite({f"activation at layer {layer!r}": [features]}, self._images_of_rows(layer))
         return self._activations[layer]
 
     def gradients(self, layer: str) -> Sequence[Tensor]:
@@ -167,10 +167,14 @@ class ForwardPass:
                 gradients.append(grid)
             activations, gradients = list(map(single_or_double, activations)), list(map(single_or_double, gradients))
             score = self.scores.detach()
-            checked = {}
+            checked: dict[str, list[Tensor]] = {}
             for name, activation, gradient in zip(cut.cut, activations, gradients, strict=True):
-                checked[f"activation at layer {name!r}"] = [activation]
-                checked[f"gradient at layer {name!r}"] = [gradient]
+                own = {f"activation at layer {name!r}": [activation], f"gradient at layer {name!r}": [gradient]}
+                layout = self._layouts.get(name)
+                if isinstance(layout, Frames):
+                    check_finite(own, torch.arange(len(activation)) // layout.count)
+                else:
+                    checked |= own
             check_finite({**checked, "score": [score]})
             self._activations.update(zip(cut.cut, activations, strict=True))
             found = self._derivatives["first"] = {}
@@ -178,6 +182,14 @@ class ForwardPass:
                 found[name] = gradient.unbind(1) if score.dim() == 2 else (gradient,)
         of_classes: Sequence[Tensor] = self._derivatives["first"][layer]
         return of_classes
+
+    def _images_of_rows(self, layer: str) -> Tensor | None:
+        """(rows,), the image of each row of a layer's output; None if the rows are the images."""
+        layout = None if self.network.reshape is not None else self.layout(layer)
+        if not isinstance(layout, Frames):
+            return None
+        rows = torch.arange(self.count * layout.count)
+        return rows % self.count if layout.frames_first else rows // layout.count
 
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
         """Return (G, H A) for each class: the gradient, and the product of Hessian and activations, as grids."""
@@ -234,7 +246,7 @@ class ForwardPass:
             module = module_of(self.network.module, layer)
             if module in self.network.text_modules:
                 raise text_error(layer, shape)
-            layout = self.network.layouts.get((layer, shape[1:], self.inputs.kind))
+            layout = self.network.layouts.get(layout_key(layer, shape, self.inputs))
             if layout is None:
                 raise grid_error(shape, self.size, layer)
             frames = layout.count if isinstance(layout, Frames) else 1
@@ -379,7 +391,7 @@ def run(
 
     Raises:
         CamlibTypeError, CamlibValueError: the target does not fit the outputs.
-        CamlibRuntimeError: a layer is not reached, or its rows are not the images (but windows or crops).
+        CamlibRuntimeError: a layer is not reached.
     """
     padding = Padding()
     padding_hooks = padding.hooks(network.module, inputs.size)
@@ -405,6 +417,13 @@ def run(
     with torch.enable_grad():
         scores = targets.score(bound, raw, torch.arange(images, device=outputs.device))
     return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
+
+
+def layout_key(layer: str, shape: tuple[int, ...], inputs: Inputs) -> tuple[Any, ...]:
+    """Return the key of a layer's layout: its name, its shape without the images, and the kind of the inputs."""
+    images = inputs.count if inputs.axes is not None else -1
+    without = shape[:1] + shape[2:] if len(shape) == 3 and shape[0] != images == shape[1] else shape[1:]
+    return layer, without, inputs.kind
 
 
 def reshaped(reshape: Reshape, features: Tensor, layer: str, axes: int | None = None) -> Tensor:

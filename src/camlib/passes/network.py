@@ -54,7 +54,10 @@ class Network:
     windows: dict[Any, Window] = field(default_factory=dict)
     """Which part of the images a layer covers, by its name and the kind of the inputs, if it is not the whole."""
     of_several: set[Any] = field(default_factory=set)
-    """The layers, by name and kind of the inputs, that were located in a pass of several images."""
+    """The layers that were located with two or more images, so that the order of the rows is proved."""
+    in_own_order: set[Any] = field(default_factory=set)
+    """The layers whose tokens are in another order than the patches. If one image alone has shown it, the order may be
+    that image's own, so the next pass is followed again."""
 
     def __post_init__(self) -> None:
         for name, function in (("forward", self.forward), ("reshape", self.reshape)):
@@ -71,6 +74,19 @@ class Network:
         optional_function("forward", forward)
         optional_function("reshape", reshape)
         return Network(unwrap(model), forward, reshape)
+
+    def learn(self, other: Network) -> None:
+        """Take over where layers are from a network of the same model."""
+        for layer, axes in other.axes.items():
+            if layer not in self.axes or (layer in other.of_several and layer not in self.of_several):
+                self.axes[layer] = axes
+                self.windows.pop(layer, None)
+                if layer in other.windows:
+                    self.windows[layer] = other.windows[layer]
+                for mine, theirs in ((self.of_several, other.of_several), (self.in_own_order, other.in_own_order)):
+                    mine.difference_update({layer} - theirs)
+                    mine.update({layer} & theirs)
+                self.layouts.update({key: one for key, one in other.layouts.items() if (key[0], key[2]) == layer})
 
     def is_called_as(self, other: Network) -> bool:
         """Whether both have the same model, ``forward`` and ``reshape``."""

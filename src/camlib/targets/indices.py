@@ -202,7 +202,7 @@ def warn_if_doubtful(outputs: Any) -> None:
 
 def check_link(link: Any) -> None:
     """Raise CamlibValueError for anything but a :data:`Link`."""
-    if link not in LINKS:
+    if link is not None and not (isinstance(link, str) and link in LINKS):
         raise CamlibValueError(f'link must be "softmax", "sigmoid", "identity" or None, got {link!r}')
 
 
