@@ -674,13 +674,16 @@ def hugging_face_networks() -> dict[str, Network]:
             **left(64, 64),
         ),
         "MaskFormerForInstanceSegmentation": network(
-            hf("MaskFormerForInstanceSegmentation", mask_former), pictures(128, 128), picked(categories), **left(32, 32)
+            hf("MaskFormerForInstanceSegmentation", mask_former),
+            pictures(128, 128),
+            picked(categories),
+            **(left(32, 32) | {"target": left(32, 32)["score"]}),
         ),
         "Mask2FormerForUniversalSegmentation": network(
             hf("Mask2FormerForUniversalSegmentation", mask2former),
             pictures(128, 128),
             picked(categories),
-            **left(32, 32),
+            **(left(32, 32) | {"target": left(32, 32)["score"]}),
         ),
         "DetrForObjectDetection": network(detr("DetrForObjectDetection"), pictures(128, 160), picked(per_query)),
         "ConditionalDetrForObjectDetection": network(

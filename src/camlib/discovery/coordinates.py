@@ -70,9 +70,13 @@ class Scaled(NamedTuple):
 
     cells: int
     into: int
+    corners: bool = False
+    """Whether the centres of the first and of the last cells agree, as with ``align_corners``."""
 
     def centres(self, count: int) -> Tensor:
         """The centre of each new cell, in old cells."""
+        if self.corners and count > 1:
+            return torch.arange(count) * ((self.cells - 1) / (count - 1))
         return (torch.arange(count) + 0.5) * self.step - 0.5
 
     @property

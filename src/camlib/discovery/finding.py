@@ -446,7 +446,7 @@ def _several_branches(branches: list[Tapped], located: Located, graph: Graph, re
 def _located(record: Tapped, inputs: Inputs) -> tuple[ImageAxes, Layout] | None:
     """Where the images are that a record is a map of, and its layout, by the positions of its cells."""
     shape = tuple(record.tensor.shape)
-    if not inputs.possible_axes() and len(shape) in (4, 5) and math.prod(shape[2:]) > 1:
+    if not inputs.tensors and len(shape) in (4, 5) and math.prod(shape[2:]) > 1:
         return ImageAxes(0, ()), ChannelsFirst(shape[2:])  # the inputs hold no images on which a map could be laid
     for axes in inputs.possible_axes():
         layout = layout_by_positions(record.place, shape, inputs, axes)

@@ -235,7 +235,8 @@ class Graph:
         for node in reversed(self._inputs):
             shape = tuple(node._input_metadata[0].shape) if node in behind else ()
             of_images = len(shape) == record.tensor.dim() > 3 and shape[0] == len(record.tensor)
-            is_map = of_images and math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
+            several = math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
+            is_map = of_images and several and _is_scaled(shape, tuple(record.tensor.shape))
             if is_map and layers[node] > 2 and self._is_passed_by_all(node) and node not in self._outputs:
                 return None if node in self._projections else shape
         return None
@@ -339,6 +340,14 @@ class Graph:
         once = [one.name for one in (maker, *around) if one in self._maps and len(records.by_name[one.name]) == 1]
         own = record.name if len(records.by_name[record.name]) == 1 else f"{record.name}#{record.call}"
         return min(once, key=len, default=own)
+
+
+def _is_scaled(shape: tuple[int, ...], by: tuple[int, ...]) -> bool:
+    """Whether a map may be another one scaled: all its sides are larger or smaller by about the same factor."""
+    return any(
+        max(factors := [side / other for side, other in zip(shape[sides], by[sides], strict=True)]) < 2 * min(factors)
+        for sides in (slice(2, None), slice(1, -1))
+    )
 
 
 def _inputs_first(root: Any) -> dict[Any, list[Any]]:

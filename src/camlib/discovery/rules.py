@@ -253,7 +253,8 @@ def _resized(call: Call) -> list[dict[Axis, Coordinate | None]]:
     place: dict[Axis, Coordinate | None] = {}
     for axis, one in call.of(first).items():
         mixed = averaged(one, [-1 - spatial]) if shuffled else one
-        windows = [Scaled(first.shape[k], result.shape[k]) for k in range(-spatial, 0)]
+        corners = bool(call.named("align_corners", False))
+        windows = [Scaled(first.shape[k], result.shape[k], corners) for k in range(-spatial, 0)]
         if mixed is not None:
             place[axis] = over_windows(mixed, windows, result.shape[-spatial:])
     return [dict(place) for _ in call.results]

@@ -73,7 +73,7 @@ class Inputs:
 
     def along(self, axes: ImageAxes | None) -> Inputs:
         """Return the same inputs, with the images where a pass showed them."""
-        return self if axes is None or axes == self.axes else Inputs(self.raw, self.shared, axes)
+        return self if axes is None or not axes.spatial or axes == self.axes else Inputs(self.raw, self.shared, axes)
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
