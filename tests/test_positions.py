@@ -976,3 +976,21 @@ class TestFollowedOnce:
         cam((torch.rand(1, 3, 64, 64), words), 1)
         with pytest.raises(camlib.CamlibValueError, match="in another order than the images"):
             cam((torch.rand(3, 3, 64, 64), words), 1)
+
+
+def test_a_depthwise_convolution_of_joined_maps_is_followed() -> None:
+    """As behind the skip connection of DeepLabV3+."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 3, 2, 1)
+            self.last = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 6, 1), nn.ReLU())
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            fine = self.fine(images)
+            up = nn.functional.interpolate(self.coarse(fine), fine.shape[2:], mode="bilinear", align_corners=True)
+            return self.head(self.last(torch.cat([up, fine], 1)).mean((2, 3)))
+
+    assert camlib.find_layer(Joined().eval(), torch.rand(1, 3, 64, 96)) == "last"

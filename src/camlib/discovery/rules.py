@@ -225,7 +225,9 @@ def _convolved(call: Call) -> list[dict[Axis, Coordinate | None]]:
     ]
     place: dict[Axis, Coordinate | None] = {}
     for axis, one in call.of(first).items():
-        mixed = one if one.values.shape[-1 - spatial] == 1 else None if groups > 1 else averaged(one, [-1 - spatial])
+        own_channel = groups > 1 and groups == first.shape[-1 - spatial] == call.results[0].shape[-1 - spatial]
+        one_place = own_channel or one.values.shape[-1 - spatial] == 1
+        mixed = one if one_place else averaged(one, [-1 - spatial])
         if mixed is not None:
             place[axis] = over_windows(mixed, windows, call.results[0].shape[-spatial:])
     return [place]
