@@ -72,8 +72,8 @@ class Explanation:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     """Each layer's own maps, at its own resolution. If the explanation has several, they have no :attr:`extent`."""
     extent: Extent = None
-    """(H, W) in input pixels that the maps cover, if that is not the input: where a detector pads its pictures at the
-    right and at the bottom, or where a network crops or pads images, or has convolutions without padding."""
+    """(H, W) in input pixels that the maps cover, if that is not the input, as where a detector pads its pictures at
+    the right and at the bottom, or where a network crops or pads images, or has convolutions without padding."""
     class_agnostic: bool = False
     """True if the method ignores the target; then the maps explain no particular class, whatever ``target`` holds."""
     origin: Extent = None
