@@ -47,8 +47,9 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
         ...     patches = torch.nn.functional.avg_pool2d(inputs.raw, 16).flatten(2).mT
         ...     tokens = torch.cat([torch.zeros(1, 1, 3), patches], 1)
         ...     some = tokens[:, :6].clone()
-        >>> layout_by_positions(positions.of(tokens), (1, 7, 3), inputs, inputs.axes)
-        Tokens(grid=(2, 3), prefix=1, order=None)
+        >>> layout = layout_by_positions(positions.of(tokens), (1, 7, 3), inputs, inputs.axes)
+        >>> layout.grid, layout.prefix
+        ((2, 3), 1)
         >>> layout_by_positions(positions.of(some), (1, 6, 3), inputs, inputs.axes)
         'its 5 cells are not a whole 2 x 3 grid'
     """
