@@ -38,5 +38,5 @@ def load(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def load_if_there(name: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Read a result, or nothing if it has not been measured."""
+    """Return a result; an empty dictionary if it has not been measured."""
     return load(name, folder) if (folder / f"{name}.json").exists() else {}

@@ -46,7 +46,7 @@ def built(network: Network) -> nn.Module:
     """The network in eval mode, with random weights also in heads and norms that start with zeros.
 
     The middle of kernels counts most: with plain random weights a cell of a deep network reads the whole picture alike,
-    so that its place cannot be seen, whatever the layer.
+    so that its place cannot be seen at any layer.
     """
     torch.manual_seed(0)
     model = network.build().eval()
@@ -73,8 +73,8 @@ def calibrated(network: Network, model: nn.Module, inputs: Any) -> None:
         values = arguments[0].movedim(1, 0).flatten(1)
         if values.shape[1] > 1:
             variance, mean = torch.var_mean(values, 1)
-            module.running_mean.copy_(mean)  # type: ignore[operator]
-            module.running_var.copy_(variance + 1e-4)  # type: ignore[operator]
+            module.get_buffer("running_mean").copy_(mean)
+            module.get_buffer("running_var").copy_(variance + 1e-4)
 
     norms = [module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
     hooks = [module.register_forward_pre_hook(take) for module in norms]

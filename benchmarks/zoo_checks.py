@@ -1,9 +1,9 @@
 """Two checks of a map that share no code with camlib: a restatement by plain hooks, and where its cells come from.
 
-*The restatement* runs the network once with hooks of its own, takes the gradient of the score, and writes Grad-CAM's
-equation out. How the layer's axes make the grid is worked out here as well: every arrangement of its shape into the
-map's grid is tried (:func:`arrangements`), and the closest counts. It says that the map belongs to the named layer and
-that some reading of its axes gives it.
+*The restatement* runs the network once with separate hooks, takes the gradient of the score, and computes Grad-CAM's
+equation directly. How the layer's axes form the grid is found here as well: every arrangement of its shape into the
+map's grid is tried (:func:`arrangements`), and the closest counts. It says that the map belongs to the named layer, and
+that one way to read its axes gives this map.
 
 *The own-place check* (:func:`places`) says that this reading is right: the gradient of a cell's features with respect
 to the picture must be strongest in the cell's own place. A scrambled order, a wrong number of prefix tokens and an axis
@@ -31,7 +31,7 @@ MOST_PREFIXES = 16
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A reading of a layer's axes: which of them hold the channels, and how the others make the grid.
+    """One way to read a layer's axes: which one holds the channels, and how the others form the grid.
 
     Args:
         name: what it is called in the results.
@@ -218,7 +218,7 @@ class Places:
     Args:
         cells: how many were tried.
         own: of how many the strongest place is their own, or :func:`near` it.
-        shift: along each axis of the grid, 1 or -1 if all cells lie on the same side of their own places, else 0.
+        shift: for each axis of the grid, 1 or -1 if all cells are shifted to the same side, else 0.
         picture: which of the inputs they read most.
     """
 

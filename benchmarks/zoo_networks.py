@@ -338,9 +338,10 @@ def timm_networks() -> dict[str, Network]:
         found[f"timm {name}"] = Network("timm", build, pictures(side, side))
 
     def checkpointed() -> nn.Module:
-        model: Any = found["timm vit_tiny_patch16_224"].build()
-        model.set_grad_checkpointing(True)
-        return model  # type: ignore[no-any-return]
+        built: Any = found["timm vit_tiny_patch16_224"].build()
+        built.set_grad_checkpointing(True)
+        model: nn.Module = built
+        return model
 
     found["timm vit_tiny_patch16_224 checkpointed"] = Network("timm", checkpointed, pictures(96, 96))
     mixer = {"img_size": 96, "num_blocks": 4, "embed_dim": 96, "num_classes": LABELS}
@@ -563,7 +564,8 @@ def mean_feature(outputs: Tensor) -> Tensor:
 
 def per_query(outputs: Any) -> Tensor:
     """The largest logit of each class over a detector's queries."""
-    return outputs.logits.amax(1)  # type: ignore[no-any-return]
+    largest: Tensor = outputs.logits.amax(1)
+    return largest
 
 
 def hugging_face_networks() -> dict[str, Network]:
@@ -953,12 +955,14 @@ def yolo(name: str) -> Builder:
 
 def rows_of_classes(outputs: Any) -> Tensor:
     """The largest score of each class over a YOLO's anchors; its rows are 4 of the box, then the classes."""
-    return outputs[0][:, 4:].amax(2)  # type: ignore[no-any-return]
+    largest: Tensor = outputs[0][:, 4:].amax(2)
+    return largest
 
 
 def end_to_end_classes(outputs: Any) -> Tensor:
     """The same of a YOLO without non-maximum suppression, from the rows ahead of its choice."""
-    return outputs[1]["one2one"]["scores"].amax(2)  # type: ignore[no-any-return]
+    largest: Tensor = outputs[1]["one2one"]["scores"].amax(2)
+    return largest
 
 
 def ultralytics_networks() -> dict[str, Network]:
@@ -985,14 +989,15 @@ def open_clip_networks() -> dict[str, Network]:
         return called("open_clip.model", "CLIP", embed_dim=16, vision_cfg=size, text_cfg=text)
 
     def visual(**vision: Any) -> Builder:
-        return lambda: towers(**vision)().visual  # type: ignore[return-value]
+        return lambda: towers(**vision)().get_submodule("visual")
 
     vit = {"layers": 3, "width": 64, "head_width": 32, "patch_size": 16}
     network, prompts = partial(Network, "open_clip"), torch.cat([WORDS, torch.zeros(2, 10, dtype=torch.long)], 1)
 
     def similarities(model: Any, picture: Tensor) -> Tensor:
         image, text = model.encode_image(picture, normalize=True), model.encode_text(prompts, normalize=True)
-        return image @ text.mT  # type: ignore[no-any-return]
+        logits: Tensor = image @ text.mT
+        return logits
 
     return {
         "open_clip ViT": network(visual(**vit), pictures(96, 96)),
@@ -1007,7 +1012,7 @@ def open_clip_networks() -> dict[str, Network]:
     }
 
 
-# Networks of one's own
+# Custom networks
 
 
 def small_vision_transformer() -> nn.Module:

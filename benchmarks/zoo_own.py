@@ -196,7 +196,7 @@ class Series(Waveform):
 
 
 class SeriesTransformer(nn.Module):
-    """A class token and patches of a signal (N, 2, L), whose length need not divide by the patch."""
+    """A class token and the patches of a signal (N, 2, L); L need not be a multiple of the patch size."""
 
     def __init__(self) -> None:
         super().__init__()

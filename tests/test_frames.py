@@ -80,53 +80,54 @@ NETWORKS = {
 
 
 @pytest.fixture(params=NETWORKS)
-def case(request) -> tuple[nn.Module, Tensor, str]:
+def case(request) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     shape, channels, to_rows, from_rows, head = NETWORKS[request.param]
     model = OfFrames(channels, to_rows, from_rows, head()).double().eval()
-    return model, torch.rand(3, *shape, dtype=torch.double), request.param
+    return model, torch.rand(3, *shape, dtype=torch.double)
 
 
-def naive(model: nn.Module, frames: Tensor, name: str, classes: int = 1) -> Tensor:
+def naive(model: nn.Module, frames: Tensor, classes: int = 1) -> Tensor:
     """Grad-CAM of each frame by plain autograd, image by image."""
+    kept: list[Tensor] = []
+    handle = model.cnn.register_forward_hook(lambda module, args, output: kept.append(output))
     maps = []
     for image in frames.split(1):
-        kept: list[Tensor] = []
-        handle = model.cnn.register_forward_hook(lambda module, args, output: kept.append(output))  # noqa: B023
         outputs = model(image)
-        handle.remove()
-        (gradient,) = torch.autograd.grad(outputs[0, classes], kept[0])
-        maps.append((kept[0] * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach())
+        features = kept.pop()
+        (gradient,) = torch.autograd.grad(outputs[0, classes], features)
+        maps.append((features * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach())
+    handle.remove()
     return torch.stack(maps)
 
 
 @pytest.mark.parametrize("layer", [None, "cnn"])
 def test_each_frame_has_the_map_of_plain_autograd(case, layer) -> None:
-    model, frames, name = case
+    model, frames = case
     explanation = camlib.GradCAM(model, layer)(frames, 1)
     assert explanation.layer == "cnn"
-    torch.testing.assert_close(explanation.maps, naive(model, frames, name))
+    torch.testing.assert_close(explanation.maps, naive(model, frames))
     assert explanation.heatmaps().shape == (3, T, 64, 48)
 
 
 def test_one_image_first_and_several_later(case) -> None:
-    model, frames, name = case
-    cam, expected = camlib.GradCAM(model), naive(model, frames, name)
+    model, frames = case
+    cam, expected = camlib.GradCAM(model), naive(model, frames)
     torch.testing.assert_close(cam(frames[:1], 1).maps, expected[:1])
     torch.testing.assert_close(cam(frames, 1).maps, expected)
     torch.testing.assert_close(cam(frames[1:], 1).maps, expected[1:])
 
 
 def test_several_classes(case) -> None:
-    model, frames, name = case
+    model, frames = case
     maps = camlib.GradCAM(model)(frames, torch.tensor([[0, 2]] * 3)).maps
     assert maps.shape == (3, 2, T, 4, 3)
     for k, one in enumerate((0, 2)):
-        torch.testing.assert_close(maps[:, k], naive(model, frames, name, one))
+        torch.testing.assert_close(maps[:, k], naive(model, frames, one))
 
 
 def test_maps_of_activations_and_of_several_layers(case) -> None:
-    model, frames, _ = case
+    model, frames = case
     assert camlib.FEM(model, "cnn.3")(frames).maps.shape == (3, T, 4, 3)
     explanation = camlib.LayerCAM(model, ["cnn.1", "cnn.3"])(frames, 1)
     assert {tuple(maps.shape) for maps in explanation.layers.values()} == {(3, T, 16, 12), (3, T, 4, 3)}
@@ -139,12 +140,12 @@ def test_slices_along_the_last_axis_of_a_volume() -> None:
     ).double().eval()  # fmt: skip
     volumes = torch.rand(2, 1, 16, 32, 48, dtype=torch.double)
     explanation = camlib.GradCAM(model)(volumes, 1)
-    torch.testing.assert_close(explanation.maps, naive(model, volumes, "").movedim(1, 3))
+    torch.testing.assert_close(explanation.maps, naive(model, volumes).movedim(1, 3))
     assert explanation.heatmaps().shape == (2, 16, 32, 48)
 
 
 def test_methods_that_change_a_layer_refuse_rows_that_are_frames(case) -> None:
-    model, frames, _ = case
+    model, frames = case
     with pytest.raises(camlib.CamlibRuntimeError, match="'cnn' has a row for each of 4 frames, which ScoreCAM cannot"):
         camlib.ScoreCAM(model)(frames, 1)
 

@@ -994,3 +994,33 @@ def test_a_depthwise_convolution_of_joined_maps_is_followed() -> None:
             return self.head(self.last(torch.cat([up, fine], 1)).mean((2, 3)))
 
     assert camlib.find_layer(Joined().eval(), torch.rand(1, 3, 64, 96)) == "last"
+
+
+def test_pooling_that_enlarges_is_not_a_later_map() -> None:
+    """AlexNet on small images: its adaptive pooling makes 6 x 6 cells of fewer."""
+    model = torchvision.models.alexnet(num_classes=3).eval()
+    assert camlib.find_layer(model, torch.rand(1, 3, 64, 64)) == "features.11"
+
+
+def test_padded_windows_as_channels_are_followed() -> None:
+    """As in T2T-ViT."""
+
+    class Unfolded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows, self.mix = nn.Unfold(7, stride=4, padding=2), nn.Linear(3 * 49, 8)
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.norm(self.mix(self.windows(images).mT)).tanh().mean(1))
+
+    torch.manual_seed(0)
+    model, images = Unfolded().eval(), torch.rand(2, 3, 32, 48)
+    with camlib.capture(model, "norm") as captured:
+        outputs = model(images)
+    features, gradient = (
+        tokens.mT.unflatten(2, (8, 12)) for tokens in (captured.activations, captured.gradients(outputs[:, 1]))
+    )
+    expected = (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
+    torch.testing.assert_close(camlib.GradCAM(model, "norm")(images, 1).maps, expected)
+    assert camlib.GradCAM(model)(images, 1).layer == "norm"

@@ -357,9 +357,11 @@ def _choose(
     maps = [record for record in located if graph.is_map(record)]
     modules = network.module.named_modules()
     pooling = tuple(f"{name}." for name, module in modules if name and _pools(module))
-    features = [
-        record for record in maps if graph.is_feature_map(record, outputs) and not f"{record.name}.".startswith(pooling)
-    ]
+
+    def is_feature(record: Tapped) -> bool:
+        return graph.is_feature_map(record, outputs) and not f"{record.name}.".startswith(pooling)
+
+    features = list(filter(is_feature, maps))
     if not features:
         raise CamlibRuntimeError(
             "no layer returns a feature map that leads to the score; "
@@ -376,7 +378,7 @@ def _choose(
     if branches and (len(of_images) > 1 or len(branches) == 1):
         raise _several_branches(of_images, located, graph, by_module)
     through = of_images[0] if branches else through
-    for record in reversed(records[through.order + 1 :]):
+    for record in filter(is_feature, reversed(records[through.order + 1 :])):
         problem = _why_not_shown(record, through, located, graph, inputs)
         if problem:
             raise _comes_later(graph.outermost(record, by_module), record, problem)
@@ -386,7 +388,7 @@ def _choose(
         raise CamlibRuntimeError(
             f"the last feature map {later} that leads to the score is returned by no module; the last one before it, "
             f"{name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the network's trunk into "
-            f"a module of its own, or give layer={name!r} to explain that map"
+            f"a separate module, or give layer={name!r} to explain that map"
         )
     tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
     if any(later.node not in connected for later in tokens):
@@ -405,7 +407,7 @@ def _why_not_shown(record: Tapped, through: Tapped, located: Located, graph: Gra
     if len(shape) != through.tensor.dim() or (len(shape) == 3 and shape != tuple(through.tensor.shape)):
         return None
     followed_there = bool(axes.spatial) and is_followed(record.place, axes)
-    if record in located or len(shape) < 3 or not followed_there or graph.is_output(record):
+    if record in located or len(shape) < 3 or not followed_there:
         return None
     if not graph.is_map(record) or not graph.all_pass(record):
         return None

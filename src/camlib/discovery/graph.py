@@ -91,10 +91,6 @@ class Graph:
             if node in self._before_projection or re.search(_PARAMETRIC_OPS, node.name()):
                 self._before_projection.update(inputs)
 
-    def is_output(self, record: Tapped) -> bool:
-        """Whether a module returned the outputs."""
-        return record.node in self._outputs
-
     def is_map(self, record: Tapped) -> bool:
         """Whether a map of the images leads to the outputs."""
         return record.node in self._flow
@@ -141,6 +137,8 @@ class Graph:
         """Whether a map is pooled from a larger one; a sum over branches or channels is not."""
         *_, made = self._rearranged(record.node)
         if re.search(_REDUCTION_OPS, made.name()):
+            if record not in self._maps:
+                return True
             grid = self._maps[record].grid
             return any(self._maps[source].grid != grid for source in self._sources(made))
         return bool(re.search(_POOLING_OPS, made.name()))
@@ -224,7 +222,7 @@ class Graph:
     def map_far_behind(self, record: Tapped) -> tuple[int, ...] | None:
         """The shape of a feature map that everything passes through at least three layers after ``record``.
 
-        None if there is none. Such a map is returned by no module under a name of its own.
+        None if there is none. No module returns such a map, or it would have been found.
         """
         behind = self._marked([record.node], self._uses)
         layers: dict[Any, int] = {}

@@ -1,4 +1,4 @@
-"""Locate layers that are given by name: where their cells lie in the images, by the positions of a pass."""
+"""Find where the cells of layers lie in the images, from the positions that a pass has shown."""
 
 from __future__ import annotations
 

@@ -115,10 +115,14 @@ def _step(call: Call, one: Coordinate) -> int:
 
 
 def _windows_as_channels(call: Call) -> list[dict[Axis, Coordinate | None]]:
-    """The pixels of windows as channels; padding would be read as a place."""
-    if any(call.named("padding")):
-        raise NotImplementedError
-    return _rearranged(call)
+    """The pixels of windows as channels. Padding is zero, which no place is while the operation moves the places."""
+    first = call.args[0]
+    place: dict[Axis, Coordinate | None] = {}
+    for axis, one in call.of(first).items():
+        below = one.values[~one.values.isnan()].amin() - 1
+        moved = call.func((one.values - below).expand(first.shape), *call.args[1:], **call.kwargs)
+        place[axis] = compact(Coordinate(moved.masked_fill(moved == 0, math.nan) + below, one.pitch))
+    return [place]
 
 
 def _rolled(call: Call) -> list[dict[Axis, Coordinate | None]]:

@@ -79,7 +79,7 @@ def map_tensors(
 def copied(value: Any) -> Any:
     """Return a copy of a model's inputs, which the model may change in place.
 
-    Tensors, arrays and containers are copied, and so are the tensors that other objects have as attributes; a tensor
+    Tensors, arrays and containers are copied. Tensors that are attributes of other objects are copied, too. A tensor
     that occurs twice has one copy.
 
     Example:

@@ -114,5 +114,5 @@ def is_shared(tensor: Tensor) -> bool:
 
 
 def _address(tensor: Tensor) -> int | None:
-    """Where the memory of a tensor begins; None if it has none of its own, as a sparse tensor."""
+    """The address of a tensor's memory; None if it has no storage, like a sparse tensor."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
