@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
-from camlib.explanation.extent import Window, resized_to_input
 from camlib.imaging import as_pictures, normalize
+from camlib.imaging.extent import Covered, resized_to_input
 from camlib.imaging.resizing import checked_grid
 from camlib.inputs.noise import own_generator
 from camlib.layers.layouts import with_grid
@@ -66,7 +66,7 @@ class Concepts:
     """Name of the layer."""
     input_size: tuple[int, ...] | None
     """(H, W) of the input, or None if it held no images."""
-    covered: Window | None = None
+    covered: Covered | None = None
     """Which part of the images the layer covers; None for the whole."""
 
     def __repr__(self) -> str:
@@ -169,7 +169,7 @@ def deep_feature_factorization(
         for k in range(concepts):
             alone = maps[:, k, None] * vectors[k].reshape(-1, *[1] * (maps.dim() - 2))
             scores.append(_class_scores(forward_pass, name, alone))
-    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, forward_pass.size, forward_pass.window(name))
+    return Concepts(maps, vectors, torch.stack(scores, 1), error, name, forward_pass.size, forward_pass.covered(name))
 
 
 def _class_scores(forward_pass: ForwardPass, layer: str, grid: Tensor) -> Tensor:

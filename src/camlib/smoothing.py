@@ -251,8 +251,10 @@ def _inputs_of(method: Any, clean: Explanation, inputs: Any) -> Inputs:
     given = Inputs(inputs)
     while isinstance(method, Smoothing):
         method = method.method
-    known = method.network.axes if hasattr(method, "network") else {}
-    return given.along(next((known.get((layer, given.kind)) for layer in clean.layers), None))
+    if not hasattr(method, "network"):
+        return given
+    found = next((method.network.located.of(layer, given) for layer in clean.layers), None)
+    return given.along(None if found is None else found.axes)
 
 
 def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.positions import Positions
-from camlib.explanation.extent import Window
+from camlib.imaging.extent import Covered
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, ChannelsLast, Frames, Layout, Size, Tokens, Transposed
 
@@ -196,7 +196,7 @@ def _grid(coordinates: Sequence[Coordinate], shape: Size) -> ChannelsFirst | Cha
     return Transposed(grid, tuple(axis - len(shape) for axis in axes if axis is not None))
 
 
-def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window | None:
+def covered_part(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Covered | None:
     """Return which part of the images a grid covers, if its cells would be drawn elsewhere over the whole images.
 
     This happens after a crop, a padding, or convolutions without padding. A grid that is shifted by up to one cell, as
@@ -220,7 +220,7 @@ def window(place: Place, grid: Size, inputs: Inputs, axes: ImageAxes) -> Window 
         drawn = side / cells
         ends = abs(first + 0.5 - drawn / 2), abs(last + 0.5 - (side - drawn / 2))
         apart = apart if cells == 1 else max(apart, *(end / max(drawn, one.pitch) for end in ends))
-    return Window(tuple(origin), tuple(extent)) if apart > APART and max(grid) > 1 else None
+    return Covered(tuple(origin), tuple(extent)) if apart > APART and max(grid) > 1 else None
 
 
 def _levels(values: Tensor) -> tuple[Tensor, Tensor]:

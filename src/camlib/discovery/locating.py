@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from itertools import permutations
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from camlib.discovery.confirmation import is_followed, layout_by_positions, window
+from camlib.discovery.confirmation import covered_part, is_followed, layout_by_positions
 from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.positions import Positions
 from camlib.errors import CamlibValueError
 from camlib.inputs import ImageAxes, Inputs
-from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, grid_error, layout_of
+from camlib.layers.layouts import ChannelsFirst, Layout, Size, grid_error, layout_of
 from camlib.layers.names import module_of
-from camlib.passes.forward_pass import layout_key, reshaped
+from camlib.passes.forward_pass import reshaped
 from camlib.passes.network import Network
 
 KEYS = "attention"
@@ -26,30 +25,15 @@ KEYS = "attention"
 
 
 def is_located(network: Network, inputs: Inputs, layers: Iterable[str]) -> bool:
-    """Whether layers were located before, for inputs of the same sizes, and several images if there are several now."""
-    return all(_is_located(network, inputs, (layer, inputs.kind)) for layer in layers)
-
-
-def _is_located(network: Network, inputs: Inputs, layer: tuple[str, Any]) -> bool:
-    if layer not in network.axes:
-        return False
-    if layer in network.of_several:
-        return True
-    return _rows(inputs, network.axes[layer]) == 1 and layer not in network.in_own_order
-
-
-def _rows(inputs: Inputs, axes: ImageAxes) -> int:
-    """The number of images."""
-    if inputs.is_list:
-        return len(inputs.tensors)
-    return len(inputs.tensors[axes.tensor]) if inputs.tensors else 1
+    """Whether layers were located before, for inputs of this kind and as many images."""
+    known = [network.located.of(layer, inputs) for layer in layers]
+    return all(one is not None and one.holds_for(inputs) for one in known)
 
 
 def has_layouts(network: Network, inputs: Inputs, features: Mapping[str, Tensor]) -> bool:
     """Whether the layouts of all layers are known, with the number of tokens that they have returned now."""
-    known = network.layouts
     return network.reshape is not None or all(
-        layout_key(layer, tuple(tensor.shape), inputs) in known for layer, tensor in features.items()
+        network.located.layout(layer, tuple(tensor.shape), inputs) is not None for layer, tensor in features.items()
     )
 
 
@@ -70,20 +54,14 @@ def locate(network: Network, inputs: Inputs, features: Mapping[str, Tensor], pos
             continue  # refused when its layout is read
         place, shape = positions.of(tensor), tuple(tensor.shape)
         unknown = bool(positions.not_followed)
+        layout: Layout | None = None
         if network.reshape is not None:
-            axes, grid, moved = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
+            axes, grid, place = _axes_of_reshaped(network, inputs, layer, tensor, place, unknown)
         else:
             axes, layout = _layout(network, inputs, layer, tensor, place, unknown)
-            network.layouts[layout_key(layer, shape, inputs)] = layout
-            if isinstance(layout, Tokens) and layout.order is not None:
-                network.in_own_order.add((layer, inputs.kind))
-            grid, moved = layout.grid, place
-        covered = window(moved, grid, inputs, axes) if is_followed(moved, axes) else None
-        if covered is not None:
-            network.windows[layer, inputs.kind] = covered
-        network.axes[layer, inputs.kind] = axes
-        if _rows(inputs, axes) > 1:
-            network.of_several.add((layer, inputs.kind))
+            grid = layout.grid
+        covered = covered_part(place, grid, inputs, axes) if is_followed(place, axes) else None
+        network.located.add(layer, inputs, axes, layout, shape, covered)
 
 
 def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: Positions | None) -> Layout | None:
@@ -95,10 +73,9 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
         attention: (N, heads, queries, keys), from the pass.
         positions: the positions that were followed in the pass; None if it was not followed.
     """
-    keys, size = attention.shape[-1], inputs.kind
-    known = network.layouts.get((KEYS, keys, size))
+    shape = len(attention), attention.shape[-1], 1
     if positions is None:
-        return known
+        return network.located.layout(KEYS, shape, inputs)
     place = positions.of(attention)
     for axes in inputs.possible_axes():
         of_keys: Place = {}
@@ -106,14 +83,9 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
             one = place.get((axes.tensor, ~axis), place.get((axes.tensor, axis)))
             if one is not None and set(one.compact().varies) <= {attention.dim() - 1}:
                 of_keys[axes.tensor, axis] = Coordinate(one.compact().values.reshape(1, -1, 1), one.pitch)
-        layout = layout_by_positions(of_keys, (len(attention), keys, 1), inputs, axes)
+        layout = layout_by_positions(of_keys, shape, inputs, axes)
         if not isinstance(layout, str):
-            network.layouts[KEYS, keys, size] = layout
-            network.axes[KEYS, size] = axes
-            if _rows(inputs, axes) > 1:
-                network.of_several.add((KEYS, size))
-            if isinstance(layout, Tokens) and layout.order is not None:
-                network.in_own_order.add((KEYS, size))
+            network.located.add(KEYS, inputs, axes, layout, shape)
             return layout
     return None
 
@@ -124,7 +96,8 @@ def image_axes(network: Network, inputs: Inputs, layers: Iterable[str]) -> Image
     Raises:
         CamlibValueError: they are maps of different inputs.
     """
-    axes = {layer: network.axes[layer, inputs.kind] for layer in layers if (layer, inputs.kind) in network.axes}
+    known = {layer: network.located.of(layer, inputs) for layer in layers}
+    axes = {layer: one.axes for layer, one in known.items() if one is not None}
     if len(set(axes.values())) > 1:
         of_inputs = ", ".join(f"{layer!r} of input {one.tensor}, axes {one.spatial}" for layer, one in axes.items())
         raise CamlibValueError(
@@ -142,7 +115,7 @@ def _layout(
     shape = tuple(tensor.shape)
     problems = []
     possible = inputs.possible_axes()
-    if not possible and len(shape) in (4, 5):  # the inputs hold no images on which the map could be laid
+    if not inputs.tensors and len(shape) in (4, 5):  # nothing is seen of the inputs, on which a map could be laid
         return ImageAxes(0, ()), ChannelsFirst(shape[2:])
     for axes in possible:
         found = layout_by_positions(place, shape, inputs, axes)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
 from camlib.explanation import files
-from camlib.explanation.extent import Extent, cells_of_input, resized_to_input
 from camlib.explanation.joining import joined, sliced
 from camlib.explanation.titles import title
 from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
+from camlib.imaging.extent import Extent, cells_of_input, resized_to_input
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, overlaid, read

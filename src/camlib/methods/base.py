@@ -367,7 +367,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     _ = ready.size  # images of different sizes are refused before the network runs
     layers = [method.layers_for(ready, found) for method in methods]
     for method in methods[1:]:
-        network.learn(method.network)
+        network.located.learn(method.network.located)
     together = {name: module for own in layers for name, module in own.items()}
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own
@@ -375,7 +375,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     with undisturbed(network.module):
         forward_pass = _pass(methods, network, ready, together, differentiated, target)
         for method in methods[1:]:
-            method.network.learn(network)
+            method.network.located.learn(network.located)
         for method, own in zip(methods, layers, strict=True):
             if not method.of_each_row and network.reshape is None:
                 _refuse_other_rows(method, forward_pass, own)

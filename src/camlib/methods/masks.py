@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from camlib.explanation.extent import Window, resized_to_input
+from camlib.imaging.extent import Covered, resized_to_input
 from camlib.imaging.normalization import normalized
 from camlib.imaging.resizing import interpolated
 from camlib.methods.arithmetic import divided
@@ -33,7 +33,7 @@ class Masks(Protocol):
         """Return the masks (rows, ...) for an index (rows,) or a slice."""
 
 
-def channel_masks(channels: Tensor, size: tuple[int, ...], covered: Window | None = None) -> Tensor:
+def channel_masks(channels: Tensor, size: tuple[int, ...], covered: Covered | None = None) -> Tensor:
     """Turn channels into masks in [0, 1]: upsampled linearly with half-pixel centres, then each min-max normalised.
 
     Args:

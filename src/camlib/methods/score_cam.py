@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import positive_int
-from camlib.explanation.extent import Window
+from camlib.imaging.extent import Covered
 from camlib.imaging.normalization import is_constant
 from camlib.inputs.noise import check_noise, normal, own_generator
 from camlib.methods.arithmetic import over_channels
@@ -111,7 +111,7 @@ class ScoreCAM(LayerMethod):
         shared = constant & looked_at  # their mask is zero: one row for all of an image's constant channels
         first = shared & (shared.cumsum(1) == 1)
         rows = (looked_at & ~shared | first).nonzero()
-        scores = self._scores(forward_pass, activations, rows, forward_pass.window(layer))
+        scores = self._scores(forward_pass, activations, rows, forward_pass.covered(layer))
         table = scores.new_full((*constant.shape, *scores.shape[1:]), -torch.inf)
         table[rows[:, 0], rows[:, 1]] = scores
         of_first = table[torch.arange(len(table), device=table.device), first.int().argmax(1)]
@@ -127,7 +127,7 @@ class ScoreCAM(LayerMethod):
         highest = variances.topk(self.channels, 1).indices
         return torch.zeros_like(variances, dtype=torch.bool).scatter_(1, highest, True)
 
-    def _scores(self, forward_pass: ForwardPass, activations: Tensor, rows: Tensor, covered: Window | None) -> Tensor:
+    def _scores(self, forward_pass: ForwardPass, activations: Tensor, rows: Tensor, covered: Covered | None) -> Tensor:
         """The score (rows,) or (rows, K) of each pair (image, channel), averaged over the samples of its mask."""
         image, channel = (each.repeat_interleave(self.samples) for each in rows.unbind(1))
         sample = torch.arange(self.samples, device=rows.device).repeat(len(rows))

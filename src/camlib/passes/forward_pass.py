@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.explanation import Explanation
-from camlib.explanation.extent import Window, resized_to_input
+from camlib.imaging.extent import Covered, resized_to_input
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.layers.layouts import Frames, Layout, Tokens, grid_error
 from camlib.layers.names import module_of
@@ -246,7 +246,7 @@ class ForwardPass:
             module = module_of(self.network.module, layer)
             if module in self.network.text_modules:
                 raise text_error(layer, shape)
-            layout = self.network.layouts.get(layout_key(layer, shape, self.inputs))
+            layout = self.network.located.layout(layer, shape, self.inputs)
             if layout is None:
                 raise grid_error(shape, self.size, layer)
             frames = layout.count if isinstance(layout, Frames) else 1
@@ -328,21 +328,21 @@ class ForwardPass:
             return self.outputs.detached()
         return self.outputs.detached([*state(self.network.module), *(self.inputs.shared or ())])
 
-    def window(self, layer: str) -> Window | None:
+    def covered(self, layer: str) -> Covered | None:
         """Return which part of the images a layer's maps cover; None for the whole images."""
         if self.extent is not None:
-            return Window((0.0,) * len(self.extent), self.extent)
-        return self.network.windows.get((layer, self.inputs.kind))
+            return Covered((0.0,) * len(self.extent), self.extent)
+        return self.network.located.covered(layer, self.inputs)
 
     def placed(self, maps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the maps of several layers for fusion: over the whole images, if a layer covers another part."""
-        windows = {layer: self.network.windows.get((layer, self.inputs.kind)) for layer in maps}
+        parts = {layer: self.network.located.covered(layer, self.inputs) for layer in maps}
         size = self._picture_size(maps)
-        if size is None or not any(windows.values()):
+        if size is None or not any(parts.values()):
             return maps
-        whole = Window((0.0,) * len(size), tuple(map(float, size)))
+        whole = Covered((0.0,) * len(size), tuple(map(float, size)))
         return {
-            layer: resized_to_input(own, size, (windows[layer] or whole).extent, size, (windows[layer] or whole).origin)
+            layer: resized_to_input(own, size, (parts[layer] or whole).extent, size, (parts[layer] or whole).origin)
             for layer, own in maps.items()
         }
 
@@ -350,7 +350,7 @@ class ForwardPass:
         self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
     ) -> Explanation:
         """Return a method's maps as an explanation of this pass."""
-        window = self.window(next(iter(layers))) if len(layers) == 1 else None
+        covered = self.covered(next(iter(layers))) if len(layers) == 1 else None
         return Explanation(
             maps=maps,
             scores=self.scores.detach(),
@@ -360,8 +360,8 @@ class ForwardPass:
             layer=" + ".join(layers),
             input_size=self._picture_size(layers),
             layers=layers,
-            extent=window.extent if window else self.extent if layers else None,
-            origin=window.origin if window and any(window.origin) else None,
+            extent=covered.extent if covered else self.extent if layers else None,
+            origin=covered.origin if covered and any(covered.origin) else None,
             class_agnostic=class_agnostic,
         )
 
@@ -417,13 +417,6 @@ def run(
     with torch.enable_grad():
         scores = targets.score(bound, raw, torch.arange(images, device=outputs.device))
     return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
-
-
-def layout_key(layer: str, shape: tuple[int, ...], inputs: Inputs) -> tuple[Any, ...]:
-    """Return the key of a layer's layout: its name, its shape without the images, and the kind of the inputs."""
-    images = inputs.count if inputs.axes is not None else -1
-    without = shape[:1] + shape[2:] if len(shape) == 3 and shape[0] != images == shape[1] else shape[1:]
-    return layer, without, inputs.kind
 
 
 def reshaped(reshape: Reshape, features: Tensor, layer: str, axes: int | None = None) -> Tensor:

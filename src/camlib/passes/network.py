@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
-from camlib.explanation.extent import Window
-from camlib.inputs import ImageAxes, Inputs
+from camlib.inputs import Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.inputs.nested import map_tensors
-from camlib.layers.layouts import Layout
 from camlib.layers.texts import has_two_towers, text_modules
 from camlib.passes.calling import Arguments, batches_only, explained
 from camlib.passes.ending import Ending
+from camlib.passes.located import LocatedLayers
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, inputs) -> outputs``."""
@@ -47,22 +46,8 @@ class Network:
     """The user's function from a layer's features to (N, C, ...); None to infer the layout."""
     ending: Ending = field(default_factory=Ending)
     """Whether the outputs are probabilities, which the first run of :meth:`scored` shows."""
-    layouts: dict[Any, Layout] = field(default_factory=dict)
-    """The layouts of the layers, by name, shape without the rows, and kind of the inputs."""
-    axes: dict[Any, ImageAxes] = field(default_factory=dict)
-    """Where the images are that a layer is a map of, by its name and the kind of the inputs."""
-    windows: dict[Any, Window] = field(default_factory=dict)
-    """Which part of the images a layer covers, by its name and the kind of the inputs, if it is not the whole."""
-    of_several: set[Any] = field(default_factory=set)
-    """The layers that were located with two or more images, so that the order of the rows is proved."""
-    in_own_order: set[Any] = field(default_factory=set)
-    """The layers whose tokens are in another order than the patches. If one image alone has shown it, the order may be
-    that image's own, so the next pass is followed again."""
-
-    def __post_init__(self) -> None:
-        for name, function in (("forward", self.forward), ("reshape", self.reshape)):
-            if function is not None and not callable(function):
-                raise CamlibTypeError(f"{name} must be a function, got {type(function).__name__}: {function!r}")
+    located: LocatedLayers = field(default_factory=LocatedLayers)
+    """Where the cells of its layers lie, as the first passes have shown."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
@@ -74,19 +59,6 @@ class Network:
         optional_function("forward", forward)
         optional_function("reshape", reshape)
         return Network(unwrap(model), forward, reshape)
-
-    def learn(self, other: Network) -> None:
-        """Take over where layers are from a network of the same model."""
-        for layer, axes in other.axes.items():
-            if layer not in self.axes or (layer in other.of_several and layer not in self.of_several):
-                self.axes[layer] = axes
-                self.windows.pop(layer, None)
-                if layer in other.windows:
-                    self.windows[layer] = other.windows[layer]
-                for mine, theirs in ((self.of_several, other.of_several), (self.in_own_order, other.in_own_order)):
-                    mine.difference_update({layer} - theirs)
-                    mine.update({layer} & theirs)
-                self.layouts.update({key: one for key, one in other.layouts.items() if (key[0], key[2]) == layer})
 
     def is_called_as(self, other: Network) -> bool:
         """Whether both have the same model, ``forward`` and ``reshape``."""

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from camlib.imaging import resize
+from camlib.imaging.resizing import resize
 
 Extent = tuple[float, ...] | None
 """What the maps cover, in input pixels along each axis; None where that is the input."""
 
 
-class Window(NamedTuple):
+class Covered(NamedTuple):
     """Which part of the images maps cover."""
 
     origin: tuple[float, ...]

@@ -1,0 +1,100 @@
+"""What the first passes of a network show of its layers: where in the images their cells lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from camlib.imaging.extent import Covered
+from camlib.inputs import ImageAxes, Inputs
+from camlib.layers.layouts import Layout, Size, Tokens
+
+
+@dataclass
+class Located:
+    """Where the cells of a layer lie, for inputs of one kind."""
+
+    axes: ImageAxes
+    """Where the images are that the layer is a map of."""
+    covered: Covered | None
+    """Which part of the images it covers; None for the whole."""
+    of_several: bool
+    """Whether two or more images have shown it, so that the order of the rows is proved."""
+    layouts: dict[Size, Layout] = field(default_factory=dict)
+    """Its layouts, by its shape without the images."""
+
+    def holds_for(self, inputs: Inputs) -> bool:
+        """Whether this is known for as many images.
+
+        An order of tokens that one image alone has shown may be that image's own, so it holds for no other pass.
+        """
+        in_own_order = any(isinstance(one, Tokens) and one.order is not None for one in self.layouts.values())
+        return self.of_several or (count(inputs, self.axes) == 1 and not in_own_order)
+
+
+def count(inputs: Inputs, axes: ImageAxes) -> int:
+    """Return the number of images."""
+    if inputs.is_list:
+        return len(inputs.tensors)
+    return len(inputs.tensors[axes.tensor]) if inputs.tensors else 1
+
+
+def without_images(shape: Size, images: int) -> Size:
+    """Return the shape of a layer's output without the axis of the images, which is the second one in (T, N, C)."""
+    return shape[:1] + shape[2:] if len(shape) == 3 and shape[0] != images == shape[1] else shape[1:]
+
+
+class LocatedLayers:
+    """All layers of a network that were located, by name and kind of the inputs."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Any], Located] = {}
+
+    def of(self, layer: str, inputs: Inputs) -> Located | None:
+        """Return what is known of a layer; None if it was not located for inputs of this kind."""
+        return self._known.get((layer, inputs.kind))
+
+    def layout(self, layer: str, shape: Size, inputs: Inputs) -> Layout | None:
+        """Return the layout of a layer's output of this shape; None if it is not known."""
+        found = self.of(layer, inputs)
+        return None if found is None else found.layouts.get(without_images(shape, count(inputs, found.axes)))
+
+    def covered(self, layer: str, inputs: Inputs) -> Covered | None:
+        """Return which part of the images a layer covers; None for the whole, or if it is not known."""
+        found = self.of(layer, inputs)
+        return None if found is None else found.covered
+
+    def add(
+        self,
+        layer: str,
+        inputs: Inputs,
+        axes: ImageAxes,
+        layout: Layout | None = None,
+        shape: Size = (),
+        covered: Covered | None = None,
+    ) -> None:
+        """Note what a pass has shown of a layer.
+
+        Args:
+            layer: its name.
+            inputs: the inputs of the pass.
+            axes: where the images are that it is a map of.
+            layout: its layout; None behind ``reshape=``.
+            shape: the shape of its output.
+            covered: which part of the images it covers; None for the whole.
+        """
+        images, before = count(inputs, axes), self.of(layer, inputs)
+        found = Located(axes, covered, images > 1)
+        if before is not None and (before.axes, before.covered) == (axes, covered):
+            found.of_several |= before.of_several
+            found.layouts |= before.layouts
+        if layout is not None:
+            found.layouts[without_images(shape, images)] = layout
+        self._known[layer, inputs.kind] = found
+
+    def learn(self, other: LocatedLayers) -> None:
+        """Take over what another method on the same network knows."""
+        for key, theirs in other._known.items():
+            mine = self._known.get(key)
+            if mine is None or (theirs.of_several and not mine.of_several):
+                self._known[key] = theirs
