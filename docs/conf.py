@@ -85,7 +85,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|Explainer|Reshape|Forward|.*\bBoundTarget"
-        r"|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
+        r"|.*\bCovered|targets\.Link|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
         r"|camlib\.metrics\.declaration\.R)",
     ),
 ]

@@ -41,6 +41,8 @@ def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+TIMES = 5 if os.environ.get("CI") else 1
+"""Continuous integration makes this many times as many calls, more than 20,000."""
 FEW: dict[str, Any] = {"samples": 2, "chunk_size": 4, "tolerance": math.inf}
 """Options that keep a call short, by name."""
 
@@ -64,7 +66,7 @@ def is_function(value: Any) -> bool:
 @pytest.mark.filterwarnings("ignore")  # a wrong argument may also be warned of
 class TestMethods:
     @pytest.mark.parametrize("name", sorted(camlib.METHODS))
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=TIMES * 60, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_every_option(self, name: str, data: st.DataObject) -> None:
         cls = camlib.METHODS[name]
@@ -78,7 +80,7 @@ class TestMethods:
         outcome(lambda: cls(model, **given)(IMAGES, 1))
 
     @pytest.mark.parametrize("name", sorted(camlib.METHODS))
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=TIMES * 40, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_inputs_and_target(self, name: str, data: st.DataObject) -> None:
         cls = camlib.METHODS[name]
@@ -111,7 +113,7 @@ VALID: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", VALID)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=TIMES * 150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_functions_that_run_a_model_or_read_a_file(name: str, data: st.DataObject) -> None:
     function, valid = VALID[name]

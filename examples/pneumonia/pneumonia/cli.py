@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from pneumonia import InputError, distributed, methods, prediction
 from pneumonia.options import parse
 from pneumonia.pipeline import run
 from pneumonia.seeds import run_seeds
+
+SILENT_SECONDS = 60.0
+"""How long a process that doesn't print waits after an error, so that the one that prints ends first."""
 
 
 class Command(NamedTuple):
@@ -46,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.run(arguments if command is TRAIN else arguments[1:])
     except (InputError, camlib.CamlibError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every process of torchrun meets the same error
+        if int(os.environ.get("RANK", "0")) == 0:
             print(f"{command.name}: {error}", file=sys.stderr)
+        else:  # every process of torchrun meets the same error, and the first to end makes it end the others
+            time.sleep(SILENT_SECONDS)
         return 2
     except KeyboardInterrupt:
         print(f"{command.name}: interrupted; {command.interrupted}", file=sys.stderr)

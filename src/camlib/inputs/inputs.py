@@ -45,7 +45,7 @@ class Inputs:
     Args:
         raw: what the model takes.
         shared: tensors in it that all images share, such as the texts that each image is compared with, so that
-            :meth:`pick` keeps them; None if this is not known. :func:`camlib.passes.rows.with_known_rows` finds out.
+            :meth:`pick` keeps them; None if this is not known. ``camlib.passes.rows.with_known_rows`` finds out.
         axes: where the images are, if that is known from a pass; None for the rule above.
 
     Example:
@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
-        """What stands for inputs of the same names and sizes: layers and their layouts are remembered by it."""
+        """Their names and sizes. Layers and their layouts are remembered by it."""
         if self.is_list:
             return "list", self.size
         names = tuple(self.raw) if isinstance(self.raw, Mapping) else len(self.tensors)

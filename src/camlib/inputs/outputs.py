@@ -91,7 +91,7 @@ class Outputs:
 
         Args:
             shared: tensors without rows of images. Those of the outputs that share their memory, and those of texts,
-                are noted as shared: see :func:`is_shared`.
+                are noted as shared, which ``is_shared`` reads.
         """
         if isinstance(self.raw, Tensor):
             return detached(self.raw)

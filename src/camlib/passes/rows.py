@@ -22,7 +22,8 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
 
     A tensor that has as many rows as there are images can belong to them one by one, as an age for each picture, or be
     shared, as the texts that every picture is compared with. The network shows it: with a single image and the right
-    rows of the other tensors, its output for this image stays the same. Nothing runs if no tensor is ambiguous.
+    rows of the other tensors, its output for this image stays the same. The network remembers it. Nothing runs if no
+    tensor is ambiguous.
 
     Args:
         network: the network.
@@ -44,19 +45,28 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
     if not ambiguous:
         return inputs
     count = inputs.count
+    key = inputs.kind, count, _numbers(ambiguous, inputs)
+    if key in network.shared:
+        return Inputs(inputs.raw, tuple(inputs.tensors[number] for number in network.shared[key]), inputs.axes)
     index = torch.tensor([0, 0] if count == 1 else [count - 1], device=inputs.images.device)
     with undisturbed(network.module):
         together = network.run(inputs)
         for shared in _subsets(ambiguous):
-            known = Inputs(inputs.raw, shared, inputs.axes)
-            if _reproduces(network, known.pick(index, count), Outputs(together), index):
-                return known
+            found = Inputs(inputs.raw, shared, inputs.axes)
+            if _reproduces(network, found.pick(index, count), Outputs(together), index):
+                network.shared[key] = _numbers(shared, inputs)
+                return found
     shapes = ", ".join(str(tuple(one.shape)) for one in ambiguous)
     raise CamlibValueError(
         f"the inputs hold {count} images and tensors {shapes} with as many rows, and the model's output for one image "
         "changes whether it gets all of these rows or only that image's; give only what belongs to the images one by "
         "one as the inputs, and the rest by forward=lambda model, images: model(images, ...)"
     )
+
+
+def _numbers(tensors: tuple[Tensor, ...], inputs: Inputs) -> tuple[int, ...]:
+    """The numbers of some tensors among those of the inputs."""
+    return tuple(number for number, one in enumerate(inputs.tensors) if any(one is own for own in tensors))
 
 
 def _subsets(ambiguous: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
