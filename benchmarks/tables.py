@@ -160,7 +160,7 @@ def zoo_sources() -> Lines:
 
 def zoo_networks() -> Lines:
     """Layer, grid, checks of each network that is explained; what went wrong where something did."""
-    lines = [["network", "input", "layer", "grid", "cells in their own place", "difference", "remark"]]
+    lines = [["network", "input", "layer", "grid", "read own place", "get own place", "difference", "remark"]]
     for record in zoo():
         if record["verdict"] == "refused":
             continue
@@ -168,7 +168,7 @@ def zoo_networks() -> Lines:
         columns = [
             (f"``{layer['layer']}``" for layer in layers),
             (" x ".join(map(str, layer["grid"])) for layer in layers),
-            (f"{layer['own']} of {layer['cells']}" for layer in layers),
+            *((f"{layer[count]} of {layer['cells']}" for layer in layers) for count in ("own", "shared out")),
             ("none fits" if layer["difference"] is None else f"{layer['difference']:.0e}" for layer in layers),
         ]
         remarks = [] if record["verdict"] == "proved" else [record["verdict"]]

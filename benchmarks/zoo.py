@@ -40,17 +40,29 @@ AGREES = {"float64": 1e-6, "float32": 1e-2}
 """Differences from the restatement up to these are rounding."""
 OUTER = 0.1
 """By this factor for each step from its middle, the weights of a kernel of stride 1 become smaller."""
+ATTENDED = 0.01
+"""By this factor, what attention adds becomes smaller."""
+
+
+NEAR = 8.0
+"""How much attention that has a bias for each distance favours a patch's own place."""
+OUTPUT = re.compile(r"((out_)?proj|to_out|output\.dense|projection)\.(.*\.)?weight$")
+"""The weights of what attention does last."""
 
 
 def built(network: Network) -> nn.Module:
     """The network in eval mode, with random weights also in heads and norms that start with zeros.
 
-    The middle of kernels counts most: with plain random weights a cell of a deep network reads the whole picture alike,
-    so that its place cannot be seen at any layer.
+    The middle of kernels counts most, and attention adds little: with plain random weights a cell of a deep network
+    reads the whole picture alike, so that its place cannot be seen at any layer.
     """
     torch.manual_seed(0)
     model = network.build().eval()
     for module in model.modules():
+        if re.search("atten|attn|MLA", type(module).__name__, re.IGNORECASE):
+            outputs = [value for name, value in module.named_parameters() if OUTPUT.match(name)]
+            for value in outputs[-1:]:
+                value.data *= ATTENDED
         if isinstance(module, _ConvNd) and not module.transposed and set(module.stride) == {1}:
             for axis, size in enumerate(module.kernel_size, 2):
                 distance = (torch.arange(size) - (size - 1) / 2).abs()
@@ -58,6 +70,9 @@ def built(network: Network) -> nn.Module:
                 weight *= (OUTER ** (distance - distance.min())).view(-1, *[1] * (weight.dim() - axis - 1))
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.any():
+                continue
+            if name == "attention_biases":  # (heads, distances), of which the first is none
+                parameter.data[:, 0] = NEAR
                 continue
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -169,7 +184,14 @@ def layer_record(
     """The grid of a layer, how far its map is from the restatement, and where its cells come from."""
     record: Record = {"grid": list(maps.shape[1:]), "largest": float(maps.abs().amax())}
     if restatement.arrangement is None or restatement.output is None:
-        return record | {"difference": None, "arrangement": None, "cells": 0, "own": 0, "proved": False}
+        return record | {
+            "difference": None,
+            "arrangement": None,
+            "cells": 0,
+            "own": 0,
+            "shared out": 0,
+            "proved": False,
+        }
     found = places(
         restatement.arrangement.features(restatement.output),
         leaves,
@@ -182,9 +204,10 @@ def layer_record(
         "arrangement": restatement.arrangement.name,
         "cells": found.cells,
         "own": found.own,
+        "shared out": found.shared_out,
         "shift": list(found.shift),
         "picture": found.picture,
-        "proved": found.proved,
+        "proved": found.proved or (found.shared_out == found.cells and not restatement.arrangement.flattened),
     }
 
 
@@ -264,7 +287,8 @@ def main() -> None:
 def summary(record: Record) -> str:
     """A record on one line."""
     layers = "; ".join(
-        f"{layer['layer']} {layer['grid']} {layer['own']}/{layer['cells']} {layer['difference'] or 0:.0e}"
+        f"{layer['layer']} {layer['grid']} {layer['own']} and {layer['shared out']} of {layer['cells']} "
+        f"{layer['difference'] or 0:.0e}"
         for layer in record.get("layers", [])
     )
     failures = [record[key] for key in FAILURES if key in record]

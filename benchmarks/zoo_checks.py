@@ -7,7 +7,8 @@ that one way to read its axes gives this map.
 
 *The own-place check* (:func:`places`) says that this reading is right: the gradient of a cell's features with respect
 to the picture must be strongest in the cell's own place. A scrambled order, a wrong number of prefix tokens and an axis
-that is no place in the picture cannot pass it.
+that is no place in the picture cannot pass it. Cells of maps (N, C, H, W) may read coarse maps more than
+their own place; they must get it where the places are shared out among the cells.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 Axes = tuple[int | None, ...]
 """For each axis of a grid the axis of the picture that it lies along; None where the picture has none."""
 CELLS = 9
-PROJECTIONS = 2
+PROJECTIONS = 4
 MOST_PREFIXES = 16
 
 
@@ -42,6 +44,11 @@ class Arrangement:
     name: str
     features: Callable[[Tensor], Tensor]
     pooled: int
+
+    @property
+    def flattened(self) -> bool:
+        """Whether the layer's axes don't show the grid themselves."""
+        return self.name not in ("channels first", "channels last")
 
     def grad_cam(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return the signed Grad-CAM (N, *grid): the sum over channels of the mean gradient times the activation."""
@@ -218,12 +225,14 @@ class Places:
     Args:
         cells: how many were tried.
         own: of how many the strongest place is their own, or :func:`near` it.
+        shared_out: how many get their own place where the tried places are shared out: see :func:`in_own_place`.
         shift: for each axis of the grid, 1 or -1 if all cells are shifted to the same side, else 0.
         picture: which of the inputs they read most.
     """
 
     cells: int
     own: int
+    shared_out: int
     shift: tuple[int, ...]
     picture: int
 
@@ -253,7 +262,7 @@ def places(
     generator = torch.Generator().manual_seed(0)
     chosen = spread((images, *grid))
     if not leaves:
-        return Places(len(chosen), 0, (), 0)
+        return Places(len(chosen), 0, 0, (), 0)
     strengths: list[list[Tensor]] = []
     for place in chosen:
         cell = features[place]
@@ -279,7 +288,30 @@ def places(
         offsets.append(offset)
         own += strongest[0] == place[0] and all(abs(one) <= near(size) for one, size in zip(offset, grid, strict=True))
     shift = tuple(int(min(along) > 0) - int(max(along) < 0) for along in zip(*offsets, strict=True))
-    return Places(len(chosen), own, shift, picture)
+    shared_out = in_own_place(torch.stack(seen), chosen) if len(seen) == len(chosen) else 0
+    return Places(len(chosen), own, shared_out, shift, picture)
+
+
+def in_own_place(shares: Tensor, cells: list[tuple[int, ...]]) -> int:
+    """Return how many cells get their own place where the places of all cells are shared out among them.
+
+    Of all ways to give each cell one of the places, this is the one in which the cells read most of what they get (the
+    largest product of shares). It doesn't matter that all cells read some places more than others, as the one where a
+    max pooling finds its maximum. A place is as large as an eighth of the grid.
+
+    Args:
+        shares: (cells, N, *grid), the share of each place in what a cell reads.
+        cells: the cells' indices in (N, *grid).
+    """
+    for axis in range(2, shares.dim()):
+        size = max(1, shares.shape[axis] // 8) | 1
+        rows = shares.movedim(axis, -1)
+        averaged = nn.functional.avg_pool1d(rows.flatten(0, -2), size, 1, size // 2, count_include_pad=False)
+        shares = averaged.reshape(rows.shape).movedim(-1, axis)
+    indices: list[Any] = [(slice(None), *cell) for cell in cells]
+    table = torch.stack([shares[index] for index in indices], 1)
+    places_of_cells = linear_sum_assignment(table.double().clamp(min=1e-300).log().numpy(), maximize=True)[1]
+    return sum(cell == place and bool(table[cell, place] > 0) for cell, place in enumerate(places_of_cells))
 
 
 def near(size: int) -> int:

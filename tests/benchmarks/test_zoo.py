@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 import camlib
 from benchmarks import results, tables, zoo
-from benchmarks.zoo_checks import arrangements, differentiable, near, of_places, outputs_at, places, restated, spread
+from benchmarks.zoo_checks import (
+    arrangements,
+    differentiable,
+    in_own_place,
+    near,
+    of_places,
+    outputs_at,
+    places,
+    restated,
+    spread,
+)
 from benchmarks.zoo_networks import NETWORKS, Network
 
 PATCH, SIDE = 4, 6
@@ -52,6 +62,34 @@ def test_the_right_reading_is_proved() -> None:
     found = places(read(tokens, 2), leaves)
     assert (found.own, found.cells, found.shift) == (9, 9, (0, 0))
     assert found.proved
+
+
+class TestSharedOut:
+    """Cells that read one place most, and that of a coarse map more than their own."""
+
+    CELLS = spread((1, SIDE, SIDE))
+
+    def shares(self) -> Tensor:
+        """(cells, 1, SIDE, SIDE): what all cells read alike, with a maximum, and a tenth of it the own place."""
+        common = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double() + 0.5
+        common[0, 1, 2] = 20
+        shares = torch.stack([common.clone() for _ in self.CELLS])
+        for share, cell in zip(shares, self.CELLS, strict=True):
+            share[cell] *= 1.1
+        return shares / shares.sum((1, 2, 3), keepdim=True)
+
+    def test_each_cell_gets_its_own_place(self) -> None:
+        assert in_own_place(self.shares(), self.CELLS) == 9
+
+    @pytest.mark.parametrize("axes", [(2,), (3,), (2, 3)])
+    def test_not_if_the_grid_is_mirrored(self, axes: tuple[int, ...]) -> None:
+        assert in_own_place(self.shares().flip(axes), self.CELLS) <= 3
+
+    def test_not_if_the_grid_is_transposed_or_shuffled(self) -> None:
+        assert in_own_place(self.shares().mT, self.CELLS) == 3
+        order = torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(1))
+        shuffled = self.shares().flatten(2)[..., order].unflatten(2, (SIDE, SIDE))
+        assert in_own_place(shuffled, self.CELLS) < 9
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 3, 4])
@@ -259,7 +297,7 @@ def test_a_run_that_was_stopped_is_continued(tmp_path, monkeypatch, capsys) -> N
 
 
 def test_the_tables_show_every_network_and_every_reason(tmp_path, monkeypatch) -> None:
-    layer = {"layer": "x", "grid": [2, 3], "difference": 1e-9, "own": 9, "cells": 9, "proved": True}
+    layer = {"layer": "x", "grid": [2, 3], "difference": 1e-9, "own": 9, "shared out": 9, "cells": 9, "proved": True}
     good = {"precision": "float64", "input": "3 x 8 x 8", "layers": [layer, layer], "scores apart": 0, "warnings": []}
     names = list(NETWORKS)
     found = {
@@ -272,7 +310,7 @@ def test_the_tables_show_every_network_and_every_reason(tmp_path, monkeypatch) -
     monkeypatch.setattr(tables, "load", lambda name: {"networks": found})
     (tmp_path / "zoo.json").write_text("{}")
     rows = {line[0]: line[1:] for line in tables.zoo_networks()}
-    assert rows[names[0]] == ["3 x 8 x 8", "``x``; ``x``", "2 x 3; 2 x 3", "9 of 9; 9 of 9", "1e-09; 1e-09", ""]
+    assert rows[names[0]] == ["3 x 8 x 8", "``x``; ``x``", "2 x 3; 2 x 3", *["9 of 9; 9 of 9"] * 2, "1e-09; 1e-09", ""]
     assert rows[names[1]][-1] == "unproved"
     assert rows[names[3]][-1] == r"crash: KeyError: a\_ (x.py, y)"
     assert rows[names[4]][-1] == "not measured"
