@@ -311,7 +311,7 @@ def in_own_place(shares: Tensor, cells: list[tuple[int, ...]]) -> int:
     indices: list[Any] = [(slice(None), *cell) for cell in cells]
     table = torch.stack([shares[index] for index in indices], 1)
     places_of_cells = linear_sum_assignment(table.double().clamp(min=1e-300).log().numpy(), maximize=True)[1]
-    return sum(cell == place and bool(table[cell, place] > 0) for cell, place in enumerate(places_of_cells))
+    return sum(cell == place and bool(table[cell, place] > 0) for cell, place in enumerate(places_of_cells.tolist()))
 
 
 def near(size: int) -> int:
