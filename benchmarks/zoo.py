@@ -88,7 +88,8 @@ def calibrated(network: Network, model: nn.Module, inputs: Any) -> None:
         values = arguments[0].movedim(1, 0).flatten(1)
         if values.shape[1] > 1:
             variance, mean = torch.var_mean(values, 1)
-            module.get_buffer("running_mean").copy_(mean)
+            # not the mean itself: behind the last norm, the average over the picture would be zero
+            module.get_buffer("running_mean").copy_(mean - 0.1 * variance.sqrt())
             module.get_buffer("running_var").copy_(variance + 1e-4)
 
     norms = [module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]

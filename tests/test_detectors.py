@@ -662,6 +662,8 @@ def test_hugging_face_tokens_and_words_are_read():
         explanation = cam(query, target)
         torch.testing.assert_close(explanation.scores[0], found["scores"][place])
         assert explanation.maps.shape == (1, 4, 4)
+    # the class scores of the patches are no feature map, nor are the factors that scale them
+    assert camlib.find_layer(owl, query, forward=lambda m, q: m(**q).logits.amax(1)) == "layer_norm"
 
 
 def output_class(kind: str) -> type | None:

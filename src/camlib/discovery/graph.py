@@ -29,6 +29,8 @@ _LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
 _RESIZING_OPS = r"Upsample"
 _NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
 _PRIME = 2**61 - 1
+_ELEMENTWISE_OPS = r"(Add|Sub|Mul|Div|Where|MaskedFill)Backward"
+_FACTOR_OPS = r"(Mul|Div)Backward"
 _COMPUTING_OPS = f"{_POOLING_OPS}|{_REDUCTION_OPS}|{_PARAMETRIC_OPS}|{_NORM_OPS}"
 
 
@@ -169,7 +171,7 @@ class Graph:
 
     @cached_property
     def _projections(self) -> set[Any]:
-        """The nodes whose values are a convolution or matrix product of a map, or sums of these, also activated.
+        """The nodes whose values are a convolution or matrix product of a map, also activated, scaled, masked or added.
 
         Each node is decided once, after its inputs: chains of sums have more paths than can be followed.
         """
@@ -179,8 +181,10 @@ class Graph:
             first = node.next_functions[0][0] if node.next_functions else None
             if first is not None and re.search(kept, node.name()):
                 is_projection = first in found
-            elif node.name().startswith("AddBackward"):
-                is_projection = all(term in found for term in inputs)
+            elif re.match(_ELEMENTWISE_OPS, node.name()):
+                shape = node._input_metadata[0].shape
+                terms = [used for used in inputs if used._input_metadata[0].shape == shape]
+                is_projection = bool(terms) and all(term in found for term in terms)
             else:
                 of_a_map = any(used in self._made for used in inputs)
                 is_projection = of_a_map and bool(re.search(_PARAMETRIC_OPS, node.name()))
@@ -296,7 +300,7 @@ class Graph:
     def _stays_pure(self, node: Any) -> bool:
         """Whether some path from a map to the outputs is not mixed with anything that does not come from the map.
 
-        Other entries of the outputs, and scores that are added to others, do not count as mixed.
+        Other entries of the outputs, and scores that are added to others, do not count as mixed; factors of scores do.
         """
         behind = self._marked([node], self._uses)
         pure = self._marked(
@@ -304,7 +308,9 @@ class Graph:
             lambda later, pure: (
                 self._uses(later, pure)
                 and (
-                    later not in self._before_projection or self._side_by_side(later) or self._uses_only(later, behind)
+                    (later not in self._before_projection and not re.match(_FACTOR_OPS, later.name()))
+                    or self._side_by_side(later)
+                    or self._uses_only(later, behind)
                 )
             ),
         )

@@ -25,6 +25,7 @@ from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
 from camlib.passes.network import Forward, Network, Reshape
+from camlib.passes.norms import right_norms
 from camlib.passes.numbers import check_finite
 from camlib.passes.precision import full_precision
 
@@ -416,6 +417,8 @@ def _pass(
         around: dict[str, Any] = {method.name: method.around() for method in methods}
         if follow:
             around["positions"] = followed(ready)
+        if follow or whole or network.located.misread_norms:
+            around["norms"] = right_norms(network.module)
         with torch.set_grad_enabled(whole):
             return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
 
@@ -426,5 +429,7 @@ def _pass(
         if has_layouts(network, inputs, forward_pass.features):
             return forward_pass
     forward_pass = once(follow=True)
-    locate(network, inputs, forward_pass.watch.tensors(), forward_pass.noted["positions"])
+    positions = forward_pass.noted["positions"]
+    network.located.misread_norms |= positions.met_norms_of_maps and positions.met_turned_tokens
+    locate(network, inputs, forward_pass.watch.tensors(), positions)
     return forward_pass.along(image_axes(network, inputs, layers))
