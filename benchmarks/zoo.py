@@ -92,7 +92,11 @@ def calibrated(network: Network, model: nn.Module, inputs: Any) -> None:
             module.get_buffer("running_mean").copy_(mean - 0.1 * variance.sqrt())
             module.get_buffer("running_var").copy_(variance + 1e-4)
 
-    norms = [module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "running_var", None), Tensor) and not isinstance(module, torch.jit.ScriptModule)
+    ]
     hooks = [module.register_forward_pre_hook(take) for module in norms]
     with torch.no_grad():
         network.call(model, inputs)

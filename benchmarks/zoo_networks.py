@@ -322,7 +322,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "vit_relpos_small_patch16_224": (96, {"img_size": 96, "depth": 3}),
     "vit_tiny_r_s16_p8_224": (224, {"depth": 3}),
     "vitamin_small_224": (128, {"img_size": 128}),
-    "volo_d1_224": (224, {"layers": (1, 1, 1, 1)}),
+    "volo_d1_224": (224, {}),
     "vovnet39a": (128, {}),
     "xception41": (128, {}),
     "xcit_nano_12_p16_224": (128, {"depth": 6}),
