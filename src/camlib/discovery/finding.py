@@ -367,7 +367,7 @@ def _choose(
             "no layer returns a feature map that leads to the score; "
             f"{'; '.join([*_passed_over(records, located, inputs), _seen(records)])}"
         )
-    connected = _connected(features, outputs, layouts)
+    connected = _connected(features, outputs, layouts, graph)
     reaching = [record for record in features if record.node in connected]
     if not reaching:
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
@@ -490,8 +490,21 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
-    """The nodes of the maps that a NaN propagated back from the outputs reaches, apart from prefix tokens."""
+def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout], graph: Graph) -> set[Any]:
+    """The nodes of the maps that a NaN propagated back from the outputs reaches, apart from prefix tokens.
+
+    It is propagated no further than to the last map that it reaches and that all images pass: earlier ones lead there.
+    """
+    passed_by_all = [number for number, record in enumerate(records) if graph.all_pass(record)]
+    for first in [*(passed_by_all[-(2**step)] for step in range(len(passed_by_all).bit_length())), 0]:
+        reached = _reached(records[first:], outputs, layouts)
+        if any(records[number].node in reached for number in passed_by_all if number >= first):
+            return reached | {record.node for record in records[:first]}
+    return reached
+
+
+def _reached(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
+    """The nodes of those maps that the NaN reaches."""
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
         points = [record.tensor for record in records]
