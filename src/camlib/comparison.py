@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, items
 from camlib.explanation import Explanation
 from camlib.explanation.titles import NO_CLASS
 from camlib.imaging import DEFAULT_COLORMAP, as_pictures
@@ -135,10 +135,9 @@ def compare(
         ['grad_cam', 'grad_cam_plus_plus', 'x_grad_cam', 'hires_cam', 'layer_cam', 'eigen_grad_cam', 'eigen_cam', 'fem']
     """
     network = Network.of(model, forward, reshape)
-    if isinstance(methods, str) or not isinstance(methods, Iterable):
-        raise CamlibTypeError(f"methods must be a list, got {methods!r}")
+    wanted = items("methods", methods, "a list")
     layers = None if layer is None else list(resolve_layers(network.module, layer))
-    given = [on_network(method, network, layers) for method in methods]
+    given = [on_network(method, network, layers) for method in wanted]
     names = [method.name for method in given]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")

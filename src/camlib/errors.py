@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class CamlibError(Exception):
@@ -130,6 +133,27 @@ def optional_function(name: str, value: object) -> None:
     """
     if value is not None and not callable(value):
         raise CamlibTypeError(f"{name} must be a function or None, got {value!r}")
+
+
+def items(name: str, value: object, wanted: str) -> list[Any]:
+    """Return what a sequence holds as a list; a text is refused, it is not a sequence of its letters.
+
+    Args:
+        name: the argument's name, for errors.
+        value: what was given for it.
+        wanted: what it must be, for errors.
+
+    Raises:
+        CamlibTypeError: it is a text, a mapping, or no sequence.
+
+    Example:
+        >>> items("names", ("cat", "dog"), "a list of names")
+        ['cat', 'dog']
+    """
+    if not isinstance(value, (str, bytes, Mapping)) and isinstance(value, Iterable):
+        with contextlib.suppress(TypeError):  # arrays and tensors without axes say that they can be iterated over
+            return list(value)
+    raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
 
 
 def boolean(name: str, value: object) -> bool:

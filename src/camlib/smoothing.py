@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibValueError, boolean, number
+from camlib.errors import CamlibTypeError, CamlibValueError, boolean, items, number
 from camlib.explanation import Explanation
 from camlib.imaging import resize
 from camlib.inputs import Inputs
@@ -279,9 +279,7 @@ def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget |
 
 def _numbers(what: str, given: Any, **bounds: Any) -> tuple[float, ...]:
     """Return one or more numbers, checked."""
-    if not isinstance(given, Iterable):
-        raise CamlibTypeError(f"{what} must be a list of numbers, got {given!r}")
-    found = tuple(number(f"each of {what}", one, **bounds) for one in given)
+    found = tuple(number(f"each of {what}", one, **bounds) for one in items(what, given, "a list of numbers"))
     if not found:
         raise CamlibValueError(f"{what} must be one or more numbers, got {given!r}")
     return found

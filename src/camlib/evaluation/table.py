@@ -260,10 +260,10 @@ class Evaluation:
         Raises:
             CamlibValueError: there is no such row or metric.
         """
-        if row not in self.rows:
+        if not isinstance(row, tuple) or row not in self.rows:
             rows = "; ".join(map(str, self.rows))
             raise CamlibValueError(f"there is no row {row!r}; evaluation.rows has TableRow(method, layer) of: {rows}")
-        if metric not in self.metrics:
+        if not isinstance(metric, str) or metric not in self.metrics:
             raise CamlibValueError(f"there is no metric {metric!r}; the table has {', '.join(self.metrics)}")
         return self.values[row][metric]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_int
 from camlib.explanation import files
 from camlib.explanation.joining import joined, sliced
 from camlib.explanation.titles import title
@@ -219,11 +219,12 @@ class Explanation:
         Raises:
             CamlibValueError: not one title for each row, another scale, or columns of signals, volumes or videos.
         """
-        if scale not in ("each", "all"):
+        if not isinstance(scale, str) or scale not in ("each", "all"):
             raise CamlibValueError(f'scale must be "each" or "all", got {scale!r}')
         source = f"{self.method} at {self.layer}" if self.layer else self.method
         rows = self._rows(images, class_names, together=scale == "all")
         if titles is not None:
+            titles = items("titles", titles, "a list of texts")
             if len(titles) != len(rows):
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=title) for row, title in zip(rows, titles, strict=True)]
@@ -251,9 +252,14 @@ class Explanation:
         """Return what map ``k`` of the first image explains, with the score if there is one.
 
         Raises:
-            CamlibTypeError: ``class_names`` is a single string.
-            CamlibValueError: the class has no name.
+            CamlibTypeError: ``class_names`` is a single string, or ``k`` is no int.
+            CamlibValueError: the class has no name, or there is no map ``k``.
         """
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise CamlibTypeError(f"k must be an int, got {k!r}")
+        count = self.scores[:1].numel()
+        if not 0 <= k < count:
+            raise CamlibValueError(f"k must be the number of one of an image's {count} maps, got {k}")
         return title(self.target, self.scores, self.class_agnostic, class_names, k)
 
     def to(self, *args: Any, **kwargs: Any) -> Explanation:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibValueError, items
 
 NO_CLASS = "no particular class"
 """What the map of a class-agnostic method explains."""
@@ -33,8 +33,8 @@ def explained(
         >>> explained(torch.tensor([1]), False, ["cat", "dog"]), explained(torch.tensor([1]), True)
         ('dog', 'no particular class')
     """
-    if isinstance(class_names, str):
-        raise CamlibTypeError("class_names must be a sequence of names, got a single string")
+    if class_names is not None:
+        items("class_names", class_names, "a list of names")
     if class_agnostic:
         return NO_CLASS
     if not isinstance(target, Tensor):

@@ -85,14 +85,21 @@ def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
         (...) bool. A map of zeros is constant.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``dims`` is neither 1, 2 nor 3.
+        CamlibTypeError: no tensor.
+        CamlibValueError: not floating-point numbers, too few axes, or ``dims`` is neither 1, 2 nor 3.
 
     Example:
         >>> import torch
         >>> is_constant(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
         tensor([ True, False])
     """
-    cells = maps.flatten(-checked_dims(dims))
+    if not isinstance(maps, Tensor):
+        raise CamlibTypeError(f"maps must be a tensor, got {type(maps).__name__}")
+    if not maps.is_floating_point() or maps.dim() < checked_dims(dims) or not maps.numel():
+        raise CamlibValueError(
+            f"maps must be floating-point numbers {GRIDS[checked_dims(dims)]}, got {maps.dtype} {tuple(maps.shape)}"
+        )
+    cells = maps.flatten(-dims)
     low, high = cells.amin(-1), cells.amax(-1)
     largest = torch.maximum(low.abs(), high.abs())
     return high - low <= 16 * torch.finfo(maps.dtype).eps * largest  # an overflowing range is not constant
@@ -137,7 +144,7 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
         tensor([[0.0000, 0.2500],
                 [0.5000, 1.0000]])
     """
-    if method not in NORMALIZATIONS:
+    if not isinstance(method, str) or method not in NORMALIZATIONS:
         raise CamlibValueError(f"method must be one of {', '.join(NORMALIZATIONS)}, got {method!r}")
     tensor = as_maps(maps, dims=checked_dims(dims))
     if method != "none":

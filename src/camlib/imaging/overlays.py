@@ -78,7 +78,7 @@ def _blend(picture: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float | str
 
     opacity = (
         np.abs(heatmap)[..., None]
-        if alpha == "heat"
+        if isinstance(alpha, str) and alpha == "heat"
         else number("alpha", alpha, at_least=0, at_most=1, instead='"heat"')
     )
     blended = (1 - opacity) * picture.astype(np.float64) + opacity * color(heatmap)

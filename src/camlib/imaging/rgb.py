@@ -34,6 +34,8 @@ def as_rgb(picture: Any) -> NDArray[np.uint8]:
     import numpy as np
 
     if isinstance(picture, Tensor):
+        if picture.is_meta:
+            raise CamlibValueError("a picture on the meta device has no values")
         tensor = picture.detach().cpu()
         if tensor.dim() == 3 and tensor.shape[0] not in (1, 3):
             raise CamlibValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibWarning
 from camlib.layers.layouts import with_grid
-from camlib.methods.arithmetic import divided, over_channels
+from camlib.methods.arithmetic import check_alike, check_tensor, divided, over_channels
 from camlib.methods.base import Layer, LayerMethod
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
@@ -40,6 +40,9 @@ def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
         >>> camlib.functional.ablation_cam(one, torch.tensor([4.0]), other)
         tensor([[[ 0.7500, -0.2500]]])
     """
+    check_alike(activations)
+    check_tensor("score", score, "(N,)", activations, 1)
+    check_tensor("ablated", ablated, "(N, C)", activations, 2)
     return over_channels(divided(score[:, None] - ablated, score[:, None].abs()), activations)
 
 

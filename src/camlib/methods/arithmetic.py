@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,17 +15,51 @@ def check_alike(activations: Tensor, **others: Tensor) -> None:
     """Check what a pure function was given: activations (N, C, ...) and tensors of the same shape, by name.
 
     Raises:
-        CamlibTypeError: not tensors.
-        CamlibValueError: fewer than three axes, or different shapes, which torch would broadcast.
+        CamlibTypeError, CamlibValueError: as for :func:`check_tensor`.
     """
-    for name, given in {"activations": activations, **others}.items():
-        if not isinstance(given, Tensor):
-            raise CamlibTypeError(f"{name} must be a tensor (N, C, ...), got {type(given).__name__}")
-        if given.dim() < 3 or given.shape != activations.shape:
-            raise CamlibValueError(
-                f"{name} must be (N, C, ...), of one shape with the activations, got {tuple(given.shape)} with "
-                f"activations {tuple(activations.shape)}"
-            )
+    check_tensor("activations", activations, "(N, C, ...)")
+    for name, given in others.items():
+        check_tensor(name, given, "(N, C, ...), the shape of the activations", activations)
+
+
+def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = None, axes: int | None = None) -> None:
+    """Check that a pure function was given a tensor of real numbers of the right shape, which torch would broadcast.
+
+    Args:
+        name: the argument's name, for errors.
+        given: what was given for it.
+        wanted: its shape in words, for errors.
+        like: a tensor whose shape and device it must have; None for any with at least three axes.
+        axes: how many of the first axes of ``like`` it must have; None for all.
+
+    Raises:
+        CamlibTypeError: it is no tensor of floating-point numbers.
+        CamlibValueError: it has another shape, or is on another device.
+    """
+    if not isinstance(given, Tensor):
+        raise CamlibTypeError(f"{name} must be a tensor {wanted}, got {type(given).__name__}")
+    if not given.is_floating_point():
+        raise CamlibTypeError(f"{name} must hold floating-point numbers, got {given.dtype}")
+    if like is None:
+        if given.dim() < 3:
+            raise CamlibValueError(f"{name} must be {wanted}, got {tuple(given.shape)}")
+        return
+    shape = tuple(like.shape[:axes])
+    if tuple(given.shape) != shape:
+        raise CamlibValueError(f"{name} must be {wanted}, here {shape}, got {tuple(given.shape)}")
+    if given.device != like.device:
+        raise CamlibValueError(f"{name} must be on {like.device} as the others, got {given.device}")
+
+
+def check_tensors(name: str, given: Iterable[Tensor], wanted: str) -> None:
+    """Check that a pure function was given several tensors, one after the other.
+
+    Raises:
+        CamlibTypeError: it is a single tensor, or no sequence.
+    """
+    several = not isinstance(given, (Tensor, str, bytes)) and isinstance(given, Iterable)
+    if not several or getattr(given, "ndim", None) == 0:
+        raise CamlibTypeError(f"{name} must be a sequence of tensors {wanted}, got {type(given).__name__}")
 
 
 def over_channels(weights: Tensor, activations: Tensor) -> Tensor:

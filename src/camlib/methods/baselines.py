@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import positive_number
+from camlib.errors import CamlibTypeError, items, positive_int, positive_number
 from camlib.inputs.noise import normal, own_generator
-from camlib.methods.arithmetic import centered, over_channels
+from camlib.methods.arithmetic import centered, check_alike, check_tensor, over_channels
 from camlib.methods.base import ActivationMethod, Method, Reads
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.numbers import single_or_double
@@ -34,6 +34,9 @@ def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
         >>> camlib.functional.random_cam(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 4, 4])
     """
+    check_alike(activations)
+    if not isinstance(generator, torch.Generator):
+        raise CamlibTypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     weights = normal((1, activations.shape[1]), generator, activations)
     return over_channels(weights.expand(len(activations), -1), centered(activations))
 
@@ -104,8 +107,9 @@ def center_gaussian(size: tuple[int, ...], sigma: float = 0.25) -> Tensor:
         tensor(1)
     """
     positive_number("sigma", sigma)
+    sides = [positive_int("each side of size", side) for side in items("size", size, "a size, such as (H, W)")]
     gaussian = torch.ones((), dtype=torch.float64)
-    for side in size:
+    for side in sides:
         along = (torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5
         gaussian = gaussian[..., None] * torch.exp(-(along**2) / (2 * sigma**2))
     return gaussian
@@ -162,6 +166,7 @@ def sobel(images: Tensor) -> Tensor:
         >>> camlib.functional.sobel(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]] * 3]]))[0, 1]
         tensor([0., 4., 4., 0.])
     """
+    check_tensor("images", images, "(N, C, ...)")
     grey = images.mean(1, keepdim=True)
     axes = range(2, images.dim())
     squared = torch.zeros_like(grey)

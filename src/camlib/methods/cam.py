@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camlib import targets
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
-from camlib.methods.arithmetic import over_channels
+from camlib.methods.arithmetic import check_alike, check_tensor, over_channels
 from camlib.methods.base import LayerMethod
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.hooks import hooked
@@ -33,6 +33,8 @@ def cam(activations: Tensor, weights: Tensor) -> Tensor:
         >>> camlib.functional.cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[2.0, -3.0]]))
         tensor([[[ 2., -3.]]])
     """
+    check_alike(activations)
+    check_tensor("weights", weights, "(N, C)", activations, 2)
     return over_channels(weights, activations)
 
 

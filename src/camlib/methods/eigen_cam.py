@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import boolean
+from camlib.errors import CamlibValueError, boolean
 from camlib.methods.arithmetic import centered, check_alike, divided
 from camlib.methods.base import ActivationMethod, GradientMethod
 
@@ -25,6 +25,9 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
     Returns:
         (N, ...), signed; the overall sign is arbitrary.
 
+    Raises:
+        CamlibValueError: the features are not finite.
+
     Example:
         >>> import torch
         >>> principal_projection(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]])).abs()
@@ -33,12 +36,17 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
     matrix = (centered(features) if center else features).flatten(2).transpose(1, 2)  # (N, positions, C)
     largest = matrix.abs().amax((1, 2), keepdim=True)
     scaled = divided(matrix, largest)  # squares of very small or large features would under- or overflow
-    if scaled.shape[1] <= scaled.shape[2]:
-        values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
-        projection = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
-    else:
-        _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
-        projection = torch.einsum("npc,nc->np", scaled, vectors[..., -1])
+    try:
+        if scaled.shape[1] <= scaled.shape[2]:
+            values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+            projection = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
+        else:
+            _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
+            projection = torch.einsum("npc,nc->np", scaled, vectors[..., -1])
+    except RuntimeError as error:
+        if bool(features.isfinite().all()):
+            raise
+        raise CamlibValueError("features have no first singular vector; they hold NaN or infinity") from error
     maps: Tensor = (projection * largest[..., 0]).reshape(features.shape[0], *features.shape[2:])
     return maps
 
@@ -95,7 +103,8 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
         >>> camlib.functional.eigen_cam(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]]))
         tensor([[[5., 0.]]])
     """
-    return towards(principal_projection(activations, center), activations)
+    check_alike(activations)
+    return towards(principal_projection(activations, boolean("center", center)), activations)
 
 
 class EigenCAM(ActivationMethod):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from camlib.errors import number
-from camlib.methods.arithmetic import over_channels, per_channel
+from camlib.methods.arithmetic import check_alike, over_channels, per_channel
 from camlib.methods.base import ActivationMethod
 
 
@@ -36,6 +36,7 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
         >>> camlib.functional.fem(torch.tensor([[[[9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[[1.5000, 0.0000, 0.0000, 0.0000, 0.0000, 0.0000]]])
     """
+    check_alike(activations)
     number("deviations", deviations, at_least=0)
     flat = activations.flatten(2)
     mean, deviation = flat.mean(2), flat.std(2, correction=0)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camlib.errors import CamlibRuntimeError, number
+from camlib.errors import CamlibRuntimeError, CamlibValueError, number
 from camlib.imaging import normalize, resize
+from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads, one_pass
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import gradient
@@ -129,9 +130,17 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
         >>> camlib.functional.full_grad(torch.tensor([[[[0.0, -2.0]]]]), [torch.tensor([[[[3.0, 1.0]]]])])
         tensor([[[1., 1.]]])
     """
+    check_tensor("input_term", input_term, "(N, C, ...)")
     size = tuple(input_term.shape[2:])
     maps = _psi(input_term, size)
+    check_tensors("bias_terms", bias_terms, "(N, C, ...)")
     for term in bias_terms:
+        check_tensor("bias_terms", term, "(N, C, ...)")
+        if (len(term), term.dim()) != (len(input_term), input_term.dim()):
+            raise CamlibValueError(
+                f"bias_terms must be (N, C, ...) with the N and the axes of input_term {tuple(input_term.shape)}, got "
+                f"{tuple(term.shape)}"
+            )
         maps = maps + _psi(term, size)
     return maps
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError
 from camlib.explanation import Explanation
+from camlib.methods.arithmetic import check_tensor
 from camlib.methods.base import Method, Reads, one_pass
 from camlib.methods.grad_cam import GradCAM
 from camlib.passes.forward_pass import ForwardPass
@@ -85,6 +86,7 @@ def guided_backprop(gradients: Tensor) -> Tensor:
         >>> camlib.functional.guided_backprop(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]))
         tensor([[[4., 2.]]])
     """
+    check_tensor("gradients", gradients, "(N, C, ...)")
     return gradients.abs().sum(1)
 
 
@@ -106,7 +108,9 @@ def guided_grad_cam(gradients: Tensor, maps: Tensor) -> Tensor:
         >>> camlib.functional.guided_grad_cam(gradients, maps)
         tensor([[[4., 1.]]])
     """
-    return guided_backprop(gradients) * maps
+    of_inputs = guided_backprop(gradients)
+    check_tensor("maps", maps, "(N, ...)", of_inputs)
+    return of_inputs * maps
 
 
 class GuidedBackprop(Method):

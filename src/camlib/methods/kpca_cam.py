@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibValueError, positive_number
-from camlib.methods.arithmetic import centered, divided
+from camlib.methods.arithmetic import centered, check_alike, divided
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
 
@@ -51,6 +51,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
         >>> camlib.functional.kpca_cam(torch.tensor([[[[3.0, 1.0]]]]), "linear").round(decimals=3)
         tensor([[[ 1., -1.]]])
     """
+    check_alike(activations)
     _check(kernel, gamma)
     features = activations.flatten(2).transpose(1, 2)
     if features.shape[1] > MOST_POSITIONS:

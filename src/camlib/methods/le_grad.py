@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camlib.discovery.locating import KEYS, image_axes, keys_layout
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, positive_int
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_int
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import Layout
+from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads
 from camlib.passes.attention import ATTENTION, ExplicitAttention
 from camlib.passes.forward_pass import ForwardPass, reshaped
@@ -43,6 +44,14 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
         >>> camlib.functional.le_grad([torch.tensor([[[[1.0, -1.0], [3.0, 1.0]]]])])
         tensor([[2.0000, 0.5000]])
     """
+    wanted = "(N, heads, queries, keys), of all blocks with the same N and keys"
+    check_tensors("gradients", gradients, wanted)
+    for gradient in gradients:
+        check_tensor("gradients", gradient, wanted)
+        if gradient.dim() != 4 or (len(gradient), gradient.shape[-1]) != (len(gradients[0]), gradients[0].shape[-1]):
+            raise CamlibValueError(f"gradients must be {wanted}, got {[tuple(one.shape) for one in gradients]}")
+    if not len(gradients):
+        raise CamlibValueError(f"gradients must hold at least one tensor {wanted}")
     return torch.stack([gradient.relu().mean((1, 2)) for gradient in gradients]).mean(0)
 
 

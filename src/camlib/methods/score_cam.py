@@ -12,7 +12,7 @@ from camlib.errors import positive_int
 from camlib.imaging.extent import Covered
 from camlib.imaging.normalization import is_constant
 from camlib.inputs.noise import check_noise, normal, own_generator
-from camlib.methods.arithmetic import over_channels
+from camlib.methods.arithmetic import check_alike, check_tensor, over_channels
 from camlib.methods.base import Layer, LayerMethod
 from camlib.methods.masks import channel_masks
 from camlib.passes.chunks import Chunks, ChunkSize
@@ -38,6 +38,8 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
         >>> camlib.functional.score_cam(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[3.0, 3.0]]))
         tensor([[[0.5000, 0.5000]]])
     """
+    check_alike(activations)
+    check_tensor("scores", scores, "(N, C)", activations, 2)
     return over_channels(scores.softmax(1), activations)
 
 

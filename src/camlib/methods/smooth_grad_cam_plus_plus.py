@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib.inputs.noise import check_noise, own_generator, with_noise
-from camlib.methods.arithmetic import divided, over_channels, per_channel
+from camlib.methods.arithmetic import check_alike, check_tensors, divided, over_channels, per_channel
 from camlib.methods.base import Method
 from camlib.passes.forward_pass import ForwardPass
 
@@ -37,7 +37,9 @@ def smooth_grad_cam_plus_plus(activations: Tensor, gradients: Iterable[Tensor]) 
         tensor([[[0.5000, 0.5000]]])
     """
     derivatives = _Derivatives()
+    check_tensors("gradients", gradients, "(N, C, ...)")
     for gradient in gradients:
+        check_alike(activations, gradients=gradient)
         derivatives.add(gradient)
     return derivatives.maps(activations)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, positive_int
+from camlib.errors import CamlibValueError, items, positive_int
 from camlib.metrics.masks import checked_boxes, checked_share
 from camlib.metrics.readings import checked_heatmaps, in_unit_range
 
@@ -90,9 +90,10 @@ def max_box_acc_v2(
         >>> max_box_acc_v2(heatmaps, torch.tensor([[0, 0, 4, 6]]))
         tensor([0.6667])
     """
-    if not ious:
+    given = items("ious", ious, "a list of intersections over union in (0, 1]")
+    if not given:
         raise CamlibValueError("ious are empty; give at least one intersection over union in (0, 1]")
-    wanted = [checked_share("each of ious", value) for value in ious]
+    wanted = [checked_share("each of ious", value) for value in given]
     overlaps = box_overlaps(heatmaps, boxes, thresholds=thresholds, regions="all")
     return torch.stack([_at_best_threshold(overlaps >= value) for value in wanted]).to(overlaps).mean(0)
 
@@ -154,7 +155,7 @@ def box_overlaps(heatmaps: Any, boxes: Any, *, thresholds: int = 100, regions: s
         >>> box_overlaps(heatmaps, torch.tensor([[0, 0, 4, 8]]), thresholds=4)
         tensor([[0.5000, 0.5000, 0.5000, 0.0000]])
     """
-    if regions not in REGIONS:
+    if not isinstance(regions, str) or regions not in REGIONS:
         raise CamlibValueError(f'regions must be "largest" or "all", got {regions!r}')
     steps = positive_int("thresholds", thresholds)
     maps = in_unit_range(checked_heatmaps(heatmaps))

@@ -54,6 +54,8 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
         raise CamlibTypeError(
             f'baseline must be "zero", "blur", a number or a tensor, got {type(baseline).__name__}: {baseline!r}'
         )
+    if isinstance(value, Tensor) and (value.is_meta or value.is_complex()):
+        raise CamlibValueError(f"baseline must hold real numbers, got {value.dtype} on {value.device}")
     values = torch.as_tensor(value, dtype=images.dtype, device=images.device).detach()
     if not bool(values.isfinite().all()):
         raise CamlibValueError(f"baseline holds NaN or infinity as {images.dtype}; give finite numbers")

@@ -88,6 +88,8 @@ def _check(images: Tensor, known: Tensor) -> None:
             f"images have shape {tuple(images.shape)} and known {tuple(known.shape)}; they must be (R, C, H, W) "
             "and (R, H, W)"
         )
+    if images.device != known.device or images.is_meta:
+        raise CamlibValueError(f"images are on {images.device} and known on {known.device}; they must be on one device")
     nothing = ~known.flatten(1).any(1)
     if bool(nothing.any()):
         raise CamlibValueError(f"no pixel of {image_list(nothing)} is known; at least one must be, to fill in others")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from camlib.errors import CamlibTypeError
 from camlib.inputs.noise import own_generator
 
 
@@ -26,6 +27,9 @@ def ranked(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor
         >>> ranked(torch.tensor([[[0.2, 0.9], [0.5, 0.0]]]))
         tensor([[1, 2, 0, 3]])
     """
+    if not isinstance(heatmaps, Tensor) or heatmaps.dim() < 2 or heatmaps.is_complex():
+        given = tuple(heatmaps.shape) if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
+        raise CamlibTypeError(f"heatmaps must be a tensor (N, ...) of real numbers, got {given}")
     values = heatmaps.flatten(1)
     own = own_generator(generator)
     shuffle = torch.randperm(values.shape[1], generator=own, device=own.device).to(values.device)

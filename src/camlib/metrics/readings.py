@@ -88,7 +88,7 @@ class LocatedHeatmaps(Reading):
     """
 
     def __init__(self, heatmaps: Any, masks: Any, *, empty: str = "error") -> None:
-        if empty not in ("error", "nan"):
+        if not isinstance(empty, str) or empty not in ("error", "nan"):
             raise CamlibValueError(f'empty must be "error" or "nan", got {empty!r}')
         self.values = checked_heatmaps(heatmaps)
         """(N, H, W)."""
@@ -136,6 +136,8 @@ class ScoredHeatmaps(Reading):
     """
 
     def __init__(self, scorer: Scorer, heatmaps: Any) -> None:
+        if not isinstance(scorer, Scorer):
+            raise CamlibTypeError(f"scorer must be a camlib.metrics.Scorer, got {type(scorer).__name__}")
         self.scorer = scorer
         self.values = checked_heatmaps(heatmaps, len(scorer.images), scorer.size).to(scorer.images.device)
         """(N, H, W)."""
@@ -240,6 +242,8 @@ class HeatmapCase(Reading):
     example = Explained.example
 
     def __init__(self, scorer: Scorer, explained: Explained, masks: Tensor | None = None) -> None:
+        if not isinstance(explained, Explained):
+            raise CamlibTypeError(f"explained must be a camlib.metrics.Explained, got {type(explained).__name__}")
         self.scored = ScoredHeatmaps(scorer, explained.heatmaps)
         self.explained = explained
         self.masks = masks

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, items
 from camlib.explanation import Explanation
 from camlib.inputs.noise import own_generator
 from camlib.layers.names import resolve_layers
@@ -257,7 +257,7 @@ def _similarities(
     generator: torch.Generator,
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Return the stages, and by name the similarities (stages, N)."""
-    if order not in ("cascading", "independent"):
+    if not isinstance(order, str) or order not in ("cascading", "independent"):
         raise CamlibValueError(f'order must be "cascading" or "independent", got {order!r}')
     measures = _measures(similarities)
     model = method_of(explained.explainer).model
@@ -281,7 +281,7 @@ def _similarities(
 def _measures(similarities: Sequence[str]) -> dict[str, Callable[[Any, Any], Tensor]]:
     names = _names("similarities", similarities)
     for name in names:
-        if name not in SIMILARITIES:
+        if not isinstance(name, str) or name not in SIMILARITIES:
             raise CamlibValueError(f"there is no similarity {name!r}; choose from {', '.join(SIMILARITIES)}")
     return {name: SIMILARITIES[name] for name in names}
 
@@ -295,7 +295,7 @@ def _checked_stages(model: nn.Module, stages: Sequence[str] | None) -> tuple[str
     known, names = _parameters(model), []
     for given in _names("stages", stages):
         name = given
-        if given not in known:
+        if not isinstance(given, str) or given not in known:
             ((name, module),) = resolve_layers(model, given).items()
             if not any(True for _ in module.parameters()):
                 raise CamlibValueError(f"stage {name!r}, a {type(module).__name__}, has no parameters to randomise")
@@ -304,9 +304,7 @@ def _checked_stages(model: nn.Module, stages: Sequence[str] | None) -> tuple[str
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise CamlibTypeError(f"{what} must be a list of names, got {given!r}")
-    names = tuple(given)
+    names = tuple(items(what, given, "a list of names"))
     if not names:
         raise CamlibValueError(f"{what} is empty; give at least one")
     return names

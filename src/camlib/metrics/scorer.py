@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.inputs.links import noted
 from camlib.inputs.outputs import CLASSES
@@ -72,6 +72,8 @@ class Scorer:
         progress: bool = False,
         outputs: Any = None,
     ) -> None:
+        if not callable(score):
+            raise CamlibTypeError(f"score must be a class or function from classes to a target, got {score!r}")
         network = Network.of(model, forward)
         self.model = network.module
         ready = network.ready(inputs)
@@ -79,6 +81,8 @@ class Scorer:
         """The inputs, parsed."""
         self.images = ready.floats
         """(N, C, ...), as the model gets them; zeros in place of an image whose score is not finite."""
+        if outputs is not None and any(tensor.is_meta for tensor in Outputs(outputs).tensors):
+            raise CamlibValueError("outputs on the meta device have no values; leave them out to run the model")
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         if link is not None:
             if is_target or score is not targets.Confidence:

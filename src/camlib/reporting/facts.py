@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from camlib.errors import CamlibTypeError, CamlibValueError, number
+from camlib.errors import CamlibTypeError, CamlibValueError, items, number
 
 
 class Fact(NamedTuple):
@@ -43,8 +43,8 @@ class Facts:
             CamlibTypeError: a value is of another type.
             CamlibValueError: a value is out of range, or not as many are given as there are images.
         """
-        if isinstance(self.class_names, str):
-            raise CamlibTypeError(f"class_names must be a list of names, got a single string: {self.class_names!r}")
+        if self.class_names is not None:
+            items("class_names", self.class_names, "a list of names")
         columns = {
             "names": _texts("names", self.names),
             "notes": _texts("notes", self.notes),
@@ -65,11 +65,9 @@ class Facts:
         return f"class {index}" if self.class_names is None else str(self.class_names[index])
 
 
-def _listed(argument: str, given: Any) -> Iterable[Any]:
-    """Return something to iterate over, checked."""
-    if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
-        raise CamlibTypeError(f"{argument} must be a list with an entry for each image, got {given!r}")
-    return given
+def _listed(argument: str, given: Any) -> list[Any]:
+    """Return the entries of what was given, checked."""
+    return items(argument, given, "a list with an entry for each image")
 
 
 def _texts(argument: str, given: Any) -> list[Any] | None:

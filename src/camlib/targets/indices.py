@@ -239,6 +239,12 @@ def described(tensor: Tensor | None, outputs: Any) -> str:
 
 def two_class_logits(outputs: Tensor) -> Tensor:
     """Return logits (N, C, ...) unchanged; those of a binary network, (N, 1, ...), become (-logit, +logit)."""
+    if not isinstance(outputs, Tensor):
+        raise CamlibTypeError(f"outputs must be a tensor (N, C, ...), got {type(outputs).__name__}")
+    if outputs.dim() < 2 or not outputs.is_floating_point():
+        raise CamlibValueError(
+            f"outputs must be floating-point numbers (N, C, ...), got {outputs.dtype} {tuple(outputs.shape)}"
+        )
     return torch.cat([-outputs, outputs], dim=1) if outputs.shape[1] == 1 else outputs
 
 

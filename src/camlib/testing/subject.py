@@ -52,6 +52,10 @@ class Subject:
         if not isinstance(self.images, Tensor) or not self.images.is_floating_point():
             given = self.images.dtype if isinstance(self.images, Tensor) else type(self.images).__name__
             raise CamlibTypeError(f"inputs must be a floating tensor of images, got {given}")
+        if self.images.is_meta or self.images.dim() < 3:
+            raise CamlibValueError(
+                f"inputs must be images (N, C, ...) with values, got {tuple(self.images.shape)} on {self.images.device}"
+            )
         if len(self.images) < 2 or self.classes < 2:
             raise CamlibValueError(
                 f"inputs hold {len(self.images)} images and the model has {self.classes} classes; the checks need two "
@@ -72,9 +76,17 @@ class Subject:
 
     @cached_property
     def logits(self) -> Tensor:
-        """The logits (N, C), in double precision."""
-        with torch.no_grad():
-            return class_outputs(self.model()(self.inputs()))
+        """The logits (N, C), in double precision.
+
+        Raises:
+            CamlibValueError: the model does not run on the inputs.
+        """
+        inputs = self.inputs()
+        try:
+            with torch.no_grad():
+                return class_outputs(self.model()(inputs))
+        except Exception as error:  # in whatever words the model refuses its inputs
+            raise CamlibValueError(f"the model does not run on inputs {tuple(inputs.shape)}: {error}") from error
 
     @property
     def classes(self) -> int:

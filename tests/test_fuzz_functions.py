@@ -1,0 +1,187 @@
+"""Wrong arguments of everything public that is not a method: a result, or one of camlib's errors.
+
+The functions, the methods of results, and all arguments are found by inspection. What is new is tried, too: it fails here
+until each argument that it requires has a valid value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import camlib
+import camlib.evaluation
+from camlib import functional, imaging, metrics, reporting, targets, testing
+from tests.test_fuzz import IMAGES, MODEL, TIMES, WRONG, is_function
+
+GENERATOR = torch.Generator().manual_seed(0)
+MAPS = torch.rand(2, 8, 8, generator=GENERATOR)
+FEATURES, SCORES = torch.rand(2, 4, 4, 4, generator=GENERATOR), torch.rand(2, 4, generator=GENERATOR)
+PICTURE = np.zeros((12, 10, 3), np.uint8)
+CAM = camlib.GradCAM(MODEL, "2")
+EXPLANATION = CAM(IMAGES, 1)
+EVALUATION = camlib.evaluate(MODEL, IMAGES, ["grad_cam", "eigen_cam"], layers=["2"], metrics=["sparseness"])
+GEOMETRY = imaging.resize_center_crop((12, 10), 8, 6)
+with camlib.capture(MODEL, "2") as CAPTURED:
+    OUTPUTS = MODEL(IMAGES)
+
+RESULTS: dict[str, Any] = {
+    "Explanation": EXPLANATION,
+    "Evaluation": EVALUATION,
+    "Geometry": GEOMETRY,
+    "Concepts": camlib.deep_feature_factorization(MODEL, IMAGES, 2, "2"),
+    "Report": camlib.report(EXPLANATION, IMAGES),
+    "Randomization": metrics.randomization(CAM, IMAGES, 1),
+    "Captured": CAPTURED,
+    "Scorer": metrics.Scorer(MODEL, IMAGES, 1),
+    "Comparison": camlib.compare(MODEL, IMAGES, layer="2"),
+}
+"""Objects that camlib returns, whose methods are called."""
+MADE_BY_CAMLIB = {
+    "HotRegion", "Geometry", "BoundLogits", "BoundTarget", "Target", "Measure", "Metric", "Randomization", "Report",
+    "Check", "Evaluation", "Failure", "TableRow", "FullGradients", "Link", "Explanation",
+}  # fmt: skip
+"""Types of results, and bases of classes: nobody but camlib makes them of numbers."""
+
+BOXES = torch.tensor([[1, 1, 5, 5], [2, 2, 6, 6]])
+VALID: dict[str, Any] = {
+    "model": MODEL, "inputs": IMAGES, "images": IMAGES, "loader": IMAGES, "explainer": CAM, "method": CAM,
+    "explanations": EXPLANATION, "heatmaps": MAPS, "heatmap": MAPS[0], "maps": MAPS, "first": MAPS, "second": MAPS,
+    "masks": MAPS > 0.5, "boxes": BOXES, "known": MAPS > 0.5, "image": PICTURE, "picture": PICTURE, "pictures": PICTURE,
+    "size": (8, 8), "original": (8, 8), "result": (8, 8), "outputs": OUTPUTS, "k": 2, "layer": "2", "path": "nothing",
+    "scorer": RESULTS["Scorer"], "explained": metrics.Explained(CAM, IMAGES, 1), "labels": torch.tensor([[0, 1, 1]] * 2),
+    "activations": FEATURES, "gradients": FEATURES, "products": FEATURES, "scores": SCORES, "score": SCORES[:, 0],
+    "ablated": SCORES, "weights": SCORES, "category": 1, "function": lambda outputs: outputs[:, 0],
+    "reference": torch.rand(4), "target": targets.Classes(1), "title": "a", "figure": b"", "alt": "a", "name": "a",
+    "value": 1.0, "parts": ["a"], "columns": ["a"], "rows": [["a"]], "index": 0, "row": EVALUATION.rows[0],
+    "other": EVALUATION.rows[1], "metric": "sparseness", "following": GEOMETRY, "key": "grad_cam",
+    "image_index": torch.arange(2),
+}  # fmt: skip
+"""Valid values of arguments, by name."""
+FEW: dict[str, Any] = {"samples": 2, "steps": 2, "iterations": 2, "order": "cascading", "k": 4}
+"""Options that keep a call short, or that fit the small images."""
+OTHER: dict[str, dict[str, Any]] = {
+    "functional.full_grad": {"input_term": FEATURES, "bias_terms": [FEATURES]},
+    "functional.guided_grad_cam": {"gradients": IMAGES, "maps": MAPS},
+    "functional.le_grad": {"gradients": [FEATURES]},
+    "functional.smooth_grad_cam_plus_plus": {"gradients": [FEATURES]},
+    "functional.random_cam": {"generator": GENERATOR},
+    "functional.rise": {"masks": torch.rand(4, 8, 8), "scores": SCORES},
+    "functional.occlusion": {"masks": torch.rand(4, 8, 8), "score": SCORES[:, 0], "scores": SCORES},
+    "targets.two_class_logits": {"outputs": SCORES},
+    "targets.score": {"target": targets.bind(1, OUTPUTS)},
+    "testing.check_method": {"method": camlib.EigenCAM},
+    "testing.checks": {"method": camlib.EigenCAM},
+    "create": {"name": "grad_cam"},
+    "compare": {"methods": ["grad_cam"], "layer": "2"},
+    "evaluate": {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["sparseness"]},
+    "evaluation.evaluate": {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["sparseness"]},
+    "deep_feature_factorization": {"layer": "2", "concepts": 2},
+    "Captured.gradients": {"scores": OUTPUTS[:, 1].sum()},
+    "Explanation.cat": {"explanations": [EXPLANATION]},
+    "Explanation.draw": {},
+}
+"""Valid values that the names of the arguments do not say."""
+CALLED = (
+    "model",
+    "forward",
+    "reshape",
+    "target",
+    "score",
+    "explainer",
+    "method",
+    "function",
+    "perturbations",
+    "change",
+)
+"""Arguments that are called: what a wrong function raises then is not camlib's error."""
+NOT_CALLED = {
+    "functional.full_gradients", "functional.guided_gradients",  # without arguments of their own beside a method's
+    "Scorer.scores", "Scorer.scores_of_variants",  # for metrics: they take functions
+}  # fmt: skip
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """All public functions and classes that a user calls, but for the methods, which ``test_fuzz`` tries."""
+    for module in (camlib, functional, imaging, targets, metrics, reporting, testing, camlib.evaluation):
+        prefix = module.__name__.removeprefix("camlib").removeprefix(".")
+        for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType) or not callable(value) or name in MADE_BY_CAMLIB:
+                continue
+            if not value.__module__.startswith("camlib"):
+                continue
+            if inspect.isclass(value) and issubclass(value, (Exception, Warning, camlib.methods.Method)):
+                continue
+            yield f"{prefix}.{name}" if prefix else name, value
+
+
+def of_results() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public methods of results."""
+    for kind, result in RESULTS.items():
+        for name, _ in inspect.getmembers(type(result), callable):
+            if not name.startswith("_"):
+                yield f"{kind}.{name}", getattr(result, name)
+
+
+CALLS = {name: function for name, function in [*functions(), *of_results()] if name not in NOT_CALLED}
+
+
+@functools.cache
+def arguments_of(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Valid arguments of a function, and the names of all that it has."""
+    try:
+        parameters = inspect.signature(CALLS[name]).parameters.values()
+    except ValueError:  # a builtin's
+        return {}, ()
+    named = [one for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    known = {**VALID, **OTHER.get(name, {})}
+    missing = [one.name for one in named if one.default is one.empty and one.name not in known]
+    assert not missing, f"give a valid value for {missing} of {name}, in VALID or OTHER"
+    given = {one.name: known[one.name] for one in named if one.default is one.empty}
+    given |= {one.name: FEW[one.name] for one in named if one.name in FEW and one.default is not one.empty}
+    return given | OTHER.get(name, {}), tuple(one.name for one in named)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_the_valid_arguments_are_valid(name: str) -> None:
+    """Or the other test would only meet the first error again and again."""
+    given, _ = arguments_of(name)
+    if given.get("path") == "nothing":
+        with pytest.raises(camlib.CamlibError, match="nothing"):
+            CALLS[name](**given)
+    else:
+        CALLS[name](**given)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in CALLS if arguments_of(name)[1]])
+@settings(max_examples=TIMES * 20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_argument(name: str, data: st.DataObject) -> None:
+    given, names = arguments_of(name)
+    argument, value = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(WRONG))
+    if argument in CALLED and is_function(value):
+        return
+    if argument == "path" and isinstance(value, str):
+        return  # it would be read or written
+    with contextlib.suppress(camlib.CamlibError):
+        CALLS[name](**{**given, argument: value})
+    os.fstat(1)  # an int is a file descriptor to open()
