@@ -103,7 +103,7 @@ def network() -> torch.nn.Module:
         (
             lambda: camlib.functional.grad_cam_plus_plus(torch.rand(1, 3, 4, 4), torch.zeros(3)),
             ValueError,
-            r"gradients must be \(N, C, ...\), of one shape with the activations, got \(3,\)",
+            r"gradients must be \(N, C, ...\), the shape of the activations, here \(2, 3, 4, 4\), got \(3,\)",
         ),
         (
             lambda: camlib.functional.shapley_cam(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), 5),
@@ -113,13 +113,13 @@ def network() -> torch.nn.Module:
         (
             lambda: camlib.functional.layer_cam(torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)),
             ValueError,
-            r"got \(1, 3, 4, 4\) with activations \(2, 3, 4, 4\)",
+            r"here \(2, 3, 4, 4\), got \(1, 3, 4, 4\)",
         ),
         (lambda: camlib.functional.center_gaussian((4, 4), math.nan), ValueError, "sigma must be a positive number"),
         (
             lambda: camlib.report(camlib.GradCAM(network())(PICTURES, 1), PICTURES, class_names="cat"),
             TypeError,
-            "class_names must be a list of names, got a single string: 'cat'",
+            "class_names must be a list of names, got 'cat'",
         ),
         (
             lambda: dataclasses.replace(camlib.GradCAM(network())(PICTURES, 1), target=torch.tensor(9)),

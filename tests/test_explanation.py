@@ -337,7 +337,7 @@ def test_every_explained_class_needs_a_name() -> None:
     explanation = explain(torch.rand(2, 4, 5), target=torch.tensor([0, 2]))
     with pytest.raises(camlib.CamlibValueError, match="class_names has 2 names, but class 2 was explained"):
         explanation.plot(pictures(), ["cat", "dog"])
-    with pytest.raises(camlib.CamlibTypeError, match="got a single string"):
+    with pytest.raises(camlib.CamlibTypeError, match="class_names must be a list of names"):
         explanation.plot(pictures(), "cat")
 
 

@@ -1,11 +1,12 @@
 """Wrong arguments of everything public that is not a method: a result, or one of camlib's errors.
 
-The functions, the methods of results, and all arguments are found by inspection. What is new is tried, too: it fails here
-until each argument that it requires has a valid value.
+The functions, the methods of results, and all arguments are found by inspection. What is new is tried, too: it fails
+here until each argument that it requires has a valid value.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import inspect
@@ -32,6 +33,8 @@ PICTURE = np.zeros((12, 10, 3), np.uint8)
 CAM = camlib.GradCAM(MODEL, "2")
 EXPLANATION = CAM(IMAGES, 1)
 EVALUATION = camlib.evaluate(MODEL, IMAGES, ["grad_cam", "eigen_cam"], layers=["2"], metrics=["sparseness"])
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+"""A picture of one pixel."""
 GEOMETRY = imaging.resize_center_crop((12, 10), 8, 6)
 with camlib.capture(MODEL, "2") as CAPTURED:
     OUTPUTS = MODEL(IMAGES)
@@ -58,18 +61,20 @@ BOXES = torch.tensor([[1, 1, 5, 5], [2, 2, 6, 6]])
 VALID: dict[str, Any] = {
     "model": MODEL, "inputs": IMAGES, "images": IMAGES, "loader": IMAGES, "explainer": CAM, "method": CAM,
     "explanations": EXPLANATION, "heatmaps": MAPS, "heatmap": MAPS[0], "maps": MAPS, "first": MAPS, "second": MAPS,
-    "masks": MAPS > 0.5, "boxes": BOXES, "known": MAPS > 0.5, "image": PICTURE, "picture": PICTURE, "pictures": PICTURE,
-    "size": (8, 8), "original": (8, 8), "result": (8, 8), "outputs": OUTPUTS, "k": 2, "layer": "2", "path": "nothing",
-    "scorer": RESULTS["Scorer"], "explained": metrics.Explained(CAM, IMAGES, 1), "labels": torch.tensor([[0, 1, 1]] * 2),
+    "masks": MAPS > 0.5, "boxes": BOXES, "known": MAPS > 0.5, "image": PICTURE, "picture": PICTURE,
+    "size": (8, 8),
+    "original": (8, 8), "result": (8, 8), "outputs": OUTPUTS, "k": 2, "layer": "2", "path": "nothing",
+    "scorer": RESULTS["Scorer"], "explained": metrics.Explained(CAM, IMAGES, 1),
+    "labels": torch.tensor([[0, 1, 1]] * 2),
     "activations": FEATURES, "gradients": FEATURES, "products": FEATURES, "scores": SCORES, "score": SCORES[:, 0],
     "ablated": SCORES, "weights": SCORES, "category": 1, "function": lambda outputs: outputs[:, 0],
     "reference": torch.rand(4), "target": targets.Classes(1), "title": "a", "figure": b"", "alt": "a", "name": "a",
     "value": 1.0, "parts": ["a"], "columns": ["a"], "rows": [["a"]], "index": 0, "row": EVALUATION.rows[0],
-    "other": EVALUATION.rows[1], "metric": "sparseness", "following": GEOMETRY, "key": "grad_cam",
+    "other": EVALUATION.rows[1], "metric": "sparseness", "key": "grad_cam",
     "image_index": torch.arange(2),
 }  # fmt: skip
 """Valid values of arguments, by name."""
-FEW: dict[str, Any] = {"samples": 2, "steps": 2, "iterations": 2, "order": "cascading", "k": 4}
+FEW: dict[str, Any] = {"samples": 2, "steps": 2, "iterations": 2, "order": "cascading"}
 """Options that keep a call short, or that fit the small images."""
 OTHER: dict[str, dict[str, Any]] = {
     "functional.full_grad": {"input_term": FEATURES, "bias_terms": [FEATURES]},
@@ -90,7 +95,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "deep_feature_factorization": {"layer": "2", "concepts": 2},
     "Captured.gradients": {"scores": OUTPUTS[:, 1].sum()},
     "Explanation.cat": {"explanations": [EXPLANATION]},
-    "Explanation.draw": {},
+    "Geometry.apply": {"pictures": torch.rand(2, 3, 12, 10)},
+    "Geometry.then": {"following": imaging.Resize((6, 6), (8, 8))},
+    "metrics.top_k_intersection": {"k": 4},
+    "reporting.Chart": {"figure": PNG},
 }
 """Valid values that the names of the arguments do not say."""
 CALLED = (
@@ -109,6 +117,7 @@ CALLED = (
 NOT_CALLED = {
     "functional.full_gradients", "functional.guided_gradients",  # without arguments of their own beside a method's
     "Scorer.scores", "Scorer.scores_of_variants",  # for metrics: they take functions
+    "Comparison.get",  # of every mapping
 }  # fmt: skip
 
 
@@ -164,7 +173,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
 def test_the_valid_arguments_are_valid(name: str) -> None:
     """Or the other test would only meet the first error again and again."""
     given, _ = arguments_of(name)
-    if given.get("path") == "nothing":
+    if given.get("path") == "nothing" and name.rpartition(".")[2] in ("read_image", "read_gray", "load"):
         with pytest.raises(camlib.CamlibError, match="nothing"):
             CALLS[name](**given)
     else:

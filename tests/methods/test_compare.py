@@ -384,7 +384,7 @@ def test_figures_of_other_things_are_refused(model, images):
     comparison = camlib.compare(model, images, ["grad_cam"], 4)
     with pytest.raises(camlib.CamlibValueError, match="2 explained images need as many pictures, got 1"):
         comparison.plot(images[:1])
-    with pytest.raises(camlib.CamlibTypeError, match="class_names must be a sequence of names"):
+    with pytest.raises(camlib.CamlibTypeError, match="class_names must be a list of names"):
         comparison.plot(images, "ant")
     with pytest.raises(camlib.CamlibValueError, match="class_names has 1 names, but class 4 was explained"):
         comparison.plot(images, ["ant"])

@@ -424,7 +424,7 @@ def test_figures_of_other_things_are_refused():
     found, pictures = concepts_of(torch.rand(2, 2, 2, 3)), np.zeros((2, 8, 12, 3), np.uint8)
     with pytest.raises(camlib.CamlibValueError, match="2 factored images need as many pictures, got 1"):
         found.plot(pictures[:1])
-    with pytest.raises(camlib.CamlibTypeError, match="class_names must be a sequence of names"):
+    with pytest.raises(camlib.CamlibTypeError, match="class_names must be a list of names"):
         found.plot(pictures, "ant")
     with pytest.raises(camlib.CamlibValueError, match="class_names has 0 names, but class 0 scored highest"):
         found.plot(pictures, [])

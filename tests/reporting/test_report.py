@@ -293,7 +293,7 @@ def test_parts_are_checked():
     for interval in ((0.9,), (0.9, 0.8)):
         with pytest.raises(camlib.CamlibValueError, match=r"the interval of 'x' must be \(low, high\)"):
             Headline("x", 0.85, interval)
-    with pytest.raises(camlib.CamlibTypeError, match="got one str"):
+    with pytest.raises(camlib.CamlibTypeError, match="must be a list of Chart, Table and str, got 'text'"):
         Section("x", "text")
     with pytest.raises(camlib.CamlibTypeError, match="got int"):
         Section("x", ["text", 3])

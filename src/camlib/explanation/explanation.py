@@ -227,7 +227,7 @@ class Explanation:
             titles = items("titles", titles, "a list of texts")
             if len(titles) != len(rows):
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
-            rows = [row._replace(title=title) for row, title in zip(rows, titles, strict=True)]
+            rows = [row._replace(title=str(title)) for row, title in zip(rows, titles, strict=True)]
         style = Style(colormap, alpha, source, self.signed, scale == "all")
         if columns is None:
             return draw(self.dims, rows, style)

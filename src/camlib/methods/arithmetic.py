@@ -55,10 +55,9 @@ def check_tensors(name: str, given: Iterable[Tensor], wanted: str) -> None:
     """Check that a pure function was given several tensors, one after the other.
 
     Raises:
-        CamlibTypeError: it is a single tensor, or no sequence.
+        CamlibTypeError: it is no sequence.
     """
-    several = not isinstance(given, (Tensor, str, bytes)) and isinstance(given, Iterable)
-    if not several or getattr(given, "ndim", None) == 0:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "ndim", None) == 0:
         raise CamlibTypeError(f"{name} must be a sequence of tensors {wanted}, got {type(given).__name__}")
 
 

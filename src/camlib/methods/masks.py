@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging.extent import Covered, resized_to_input
 from camlib.imaging.normalization import normalized
 from camlib.imaging.resizing import interpolated
@@ -159,6 +160,26 @@ def scores_under(passes: PerturbedPasses, masks: Masks, under: Callable[[Tensor,
     scores = passes.of_images(image, lambda images, rows: under(images, masks[mask[rows]][:, None]))
     scores = scores.reshape(number, count, *scores.shape[1:])
     return list(scores.unbind(2)) if scores.dim() == 3 else [scores]
+
+
+def check_masked(masks: Masks, scores: Tensor) -> None:
+    """Check that a pure function was given masks, and the scores (N, M) of images under them.
+
+    Raises:
+        CamlibTypeError: other types.
+        CamlibValueError: not a score for each mask, or on another device.
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        given = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
+        raise CamlibTypeError(f"scores must be a floating-point tensor (N, M), got {given}")
+    of_tensor = isinstance(masks, Tensor) and masks.dim() > 1 and not masks.is_complex()
+    if not of_tensor and not isinstance(masks, (RandomMasks, SlidingWindows)):
+        given = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise CamlibTypeError(f"masks must be a tensor (M, ...), or masks of camlib.methods.masks, got {given}")
+    if scores.dim() != 2 or scores.shape[1] != len(masks):
+        raise CamlibValueError(f"scores must be (N, M), for the {len(masks)} masks, got {tuple(scores.shape)}")
+    if isinstance(masks, Tensor) and masks.device != scores.device:
+        raise CamlibValueError(f"masks are on {masks.device} and scores on {scores.device}; they must be on one device")
 
 
 def mean_under(masks: Masks, values: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
+from camlib.methods.arithmetic import check_tensor
 from camlib.methods.base import Method, Reads
-from camlib.methods.masks import Masks, SlidingWindows, mean_under, scores_under
+from camlib.methods.masks import Masks, SlidingWindows, check_masked, mean_under, scores_under
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
@@ -32,6 +33,8 @@ def occlusion(masks: Masks, score: Tensor, scores: Tensor) -> Tensor:
         >>> camlib.functional.occlusion(windows, torch.tensor([5.0]), torch.tensor([[1.0, 4.0]]))
         tensor([[4.0000, 2.5000, 1.0000]])
     """
+    check_masked(masks, scores)
+    check_tensor("score", score, "(N,)", scores, 1)
     return mean_under(masks, score[:, None] - scores)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from camlib.errors import positive_int, positive_number
 from camlib.inputs.noise import own_generator
 from camlib.methods.base import Method, Reads
-from camlib.methods.masks import Masks, RandomMasks, mean_under, scores_under
+from camlib.methods.masks import Masks, RandomMasks, check_masked, mean_under, scores_under
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
@@ -38,6 +38,7 @@ def rise(masks: Masks, scores: Tensor) -> Tensor:
         >>> camlib.functional.rise(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 4.0]]))
         tensor([[0., 1.]])
     """
+    check_masked(masks, scores)
     return mean_under(masks, scores - scores.mean(1, keepdim=True))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +38,11 @@ class Headline:
 
     def __post_init__(self) -> None:
         if self.interval is not None:
-            ends = list(self.interval) if isinstance(self.interval, Iterable) else [None]
-            if not all(isinstance(_plain(end), (int, float)) for end in ends):
+            ends = [_plain(end) for end in items(f"the interval of {self.name!r}", self.interval, "(low, high)")]
+            if not all(isinstance(end, (int, float)) for end in ends):
                 raise CamlibTypeError(f"the interval of {self.name!r} must be (low, high), got {self.interval!r}")
-        if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
-            raise CamlibValueError(f"the interval of {self.name!r} must be (low, high), got {self.interval}")
+            if len(ends) != 2 or ends[0] > ends[1]:
+                raise CamlibValueError(f"the interval of {self.name!r} must be (low, high), got {self.interval}")
 
     @property
     def shown(self) -> str:
@@ -78,7 +78,7 @@ class Chart:
             raise CamlibTypeError(
                 f"a chart takes a matplotlib Figure or the bytes of a PNG, got {type(self.figure).__name__}"
             )
-        if not self.alt.strip():
+        if not isinstance(self.alt, str) or not self.alt.strip():
             raise CamlibValueError(f"the chart {self.title!r} has no alt text; say in a sentence what it shows")
 
     @property
@@ -116,9 +116,11 @@ class Table:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise CamlibValueError(f"a row has {len(row)} cells for {len(self.columns)} columns: {list(row)}")
+        columns = items("columns", self.columns, "a list of names")
+        for row in items("rows", self.rows, "a list of rows"):
+            cells = items("a row", row, "a list of cells")
+            if len(cells) != len(columns):
+                raise CamlibValueError(f"a row has {len(cells)} cells for {len(columns)} columns: {cells}")
 
     @property
     def cells(self) -> list[list[str]]:
@@ -147,16 +149,17 @@ class Section:
     parts: Sequence[Chart | Table | str]
 
     def __post_init__(self) -> None:
-        odd = [type(part).__name__ for part in self.parts if not isinstance(part, (Chart, Table, str))]
-        if odd or isinstance(self.parts, str):
+        parts = items(f"section {self.title!r}", self.parts, "a list of Chart, Table and str")
+        odd = [type(part).__name__ for part in parts if not isinstance(part, (Chart, Table, str))]
+        if odd:
             raise CamlibTypeError(
-                f"section {self.title!r} needs a list of Chart, Table and str, got {', '.join(odd) or 'one str'}"
+                f"section {self.title!r} must be a list of Chart, Table and str, got {', '.join(odd)}"
             )
 
 
 def _plain(value: Any) -> Any:
     """A number of NumPy or torch as Python's."""
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _shown(value: Any) -> str:

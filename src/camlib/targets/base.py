@@ -175,6 +175,9 @@ def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:
             f"{type(target).__name__} is not bound to outputs; score camlib.targets.bind(target, outputs), with the "
             "outputs of the clean images"
         )
+    if not isinstance(image_index, Tensor) or image_index.dim() != 1:
+        given = tuple(image_index.shape) if isinstance(image_index, Tensor) else type(image_index).__name__
+        raise CamlibTypeError(f"image_index must be a tensor (rows,), got {given}")
     scores = target.scores(outputs, image_index)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         what = f"a {scores.dtype} tensor" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
