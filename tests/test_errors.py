@@ -103,7 +103,7 @@ def network() -> torch.nn.Module:
         (
             lambda: camlib.functional.grad_cam_plus_plus(torch.rand(1, 3, 4, 4), torch.zeros(3)),
             ValueError,
-            r"gradients must be \(N, C, ...\), the shape of the activations, here \(2, 3, 4, 4\), got \(3,\)",
+            r"gradients must be \(N, C, ...\), the shape of the activations, here \(1, 3, 4, 4\), got \(3,\)",
         ),
         (
             lambda: camlib.functional.shapley_cam(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), 5),
