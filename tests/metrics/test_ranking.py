@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import camlib
-from camlib.metrics import ranked, ranks
+from camlib import metrics
+from camlib.metrics import as_torchmetrics, ranked, ranks
 
 GRIDS = [(7,), (3, 4), (2, 3, 2)]
 
@@ -97,3 +99,45 @@ def test_torchs_own_random_numbers_are_left_alone() -> None:
 def test_another_type_than_a_generator_is_refused() -> None:
     with pytest.raises(camlib.CamlibTypeError, match="generator must be a torch.Generator, got int"):
         ranks(torch.zeros(1, 8, 8), 3)
+
+
+class TestConstantHeatmaps:
+    """A method that shows nothing points anywhere: a data set of such heatmaps has the accuracy of chance."""
+
+    images = 400
+    masks = torch.zeros(images, 16, 16, dtype=torch.bool)
+    masks[:, 6:10, 6:10] = True  # of 256 pixels, 16 lie on the object
+    chance = 16 / 256
+    deviation = (chance * (1 - chance) / images) ** 0.5
+
+    def test_in_one_batch(self) -> None:
+        hits = metrics.pointing_game(torch.zeros(self.images, 16, 16), self.masks, tolerance=0)
+        assert abs(float(hits.mean()) - self.chance) < 4 * self.deviation
+
+    @pytest.mark.parametrize("batch", [1, 7])
+    def test_in_batches_of_torchmetrics(self, batch: int) -> None:
+        metric = as_torchmetrics.PointingGame({"tolerance": 0})
+        for masks in self.masks.split(batch):
+            metric.update(torch.zeros(masks.shape), masks)
+        assert abs(float(metric.compute()) - self.chance) < 4 * self.deviation
+
+    @pytest.mark.parametrize("batch", [1, 7])
+    def test_in_an_evaluation(self, batch: int) -> None:
+        class Even(camlib.methods.ActivationMethod):
+            name = "even"
+
+            def maps(self, activations: Tensor) -> Tensor:
+                return torch.ones_like(activations[:, 0])
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        images = torch.rand(self.images, 3, 16, 16)
+        found = camlib.evaluate(
+            model,
+            DataLoader(TensorDataset(images), batch),
+            [Even(model, "1")],
+            metrics={"pointing_game": {"tolerance": 0}, "relevance_rank": {}},
+            masks=self.masks,
+        )
+        for metric in found.metrics:
+            assert abs(found.mean(found.rows[0], metric) - self.chance) < 4 * self.deviation

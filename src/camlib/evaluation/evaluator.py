@@ -219,7 +219,7 @@ class Evaluator:
             if explainer in explanations:
                 explained = Explained(explainer, scorer.inputs, target)
                 explained.explanation = explanations[explainer]
-                case = HeatmapCase(scorer, explained, batch.masks)
+                case = HeatmapCase(scorer, explained, batch.masks, batch.start)
                 yield explainer, {metric.name: _result(metric, case, set_) for metric, set_ in self._columns.items()}
 
     def _scorer(self, batch: Batch, explanations: Mapping[Method, Explanation], target: Any) -> Scorer:

@@ -20,6 +20,7 @@ from torch import Tensor
 from camlib import metrics
 from camlib.errors import CamlibValueError, positive_int
 from camlib.metrics.masks import checked_share
+from camlib.metrics.readings import LocatedHeatmaps
 
 ACRONYMS = {"adcc": "ADCC", "arcc": "ARCC", "iou": "IoU", "road": "ROAD"}
 
@@ -71,8 +72,11 @@ class ImageMean(Apart, torchmetrics.MeanMetric):
         return self
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluate a batch."""
-        super().update(type(self).metric(*args, **self.options, **kwargs))
+        """Evaluate a batch. Ties are drawn anew for each image, from batch to batch, too."""
+        metric, options = type(self).metric, self.options
+        if metric.reads is LocatedHeatmaps and "generator" in metric.__signature__.parameters:
+            options = {"generator": torch.Generator().manual_seed(int(self.weight)), **options}
+        super().update(metric(*args, **options, **kwargs))
 
 
 class MaxBoxAcc(Apart):

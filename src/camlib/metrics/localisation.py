@@ -8,7 +8,6 @@ from torch import Tensor
 from camlib.errors import CamlibValueError, number, positive_int
 from camlib.metrics.declaration import metric
 from camlib.metrics.masks import checked_share
-from camlib.metrics.ranking import ranked, ranks
 from camlib.metrics.readings import LocatedHeatmaps, in_unit_range
 
 
@@ -26,7 +25,7 @@ def pointing_game(
 
     Args:
         tolerance: Euclidean distance in pixels.
-        generator: for the draw; without one, every call draws the same.
+        generator: for the draw, another one for each image; without one, every call draws the same.
 
     Returns:
         (N,), 1 or 0.
@@ -44,7 +43,7 @@ def pointing_game(
     maps, inside = heatmaps.values, heatmaps.inside
     size = tuple(maps.shape[1:])
     squares = torch.zeros((), dtype=torch.long, device=maps.device)
-    for axis, place in enumerate(torch.unravel_index(ranked(maps, generator)[:, 0], size), 1):
+    for axis, place in enumerate(torch.unravel_index(heatmaps.ranked(generator)[:, 0], size), 1):
         shape = [len(maps), *[1] * len(size)]
         shape[axis] = size[axis - 1]
         squares = squares + (torch.arange(size[axis - 1], device=maps.device) - place[:, None]).square().reshape(shape)
@@ -101,7 +100,7 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
     better. No forward pass.
 
     Args:
-        generator: for the shuffle; without one, every call draws the same.
+        generator: for the shuffle, another one for each image; without one, every call draws the same.
 
     Returns:
         (N,), in [0, 1].
@@ -113,8 +112,9 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
     """
     inside = heatmaps.inside.flatten(1)
     counts = inside.sum(1)
-    chosen = ranks(heatmaps.values, generator).flatten(1) < counts[:, None]
-    return (chosen & inside).sum(1).to(heatmaps.values.dtype) / counts.clamp(min=1)
+    found = inside.gather(1, heatmaps.ranked(generator))  # whether the pixels lie on it, the highest first
+    chosen = torch.arange(inside.shape[1], device=inside.device) < counts[:, None]
+    return (chosen & found).sum(1).to(heatmaps.values.dtype) / counts.clamp(min=1)
 
 
 @metric(LocatedHeatmaps, "higher")
@@ -129,7 +129,7 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
 
     Args:
         k: pixels, at most those of a heatmap.
-        generator: for the shuffle; without one, every call draws the same.
+        generator: for the shuffle, another one for each image; without one, every call draws the same.
 
     Returns:
         (N,), in [0, 1].
@@ -146,7 +146,7 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
     pixels = heatmaps.values[0].numel()
     if positive_int("k", k) > pixels:
         raise CamlibValueError(f"k must be at most {pixels}, the number of pixels of a heatmap, got {k!r}")
-    chosen = ranked(heatmaps.values, generator)[:, :k]
+    chosen = heatmaps.ranked(generator)[:, :k]
     return heatmaps.inside.flatten(1).gather(1, chosen).sum(1).to(heatmaps.values.dtype) / k
 
 

@@ -36,6 +36,31 @@ def ranked(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor
     return shuffle[values[:, shuffle].argsort(dim=1, descending=True, stable=True)]
 
 
+def ranked_each(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return :func:`ranked` with another shuffle for each image.
+
+    With one shuffle for all, the constant heatmaps of a data set would all point at the same pixel. A generator that is
+    passed on from image to image draws what it draws for them together.
+
+    Args:
+        heatmaps: (N, ...).
+        generator: as for :func:`ranked`.
+
+    Returns:
+        (N, P) indices into the flattened pixels.
+
+    Example:
+        >>> import torch
+        >>> ranked_each(torch.zeros(3, 2, 2)).sort(1).values.tolist()
+        [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    """
+    values = heatmaps.flatten(1)
+    own = own_generator(generator)
+    drawn = torch.rand(values.shape, generator=own, device=own.device, dtype=torch.float64).to(values.device)
+    shuffle = drawn.argsort(dim=1)
+    return shuffle.gather(1, values.gather(1, shuffle).argsort(dim=1, descending=True, stable=True))
+
+
 def ranks(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return the rank of each pixel, 0 for the most important: the inverse of :func:`ranked`.
 

@@ -15,6 +15,7 @@ from camlib.imaging.normalization import as_maps
 from camlib.inputs import Inputs
 from camlib.methods.base import Method
 from camlib.metrics.masks import masks_of
+from camlib.metrics.ranking import ranked_each
 from camlib.metrics.scorer import Scorer
 from camlib.smoothing import Explainer, Smoothing, bound_target
 
@@ -94,6 +95,8 @@ class LocatedHeatmaps(Reading):
         """(N, H, W)."""
         self.inside = masks_of(masks, self.values).to(self.values.device)
         """(N, H, W), bool."""
+        self.start = 0
+        """The number of the first image in its data set, which seeds what is drawn for these images."""
         self._known = self.inside.flatten(1).any(1)
         missing = (~self._known).nonzero().flatten().tolist()
         if missing and empty == "error":
@@ -105,6 +108,11 @@ class LocatedHeatmaps(Reading):
     def nan_where_unknown(self, values: Tensor) -> Tensor:
         """Return a metric's values, NaN where the mask is empty."""
         return values.masked_fill(~self._known, torch.nan)
+
+    def ranked(self, generator: torch.Generator | None) -> Tensor:
+        """Return the pixels (N, P) of each heatmap, the most important first; ties are shuffled anew for each image."""
+        seeded = torch.Generator().manual_seed(self.start) if generator is None else generator
+        return ranked_each(self.values, seeded)
 
 
 class ScoredHeatmaps(Reading):
@@ -229,6 +237,7 @@ class HeatmapCase(Reading):
         scorer: the scorer of the images.
         explained: these images with their explanation.
         masks: (N, H, W), where the objects are, if known.
+        start: the number of the first image in its data set.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -241,12 +250,13 @@ class HeatmapCase(Reading):
 
     example = Explained.example
 
-    def __init__(self, scorer: Scorer, explained: Explained, masks: Tensor | None = None) -> None:
+    def __init__(self, scorer: Scorer, explained: Explained, masks: Tensor | None = None, start: int = 0) -> None:
         if not isinstance(explained, Explained):
             raise CamlibTypeError(f"explained must be a camlib.metrics.Explained, got {type(explained).__name__}")
         self.scored = ScoredHeatmaps(scorer, explained.heatmaps)
         self.explained = explained
         self.masks = masks
+        self.start = start
         self._values: dict[Callable[[HeatmapCase], Tensor], Tensor] = {}
 
     @classmethod
@@ -286,7 +296,9 @@ class HeatmapCase(Reading):
             return next(part for part in (self.scored, self.explained, self) if isinstance(part, kind))
         if self.masks is None:
             raise CamlibValueError("a metric of localisation compares heatmaps with masks; give masks=")
-        return LocatedHeatmaps(self.scored.values, torch.as_tensor(self.masks), empty="nan")
+        located = LocatedHeatmaps(self.scored.values, torch.as_tensor(self.masks), empty="nan")
+        located.start = self.start
+        return located
 
     def once(self, value: Callable[[HeatmapCase], Tensor]) -> Tensor:
         """Return ``value(self)``, computed at the first call only."""
