@@ -116,7 +116,8 @@ def evaluate(
         for line in _lines(evaluator, explainers, batches, path):
             lines.append(line)
             bar.update(line["images"])
-    return _evaluation(lines, {metric.name: metric.better for metric in columns})
+    judged = target if callable(target) or isinstance(target, targets.Target) else score
+    return _evaluation(lines, {metric.name: metric.better for metric in columns}, getattr(judged, "quantity", "score"))
 
 
 def _lines(
@@ -165,7 +166,7 @@ def _located(explainers: Sequence[Method], first: Batch) -> list[Method]:
     return found
 
 
-def _evaluation(lines: Sequence[Mapping[str, Any]], better: Mapping[str, str]) -> Evaluation:
+def _evaluation(lines: Sequence[Mapping[str, Any]], better: Mapping[str, str], judged: str) -> Evaluation:
     """Return the table of all batches."""
     values: dict[TableRow, dict[str, list[float]]] = {}
     passes: dict[TableRow, float] = {}
@@ -185,4 +186,5 @@ def _evaluation(lines: Sequence[Mapping[str, Any]], better: Mapping[str, str]) -
         passes=passes,
         left_out={row_in(entry): entry["why"] for entry in lines[0]["left_out"]},
         failures=[Failure.of_record(entry) for line in lines for entry in line["failures"]],
+        judged=judged,
     )

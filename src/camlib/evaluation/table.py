@@ -114,6 +114,8 @@ class Evaluation:
     """Rows that are not in the table, and why."""
     failures: Sequence[Failure] = ()
     """Values that are NaN because something failed."""
+    judged: str = "probability"
+    """What the metrics that run the network judged by: a quantity such as "probability" or "logit"."""
 
     @property
     def rows(self) -> list[TableRow]:
@@ -217,6 +219,7 @@ class Evaluation:
         """Write everything, with the value of each image; NaN is null. If that fails, an older file stays as it was."""
         content = {
             "images": self.images,
+            "judged": self.judged,
             "better": dict(self.better),
             "table": [{key: or_none(value) for key, value in record.items()} for record in self.records()],
             "values": [

@@ -117,6 +117,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         "maps and scores are floating-point tensors": maps.is_floating_point() and scores.is_floating_point(),
         "target is a text, or a class for each score": isinstance(target, str) or (classes and not (target < 0).any()),
         "method and layer are texts": isinstance(fields["method"], str) and isinstance(fields["layer"], str),
+        "quantity is a text": isinstance(fields.get("quantity", ""), str),
         "class_agnostic is true or false": isinstance(fields.get("class_agnostic", False), bool),
         "layers are floating-point maps of each image": all(
             one.is_floating_point() and one.dim() > 1 and len(one) == images for one in layers.values()

@@ -48,11 +48,14 @@ def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
 _BY_IMAGE = "a list with an entry for each image"
 
 
+_ALIKE = ("method", "layer", "class_agnostic", "input_size", "extent", "origin", "quantity")
+
+
 def _kind(fields: Fields) -> dict[str, Any]:
     """What two explanations must share to be joined."""
     outputs, target = fields["outputs"], fields["target"]
     return {
-        **{name: fields[name] for name in ("method", "layer", "class_agnostic", "input_size", "extent", "origin")},
+        **{name: fields[name] for name in _ALIKE},
         "has_class_axis": fields["scores"].dim() == 2,
         "map shape": tuple(fields["maps"].shape[1:]),
         "target": target if isinstance(target, str) else "class indices",

@@ -123,6 +123,8 @@ def masks_of(masks: Any, maps: Tensor) -> Tensor:
             f"{type(masks).__name__}"
         )
     values = as_maps(masks, "masks", dims=1)
+    if values.shape == (len(maps), 1, *maps.shape[1:]):
+        raise CamlibValueError(f"masks {shape} have an axis of channels; heatmaps {tuple(maps.shape)} need masks[:, 0]")
     if values.shape != maps.shape:
         raise CamlibValueError(
             f"masks have shape {shape}, and heatmaps {tuple(maps.shape)}: they must be the same, or boxes (N, 4), or a "

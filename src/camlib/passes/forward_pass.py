@@ -31,6 +31,7 @@ class NoScore(targets.BoundTarget):
     """No score: the target of class-agnostic methods for a network whose outputs hold no classes."""
 
     explained = "features"
+    quantity = "none"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return NaN for each row."""
@@ -363,6 +364,7 @@ class ForwardPass:
             extent=covered.extent if covered else self.extent if layers else None,
             origin=covered.origin if covered and any(covered.origin) else None,
             class_agnostic=class_agnostic,
+            quantity=self.target.quantity,
         )
 
 

@@ -30,6 +30,9 @@ class Target(ABC):
         torch.Size([2, 2, 2])
     """
 
+    quantity: str = "score"
+    """What the scores are, such as "logit" or "similarity": see :attr:`camlib.Explanation.quantity`."""
+
     @abstractmethod
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the score to explain, for the N images that these are the outputs of.

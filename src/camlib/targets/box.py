@@ -93,6 +93,8 @@ class BoundBox(BoundTarget):
         relative: whether the boxes are fractions of the image's width and height.
     """
 
+    quantity = "detection score"
+
     boxes: Tensor
     labels: Tensor | None
     iou: float

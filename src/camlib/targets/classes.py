@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,9 +45,11 @@ class BoundClasses(BoundOfClasses):
     Args:
         classes: (N,) or (N, K) indices.
         table: a :data:`Table`, the scores of all classes.
+        quantity: what they are.
     """
 
     table: Table
+    quantity: str = field(default="score", kw_only=True)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
@@ -62,7 +64,7 @@ class BoundLogits(BoundClasses):
     """
 
     def __init__(self, classes: Tensor) -> None:
-        super().__init__(classes, all_logits)
+        super().__init__(classes, all_logits, quantity=Classes.quantity)
 
 
 def all_logits(outputs: Any) -> Tensor:
@@ -88,7 +90,7 @@ class _OfClasses(Target):
             CamlibTypeError: bools, floats, or outputs that are not (N, C), (N, 1) or (N,).
             CamlibValueError: indices out of range, or not one for each image.
         """
-        return BoundClasses(self._indices(outputs), self._table)
+        return BoundClasses(self._indices(outputs), self._table, quantity=self.quantity)
 
     def _indices(self, outputs: Any) -> Tensor:
         return class_indices(self.classes, all_logits(outputs).detach())
@@ -123,6 +125,8 @@ class Classes(_OfClasses):
         >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.Classes([3, 1])).target
         tensor([3, 1])
     """
+
+    quantity = "logit"
 
     def bind(self, outputs: Any) -> BoundTarget:
         """Return the logits of the classes of each image, or the best detections of these classes."""
@@ -174,6 +178,8 @@ class Confidence(_OfClasses):
         >>> camlib.targets.score(target, logits, torch.tensor([0, 1]))
         tensor([0.5000, 1.0000])
     """
+
+    quantity = "probability"
 
     link: Link = None
 
@@ -264,6 +270,8 @@ class ReST(_OfClasses):
         True
     """
 
+    quantity = "ReST"
+
     def _table(self, outputs: Any) -> Tensor:
         return all_logits(outputs) + class_log_probabilities(outputs)
 
@@ -315,6 +323,8 @@ class Contrast(_OfClasses):
         tensor([2.9000])
     """
 
+    quantity = "difference of logits"
+
     against: Any = None
     weight: float = 1.0
     nearest: int = 3
@@ -331,7 +341,7 @@ class Contrast(_OfClasses):
                 "Contrast needs the logits of two classes or more, and the outputs have a single logit y, whose two "
                 "classes are y and -y; explain the class itself"
             )
-        return BoundContrast(classes, self._table, self._rivals(logits, classes), self.weight)
+        return BoundContrast(classes, self._table, self._rivals(logits, classes), self.weight, quantity=self.quantity)
 
     def _rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
         if self.against is None:

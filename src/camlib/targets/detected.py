@@ -23,6 +23,8 @@ class BoundDetectedClasses(BoundOfClasses):
         classes: (N,) or (N, K) labels.
     """
 
+    quantity = "detection score"
+
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores, (rows,) or (rows, K)."""
         found = detections_in(outputs)

@@ -32,6 +32,8 @@ class Output(BoundTarget):
         'output 0'
     """
 
+    quantity = "output"
+
     def __init__(self, index: int = 0) -> None:
         column = integers(index)
         if column.dim():
@@ -67,6 +69,8 @@ class BinaryLogit(BoundTarget):
         >>> cam(torch.rand(2, 3, 64, 64), camlib.targets.BinaryLogit(positive=False)).target
         'negative logit'
     """
+
+    quantity = "logit"
 
     positive: bool = True
 
@@ -138,6 +142,7 @@ class BoundLabels(BoundTarget):
     chosen: Tensor
 
     explained = MultiLabel.__name__
+    quantity = "sum of logits"
 
     @property
     def images(self) -> int:

@@ -88,6 +88,8 @@ class BoundRegion(BoundTarget):
         name: what the explanation shows.
     """
 
+    quantity = "mean logit"
+
     region: Tensor
     channels: Tensor
     name: str

@@ -73,6 +73,8 @@ class BoundSimilarity(BoundTarget):
         references: (N, D) or (N, K, D).
     """
 
+    quantity = "similarity"
+
     references: Tensor
 
     explained = Similarity.__name__
