@@ -221,6 +221,22 @@ class TestTwoTowers:
         torch.testing.assert_close(found.maps, expected)
         torch.testing.assert_close(found.scores, model(texts, PIXELS).logits_per_image[:, 2].detach())
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("target", [None, 0, torch.tensor([0, 0])])
+    def test_a_single_text_is_the_only_class(self, target: Any) -> None:
+        model, texts = clip(), prompts(1)
+        inputs = {"input_ids": texts, "pixel_values": PIXELS}
+        found = camlib.GradCAM(model)(inputs, target)
+        expected = by_autograd(model, found.layer, lambda: model(texts, PIXELS).logits_per_image[:, 0])
+        torch.testing.assert_close(found.maps, expected)
+        assert found.target.tolist() == [0, 0]
+        with pytest.raises(camlib.CamlibValueError, match="class index 1, but the outputs have classes 0 to 0"):
+            camlib.GradCAM(model)(inputs, 1)
+        with pytest.raises(camlib.CamlibValueError, match="a single text, whose softmax is 1"):
+            camlib.metrics.deletion(model, inputs, found.heatmaps(), 0)
+        chance = camlib.metrics.Scorer(model, inputs, 0, link="sigmoid").clean
+        torch.testing.assert_close(chance, model(texts, PIXELS).logits_per_image[:, 0].detach().sigmoid())
+
     def test_without_a_target_the_text_that_fits_best_is_explained(self) -> None:
         model, inputs = clip(), {"input_ids": prompts(3), "pixel_values": PIXELS}
         best = model(**inputs).logits_per_image.argmax(1)
@@ -251,7 +267,9 @@ class TestTwoTowers:
             return model.logit_scale.exp() * model(ids[:1], images).image_embeds @ embedded.T
 
         for image in range(images):
-            alone = camlib.Occlusion(model, window=16, stride=16, forward=ours)(PIXELS[image : image + 1], [0])
+            alone = camlib.Occlusion(model, window=16, stride=16, forward=ours)(
+                PIXELS[image : image + 1], camlib.targets.Output(0)
+            )
             torch.testing.assert_close(found.maps[image], alone.maps[0])
 
     def test_texts_of_the_images_themselves_are_copied_with_them(self) -> None:

@@ -24,6 +24,7 @@ from camlib.metrics.randomization_result import Order, Randomization
 from camlib.metrics.readings import Explained, explain, method_of
 from camlib.metrics.similarity import SIMILARITIES
 from camlib.smoothing import Explainer
+from camlib.targets.classes import all_logits
 
 Copied = TypeVar("Copied")
 
@@ -201,7 +202,9 @@ def random_logit(explained: Explained, *, similarity: str = "ssim", generator: t
             "int or one int per image"
         )
     explanation = explained.explanation
-    count = targets.two_class_logits(targets.class_outputs(explanation.outputs)).shape[1]
+    count = all_logits(explanation.outputs).shape[1]
+    if count < 2:
+        raise CamlibValueError("a random class needs two classes or more, and the images are compared with one text")
     step = int(torch.randint(1, count, (), generator=own, device=own.device))
     other = (torch.as_tensor(explanation.target) + step) % count
     return measure(explained.heatmaps, explain(explained.explainer, explained.inputs, other).heatmaps())

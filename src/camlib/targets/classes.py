@@ -25,6 +25,7 @@ from camlib.targets.indices import (
     class_probabilities,
     has_lost_logits,
     integers,
+    is_of_one_text,
     picked,
     two_class_logits,
     warn_if_doubtful,
@@ -68,8 +69,9 @@ class BoundLogits(BoundClasses):
 
 
 def all_logits(outputs: Any) -> Tensor:
-    """Return the logits of all classes: (rows, C), or -y and y of a single logit y."""
-    return two_class_logits(class_logits(outputs))
+    """Return the logits of all classes: (rows, C), or -y and y of a single logit y that is not of a single text."""
+    logits = class_logits(outputs)
+    return logits if is_of_one_text(outputs) else two_class_logits(logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,7 @@ class Classes(_OfClasses):
         bound = BoundLogits(self._indices(outputs))
         warn_if_doubtful(outputs)
         raw = class_outputs(outputs)
-        if raw.shape[1] == 1 and _is_zero(self.classes):
+        if raw.shape[1] == 1 and _is_zero(self.classes) and not is_of_one_text(outputs):
             warnings.warn(
                 "target 0 of a network with a single output y is the negative class, whose logit is -y; for y itself "
                 "give 1 or camlib.targets.Output(0), and for -y without this warning "
@@ -338,8 +340,8 @@ class Contrast(_OfClasses):
         classes, logits = self._indices(outputs), class_logits(outputs).detach()
         if logits.shape[1] == 1:
             raise CamlibValueError(
-                "Contrast needs the logits of two classes or more, and the outputs have a single logit y, whose two "
-                "classes are y and -y; explain the class itself"
+                "Contrast needs the logits of two classes or more, and the outputs have a single logit; explain the "
+                "class itself"
             )
         return BoundContrast(classes, self._table, self._rivals(logits, classes), self.weight, quantity=self.quantity)
 

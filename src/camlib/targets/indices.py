@@ -168,17 +168,31 @@ def class_probabilities(outputs: Any, link: Link = None) -> Tensor:
         (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000]]))
     """
     check_link(link)
+    if is_of_one_text(outputs) and link is None:
+        raise CamlibValueError(
+            "the images are compared with a single text, whose softmax is 1; compare them with several texts, or give "
+            'link="sigmoid" if the network is trained with it, as SigLIP is'
+        )
     raw = _for_classes(outputs)
-    ending, single = ending_of(raw), has_one_column(raw)
+    ending, single = ending_of(raw), has_one_column(raw) and not is_of_one_text(outputs)
     if single and link == "softmax":
         raise CamlibValueError(f"the model returns {tuple(raw.shape)}, and a single output has no softmax")
     if link == "identity" or (ending in ("softmax", "sigmoid") and link in (None, ending) and not single):
         chances = class_outputs(outputs)
         return torch.cat([1 - chances, chances], 1) if single else chances
     logits = class_logits(outputs)
+    if link == "sigmoid" and is_of_one_text(outputs):
+        return logits.sigmoid()
     if link == "sigmoid" or single or (link is None and ending == "log_sigmoid"):
         return two_class_logits(logits).sigmoid()
     return logits.softmax(1)
+
+
+def is_of_one_text(outputs: Any) -> bool:
+    """Whether the only class is the single text that images are compared with, so that there is no negative class."""
+    found = None if isinstance(outputs, Tensor) else Outputs(outputs).named(CLASSES)
+    of_texts = None if found is None else Outputs(outputs).named(("logits_per_image",))
+    return found is not None and found is of_texts and has_one_column(found)
 
 
 def has_lost_logits(outputs: Any) -> bool:
@@ -251,6 +265,8 @@ def two_class_logits(outputs: Tensor) -> Tensor:
 def class_log_probabilities(outputs: Any) -> Tensor:
     """Return the logarithms of :func:`class_probabilities`, computed from the logits."""
     logits = class_logits(outputs)
+    if is_of_one_text(outputs):
+        return F.logsigmoid(logits)
     if logits.shape[1] == 1 or ending_of(_for_classes(outputs)) in ("sigmoid", "log_sigmoid"):
         return F.logsigmoid(two_class_logits(logits))
     return logits.log_softmax(1)
