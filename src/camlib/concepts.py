@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibValueError, items, positive_int
+from camlib.errors import CamlibValueError, check_class_names, positive_int
 from camlib.imaging import as_pictures, normalize
 from camlib.imaging.extent import Covered, resized_to_input
 from camlib.imaging.resizing import checked_grid
@@ -231,8 +231,7 @@ def plot_concepts(concepts: Concepts, images: Any, class_names: Sequence[str] | 
 
     from camlib.plotting.figures import Figure
 
-    if class_names is not None:
-        items("class_names", class_names, "a list of names")
+    check_class_names(class_names)
     count, dims = concepts.maps.shape[1], concepts.maps.dim() - 2
     if dims != 2:
         raise CamlibValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 
@@ -135,8 +135,26 @@ def optional_function(name: str, value: object) -> None:
         raise CamlibTypeError(f"{name} must be a function or None, got {value!r}")
 
 
+def check_class_names(value: object) -> None:
+    """Check names of classes: None, or what has a name for each index, as a list or a dict; a string is refused.
+
+    Raises:
+        CamlibTypeError: it is something else.
+
+    Example:
+        >>> check_class_names({0: "cat", 1: "dog"})
+    """
+    if value is None:
+        return
+    if not isinstance(value, (str, bytes)) and hasattr(value, "__getitem__") and isinstance(value, Sized):
+        with contextlib.suppress(TypeError):  # arrays and tensors without axes claim to have a length
+            len(value)
+            return
+    raise CamlibTypeError(f"class_names must be a list of names, got {value!r}")
+
+
 def items(name: str, value: object, wanted: str) -> list[Any]:
-    """Return what a sequence holds as a list; a text is refused, it is not a sequence of its letters.
+    """Return what a sequence holds as a list; a string is refused, not split into letters.
 
     Args:
         name: the argument's name, for errors.
@@ -144,14 +162,14 @@ def items(name: str, value: object, wanted: str) -> list[Any]:
         wanted: what it must be, for errors.
 
     Raises:
-        CamlibTypeError: it is a text, a mapping, or no sequence.
+        CamlibTypeError: it is a string, a mapping, or not a sequence.
 
     Example:
         >>> items("names", ("cat", "dog"), "a list of names")
         ['cat', 'dog']
     """
     if not isinstance(value, (str, bytes, Mapping)) and isinstance(value, Iterable):
-        with contextlib.suppress(TypeError):  # arrays and tensors without axes say that they can be iterated over
+        with contextlib.suppress(TypeError):  # arrays and tensors without axes claim to be iterable
             return list(value)
     raise CamlibTypeError(f"{name} must be {wanted}, got {value!r}")
 

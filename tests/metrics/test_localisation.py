@@ -170,10 +170,13 @@ def test_images_of_one_pixel_can_be_evaluated(metric: Metric) -> None:
 def test_a_batch_gives_what_its_images_give(metric: Metric) -> None:
     heatmaps = torch.randint(0, 4, (5, 6, 7)).double() / 3  # many ties
     masks = torch.rand(5, 6, 7) < torch.linspace(0.1, 0.9, 5)[:, None, None]
-    together = metric(heatmaps, masks)
-    # one after the other, as ties are drawn anew for each image
-    drawn = {"generator": torch.Generator().manual_seed(0)} if "generator" in signature(metric).parameters else {}
-    alone = torch.cat([metric(heatmaps[i : i + 1], masks[i : i + 1], **drawn) for i in range(5)])
+
+    def drawn() -> dict[str, torch.Generator]:
+        """Ties are drawn anew for each image: from one generator, one image after the other."""
+        return {"generator": torch.Generator().manual_seed(0)} if "generator" in signature(metric).parameters else {}
+
+    together, options = metric(heatmaps, masks, **drawn()), drawn()
+    alone = torch.cat([metric(heatmaps[i : i + 1], masks[i : i + 1], **options) for i in range(5)])
     assert len(together.unique()) > 1
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-15)
 
@@ -376,9 +379,15 @@ def test_what_an_empty_mask_is_must_be_known(metric: Metric, empty: Any) -> None
 
 @every_metric
 def test_masks_have_the_heatmaps_resolution(metric: Metric) -> None:
-    for shape in [(2, 8, 9), (1, 4, 5), (4, 5), (2, 1, 4, 5), (2, 20)]:
+    for shape in [(2, 8, 9), (1, 4, 5), (4, 5), (2, 20)]:
         with pytest.raises(CamlibValueError, match=r"masks have shape .* heatmaps \(2, 4, 5\): .*heatmaps\(size\)"):
             metric(torch.rand(2, 4, 5), torch.ones(shape))
+
+
+@every_metric
+def test_masks_of_one_channel_are_told(metric: Metric) -> None:
+    with pytest.raises(CamlibValueError, match=r"need masks\[:, 0\]"):
+        metric(torch.rand(2, 4, 5), torch.ones(2, 1, 4, 5))
 
 
 @every_metric

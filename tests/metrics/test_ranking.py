@@ -141,3 +141,28 @@ class TestConstantHeatmaps:
         )
         for metric in found.metrics:
             assert abs(found.mean(found.rows[0], metric) - self.chance) < 4 * self.deviation
+
+    def test_whatever_the_batches_of_an_evaluation(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        images = torch.rand(6, 3, 16, 16)
+        images[1] = torch.nan
+        found = [
+            camlib.evaluate(
+                model,
+                DataLoader(TensorDataset(images), batch),
+                ["sobel"],
+                metrics=["relevance_rank"],
+                masks=self.masks[:6],
+            )
+            for batch in (1, 2, 6)
+        ]
+        for other in found[1:]:
+            for row in other.rows:
+                of_row = found[0].values[row]["relevance_rank"], other.values[row]["relevance_rank"]
+                torch.testing.assert_close(*of_row, rtol=0, atol=0, equal_nan=True)
+
+    def test_forward_of_torchmetrics_draws_anew_for_each_batch(self) -> None:
+        metric = as_torchmetrics.RelevanceRank()
+        drawn = [float(metric(torch.zeros(masks.shape), masks)) for masks in self.masks[:40].split(1)]
+        assert len(set(drawn)) > 1

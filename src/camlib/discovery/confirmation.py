@@ -229,7 +229,7 @@ def _levels(values: Tensor) -> tuple[Tensor, Tensor]:
     gaps = ordered.diff()
     number = torch.cat([torch.zeros(1), (gaps > gaps.max() / 3).cumsum(0)]) if len(gaps) else torch.zeros(1)
     number = number.long()
-    total = torch.zeros(int(number[-1]) + 1).index_add(0, number, ordered)
+    total = ordered.new_zeros(int(number[-1]) + 1).index_add(0, number, ordered)
     return total / number.bincount(), torch.empty_like(number).scatter(0, by, number)
 
 

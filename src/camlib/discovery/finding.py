@@ -493,7 +493,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout], graph: Graph) -> set[Any]:
     """The nodes of the maps that a NaN propagated back from the outputs reaches, apart from prefix tokens.
 
-    It is propagated no further than to the last map that it reaches and that all images pass: earlier ones lead there.
+    It stops at the last map on every path that it reaches; all earlier maps lead to that one.
     """
     passed_by_all = [number for number, record in enumerate(records) if graph.all_pass(record)]
     for first in [*(passed_by_all[-(2**step)] for step in range(len(passed_by_all).bit_length())), 0]:

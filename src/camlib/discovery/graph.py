@@ -171,7 +171,7 @@ class Graph:
 
     @cached_property
     def _projections(self) -> set[Any]:
-        """The nodes whose values are a convolution or matrix product of a map, also activated, scaled, masked or added.
+        """The nodes whose values are a convolution or matrix product of a map, activated, scaled, masked or summed.
 
         Each node is decided once, after its inputs: chains of sums have more paths than can be followed.
         """
@@ -300,7 +300,8 @@ class Graph:
     def _stays_pure(self, node: Any) -> bool:
         """Whether some path from a map to the outputs is not mixed with anything that does not come from the map.
 
-        Other entries of the outputs, and scores that are added to others, do not count as mixed; factors of scores do.
+        Other entries of the outputs, and scores that are added to others, do not count as mixed; scores multiplied by
+        others do.
         """
         behind = self._marked([node], self._uses)
         pure = self._marked(

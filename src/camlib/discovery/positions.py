@@ -43,9 +43,9 @@ class Positions(TorchDispatchMode):
         self.not_followed: set[str] = set()
         """The operations that were met, and that no rule follows, or that lost places."""
         self.met_norms_of_maps = False
-        """Whether a batch norm of maps (N, C, H, W) was met."""
-        self.met_turned_tokens = False
-        """Whether tokens (N, T, C) were turned into (N, C, T), or back."""
+        """Whether a batch norm of maps was met."""
+        self.met_transpositions = False
+        """Whether axes of tensors with more than two were transposed, as between tokens and maps."""
         for number, tensor in enumerate(inputs):
             self._set(tensor, {(number, axis): along(tensor.shape, axis) for axis in range(tensor.dim())})
 
@@ -80,8 +80,8 @@ class Positions(TorchDispatchMode):
             for tensor in tensors_in_arguments(output if isinstance(output, (tuple, list)) else (output,)):
                 self._set(tensor, {})  # not that of a freed tensor
             return output
-        self.met_norms_of_maps |= "batch_norm" in name and args[0].dim() == 4
-        self.met_turned_tokens |= name in ("transpose", "permute") and args[0].dim() == 3
+        self.met_norms_of_maps |= "batch_norm" in name and args[0].dim() > 3
+        self.met_transpositions |= name in ("transpose", "permute") and args[0].dim() > 2
         call = Call(self.of, func, args, kwargs, output)
         try:
             if name in ("copy_", "index_put_", "masked_scatter_", "scatter_"):

@@ -227,7 +227,7 @@ class Explanation:
         source = f"{self.method} at {self.layer}" if self.layer else self.method
         rows = self._rows(images, class_names, together=scale == "all")
         if titles is not None:
-            titles = items("titles", titles, "a list of texts")
+            titles = items("titles", titles, "a list of strings")
             if len(titles) != len(rows):
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=str(title)) for row, title in zip(rows, titles, strict=True)]
@@ -258,11 +258,11 @@ class Explanation:
             CamlibTypeError: ``class_names`` is a single string, or ``k`` is no int.
             CamlibValueError: the class has no name, or there is no map ``k``.
         """
-        if isinstance(k, bool) or not isinstance(k, int):
+        if isinstance(k, (bool, Tensor)) or not hasattr(k, "__index__"):
             raise CamlibTypeError(f"k must be an int, got {k!r}")
         count = self.scores[:1].numel()
         if not 0 <= k < count:
-            raise CamlibValueError(f"k must be the number of one of an image's {count} maps, got {k}")
+            raise CamlibValueError(f"k must be from 0 to {count - 1}: there are {count} maps per image; got {k}")
         return title(self.target, self.scores, self.class_agnostic, class_names, k)
 
     def to(self, *args: Any, **kwargs: Any) -> Explanation:

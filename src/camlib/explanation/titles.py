@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, items
+from camlib.errors import CamlibValueError, check_class_names
 
 NO_CLASS = "no particular class"
 """What the map of a class-agnostic method explains."""
@@ -33,8 +33,7 @@ def explained(
         >>> explained(torch.tensor([1]), False, ["cat", "dog"]), explained(torch.tensor([1]), True)
         ('dog', 'no particular class')
     """
-    if class_names is not None:
-        items("class_names", class_names, "a list of names")
+    check_class_names(class_names)
     if class_agnostic:
         return NO_CLASS
     if not isinstance(target, Tensor):

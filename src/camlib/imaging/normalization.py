@@ -85,7 +85,7 @@ def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
         (...) bool. A map of zeros is constant.
 
     Raises:
-        CamlibTypeError: no tensor.
+        CamlibTypeError: not a tensor.
         CamlibValueError: not floating-point numbers, too few axes, or ``dims`` is neither 1, 2 nor 3.
 
     Example:
@@ -95,7 +95,7 @@ def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
     """
     if not isinstance(maps, Tensor):
         raise CamlibTypeError(f"maps must be a tensor, got {type(maps).__name__}")
-    if not maps.is_floating_point() or maps.dim() < checked_dims(dims) or not maps.numel():
+    if not maps.is_floating_point() or maps.dim() < checked_dims(dims) or 0 in maps.shape[-dims:]:
         raise CamlibValueError(
             f"maps must be floating-point numbers {GRIDS[checked_dims(dims)]}, got {maps.dtype} {tuple(maps.shape)}"
         )

@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
-        """Their names and sizes. Layers and their layouts are remembered by it."""
+        """Names and sizes: the key under which layers and layouts are remembered."""
         if self.is_list:
             return "list", self.size
         names = tuple(self.raw) if isinstance(self.raw, Mapping) else len(self.tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def check_alike(activations: Tensor, **others: Tensor) -> None:
 
 
 def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = None, axes: int | None = None) -> None:
-    """Check that a pure function was given a tensor of real numbers of the right shape, which torch would broadcast.
+    """Check that a pure function was given a tensor of real numbers of the right shape; torch would broadcast others.
 
     Args:
         name: the argument's name, for errors.
@@ -33,7 +33,7 @@ def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = No
         axes: how many of the first axes of ``like`` it must have; None for all.
 
     Raises:
-        CamlibTypeError: it is no tensor of floating-point numbers.
+        CamlibTypeError: it is not a tensor of floating-point numbers.
         CamlibValueError: it has another shape, or is on another device.
     """
     if not isinstance(given, Tensor):
@@ -41,29 +41,46 @@ def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = No
     if not given.is_floating_point():
         raise CamlibTypeError(f"{name} must hold floating-point numbers, got {given.dtype}")
     if like is None:
-        if given.dim() < 3:
-            raise CamlibValueError(f"{name} must be {wanted}, got {tuple(given.shape)}")
+        if given.dim() < 3 or not given.numel():
+            raise CamlibValueError(f"{name} must be {wanted}, without empty axes, got {tuple(given.shape)}")
         return
     shape = tuple(like.shape[:axes])
     if tuple(given.shape) != shape:
         raise CamlibValueError(f"{name} must be {wanted}, here {shape}, got {tuple(given.shape)}")
     if given.device != like.device:
-        raise CamlibValueError(f"{name} must be on {like.device} as the others, got {given.device}")
+        raise CamlibValueError(f"{name} must be on {like.device} like the others, got {given.device}")
 
 
 def check_tensors(name: str, given: Iterable[Tensor], wanted: str) -> None:
     """Check that a pure function was given several tensors, one after the other.
 
     Raises:
-        CamlibTypeError: it is no sequence.
+        CamlibTypeError: it is not a sequence.
     """
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "ndim", None) == 0:
+    without = isinstance(given, (str, bytes, Mapping)) or getattr(given, "ndim", None) == 0
+    if without or not isinstance(given, Iterable):
         raise CamlibTypeError(f"{name} must be a sequence of tensors {wanted}, got {type(given).__name__}")
 
 
 def over_channels(weights: Tensor, activations: Tensor) -> Tensor:
     """Return the weighted sum of the channels: weights (N, C), activations (N, C, ...) -> (N, ...)."""
-    return torch.einsum("nc,nc...->n...", weights, activations)
+    dtype = torch.promote_types(weights.dtype, activations.dtype)
+    return torch.einsum("nc,nc...->n...", weights.to(dtype), activations.to(dtype))
+
+
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues, ascending, and the eigenvectors of symmetric matrices (N, P, P).
+
+    Raises:
+        CamlibValueError: they are not finite.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except RuntimeError as error:
+        if bool(matrix.isfinite().all()):
+            raise
+        raise CamlibValueError("the features hold NaN or infinity") from error
+    return values, vectors
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:

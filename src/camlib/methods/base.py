@@ -25,7 +25,6 @@ from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
 from camlib.passes.network import Forward, Network, Reshape
-from camlib.passes.norms import right_norms
 from camlib.passes.numbers import check_finite
 from camlib.passes.precision import full_precision
 
@@ -417,8 +416,6 @@ def _pass(
         around: dict[str, Any] = {method.name: method.around() for method in methods}
         if follow:
             around["positions"] = followed(ready)
-        if follow or whole or network.located.misread_norms:
-            around["norms"] = right_norms(network.module)
         with torch.set_grad_enabled(whole):
             return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
 
@@ -430,6 +427,6 @@ def _pass(
             return forward_pass
     forward_pass = once(follow=True)
     positions = forward_pass.noted["positions"]
-    network.located.misread_norms |= positions.met_norms_of_maps and positions.met_turned_tokens
+    network.located.misread_norms = positions.met_norms_of_maps and positions.met_transpositions
     locate(network, inputs, forward_pass.watch.tensors(), positions)
     return forward_pass.along(image_axes(network, inputs, layers))

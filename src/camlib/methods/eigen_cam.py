@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, boolean
-from camlib.methods.arithmetic import centered, check_alike, divided
+from camlib.errors import boolean
+from camlib.methods.arithmetic import centered, check_alike, divided, eigenvectors
 from camlib.methods.base import ActivationMethod, GradientMethod
+from camlib.passes.numbers import single_or_double
 
 
 def principal_projection(features: Tensor, center: bool = False) -> Tensor:
@@ -33,20 +34,16 @@ def principal_projection(features: Tensor, center: bool = False) -> Tensor:
         >>> principal_projection(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]])).abs()
         tensor([[[5., 0.]]])
     """
+    features = single_or_double(features)
     matrix = (centered(features) if center else features).flatten(2).transpose(1, 2)  # (N, positions, C)
     largest = matrix.abs().amax((1, 2), keepdim=True)
     scaled = divided(matrix, largest)  # squares of very small or large features would under- or overflow
-    try:
-        if scaled.shape[1] <= scaled.shape[2]:
-            values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
-            projection = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
-        else:
-            _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
-            projection = torch.einsum("npc,nc->np", scaled, vectors[..., -1])
-    except RuntimeError as error:
-        if bool(features.isfinite().all()):
-            raise
-        raise CamlibValueError("features have no first singular vector; they hold NaN or infinity") from error
+    if scaled.shape[1] <= scaled.shape[2]:
+        values, vectors = eigenvectors(scaled @ scaled.mT)
+        projection = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
+    else:
+        _, vectors = eigenvectors(scaled.mT @ scaled)
+        projection = torch.einsum("npc,nc->np", scaled, vectors[..., -1])
     maps: Tensor = (projection * largest[..., 0]).reshape(features.shape[0], *features.shape[2:])
     return maps
 

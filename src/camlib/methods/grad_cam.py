@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from camlib.methods.arithmetic import check_alike
+from camlib.methods.arithmetic import check_alike, over_channels
 from camlib.methods.base import GradientMethod
 
 
@@ -30,8 +29,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
                  [1., 1.]]])
     """
     check_alike(activations, gradients=gradients)
-    weights = gradients.flatten(2).mean(2)
-    return torch.einsum("nc,nc...->n...", weights, activations)
+    return over_channels(gradients.flatten(2).mean(2), activations)
 
 
 class GradCAM(GradientMethod):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibValueError, positive_number
-from camlib.methods.arithmetic import centered, check_alike, divided
+from camlib.methods.arithmetic import centered, check_alike, divided, eigenvectors
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
+from camlib.passes.numbers import single_or_double
 
 KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rbf": lambda x, gamma: torch.exp(-gamma * torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") ** 2),
@@ -19,8 +20,6 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "linear": lambda x, gamma: x @ x.mT,
 }
 """Kernel matrices (N, positions, positions) of features (N, positions, C), given gamma."""
-
-
 MOST_POSITIONS = 2**14
 """The most positions of a map."""
 
@@ -53,7 +52,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     """
     check_alike(activations)
     _check(kernel, gamma)
-    features = activations.flatten(2).transpose(1, 2)
+    features = single_or_double(activations).flatten(2).transpose(1, 2)
     if features.shape[1] > MOST_POSITIONS:
         raise CamlibValueError(
             f"KPCA-CAM compares every two of the map's positions, and {tuple(activations.shape[2:])} are more than "
@@ -64,7 +63,7 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     matrix = KERNELS[kernel](features, gamma or 1)
     rounding = 16 * torch.finfo(matrix.dtype).eps * matrix.shape[1] * matrix.abs().amax((1, 2), keepdim=True)
     matrix = matrix - matrix.mean(1, keepdim=True) - matrix.mean(2, keepdim=True) + matrix.mean((1, 2), keepdim=True)
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigenvectors(matrix)
     leading = values[..., -1:]  # only rounding if all features are the same; its square root would be visible
     component = vectors[..., -1] * torch.where(leading > rounding[..., 0], leading, 0).sqrt()
     return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)

@@ -46,11 +46,12 @@ def le_grad(gradients: Sequence[Tensor]) -> Tensor:
     """
     wanted = "(N, heads, queries, keys), of all blocks with the same N and keys"
     check_tensors("gradients", gradients, wanted)
+    gradients = list(gradients)
     for gradient in gradients:
         check_tensor("gradients", gradient, wanted)
         if gradient.dim() != 4 or (len(gradient), gradient.shape[-1]) != (len(gradients[0]), gradients[0].shape[-1]):
             raise CamlibValueError(f"gradients must be {wanted}, got {[tuple(one.shape) for one in gradients]}")
-    if not len(gradients):
+    if not gradients:
         raise CamlibValueError(f"gradients must hold at least one tensor {wanted}")
     return torch.stack([gradient.relu().mean((1, 2)) for gradient in gradients]).mean(0)
 

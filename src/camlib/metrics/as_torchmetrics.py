@@ -65,6 +65,7 @@ class ImageMean(Apart, torchmetrics.MeanMetric):
     def __init__(self, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(nan_strategy="ignore", **kwargs)
         self.options = dict(options or {})
+        self._batches = 0  # not a state, which forward() would reset
         super().set_dtype(torch.float64)
 
     def set_dtype(self, dst_type: Any) -> ImageMean:
@@ -72,11 +73,12 @@ class ImageMean(Apart, torchmetrics.MeanMetric):
         return self
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluate a batch. Ties are drawn anew for each image, from batch to batch, too."""
-        metric, options = type(self).metric, self.options
+        """Evaluate a batch. Ties are drawn anew for each image, also from batch to batch."""
+        metric, drawn = type(self).metric, {}
         if metric.reads is LocatedHeatmaps and "generator" in metric.__signature__.parameters:
-            options = {"generator": torch.Generator().manual_seed(int(self.weight)), **options}
-        super().update(metric(*args, **options, **kwargs))
+            drawn = {"generator": torch.Generator().manual_seed(self._batches)}
+            self._batches += 1
+        super().update(metric(*args, **drawn | self.options, **kwargs))
 
 
 class MaxBoxAcc(Apart):

@@ -25,7 +25,7 @@ def pointing_game(
 
     Args:
         tolerance: Euclidean distance in pixels.
-        generator: for the draw, another one for each image; without one, every call draws the same.
+        generator: for the draw, which differs for each image; without one, every call draws the same.
 
     Returns:
         (N,), 1 or 0.
@@ -100,7 +100,7 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
     better. No forward pass.
 
     Args:
-        generator: for the shuffle, another one for each image; without one, every call draws the same.
+        generator: for the shuffle, which differs for each image; without one, every call draws the same.
 
     Returns:
         (N,), in [0, 1].
@@ -129,7 +129,7 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
 
     Args:
         k: pixels, at most those of a heatmap.
-        generator: for the shuffle, another one for each image; without one, every call draws the same.
+        generator: for the shuffle, which differs for each image; without one, every call draws the same.
 
     Returns:
         (N,), in [0, 1].

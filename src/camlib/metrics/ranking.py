@@ -40,7 +40,7 @@ def ranked_each(heatmaps: Tensor, generator: torch.Generator | None = None) -> T
     """Return :func:`ranked` with another shuffle for each image.
 
     With one shuffle for all, the constant heatmaps of a data set would all point at the same pixel. A generator that is
-    passed on from image to image draws what it draws for them together.
+    passed on from image to image gives the same draws as one call for all images.
 
     Args:
         heatmaps: (N, ...).

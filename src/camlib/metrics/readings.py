@@ -96,7 +96,7 @@ class LocatedHeatmaps(Reading):
         self.inside = masks_of(masks, self.values).to(self.values.device)
         """(N, H, W), bool."""
         self.start = 0
-        """The number of the first image in its data set, which seeds what is drawn for these images."""
+        """The number of the first image in its data set: the seed for these images' ties."""
         self._known = self.inside.flatten(1).any(1)
         missing = (~self._known).nonzero().flatten().tolist()
         if missing and empty == "error":
@@ -111,8 +111,11 @@ class LocatedHeatmaps(Reading):
 
     def ranked(self, generator: torch.Generator | None) -> Tensor:
         """Return the pixels (N, P) of each heatmap, the most important first; ties are shuffled anew for each image."""
-        seeded = torch.Generator().manual_seed(self.start) if generator is None else generator
-        return ranked_each(self.values, seeded)
+        if generator is not None:
+            return ranked_each(self.values, generator)
+        seeds = range(self.start, self.start + len(self.values))
+        of_images = zip(self.values.split(1), seeds, strict=True)
+        return torch.cat([ranked_each(one, torch.Generator().manual_seed(seed)) for one, seed in of_images])
 
 
 class ScoredHeatmaps(Reading):

@@ -82,7 +82,7 @@ class Scorer:
         self.images = ready.floats
         """(N, C, ...), as the model gets them; zeros in place of an image whose score is not finite."""
         if outputs is not None and any(tensor.is_meta for tensor in Outputs(outputs).tensors):
-            raise CamlibValueError("outputs on the meta device have no values; leave them out to run the model")
+            raise CamlibValueError("outputs on the meta device have no values; omit outputs= to run the model")
         is_target = isinstance(target, targets.Target) or (callable(target) and not isinstance(target, type))
         if link is not None:
             if is_target or score is not targets.Confidence:

@@ -21,6 +21,7 @@ from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
 from camlib.passes.network import Network, Reshape, state
+from camlib.passes.norms import right_norms
 from camlib.passes.numbers import check_finite, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
@@ -402,7 +403,7 @@ def run(
     with contextlib.ExitStack() as stack:
         for name, context in (around or {}).items():
             noted[name] = stack.enter_context(context)
-        with hooked([*watch.hooks(), *padding_hooks]):
+        with right_norms(network, inputs), hooked([*watch.hooks(), *padding_hooks]):
             raw = network.scored(inputs)
     features = watch.activations()
     outputs = Outputs(raw)

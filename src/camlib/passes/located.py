@@ -49,8 +49,8 @@ class LocatedLayers:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, Any], Located] = {}
-        self.misread_norms = False
-        """Whether PyTorch may compute the gradient of its batch norms wrongly: see ``passes.norms``."""
+        self.misread_norms = True
+        """Whether PyTorch may compute a batch norm's gradient wrongly, until a first pass shows that it does not."""
 
     def of(self, layer: str, inputs: Inputs) -> Located | None:
         """Return what is known of a layer; None if it was not located for inputs of this kind."""
@@ -96,7 +96,7 @@ class LocatedLayers:
 
     def learn(self, other: LocatedLayers) -> None:
         """Take over what another method on the same network knows."""
-        self.misread_norms |= other.misread_norms
+        self.misread_norms &= other.misread_norms
         for key, theirs in other._known.items():
             mine = self._known.get(key)
             if mine is None or (theirs.of_several and not mine.of_several):

@@ -49,7 +49,7 @@ class Network:
     located: LocatedLayers = field(default_factory=LocatedLayers)
     """Where the cells of its layers lie, as the first passes have shown."""
     shared: dict[Any, tuple[int, ...]] = field(default_factory=dict)
-    """The numbers of the tensors that all images share, by the inputs' kind, their count and those in question."""
+    """The numbers of the tensors that all images share, by the inputs' kind, their count and the candidates."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:

@@ -1,19 +1,24 @@
 """Batch norms whose gradient PyTorch computes wrongly for a single image on a CPU.
 
-A contiguous map does not have the memory layout of one whose batch axis has the stride of another axis, as the gradient
-of ``map.flatten(2).mT``. PyTorch (2.14, for one) takes them for alike in the backward pass if there is one image.
+The gradient of ``map.flatten(2).mT`` has the batch stride of another axis. For one image, PyTorch (2.14 at least)
+treats such a memory layout and a contiguous one as the same in the backward pass of a batch norm.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from camlib.passes.hooks import hooked
+if TYPE_CHECKING:
+    from camlib.inputs import Inputs
+    from camlib.passes.network import Network
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_misread(tensor: Tensor) -> bool:
@@ -26,33 +31,44 @@ def is_misread(tensor: Tensor) -> bool:
     """
     return (
         tensor.device.type == "cpu"
-        and tensor.dim() == 4
+        and tensor.dim() in _CHANNELS_LAST
         and len(tensor) == 1
         and tensor.stride(0) != tensor.numel()
         and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and tensor.is_contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
     )
 
 
-def right_norms(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Inside the block, PyTorch reads what it would misread from contiguous copies.
+class RightNorms(TorchFunctionMode):
+    """Inside the block, batch norms read contiguous copies of what PyTorch would misread.
 
     Example:
-        >>> norm = nn.BatchNorm2d(5).eval()
+        >>> norm = torch.nn.BatchNorm2d(5).eval()
         >>> map = torch.rand(1, 5, 3, 4, requires_grad=True)
-        >>> with right_norms(norm):
+        >>> with RightNorms():
         ...     tokens = norm(map).flatten(2).mT
         >>> torch.autograd.grad((tokens * torch.arange(60.0).view(1, 12, 5)).sum(), map)[0][0, 1, 0].round()
         tensor([ 1.,  6., 11., 16.])
     """
 
-    def on_copies(norm: nn.Module, args: Any, output: Any) -> Any:
-        if not args or args[0].dim() != 4 or len(args[0]) > 1 or args[0].device.type != "cpu":
-            return output
-        if is_misread(args[0]):
-            output = norm.forward(args[0].contiguous())
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; a batch norm with contiguous copies."""
+        kwargs = dict(kwargs or {})
+        if func not in (F.batch_norm, torch.batch_norm):
+            return func(*args, **kwargs)
+        images, *others = args or (kwargs.pop("input"),)
+        output = func(images.contiguous() if is_misread(images) else images, *others, **kwargs)
         if output.requires_grad:
-            output.register_hook(lambda gradient: gradient.contiguous() if is_misread(gradient) else gradient)
+            output.register_hook(_contiguous)
         return output
 
-    return hooked([(module, on_copies) for module in model.modules() if isinstance(module, _BatchNorm)])
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    return gradient.contiguous() if gradient is not None and is_misread(gradient) else gradient
+
+
+def right_norms(network: Network, inputs: Inputs) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a network's batch norms have the right gradient for these inputs."""
+    may_be_wrong = network.located.misread_norms and inputs.count == 1 and inputs.tensors[:1]
+    on_cpu = may_be_wrong and inputs.tensors[0].device.type == "cpu"
+    return RightNorms() if on_cpu else contextlib.nullcontext()

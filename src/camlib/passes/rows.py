@@ -22,7 +22,7 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
 
     A tensor that has as many rows as there are images can belong to them one by one, as an age for each picture, or be
     shared, as the texts that every picture is compared with. The network shows it: with a single image and the right
-    rows of the other tensors, its output for this image stays the same. The network remembers it. Nothing runs if no
+    rows of the other tensors, its output for this image stays the same. The answer is remembered. Nothing runs if no
     tensor is ambiguous.
 
     Args:
@@ -51,11 +51,13 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
     index = torch.tensor([0, 0] if count == 1 else [count - 1], device=inputs.images.device)
     with undisturbed(network.module):
         together = network.run(inputs)
-        for shared in _subsets(ambiguous):
-            found = Inputs(inputs.raw, shared, inputs.axes)
-            if _reproduces(network, found.pick(index, count), Outputs(together), index):
-                network.shared[key] = _numbers(shared, inputs)
-                return found
+        possible = (Inputs(inputs.raw, shared, inputs.axes) for shared in _subsets(ambiguous))
+        fits = (one for one in possible if _reproduces(network, one.pick(index, count), Outputs(together), index))
+        fitting = list(itertools.islice(fits, 2))
+    if len(fitting) == 1:  # with equal rows, or weights of zero, several fit, and another call may show which one does
+        network.shared[key] = _numbers(fitting[0].shared or (), inputs)
+    if fitting:
+        return fitting[0]
     shapes = ", ".join(str(tuple(one.shape)) for one in ambiguous)
     raise CamlibValueError(
         f"the inputs hold {count} images and tensors {shapes} with as many rows, and the model's output for one image "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from camlib.errors import CamlibTypeError, CamlibValueError, items, number
+from camlib.errors import CamlibTypeError, CamlibValueError, check_class_names, items, number
 
 
 class Fact(NamedTuple):
@@ -43,8 +43,7 @@ class Facts:
             CamlibTypeError: a value is of another type.
             CamlibValueError: a value is out of range, or not as many are given as there are images.
         """
-        if self.class_names is not None:
-            items("class_names", self.class_names, "a list of names")
+        check_class_names(self.class_names)
         columns = {
             "names": _texts("names", self.names),
             "notes": _texts("notes", self.notes),

@@ -128,7 +128,7 @@ def report(
     if card is not None and not isinstance(card, Mapping):
         raise CamlibTypeError(f"card must be a mapping from texts to texts, got {card!r}")
     if notice is not None and not isinstance(notice, str):
-        raise CamlibTypeError(f"notice must be a text, got {notice!r}")
+        raise CamlibTypeError(f"notice must be a string, got {notice!r}")
     facts = Facts(names, notes, labels, predictions, confidences, class_names)
     gallery = cards(by_method, images, facts, Style(colormap, alpha))
     agnostic = [method for method, explanation in by_method.items() if explanation.class_agnostic]

@@ -117,10 +117,12 @@ class Table:
 
     def __post_init__(self) -> None:
         columns = items("columns", self.columns, "a list of names")
-        for row in items("rows", self.rows, "a list of rows"):
-            cells = items("a row", row, "a list of cells")
+        rows = [items("a row", row, "a list of cells") for row in items("rows", self.rows, "a list of rows")]
+        for cells in rows:
             if len(cells) != len(columns):
                 raise CamlibValueError(f"a row has {len(cells)} cells for {len(columns)} columns: {cells}")
+        object.__setattr__(self, "columns", columns)  # iterators would be empty from now on
+        object.__setattr__(self, "rows", rows)
 
     @property
     def cells(self) -> list[list[str]]:
@@ -155,6 +157,7 @@ class Section:
             raise CamlibTypeError(
                 f"section {self.title!r} must be a list of Chart, Table and str, got {', '.join(odd)}"
             )
+        object.__setattr__(self, "parts", parts)
 
 
 def _plain(value: Any) -> Any:

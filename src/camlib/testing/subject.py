@@ -85,7 +85,7 @@ class Subject:
         try:
             with torch.no_grad():
                 return class_outputs(self.model()(inputs))
-        except Exception as error:  # in whatever words the model refuses its inputs
+        except Exception as error:  # any error that the model raises
             raise CamlibValueError(f"the model does not run on inputs {tuple(inputs.shape)}: {error}") from error
 
     @property
