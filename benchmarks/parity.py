@@ -1,13 +1,15 @@
 """How far camlib's maps differ from the peers' and, in float64, from each paper's equation.
 
 Each library explains class 3 of the same images at the same layer. Maps are raw, ReLU'd, at the layer's resolution and
-divided by their largest value, because some peers scale theirs. The table gives the largest difference; where a peer
+divided by their largest value, because some peers scale theirs. Of the methods in ``AS_HEATMAPS``, which the peers
+return at the size of the images, heatmaps in [0, 1] are compared. The table gives the largest difference; where a peer
 differs, ``REASONS`` says why. ``benchmarks/run parity`` writes ``parity.json`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,8 +33,22 @@ REASONS = {
     ("grad-cam", "eigen_cam"): "grad-cam: centred features, and the sign left to chance; as EigenCAM(center=True)",
     ("grad-cam", "eigen_grad_cam"): "grad-cam: centred features, and the sign left to chance; as center=True",
     ("grad-cam", "fem"): "grad-cam: activations weighted by the share of rare positions, not these by the mean",
+    ("grad-cam", "seg_eigen_cam"): "grad-cam: centred features; the paper's projection is of the features themselves",
+    (
+        "grad-cam",
+        "finer_cam",
+    ): "grad-cam and the authors' code: others weighted by probability, and by 1, not 0.6",
+    (
+        "grad-cam",
+        "refine_cam",
+    ): "grad-cam and the authors' code: maps are resized to the image, then multiplied",
+    ("grad-cam", "score_cam"): "grad-cam: masks are resized with aligned corners",
+    ("torchcam", "score_cam"): "torchcam: masks are normalised before they are resized",
+    ("torchcam", "le_grad"): "torchcam and the paper: each block has a score of its own; camlib explains the network's",
     ("grad-cam", "kpca_cam"): "grad-cam: sigmoid kernel on centred features, and the sign left to chance",
 }
+AS_HEATMAPS = ("shapley_cam", "seg_eigen_cam", "finer_cam", "ablation_cam", "score_cam", "refine_cam", "full_grad")
+"""Methods that are compared once, as heatmaps."""
 AGREES = 1e-4
 """Smaller differences are rounding."""
 Maps = Iterator[tuple[str, Tensor]]
@@ -93,6 +109,64 @@ def difference(maps: Tensor, expected: Tensor) -> float:
     return float((one - other).abs().amax())
 
 
+def heatmaps_of_grad_cam(model: nn.Module, layers: list[str], images: Tensor) -> Maps:
+    """The heatmaps of pytorch-grad-cam's methods."""
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    for method in AS_HEATMAPS:
+        own = copy.deepcopy(model)
+        read = [own.get_submodule(layer) for layer in (layers if method == "refine_cam" else layers[-1:])]
+        targets = None if method == "finer_cam" else [ClassifierOutputTarget(CLASS)] * len(images)
+        explain = grad_cam_class(method)(model=own, target_layers=read)
+        options = {"target_idx": CLASS} if method == "finer_cam" else {}
+        yield method, torch.as_tensor(explain(input_tensor=images, targets=targets, **options))
+
+
+def heatmaps_of_torchcam(model: nn.Module, layers: list[str], images: Tensor) -> Maps:
+    """The heatmaps of torchcam's Score-CAM and Finer-CAM."""
+    for method in ("score_cam", "finer_cam"):
+        own = copy.deepcopy(model)
+        with torchcam_class(method)(own, target_layer=layers[-1]) as cam:
+            maps = cam.compute_cams([CLASS] * len(images), own(images), normalized=False)[0]
+        yield method, camlib.normalize(camlib.resize(maps.detach().relu(), tuple(images.shape[2:])))
+
+
+def vision_transformer() -> torchvision.models.VisionTransformer:
+    """A small one of torchvision's, with random weights also in its head."""
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(96, 16, 4, 4, 32, 64, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)
+    model.eval()
+    return model
+
+
+def heatmap_rows(name: str, layers: list[str]) -> dict[str, dict[str, Any]]:
+    """Differences of heatmaps by method."""
+    model, images = build(name), torch.rand(2, 3, 96, 96)
+    found: dict[str, dict[str, Any]] = {}
+    peers = {"grad-cam": heatmaps_of_grad_cam, "torchcam": heatmaps_of_torchcam}
+    for peer, explain in peers.items():
+        for method, maps in explain(model, layers, images):
+            read = {"refine_cam": layers, "full_grad": None}.get(method, layers[-1])
+            options = {"tolerance": math.inf} if method == "full_grad" else {}
+            own = camlib.create(method, model, read, **options)(images, CLASS).heatmaps()
+            compared(found.setdefault(method, {}), peer, method, difference(maps, own))
+    transformer = vision_transformer()
+    blocks = [name for name, _ in transformer.named_modules() if name.count(".") == 2 and "encoder_layer_" in name]
+    with torchcam_class("le_grad")(transformer, blocks) as cam:
+        maps = cam.compute_cams([CLASS] * len(images), transformer(images), normalized=False)
+    own = camlib.LeGrad(transformer)(images, CLASS).maps
+    compared(found.setdefault("le_grad", {}), "torchcam", "le_grad", difference(torch.stack(list(maps)).mean(0), own))
+    return found
+
+
+def compared(row: dict[str, Any], peer: str, method: str, apart: float) -> None:
+    """Note a difference, and why there is one."""
+    row[peer] = apart
+    if apart > AGREES:
+        row["why"] = [*row.get("why", []), *([REASONS[peer, method]] if (peer, method) in REASONS else [])]
+
+
 def rows(name: str, layer: str) -> dict[str, dict[str, Any]]:
     """Differences by method: of camlib to the equation, and of each peer to camlib."""
     model, images = build(name), torch.rand(2, 3, 96, 96)
@@ -121,6 +195,8 @@ def rows(name: str, layer: str) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Compare, print, write the JSON."""
     models = {name: {"layer": layer, "methods": rows(name, layer)} for name, layer in LAYERS.items()}
+    layers = ["layer3", "layer4"]
+    models["resnet18, heatmaps"] = {"layer": " + ".join(layers), "methods": heatmap_rows("resnet18", layers)}
     print(*models.items(), sep="\n")
     save("parity", provenance("torch", "torchvision", "grad-cam", "torchcam", "captum") | {"models": models})
 
