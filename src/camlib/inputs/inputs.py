@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
-        """Names and sizes: the key under which layers and layouts are remembered."""
+        """Names and sizes, the key under which layers and layouts are remembered."""
         if self.is_list:
             return "list", self.size
         names = tuple(self.raw) if isinstance(self.raw, Mapping) else len(self.tensors)

@@ -96,7 +96,7 @@ class LocatedHeatmaps(Reading):
         self.inside = masks_of(masks, self.values).to(self.values.device)
         """(N, H, W), bool."""
         self.start = 0
-        """The number of the first image in its data set: the seed for these images' ties."""
+        """The number of the first image in its data set, the seed for these images' ties."""
         self._known = self.inside.flatten(1).any(1)
         missing = (~self._known).nonzero().flatten().tolist()
         if missing and empty == "error":
