@@ -80,8 +80,8 @@ class Explanation:
     """Where the maps begin, in input pixels along each axis, if they have an :attr:`extent` and do not begin at the
     input's first pixel. Heatmaps are zero where no cell is."""
     quantity: str = "score"
-    """The quantity that was explained. It is "logit" for classes, also where the model ends in a softmax or sigmoid whose
-    logits camlib has found; "probability", "detection score", "similarity"; or "score" for a function."""
+    """The quantity that was explained. It is "logit" for classes, also where the model ends in a softmax or sigmoid
+    whose logits camlib has found; "probability", "detection score", "similarity"; or "score" for a function."""
 
     def __post_init__(self) -> None:
         if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
