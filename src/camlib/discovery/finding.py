@@ -38,7 +38,7 @@ from camlib.discovery.confirmation import followed, is_followed, layout_by_posit
 from camlib.discovery.graph import Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.scripted import Scripted
-from camlib.errors import CamlibRuntimeError, CamlibTypeError
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
@@ -219,6 +219,36 @@ class _Found:
                 best = stages.setdefault(self.grid(record), record)
                 stages[self.grid(record)] = record if record.name.count(".") <= best.name.count(".") else best
         return [*sorted(stages.values(), key=lambda record: record.order), self.last]
+
+
+def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
+    """Return where the images are that the network's last map belongs to; None for the usual place.
+
+    Images (N, C, H, W) of one or three channels are where they usually are. The network remembers the axes.
+
+    Example:
+        >>> import torch
+        >>> class Recurrent(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.convolution, self.head = nn.Conv1d(6, 4, 3, padding=1), nn.Linear(4, 2)
+        ...     def forward(self, series):  # (N, L, 6)
+        ...         return self.head(self.convolution(series.mT).relu().mean(2))
+        >>> axes_of_images(Network.of(Recurrent()), Inputs(torch.rand(2, 20, 6)))
+        ImageAxes(tensor=0, spatial=(1,))
+    """
+    usual = inputs.axes
+    if inputs.is_list or (usual is not None and inputs.images.dim() > 3 and inputs.images.shape[1] in (1, 3)):
+        return None
+    known = network.located.of("", inputs)
+    if known is None:
+        try:
+            axes = _find(network, inputs).axes
+        except CamlibError:
+            axes = usual or ImageAxes(0, ())
+        network.located.add("", inputs, axes)
+        return axes
+    return known.axes
 
 
 def _find(network: Network, inputs: Inputs) -> _Found:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.confirmation import followed
-from camlib.discovery.finding import find_layer_in
+from camlib.discovery.finding import axes_of_images, find_layer_in
 from camlib.discovery.locating import KEYS, has_layouts, image_axes, is_located, locate
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, boolean
 from camlib.explanation import Explanation
@@ -420,6 +420,8 @@ def _pass(
             return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
 
     read = [*layers, *([KEYS] if any(method.reads == "attention" for method in methods) else [])]
+    if not read:
+        inputs = inputs.along(axes_of_images(network, inputs))
     if is_located(network, inputs, read):
         inputs = inputs.along(image_axes(network, inputs, read))
         forward_pass = once(follow=False)
@@ -429,4 +431,8 @@ def _pass(
     positions = forward_pass.noted["positions"]
     network.located.misread_norms = positions.met_norms_of_maps and positions.met_transpositions
     locate(network, inputs, forward_pass.watch.tensors(), positions)
-    return forward_pass.along(image_axes(network, inputs, layers))
+    axes = image_axes(network, inputs, layers)
+    if whole and inputs.along(axes) is not inputs:  # the leaf has other axes
+        inputs = inputs.along(axes)
+        return once(follow=False)
+    return forward_pass.along(axes)

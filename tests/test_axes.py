@@ -1,0 +1,112 @@
+"""Methods that read no layer, and metrics, find images whose axes are in another order, as methods of layers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import camlib
+
+
+class Series(nn.Module):
+    """A network of series (N, L, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv1d(6, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, series: Tensor) -> Tensor:
+        return self.head(self.layer(series.mT).relu().mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """A network of images (N, H, W, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv2d(4, 5, 3, padding=1), nn.Linear(5, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(images.movedim(-1, 1)).relu().mean((2, 3)))
+
+
+class Spectrogram(nn.Module):
+    """A network of spectrograms (N, time, frequency)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv2d(1, 5, 3, padding=1), nn.Linear(5, 2)
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        return self.head(self.layer(spectrograms[:, None]).relu().mean((2, 3)))
+
+
+class Usual(nn.Module):
+    """The same network, of inputs with channels first."""
+
+    def __init__(self, model: nn.Module, given: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.given = model, given
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.given(images))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Tensor], Tensor], Any]] = {
+    "series": (Series, (2, 20, 6), lambda x: x.mT.contiguous(), lambda x: x.mT),
+    "channels last": (ChannelsLast, (2, 9, 10, 4), lambda x: x.movedim(-1, 1).contiguous(), lambda x: x.movedim(1, -1)),
+    "spectrograms": (Spectrogram, (2, 12, 9), lambda x: x[:, None], lambda x: x[:, 0]),
+}
+METHODS: dict[str, Callable[[], dict[str, Any]]] = {
+    "rise": lambda: {"samples": 32, "cells": 3, "generator": torch.Generator().manual_seed(3)},
+    "occlusion": lambda: {"window": 4, "stride": 2},
+    "guided_backprop": dict,
+    "guided_grad_cam": dict,
+    "full_grad": dict,
+    "sobel": dict,
+    "center_gaussian": dict,
+    "grad_cam": dict,
+    "score_cam": dict,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def given(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, nn.Module, Tensor]:
+    """A network and its inputs, and the same with channels first."""
+    build, shape, first, back = NETWORKS[request.param]
+    model = build().double().eval()
+    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).double()
+    return model, inputs, Usual(model, back), first(inputs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_map_is_that_of_the_same_images_with_channels_first(given, name) -> None:
+    model, inputs, usual, images = given
+    expected = camlib.create(name, usual, **METHODS[name]())(images, 1)
+    cam = camlib.create(name, model, **METHODS[name]())
+    found = cam(inputs, 1)
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert found.input_size == expected.input_size == tuple(images.shape[2:])
+    torch.testing.assert_close(found.heatmaps(), expected.heatmaps())
+    if name != "rise":  # whose generator has drawn other masks by now
+        torch.testing.assert_close(cam(inputs, 1).maps, expected.maps)
+
+
+@pytest.mark.parametrize("metric", ["deletion", "insertion", "average_drop", "infidelity"])
+def test_so_are_metrics(given, metric) -> None:
+    model, inputs, usual, images = given
+    heatmaps = camlib.GradCAM(model)(inputs, 1).heatmaps()
+    evaluate = getattr(camlib.metrics, metric)
+    torch.testing.assert_close(evaluate(model, inputs, heatmaps, 1), evaluate(usual, images, heatmaps, 1))
+
+
+def test_what_is_not_found_is_where_it_usually_is() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 3)).eval()  # has no map
+    assert camlib.Occlusion(model, window=4, stride=4)(torch.rand(2, 5, 12), 1).maps.shape == (2, 12)
