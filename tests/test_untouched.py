@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import linecache
 import os
@@ -294,6 +295,69 @@ def test_buffers_that_the_model_changes_and_all_random_numbers_are_restored(trai
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+class Caching(nn.Module):
+    """Attention biases as in LeViT: in eval mode they are taken from a cache, which ``train()`` empties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.biases, self.head = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4)), nn.Linear(4, 2)
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Caching:
+        if mode:
+            self.cache.clear()
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        biases = self.biases * 2 if self.training else self.cache.setdefault("biases", self.biases * 2)
+        return self.head(self.trunk(x).relu().mean((2, 3)) * biases)
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "guided_backprop", "score_cam", "eigen_cam"])
+def test_what_a_model_caches_in_eval_mode_is_left_as_it_was(name: str) -> None:
+    images = torch.rand(2, 3, 8, 8)
+    model = Caching()
+    camlib.create(name, model)(images, 1)  # in the middle of an epoch
+    assert model.training
+    assert not model.cache
+    copy.deepcopy(model)
+    with torch.no_grad():
+        model.biases += 1
+    fresh = Caching()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(images), fresh.eval()(images))
+    kept = model.cache["biases"]
+    camlib.create(name, model)(images, 1)
+    assert model.cache == {"biases": kept}
+
+
+class ViewChanged(nn.Module):
+    """As GhostNet's blocks: a view of what was computed before a layer is changed in place behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ghost, self.shortcut, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ghost(x).relu()[:, :4]
+        y += self.shortcut(x)
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "hires_cam", "eigen_cam", "score_cam"])
+def test_a_view_that_is_changed_in_place_behind_the_layer_is_no_hindrance(name: str) -> None:
+    model, images = ViewChanged().double().eval(), torch.rand(2, 3, 8, 8).double()
+    found = camlib.create(name, model, "shortcut", relu=False)(images, 1)
+    activations = model.shortcut(images).detach()
+    assert found.maps.shape == (2, 6, 6)
+    if name in ("grad_cam", "hires_cam"):  # the gradient of the mean is the same at all 36 positions
+        weights = model.head.weight[1] / 36
+        torch.testing.assert_close(found.maps, torch.einsum("c,nchw->nhw", weights, activations).detach())
+
+
 def test_a_forked_process_has_the_model_as_it_was() -> None:
     """Another thread's call runs in the parent, not in the child."""
     model = model_in_some_state()

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,17 @@ class _Kept:
     training: bool
     buffers: dict[str, tuple[Tensor, Tensor, int]]
     """Each buffer, a copy of its values, and its version."""
+    caches: dict[str, tuple[dict[Any, Any], dict[Any, Any]]]
+    """Each dict among its attributes, and a copy."""
     calls: set[object] = field(default_factory=set)
     """The calls that are running."""
 
     @staticmethod
     def of(module: nn.Module) -> _Kept:
         """Note the state of a module."""
-        held = _changeable(module)
-        return _Kept(module.training, {name: (one, one.clone(), one._version) for name, one in held.items()})
+        held, caches = _changeable(module), _caches(module)
+        buffers = {name: (one, one.clone(), one._version) for name, one in held.items()}
+        return _Kept(module.training, buffers, {name: (cache, dict(cache)) for name, cache in caches.items()})
 
     def restore(self, module: nn.Module) -> None:
         """Put the state back."""
@@ -42,6 +46,10 @@ class _Kept:
                 buffer.copy_(values)
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
+        for cache, content in self.caches.values():
+            if len(cache) != len(content) or any(cache.get(key) is not value for key, value in content.items()):
+                cache.clear()
+                cache.update(content)
 
 
 _lock = threading.RLock()
@@ -59,9 +67,16 @@ def _changeable(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
 
 
+def _caches(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    """The dicts among a module's attributes, where LeViT and others keep tensors in eval mode, with their graph."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    return {name: value for name, value in vars(module).items() if type(value) is dict and not name.startswith("_")}
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag, and its own buffers.
+    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag, own buffers, and dicts.
 
     Calls are counted per module, so calls from several threads may overlap: the last one restores the state.
     """
@@ -82,7 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with undone(release):
         with _lock:
             for module in model.modules():
-                if module.training or module in _kept or _changeable(module):
+                if module.training or module in _kept or _changeable(module) or _caches(module):
                     held.append(module)
                     if module not in _kept:
                         _kept[module] = _Kept.of(module)
