@@ -544,3 +544,53 @@ def test_calls_that_overlap_in_threads_restore_the_compiler(images: Tensor) -> N
     camlib.GradCAM(Network(), "norm")(images, inner)
     assert set(over) == {"force_eager"}
     assert eval_frame._stance.stance == "default"
+
+
+class TestInGraph:
+    """A map that is part of a loss."""
+
+    def loss_and_gradients(self, model: nn.Module, run: Any) -> tuple[Tensor, list[Tensor]]:
+        loss = run().square().mean()
+        return loss, list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+
+    @pytest.mark.parametrize("function", ["grad_cam", "hires_cam", "layer_cam", "x_grad_cam", "grad_cam_plus_plus"])
+    def test_the_gradient_of_the_map_is_that_of_plain_autograd(self, function: str) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.Softplus(), nn.Conv2d(5, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)
+        ).double()
+        images, equation = torch.rand(2, 3, 8, 8).double(), getattr(camlib.functional, function)
+
+        def captured() -> Tensor:
+            with camlib.capture(model, "1") as read:
+                outputs = model(images)
+            return equation(*read.in_graph(outputs[:, 1]))
+
+        def plain() -> Tensor:
+            features = model[:2](images)
+            score = model[2:](features)[:, 1].sum()
+            return equation(features, *torch.autograd.grad(score, features, create_graph=True))
+
+        loss, found = self.loss_and_gradients(model, captured)
+        expected_loss, expected = self.loss_and_gradients(model, plain)
+        torch.testing.assert_close(loss, expected_loss)
+        assert found[0].abs().max() > 0
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_several_layers(self) -> None:
+        model, images = small_cnn(), torch.rand(2, 3, 8, 8)
+        with camlib.capture(model, ["0", "2"]) as read:
+            outputs = model(images)
+        assert all(a.requires_grad and g.shape == a.shape for a, g in read.in_graph(outputs[:, 1]))
+
+    def test_without_a_graph(self) -> None:
+        model, images = small_cnn(), torch.rand(2, 3, 8, 8)
+        with torch.no_grad(), camlib.capture(model, "2") as read:
+            outputs = model(images)
+        with pytest.raises(camlib.CamlibRuntimeError, match="'2' has no graph: the forward pass ran without autograd"):
+            read.in_graph(outputs[:, 1])
+        with camlib.capture(model, "2") as read:
+            outputs = model(images)
+        with pytest.raises(camlib.CamlibValueError, match=r"must be \(N,\) or a single number"):
+            read.in_graph(outputs)

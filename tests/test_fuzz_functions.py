@@ -94,6 +94,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "evaluation.evaluate": {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["sparseness"]},
     "deep_feature_factorization": {"layer": "2", "concepts": 2},
     "Captured.gradients": {"scores": OUTPUTS[:, 1].sum()},
+    "Captured.in_graph": {"scores": OUTPUTS[:, 1]},
     "Explanation.cat": {"explanations": [EXPLANATION]},
     "Geometry.apply": {"pictures": torch.rand(2, 3, 12, 10)},
     "Geometry.then": {"following": imaging.Resize((6, 6), (8, 8))},

@@ -34,6 +34,25 @@ class Captured:
         """
         return self._cut.gradients(scores, retain_graph=True)[0]
 
+    def in_graph(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return activations and gradients with their graph, for a loss on the map itself.
+
+        The forward pass must have run with autograd on. The graph is kept; the backward pass of the loss runs through
+        the tail twice.
+
+        Args:
+            scores: (N,), one per image; or their sum.
+
+        Example:
+            >>> import camlib, torch, torchvision
+            >>> model = torchvision.models.resnet18(num_classes=4)
+            >>> with camlib.capture(model, "layer4") as captured:
+            ...     outputs = model(torch.rand(2, 3, 64, 64))
+            >>> maps = camlib.functional.grad_cam(*captured.in_graph(outputs[:, 1])).relu()
+            >>> maps.mean().backward()  # add it to the loss, to keep maps small
+        """
+        return self._cut.in_graph(scores)[0]
+
 
 class CapturedLayers:
     """Several layers of the forward pass that ran inside :func:`camlib.capture`, in the order they were given."""
@@ -49,6 +68,10 @@ class CapturedLayers:
     def gradients(self, scores: Tensor) -> list[Tensor]:
         """Differentiate ``scores`` with respect to each layer's output, like :meth:`Captured.gradients`."""
         return self._cut.gradients(scores, retain_graph=True)
+
+    def in_graph(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each layer's activations and gradients with their graph, like :meth:`Captured.in_graph`."""
+        return self._cut.in_graph(scores)
 
 
 @overload

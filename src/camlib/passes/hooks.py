@@ -291,6 +291,38 @@ class Cut(Watch):
                 raise _does_not_lead(name)
         return list(found)
 
+    def in_graph(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Differentiate the scores in a way that can be differentiated itself.
+
+        Args:
+            scores: (N,), one per image; or their sum.
+
+        Returns:
+            For each cut layer the activations A and the gradient G, both with their graph.
+
+        Raises:
+            CamlibRuntimeError: the scores do not depend on one of the layers, or the pass ran without autograd.
+        """
+        self.tensors()  # every layer was reached
+        points = {name: self._points[name].tensor for name in self.cut}
+        for name, point in points.items():
+            if point.is_leaf:
+                raise CamlibRuntimeError(
+                    f"layer {name!r} has no graph: the forward pass ran without autograd, or nothing before the layer "
+                    "can be trained; run it without torch.no_grad(), on inputs or parameters that require a gradient"
+                )
+        if not isinstance(scores, Tensor) or scores.dim() > 1:
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise CamlibValueError(f"scores must be (N,) or a single number, got {shape}; pick a class first")
+        if not scores.requires_grad:
+            raise _does_not_lead(self.cut[0])
+        with torch.enable_grad():
+            found = torch.autograd.grad(scores.sum(), list(points.values()), create_graph=True, allow_unused=True)
+        for name, gradient in zip(points, found, strict=True):
+            if gradient is None:
+                raise _does_not_lead(name)
+        return list(zip(points.values(), found, strict=True))
+
     def second_order(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Differentiate the scores twice: the gradient G, and the product H A of the Hessian and the activations.
 
