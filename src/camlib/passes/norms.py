@@ -69,6 +69,8 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 def right_norms(network: Network, inputs: Inputs) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which a network's batch norms have the right gradient for these inputs."""
-    may_be_wrong = network.located.misread_norms and inputs.count == 1 and inputs.tensors[:1]
-    on_cpu = may_be_wrong and inputs.tensors[0].device.type == "cpu"
-    return RightNorms() if on_cpu else contextlib.nullcontext()
+    several = inputs.axes is not None and inputs.count > 1
+    elsewhere = bool(inputs.tensors) and inputs.tensors[0].device.type != "cpu"
+    if several or elsewhere or not network.located.misread_norms:
+        return contextlib.nullcontext()
+    return RightNorms()
