@@ -405,7 +405,7 @@ def non_finite_input_raises(on: Subject) -> None:
 
 @_every
 def forward_passes_as_declared(on: Subject) -> None:
-    """Each image runs through the network ``forward_passes`` times, whatever K is, and once more to find the layer.
+    """Each image runs through the network ``forward_passes`` times for any K, and once more to find layer or axes.
 
     If ``forward_passes`` depends on the inputs, it still does not depend on the classes.
     """
@@ -421,9 +421,9 @@ def forward_passes_as_declared(on: Subject) -> None:
 
     first, known = passes(on.each), explainer.forward_passes
     declared = passes(on.each) if known is None else known
-    most = declared + (not on.kind.layerless)
     problem = f"the first call made {first:g} forward passes, but {declared:g} are declared"
-    expect(declared <= first <= most, f"{problem}, and finding the layer may take one more; override forward_passes")
+    more = "finding the layer, or the axes of signals, may take one more"
+    expect(declared <= first <= declared + 1, f"{problem}, and {more}; override forward_passes")
     for what, target in (("one class", on.each), ("two classes", TopK(2))):
         made = passes(target)
         problem = f"a call for {what} made {made:g} forward passes, but {declared:g} are declared"
