@@ -1,4 +1,4 @@
-"""Methods that read no layer, and metrics, find images whose axes are in another order, as methods of layers do."""
+"""Methods that read no layer find images whose axes are in another order, as methods of layers do."""
 
 from __future__ import annotations
 
@@ -97,14 +97,6 @@ def test_the_map_is_that_of_the_same_images_with_channels_first(given, name) -> 
     torch.testing.assert_close(found.heatmaps(), expected.heatmaps())
     if name != "rise":  # whose generator has drawn other masks by now
         torch.testing.assert_close(cam(inputs, 1).maps, expected.maps)
-
-
-@pytest.mark.parametrize("metric", ["deletion", "insertion", "average_drop", "infidelity"])
-def test_so_are_metrics(given, metric) -> None:
-    model, inputs, usual, images = given
-    heatmaps = camlib.GradCAM(model)(inputs, 1).heatmaps()
-    evaluate = getattr(camlib.metrics, metric)
-    torch.testing.assert_close(evaluate(model, inputs, heatmaps, 1), evaluate(usual, images, heatmaps, 1))
 
 
 def test_what_is_not_found_is_where_it_usually_is() -> None:

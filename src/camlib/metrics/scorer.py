@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.discovery.finding import axes_of_images
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
 from camlib.inputs.links import noted
@@ -78,7 +77,6 @@ class Scorer:
         network = Network.of(model, forward)
         self.model = network.module
         ready = network.ready(inputs)
-        ready = ready.along(axes_of_images(network, ready))
         self.inputs = ready
         """The inputs, parsed."""
         self.images = ready.floats
