@@ -44,7 +44,10 @@ REASONS = {
     ): "grad-cam and the authors' code: maps are resized to the image, then multiplied",
     ("grad-cam", "score_cam"): "grad-cam: masks are resized with aligned corners",
     ("torchcam", "score_cam"): "torchcam: masks are normalised before they are resized",
-    ("torchcam", "le_grad"): "torchcam and the paper: each block has a score of its own; camlib explains the network's",
+    (
+        "torchcam",
+        "le_grad",
+    ): "torchcam and the paper: a separate score for each block; camlib: the network's score",
     ("grad-cam", "kpca_cam"): "grad-cam: sigmoid kernel on centred features, and the sign left to chance",
 }
 AS_HEATMAPS = ("shapley_cam", "seg_eigen_cam", "finer_cam", "ablation_cam", "score_cam", "refine_cam", "full_grad")

@@ -38,5 +38,5 @@ def load(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def load_if_there(name: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Return a result; an empty dictionary if it has not been measured."""
+    """Return a stored result, or an empty dictionary if there is none."""
     return load(name, folder) if (folder / f"{name}.json").exists() else {}

@@ -196,7 +196,7 @@ class Series(Waveform):
 
 
 class SeriesTransformer(nn.Module):
-    """A class token and the patches of a signal (N, 2, L); L need not be a multiple of the patch size."""
+    """A transformer with a class token on patches of a signal (N, 2, L), where L may be any length."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ CALLED = (
 )
 """Arguments that are called: what a wrong function raises then is not camlib's error."""
 NOT_CALLED = {
-    "functional.full_gradients", "functional.guided_gradients",  # without arguments of their own beside a method's
+    "functional.full_gradients", "functional.guided_gradients",  # take only what a method takes
     "Scorer.scores", "Scorer.scores_of_variants",  # for metrics: they take functions
     "Comparison.get",  # of every mapping
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Detection
 =========
 
-A detector finds several objects in one picture, and every box has a score of its own. ``camlib.targets.Box`` explains
+A detector finds several objects in one picture, and each box has its own score. ``camlib.targets.Box`` explains
 the score of one of them. The detector is torchvision's FCOS on a tiny backbone, trained for some seconds on drawn discs
 and squares.
 """

@@ -136,7 +136,7 @@ def optional_function(name: str, value: object) -> None:
 
 
 def check_class_names(value: object) -> None:
-    """Check names of classes: None, or what has a name for each index, as a list or a dict; a string is refused.
+    """Check class names: None, or anything indexable by class, such as a list or a dict, but not a string.
 
     Raises:
         CamlibTypeError: it is something else.
@@ -154,7 +154,7 @@ def check_class_names(value: object) -> None:
 
 
 def items(name: str, value: object, wanted: str) -> list[Any]:
-    """Return what a sequence holds as a list; a string is refused, not split into letters.
+    """Return the items of a sequence as a list; a string is refused, not split into letters.
 
     Args:
         name: the argument's name, for errors.

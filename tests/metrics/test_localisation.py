@@ -172,7 +172,7 @@ def test_a_batch_gives_what_its_images_give(metric: Metric) -> None:
     masks = torch.rand(5, 6, 7) < torch.linspace(0.1, 0.9, 5)[:, None, None]
 
     def drawn() -> dict[str, torch.Generator]:
-        """Ties are drawn anew for each image: from one generator, one image after the other."""
+        """A generator to break the ties of all images in turn, if the metric takes one."""
         return {"generator": torch.Generator().manual_seed(0)} if "generator" in signature(metric).parameters else {}
 
     together, options = metric(heatmaps, masks, **drawn()), drawn()

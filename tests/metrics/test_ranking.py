@@ -102,11 +102,11 @@ def test_another_type_than_a_generator_is_refused() -> None:
 
 
 class TestConstantHeatmaps:
-    """A method that shows nothing points anywhere: a data set of such heatmaps has the accuracy of chance."""
+    """A method that shows nothing points anywhere: over a data set, such heatmaps score at chance level."""
 
     images = 400
     masks = torch.zeros(images, 16, 16, dtype=torch.bool)
-    masks[:, 6:10, 6:10] = True  # of 256 pixels, 16 lie on the object
+    masks[:, 6:10, 6:10] = True  # the object covers 16 of 256 pixels
     chance = 16 / 256
     deviation = (chance * (1 - chance) / images) ** 0.5
 
@@ -162,7 +162,7 @@ class TestConstantHeatmaps:
                 of_row = found[0].values[row]["relevance_rank"], other.values[row]["relevance_rank"]
                 torch.testing.assert_close(*of_row, rtol=0, atol=0, equal_nan=True)
 
-    def test_forward_of_torchmetrics_draws_anew_for_each_batch(self) -> None:
+    def test_forward_of_torchmetrics_breaks_ties_differently_in_each_batch(self) -> None:
         metric = as_torchmetrics.RelevanceRank()
         drawn = [float(metric(torch.zeros(masks.shape), masks)) for masks in self.masks[:40].split(1)]
         assert len(set(drawn)) > 1

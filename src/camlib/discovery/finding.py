@@ -222,9 +222,9 @@ class _Found:
 
 
 def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
-    """Return where the images are that the network's last map belongs to; None for the usual place.
+    """Return the axes of the images that the network's last map belongs to, or None for the usual axes.
 
-    Images (N, C, H, W) of one or three channels are where they usually are. The network remembers the axes.
+    Images (N, C, H, W) with one or three channels have the usual axes. The result is cached on the network.
 
     Example:
         >>> import torch
@@ -534,7 +534,7 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
 
 
 def _reached(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
-    """The nodes of those maps that the NaN reaches."""
+    """Return the nodes of the maps that the NaN reaches."""
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
         points = [record.tensor for record in records]

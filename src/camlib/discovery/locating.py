@@ -1,4 +1,4 @@
-"""Find where the cells of layers lie in the images, from the positions that a pass has shown."""
+"""Locate the cells of layers in the images, using the positions that were followed in a forward pass."""
 
 from __future__ import annotations
 

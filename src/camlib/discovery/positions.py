@@ -43,9 +43,9 @@ class Positions(TorchDispatchMode):
         self.not_followed: set[str] = set()
         """The operations that were met, and that no rule follows, or that lost places."""
         self.met_norms_of_maps = False
-        """Whether a batch norm of maps was met."""
+        """Whether the pass called a batch norm on maps."""
         self.met_transpositions = False
-        """Whether axes of tensors with more than two were transposed, as between tokens and maps."""
+        """Whether the pass transposed tensors of three or more axes, as between tokens and maps."""
         for number, tensor in enumerate(inputs):
             self._set(tensor, {(number, axis): along(tensor.shape, axis) for axis in range(tensor.dim())})
 

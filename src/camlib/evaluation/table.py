@@ -115,7 +115,7 @@ class Evaluation:
     failures: Sequence[Failure] = ()
     """Values that are NaN because something failed."""
     judged: str = "probability"
-    """The quantity that the metrics which run the network judged by, such as "probability" or "logit"."""
+    """The score by which metrics that run the network judged the heatmaps, such as "probability" or "logit"."""
 
     @property
     def rows(self) -> list[TableRow]:

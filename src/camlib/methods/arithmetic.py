@@ -23,7 +23,7 @@ def check_alike(activations: Tensor, **others: Tensor) -> None:
 
 
 def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = None, axes: int | None = None) -> None:
-    """Check that a pure function was given a tensor of real numbers of the right shape; torch would broadcast others.
+    """Check an argument's type and shape: torch would silently broadcast a wrong shape.
 
     Args:
         name: the argument's name, for errors.
@@ -52,7 +52,7 @@ def check_tensor(name: str, given: Tensor, wanted: str, like: Tensor | None = No
 
 
 def check_tensors(name: str, given: Iterable[Tensor], wanted: str) -> None:
-    """Check that a pure function was given several tensors, one after the other.
+    """Check that an argument is a sequence, as of tensors.
 
     Raises:
         CamlibTypeError: it is not a sequence.

@@ -163,7 +163,7 @@ def scores_under(passes: PerturbedPasses, masks: Masks, under: Callable[[Tensor,
 
 
 def check_masked(masks: Masks, scores: Tensor) -> None:
-    """Check that a pure function was given masks, and the scores (N, M) of images under them.
+    """Check masks, and the scores (N, M) of the masked images.
 
     Raises:
         CamlibTypeError: other types.

@@ -73,7 +73,7 @@ class ImageMean(Apart, torchmetrics.MeanMetric):
         return self
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluate a batch. Ties are drawn anew for each image, also from batch to batch."""
+        """Evaluate a batch. Ties are broken independently for each image, across batches too."""
         metric, drawn = type(self).metric, {}
         if metric.reads is LocatedHeatmaps and "generator" in metric.__signature__.parameters:
             drawn = {"generator": torch.Generator().manual_seed(self._batches)}

@@ -37,7 +37,7 @@ def ranked(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor
 
 
 def ranked_each(heatmaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return :func:`ranked` with another shuffle for each image.
+    """Return :func:`ranked`, with ties shuffled independently for each image.
 
     With one shuffle for all, the constant heatmaps of a data set would all point at the same pixel. A generator that is
     passed on from image to image gives the same draws as one call for all images.

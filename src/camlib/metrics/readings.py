@@ -96,7 +96,7 @@ class LocatedHeatmaps(Reading):
         self.inside = masks_of(masks, self.values).to(self.values.device)
         """(N, H, W), bool."""
         self.start = 0
-        """The number of the first image in its data set, the seed for these images' ties."""
+        """The index of the first image in its data set, which seeds the tie-breaking."""
         self._known = self.inside.flatten(1).any(1)
         missing = (~self._known).nonzero().flatten().tolist()
         if missing and empty == "error":
@@ -110,7 +110,7 @@ class LocatedHeatmaps(Reading):
         return values.masked_fill(~self._known, torch.nan)
 
     def ranked(self, generator: torch.Generator | None) -> Tensor:
-        """Return the pixels (N, P) of each heatmap, the most important first; ties are shuffled anew for each image."""
+        """Return the pixels (N, P) of each heatmap, most important first; ties are shuffled separately per image."""
         if generator is not None:
             return ranked_each(self.values, generator)
         seeds = range(self.start, self.start + len(self.values))

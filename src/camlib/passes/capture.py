@@ -35,10 +35,10 @@ class Captured:
         return self._cut.gradients(scores, retain_graph=True)[0]
 
     def in_graph(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return activations and gradients with their graph, for a loss on the map itself.
+        """Return activations and gradients that are still attached to the graph, for a loss on the map itself.
 
-        The forward pass must have run with autograd on. The graph is kept; the backward pass of the loss runs through
-        the tail twice.
+        The forward pass must have run with autograd on. The graph is kept. The loss's backward pass runs through the
+        tail twice.
 
         Args:
             scores: (N,), one per image; or their sum.
@@ -70,7 +70,7 @@ class CapturedLayers:
         return self._cut.gradients(scores, retain_graph=True)
 
     def in_graph(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each layer's activations and gradients with their graph, like :meth:`Captured.in_graph`."""
+        """Return each layer's activations and gradients, still attached to the graph: see :meth:`Captured.in_graph`."""
         return self._cut.in_graph(scores)
 
 

@@ -292,7 +292,7 @@ class Cut(Watch):
         return list(found)
 
     def in_graph(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Differentiate the scores in a way that can be differentiated itself.
+        """Differentiate the scores and keep the graph, so that the gradient can be differentiated too.
 
         Args:
             scores: (N,), one per image; or their sum.

@@ -26,7 +26,7 @@ class _Kept:
     buffers: dict[str, tuple[Tensor, Tensor, int]]
     """Each buffer, a copy of its values, and its version."""
     caches: dict[str, tuple[dict[Any, Any], dict[Any, Any]]]
-    """Each dict among its attributes, and a copy."""
+    """Each attribute that is a dict, with a copy of it."""
     calls: set[object] = field(default_factory=set)
     """The calls that are running."""
 
@@ -68,7 +68,7 @@ def _changeable(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _caches(module: nn.Module) -> dict[str, dict[Any, Any]]:
-    """The dicts among a module's attributes, where LeViT and others keep tensors in eval mode, with their graph."""
+    """Return a module's dict attributes, in which LeViT and others cache tensors (and their graph) in eval mode."""
     if type(module).__module__.startswith("torch."):
         return {}
     return {name: value for name, value in vars(module).items() if type(value) is dict and not name.startswith("_")}

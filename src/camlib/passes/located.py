@@ -1,4 +1,4 @@
-"""What the first passes of a network show of its layers: where in the images their cells lie."""
+"""Where the cells of a network's layers lie in the images, as found in its first passes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Located:
     """Where the cells of a layer lie, for inputs of one kind."""
 
     axes: ImageAxes
-    """Where the images are that the layer is a map of."""
+    """The axes of the images that the layer is a map of."""
     covered: Covered | None
     """Which part of the images it covers; None for the whole."""
     of_several: bool
-    """Whether two or more images have shown it, so that the order of the rows is proved."""
+    """Whether a batch of two or more images confirmed it, which proves the order of the rows."""
     layouts: dict[Size, Layout] = field(default_factory=dict)
     """Its layouts, by its shape without the images."""
 
     def holds_for(self, inputs: Inputs) -> bool:
-        """Whether this is known for as many images.
+        """Return whether this holds for inputs with this number of images.
 
-        An order of tokens that one image alone has shown may be that image's own, so it holds for no other pass.
+        A token order found with a single image may depend on that image, so it is not reused.
         """
         in_own_order = any(isinstance(one, Tokens) and one.order is not None for one in self.layouts.values())
         return self.of_several or (count(inputs, self.axes) == 1 and not in_own_order)
@@ -50,10 +50,10 @@ class LocatedLayers:
     def __init__(self) -> None:
         self._known: dict[tuple[str, Any], Located] = {}
         self.misread_norms = True
-        """Whether PyTorch may compute a batch norm's gradient wrongly, until a first pass shows that it does not."""
+        """Whether PyTorch may compute a batch norm's gradient wrongly. True until a first pass rules it out."""
 
     def of(self, layer: str, inputs: Inputs) -> Located | None:
-        """Return what is known of a layer; None if it was not located for inputs of this kind."""
+        """Return what is known about a layer, or None if it was not located for inputs of this kind."""
         return self._known.get((layer, inputs.kind))
 
     def layout(self, layer: str, shape: Size, inputs: Inputs) -> Layout | None:
@@ -75,7 +75,7 @@ class LocatedLayers:
         shape: Size = (),
         covered: Covered | None = None,
     ) -> None:
-        """Note what a pass has shown of a layer.
+        """Store what a pass showed about a layer.
 
         Args:
             layer: its name.
@@ -95,7 +95,7 @@ class LocatedLayers:
         self._known[layer, inputs.kind] = found
 
     def learn(self, other: LocatedLayers) -> None:
-        """Take over what another method on the same network knows."""
+        """Merge what another method knows about the same network."""
         self.misread_norms &= other.misread_norms
         for key, theirs in other._known.items():
             mine = self._known.get(key)

@@ -47,9 +47,9 @@ class Network:
     ending: Ending = field(default_factory=Ending)
     """Whether the outputs are probabilities, which the first run of :meth:`scored` shows."""
     located: LocatedLayers = field(default_factory=LocatedLayers)
-    """Where the cells of its layers lie, as the first passes have shown."""
+    """Where the cells of its layers lie, as found in its first passes."""
     shared: dict[Any, tuple[int, ...]] = field(default_factory=dict)
-    """The numbers of the tensors that all images share, by the inputs' kind, their count and the candidates."""
+    """Indices of the tensors shared by all images, keyed by the inputs' kind, their count and the candidates."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:

@@ -40,7 +40,7 @@ def is_misread(tensor: Tensor) -> bool:
 
 
 class RightNorms(TorchFunctionMode):
-    """Inside the block, batch norms read contiguous copies of what PyTorch would misread.
+    """A context in which batch norms get contiguous copies of tensors that PyTorch would misread.
 
     Example:
         >>> norm = torch.nn.BatchNorm2d(5).eval()
@@ -52,7 +52,7 @@ class RightNorms(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; a batch norm with contiguous copies."""
+        """Call the function, giving batch norms contiguous copies where needed."""
         kwargs = dict(kwargs or {})
         if func not in (F.batch_norm, torch.batch_norm):
             return func(*args, **kwargs)
@@ -68,7 +68,7 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 
 def right_norms(network: Network, inputs: Inputs) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which a network's batch norms have the right gradient for these inputs."""
+    """Return a context in which the network's batch norms have correct gradients for these inputs."""
     several = inputs.axes is not None and inputs.count > 1
     elsewhere = bool(inputs.tensors) and inputs.tensors[0].device.type != "cpu"
     if several or elsewhere or not network.located.misread_norms:

@@ -67,7 +67,7 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
 
 
 def _numbers(tensors: tuple[Tensor, ...], inputs: Inputs) -> tuple[int, ...]:
-    """The numbers of some tensors among those of the inputs."""
+    """Return the indices of some tensors among those of the inputs."""
     return tuple(number for number, one in enumerate(inputs.tensors) if any(one is own for own in tensors))
 
 

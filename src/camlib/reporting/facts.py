@@ -65,7 +65,7 @@ class Facts:
 
 
 def _listed(argument: str, given: Any) -> list[Any]:
-    """Return the entries of what was given, checked."""
+    """Return the entries as a list, or raise."""
     return items(argument, given, "a list with an entry for each image")
 
 

@@ -31,7 +31,7 @@ class Target(ABC):
     """
 
     quantity: str = "score"
-    """What the scores are, such as "logit", for :attr:`camlib.Explanation.quantity`."""
+    """What kind of score it is, such as "logit", shown as :attr:`camlib.Explanation.quantity`."""
 
     @abstractmethod
     def bind(self, outputs: Any) -> BoundTarget:

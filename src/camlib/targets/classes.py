@@ -69,7 +69,7 @@ class BoundLogits(BoundClasses):
 
 
 def all_logits(outputs: Any) -> Tensor:
-    """Return the logits of all classes: (rows, C), or -y and y of a single logit y that is not of a single text."""
+    """Return the logits of all classes (rows, C); for a single logit y, -y and y, unless it is that of a text."""
     logits = class_logits(outputs)
     return logits if is_of_one_text(outputs) else two_class_logits(logits)
 

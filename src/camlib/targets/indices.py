@@ -189,7 +189,7 @@ def class_probabilities(outputs: Any, link: Link = None) -> Tensor:
 
 
 def is_of_one_text(outputs: Any) -> bool:
-    """Whether the only class is the single text that images are compared with, so that there is no negative class."""
+    """Return whether images are compared with a single text, which is then the only class: there is no negative one."""
     found = None if isinstance(outputs, Tensor) else Outputs(outputs).named(CLASSES)
     of_texts = None if found is None else Outputs(outputs).named(("logits_per_image",))
     return found is not None and found is of_texts and has_one_column(found)
