@@ -99,6 +99,26 @@ def test_the_map_is_that_of_the_same_images_with_channels_first(given, name) -> 
         torch.testing.assert_close(cam(inputs, 1).maps, expected.maps)
 
 
-def test_what_is_not_found_is_where_it_usually_is() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 3)).eval()  # has no map
-    assert camlib.Occlusion(model, window=4, stride=4)(torch.rand(2, 5, 12), 1).maps.shape == (2, 12)
+class Recurrent(nn.Module):
+    """A network of series (N, L, 5) without a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.LSTM(5, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, series: Tensor) -> Tensor:
+        return self.head(self.layer(series)[0][:, -1])
+
+
+def test_axes_that_no_layer_shows_are_told() -> None:
+    model, series = Recurrent().eval(), torch.rand(2, 12, 5)
+    occlusion = camlib.Occlusion(model, window=4, stride=4)
+    with pytest.warns(camlib.CamlibWarning, match=r"inputs \(2, 12, 5\) are read as signals \(N, C, L\)"):
+        assert occlusion(series, 1).maps.shape == (2, 5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_forward_says_where_they_are() -> None:
+    occlusion = camlib.Occlusion(Recurrent().eval(), window=4, stride=4, forward=lambda model, x: model(x.mT))
+    assert occlusion(torch.rand(2, 12, 5).mT, 1).maps.shape == (2, 12)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from camlib.discovery.confirmation import followed, is_followed, layout_by_posit
 from camlib.discovery.graph import Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.scripted import Scripted
-from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
@@ -246,6 +247,13 @@ def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
             axes = _find(network, inputs).axes
         except CamlibError:
             axes = usual or ImageAxes(0, ())
+            if usual is not None and inputs.images.dim() == 3 and network.forward is None:
+                warnings.warn(
+                    f"inputs {tuple(inputs.images.shape)} are read as signals (N, C, L), since no layer shows which axis "
+                    "is the length; for series (N, L, C), pass inputs.mT and forward=lambda model, x: model(x.mT)",
+                    CamlibWarning,
+                    stacklevel=6,
+                )
         network.located.add("", inputs, axes)
         return axes
     return known.axes
