@@ -249,8 +249,8 @@ def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
             axes = usual or ImageAxes(0, ())
             if usual is not None and inputs.images.dim() == 3 and network.forward is None:
                 warnings.warn(
-                    f"inputs {tuple(inputs.images.shape)} are read as signals (N, C, L), since no layer shows which axis "
-                    "is the length; for series (N, L, C), pass inputs.mT and forward=lambda model, x: model(x.mT)",
+                    f"inputs {tuple(inputs.images.shape)} are read as signals (N, C, L), since no layer shows which "
+                    "axis is the length; for series (N, L, C), pass inputs.mT and forward=lambda model, x: model(x.mT)",
                     CamlibWarning,
                     stacklevel=6,
                 )
