@@ -120,3 +120,24 @@ def test_other_layouts_are_not_copied() -> None:
     assert not is_misread(maps.contiguous(memory_format=torch.channels_last))
     assert not is_misread(maps.expand(2, 5, 3, 4))
     assert not is_misread(torch.rand(1, 5))
+
+
+def test_another_kind_of_inputs_does_not_hide_what_was_met() -> None:
+    class Either(nn.Module):
+        """Maps of large images are read as tokens, those of small ones are not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hybrid = Hybrid("map to tokens")
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            if pictures.shape[-1] == 24:
+                return self.hybrid(pictures)
+            return self.hybrid.batch_norm(self.hybrid.patches(pictures)).mean((2, 3))
+
+    model = Either().double().eval()
+    expected = camlib.HiResCAM(model, "hybrid.patches", relu=False)(PICTURES, 1).maps
+    cam = camlib.HiResCAM(model, "hybrid.patches", relu=False)
+    cam(PICTURES, 1)
+    cam(PICTURES[..., :16, :16].contiguous(), 1)
+    torch.testing.assert_close(cam(PICTURES[:1], 1).maps, expected[:1])

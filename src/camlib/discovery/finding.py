@@ -39,7 +39,7 @@ from camlib.discovery.confirmation import followed, is_followed, layout_by_posit
 from camlib.discovery.graph import Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.scripted import Scripted
-from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibWarning
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
@@ -245,7 +245,7 @@ def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
     if known is None:
         try:
             axes = _find(network, inputs).axes
-        except CamlibError:
+        except Exception:  # no layer was found, or the model fails, which the call itself will report
             axes = usual or ImageAxes(0, ())
             if usual is not None and inputs.images.dim() == 3 and network.forward is None:
                 warnings.warn(

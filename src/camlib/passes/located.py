@@ -49,8 +49,8 @@ class LocatedLayers:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, Any], Located] = {}
-        self.misread_norms = True
-        """Whether PyTorch may compute a batch norm's gradient wrongly. True until a first pass rules it out."""
+        self.misread_norms: bool | None = None
+        """Whether PyTorch may compute a batch norm's gradient wrongly; None until a first pass was followed."""
 
     def of(self, layer: str, inputs: Inputs) -> Located | None:
         """Return what is known about a layer, or None if it was not located for inputs of this kind."""
@@ -96,7 +96,8 @@ class LocatedLayers:
 
     def learn(self, other: LocatedLayers) -> None:
         """Merge what another method knows about the same network."""
-        self.misread_norms &= other.misread_norms
+        if other.misread_norms is not None:
+            self.misread_norms = bool(self.misread_norms) or other.misread_norms
         for key, theirs in other._known.items():
             mine = self._known.get(key)
             if mine is None or (theirs.of_several and not mine.of_several):

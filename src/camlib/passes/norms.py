@@ -71,6 +71,6 @@ def right_norms(network: Network, inputs: Inputs) -> contextlib.AbstractContextM
     """Return a context in which the network's batch norms have correct gradients for these inputs."""
     several = inputs.axes is not None and inputs.count > 1
     elsewhere = bool(inputs.tensors) and inputs.tensors[0].device.type != "cpu"
-    if several or elsewhere or not network.located.misread_norms:
+    if several or elsewhere or network.located.misread_norms is False:
         return contextlib.nullcontext()
     return RightNorms()
