@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-quick: install  ## lint, types and the tests that guard daily work, in parallel (about 80 seconds)
+quick: install  ## lint, types and the tests that guard daily work, in parallel (about 3 minutes)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going lint types test-quick
 
 test-quick: install  ## only the tests of `make quick`
