@@ -25,7 +25,6 @@ from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
 from camlib.passes.network import Forward, Network, Reshape
-from camlib.passes.numbers import check_finite
 from camlib.passes.precision import full_precision
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
@@ -225,9 +224,7 @@ class Method(ABC):
         if self.of_each_row:
             by_layer = {layer: forward_pass.by_image(layer, maps) for layer, maps in by_layer.items()}
         axes = forward_pass.scores.dim() + len(forward_pass.size or (0, 0))
-        checked = {}
         for layer, maps in by_layer.items():
-            checked[f"map at layer {layer!r}" if layer else "map"] = [maps]
             if not isinstance(maps, Tensor) or maps.dim() != axes:
                 shape = tuple(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
                 of_layer = f" of layer {layer!r}" if layer else ""
@@ -235,7 +232,7 @@ class Method(ABC):
                     f"{type(self).__name__} returned {shape}{of_layer}; maps must be tensors (N, ...) with "
                     f"{axes - forward_pass.scores.dim()} grid axes and no channel axis, or (N, K, ...) for K classes"
                 )
-        check_finite(checked)
+            forward_pass.checks.finite(f"map at layer {layer!r}" if layer else "map", maps)
         layers = {}
         for layer, maps in by_layer.items():
             layers[layer] = maps.relu() if self.relu else maps
@@ -372,15 +369,20 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
     differentiated = {
         name for method, own in zip(methods, layers, strict=True) if method.needs_gradients for name in own
     }
-    with undisturbed(network.module):
-        forward_pass = _pass(methods, network, ready, together, differentiated, target)
+    with undisturbed(network.module) as modules:
+        forward_pass = _pass(methods, network, ready, together, differentiated, target, modules)
         for method in methods[1:]:
             method.network.located.learn(network.located)
         for method, own in zip(methods, layers, strict=True):
             if not method.of_each_row and network.reshape is None:
                 _refuse_other_rows(method, forward_pass, own)
         with full_precision(forward_pass.device):
-            yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
+            try:
+                yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
+            except Exception:
+                forward_pass.checks.settle()  # a number that is not finite may be the cause
+                raise
+            forward_pass.checks.settle()
 
 
 def _refuse_other_rows(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:
@@ -406,6 +408,7 @@ def _pass(
     layers: Mapping[str, nn.Module],
     differentiated: Collection[str],
     target: Any,
+    modules: Sequence[nn.Module],
 ) -> ForwardPass:
     """Run the network once; in the first pass of inputs of a size, follow the positions to locate the layers."""
     whole = any(method.reads == "input gradient" for method in methods)
@@ -418,7 +421,17 @@ def _pass(
             around["positions"] = followed(ready)
         try:
             with torch.set_grad_enabled(whole_graph):
-                return run(network, ready, layers, differentiated, target, agnostic=agnostic, around=around, leaf=leaf)
+                return run(
+                    network,
+                    ready,
+                    layers,
+                    differentiated,
+                    target,
+                    agnostic=agnostic,
+                    around=around,
+                    leaf=leaf,
+                    modules=modules,
+                )
         except RuntimeError as error:
             if whole_graph or "A view was created in no_grad mode" not in str(error):
                 raise

@@ -19,7 +19,7 @@ from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads, one_pass
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import gradient
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import single_or_double
 
 TOLERANCE = 1e-5
 """The largest residual allowed, as a share of the sum of all absolute terms, in single and double precision.
@@ -228,10 +228,11 @@ class FullGrad(Method):
         sums = self.take_apart(forward_pass, scores, add)
         tolerance = max(TOLERANCE, torch.finfo(scores.dtype).eps) if self.tolerance is None else self.tolerance
         far = sums.residual.abs() > tolerance * sums.magnitude
-        if bool(far.any()):
+
+        def incomplete() -> CamlibRuntimeError:
             image = int(far.nonzero()[0])
             residual, magnitude = sums.residual[image].item(), sums.magnitude[image].item()
-            raise CamlibRuntimeError(
+            return CamlibRuntimeError(
                 f"the full gradients do not sum to the score: for image {image} the score is "
                 f"{scores[image].item():.6g} and the residual {residual:.6g}, "
                 f"{abs(residual) / magnitude if magnitude else float('inf'):.2g} of the sum of the terms' absolute "
@@ -239,6 +240,8 @@ class FullGrad(Method):
                 "(ReLU, convolutions, linear layers, batch norm, pooling) that add no other constants, and for scores "
                 "linear in their outputs; explain others with camlib.GradCAM, or accept the residual with tolerance="
             )
+
+        forward_pass.checks.never(far.any(), incomplete)
         return maps
 
     def take_apart(self, forward_pass: ForwardPass, scores: Tensor, consume: Consume) -> Sums:
@@ -250,7 +253,7 @@ class FullGrad(Method):
         def receive(name: str, term: Tensor, on_grid: bool) -> None:
             if len(term) != len(total):  # its rows are crops or windows, which belong to no single image
                 return
-            check_finite({f"term of {name!r}" if name else "term of the input": [term]})
+            forward_pass.checks.finite(f"term of {name!r}" if name else "term of the input", term.detach())
             term = single_or_double(term)
             sums.residual -= term.flatten(1).sum(1)
             sums.magnitude += term.flatten(1).abs().sum(1)
@@ -263,8 +266,8 @@ class FullGrad(Method):
 
 
 def _checked_scores(forward_pass: ForwardPass) -> Sequence[Tensor]:
-    """The finite scores (N,) of each class."""
-    check_finite({"score": [forward_pass.scores.detach()]})
+    """The scores (N,) of each class, which must be finite."""
+    forward_pass.checks.finite("score", forward_pass.scores)
     return forward_pass.score_of_each_class
 
 

@@ -21,7 +21,7 @@ from camlib.methods.base import Method, Reads, one_pass
 from camlib.methods.grad_cam import GradCAM
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import checkpointed, gradient, no_checkpoints
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import single_or_double
 from camlib.passes.precision import restored
 
 
@@ -201,7 +201,7 @@ class GuidedGradCAM(GradCAM):
         if not _fits(maps, maps.dtype):
             wide = forward_pass.stacked([guided_grad_cam(one.double(), other.double()) for one, other in pairs])
             maps = maps if _fits(wide, maps.dtype) else wide
-        check_finite({"map": [maps]})
+        forward_pass.checks.finite("map", maps)
         return dataclasses.replace(cam, maps=maps, extent=None, origin=None)
 
 
@@ -217,7 +217,9 @@ def _guided(forward_pass: ForwardPass) -> list[Tensor]:
     leaf = forward_pass.whole_leaf
     _check_guided(forward_pass, leaf)
     gradients = [single_or_double(gradient(one, leaf)) for one in forward_pass.score_of_each_class]
-    check_finite({"score": [forward_pass.scores.detach()], "guided gradient": gradients})
+    forward_pass.checks.finite("score", forward_pass.scores)
+    for one in gradients:
+        forward_pass.checks.finite("guided gradient", one)
     return gradients
 
 

@@ -20,7 +20,7 @@ from camlib.passes.attention import ATTENTION, ExplicitAttention
 from camlib.passes.forward_pass import ForwardPass, reshaped
 from camlib.passes.hooks import tap
 from camlib.passes.leaf import no_checkpoints
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import single_or_double
 from camlib.passes.origins import Origins
 
 
@@ -119,7 +119,7 @@ class LeGrad(Method):
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :func:`camlib.functional.le_grad` of the patches, for each class."""
-        check_finite({"score": [forward_pass.scores.detach()]})
+        forward_pass.checks.finite("score", forward_pass.scores)
         with torch.enable_grad():
             read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
             of_classes = [_gradients(one, read) for one in forward_pass.score_of_each_class]

@@ -123,6 +123,14 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
     """
     if isinstance(error, (CamlibError, torch.OutOfMemoryError)):
         return None
+    held = [*model.parameters(), *model.buffers()]
+    if any(map(nn.parameter.is_lazy, held)):
+        return lazy()
+    homes = {tensor.device for tensor in held}
+    away = next((tensor.device for tensor in inputs.tensors if tensor.device not in homes), None)
+    if arguments is not None and homes and away is not None:
+        home = ", ".join(sorted(map(str, homes)))
+        return CamlibValueError(f"inputs are on {away} but the model is on {home}; move one: inputs.to({home!r})")
     if re.search("inference tensor", str(error), re.IGNORECASE):
         return _inference(model)
     wrong = _wrong_dtype(model, inputs, error)
@@ -155,6 +163,11 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
     )
 
 
+def lazy() -> CamlibError:
+    """Return the error for a model with lazy parameters."""
+    return CamlibRuntimeError("the model has lazy parameters without a shape; run it once before explaining it")
+
+
 def _wrong_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> CamlibError | None:
     """The error for images in another dtype than the parameters, if that is what the model failed at."""
     if not isinstance(error, (RuntimeError, TypeError)) or not re.search(_DTYPE_ERRORS, str(error)):
@@ -172,7 +185,12 @@ def _wrong_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> CamlibEr
 
 
 def _inference(model: nn.Module) -> CamlibError:
-    """The error for tensors of inference mode, naming the plain attributes of modules that hold some."""
+    """The error for tensors of inference mode: parameters and buffers, or attributes of modules, which it names."""
+    if any(map(Tensor.is_inference, (*model.parameters(), *model.buffers()))):
+        return CamlibRuntimeError(
+            "the model's parameters were created in torch.inference_mode(), where autograd cannot use them; create or "
+            "load the model outside inference_mode, or pass copy.deepcopy(model) made outside it"
+        )
     held = [
         f"{name}.{attribute}".lstrip(".")
         for name, module in model.named_modules()

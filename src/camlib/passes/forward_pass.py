@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,9 @@ from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
-from camlib.passes.network import Network, Reshape, state
+from camlib.passes.network import Network, Reshape, modules_of, state
 from camlib.passes.norms import right_norms
-from camlib.passes.numbers import check_finite, single_or_double
+from camlib.passes.numbers import Checks, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
 from camlib.passes.precision import Precision, restored
@@ -80,6 +81,8 @@ class ForwardPass:
         self.extent = extent
         self.noted = noted
         self.leaf = leaf
+        self.checks = Checks()
+        """What must hold of the numbers; it is settled once for all methods that share the pass."""
         self.layers: Sequence[str] = tuple(features)
         """The layers that the current method reads."""
         self.count = len(scores)
@@ -152,14 +155,13 @@ class ForwardPass:
         if layer not in self._activations:
             features = single_or_double(self.features[layer])
             self._activations[layer] = self.to_grid(layer, features)
-            check_finite({f"activation at layer {layer!r}": [features]}, self._images_of_rows(layer))
+            self.checks.finite(f"activation at layer {layer!r}", features, self._images_of_rows(layer))
         return self._activations[layer]
 
     def gradients(self, layer: str) -> Sequence[Tensor]:
         """Return the gradient of each class's scores, as grids like the activations.
 
-        All layers share one tail gradient (K for K classes), which is computed when it is first needed. The layers'
-        activations are computed at the same time, so that one device synchronisation checks all of them.
+        All layers share one tail gradient (K for K classes), which is computed when it is first needed.
         """
         if "first" not in self._derivatives:
             activations, gradients, cut = [], [], self.cut
@@ -169,15 +171,12 @@ class ForwardPass:
                 gradients.append(grid)
             activations, gradients = list(map(single_or_double, activations)), list(map(single_or_double, gradients))
             score = self.scores.detach()
-            checked: dict[str, list[Tensor]] = {}
             for name, activation, gradient in zip(cut.cut, activations, gradients, strict=True):
-                own = {f"activation at layer {name!r}": [activation], f"gradient at layer {name!r}": [gradient]}
                 layout = self._layouts.get(name)
-                if isinstance(layout, Frames):
-                    check_finite(own, torch.arange(len(activation)) // layout.count)
-                else:
-                    checked |= own
-            check_finite({**checked, "score": [score]})
+                images = torch.arange(len(activation)) // layout.count if isinstance(layout, Frames) else None
+                self.checks.finite(f"activation at layer {name!r}", activation, images)
+                self.checks.finite(f"gradient at layer {name!r}", gradient, images)
+            self.checks.finite("score", score)
             self._activations.update(zip(cut.cut, activations, strict=True))
             found = self._derivatives["first"] = {}
             for name, gradient in zip(cut.cut, gradients, strict=True):
@@ -205,15 +204,15 @@ class ForwardPass:
                 for name, pairs in zip(cut.cut, zip(*of_classes, strict=True), strict=True)
             }
             for name, grids in self._derivatives["second"].items():
-                check_finite({f"second derivative at layer {name!r}": [one for pair in grids for one in pair]})
+                for one in itertools.chain(*grids):
+                    self.checks.finite(f"second derivative at layer {name!r}", one)
         pairs: list[tuple[Tensor, Tensor]] = self._derivatives["second"][layer]
         return pairs
 
     def _grids(self, layer: str, features: Tensor, gradient: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """A layer's features, their gradient (N, [K,] ...) and other derivatives as grids.
 
-        Raises:
-            CamlibRuntimeError: the score reads only the class token.
+        A score that reads only the class token is refused when the checks are settled.
         """
         tensors = features, gradient, *others
         if self.network.reshape is not None:
@@ -223,12 +222,8 @@ class ForwardPass:
         if isinstance(layout, Tokens) and layout.prefix:
             several = gradient.dim() > features.dim()
             pairs = zip(grids[1].unbind(1), gradient.unbind(1), strict=True) if several else [(grids[1], gradient)]
-            if any(not patches.any() and tokens.any() for patches, tokens in pairs):
-                raise CamlibRuntimeError(
-                    f"after layer {layer!r} the score reads only the class token: the gradient of every patch is zero; "
-                    "choose a layer before the last attention, such as the last block's first norm, or leave layer= "
-                    "out"
-                )
+            for patches, tokens in pairs:
+                self.checks.never(~patches.any() & tokens.any(), lambda: _class_token_only(layer))
         return grids
 
     def by_image(self, layer: str, maps: Tensor) -> Tensor:
@@ -369,6 +364,13 @@ class ForwardPass:
         )
 
 
+def _class_token_only(layer: str) -> CamlibRuntimeError:
+    return CamlibRuntimeError(
+        f"after layer {layer!r} the score reads only the class token: the gradient of every patch is zero; choose a "
+        "layer before the last attention, such as the last block's first norm, or leave layer= out"
+    )
+
+
 def run(
     network: Network,
     inputs: Inputs,
@@ -379,6 +381,7 @@ def run(
     agnostic: bool = False,
     around: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
     leaf: Tensor | None = None,
+    modules: Iterable[nn.Module] | None = None,
 ) -> ForwardPass:
     """Run a network once, with its layers watched or cut, and bind the target to its outputs.
 
@@ -391,13 +394,14 @@ def run(
         agnostic: whether to accept outputs without classes if no target is given.
         around: contexts for the run, by method name; their values become :attr:`ForwardPass.noted`.
         leaf: :attr:`ForwardPass.leaf`.
+        modules: all modules of the network, if they are known.
 
     Raises:
         CamlibTypeError, CamlibValueError: the target does not fit the outputs.
         CamlibRuntimeError: a layer is not reached.
     """
     padding = Padding()
-    padding_hooks = padding.hooks(network.module, inputs.size)
+    padding_hooks = padding.hooks(modules_of(network.module) if modules is None else modules, inputs.size)
     watch = Cut(layers, watched=layers.keys() - differentiated) if differentiated else Watch(layers)
     noted = {}
     with contextlib.ExitStack() as stack:

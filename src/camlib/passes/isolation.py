@@ -7,14 +7,16 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camlib.passes.network import state
+from camlib.inputs.nested import map_tensors
+from camlib.passes.calling import lazy
+from camlib.passes.network import modules_of, usable
 from camlib.passes.undoing import undone
 
 
@@ -31,11 +33,10 @@ class _Kept:
     """The calls that are running."""
 
     @staticmethod
-    def of(module: nn.Module) -> _Kept:
-        """Note the state of a module."""
-        held, caches = _changeable(module), _caches(module)
-        buffers = {name: (one, one.clone(), one._version) for name, one in held.items()}
-        return _Kept(module.training, buffers, {name: (cache, dict(cache)) for name, cache in caches.items()})
+    def of(training: bool, buffers: Mapping[str, Tensor], caches: Mapping[str, dict[Any, Any]]) -> _Kept:
+        """Note the state of a module: its flag, its buffers, and its attributes that are dicts."""
+        copies = {name: (one, one.clone(), one._version) for name, one in buffers.items()}
+        return _Kept(training, copies, {name: (cache, dict(cache)) for name, cache in caches.items()})
 
     def restore(self, module: nn.Module) -> None:
         """Put the state back."""
@@ -58,27 +59,60 @@ _eager_calls: set[object] = set()
 _eager_stances: list[contextlib.AbstractContextManager[None]] = []
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
 def _changeable(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a module's forward may change in eval mode; those of torch's own modules do not."""
-    if not module._buffers or type(module).__module__.startswith("torch."):
-        return {}
+    """The buffers that a module's forward may change in eval mode; those of batch norms do not change."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return {}
     return {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
 
 
-def _caches(module: nn.Module) -> dict[str, dict[Any, Any]]:
-    """Return a module's dict attributes, in which LeViT and others cache tensors (and their graph) in eval mode."""
-    if type(module).__module__.startswith("torch."):
-        return {}
-    return {name: value for name, value in vars(module).items() if type(value) is dict and not name.startswith("_")}
+def _kept_from_pass_to_pass(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes that may hold tensors of an earlier pass."""
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if type(value) not in _PLAIN and name not in _OF_EVERY_MODULE
+    }
+
+
+def _dicts(attributes: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
+    """The attributes that are dicts, in which LeViT and others keep tensors (and their graph) in eval mode."""
+    return {name: value for name, value in attributes.items() if type(value) is dict and not name.startswith("_")}
+
+
+def _renew(module: nn.Module, attributes: Mapping[str, Any]) -> None:
+    """Replace the inference tensors in a module's attributes by clones, which autograd can use.
+
+    A module that keeps tensors from one pass to the next, such as the anchors of a detector's head, keeps inference
+    tensors after a pass in ``torch.inference_mode()``. The clones are equal and stay: any later pass can use them.
+    """
+    for name, value in attributes.items():
+        if _holds_inference_tensors(value):
+            setattr(module, name, map_tensors(usable, value))
+
+
+def _holds_inference_tensors(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_inference()
+    if isinstance(value, (tuple, list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return any(type(item) not in _PLAIN and _holds_inference_tensors(item) for item in items)
+    return False
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Keep every module of ``model`` in eval mode; afterwards restore each module's flag, own buffers, and dicts.
 
-    Calls are counted per module, so calls from several threads may overlap: the last one restores the state.
+    Calls are counted per module, so calls from several threads may overlap: the last one restores the state. Yields
+    all modules, from the only walk over them in a call.
+
+    Raises:
+        CamlibRuntimeError: a module has lazy parameters.
     """
     call = object()
     held: list[nn.Module] = []
@@ -94,16 +128,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                         del _kept[held[-1]]
                 held.pop()
 
+    def hold(module: nn.Module, buffers: Mapping[str, Tensor], caches: Mapping[str, dict[Any, Any]]) -> None:
+        held.append(module)
+        if module not in _kept:
+            _kept[module] = _Kept.of(module.training, buffers, caches)
+        _kept[module].calls.add(call)
+        module.training = False
+
     with undone(release):
+        modules = modules_of(model)
         with _lock:
-            for module in model.modules():
-                if module.training or module in _kept or _changeable(module) or _caches(module):
-                    held.append(module)
-                    if module not in _kept:
-                        _kept[module] = _Kept.of(module)
-                    _kept[module].calls.add(call)
-                    module.training = False
-        yield
+            for module in modules:
+                if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+                    raise lazy()
+                buffers, caches = {}, {}
+                if not type(module).__module__.startswith("torch."):  # torch's own modules keep nothing in eval mode
+                    attributes = _kept_from_pass_to_pass(module)
+                    _renew(module, attributes)
+                    buffers, caches = _changeable(module), _dicts(attributes)
+                if module.training or buffers or caches or module in _kept:
+                    hold(module, buffers, caches)
+        yield modules
 
 
 @contextlib.contextmanager
@@ -149,14 +194,13 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def _random_numbers(model: nn.Module) -> Iterator[None]:
+def _random_numbers() -> Iterator[None]:
     """Restore the global generators of torch, NumPy and Python afterwards."""
     import numpy as np
 
-    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    cuda = {tensor.device.index for tensor in state(model) if tensor.is_cuda} if on_cuda else set()
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    of_cuda = {index: torch.cuda.get_rng_state(index) for index in cuda}
+    of_cuda = {index: torch.cuda.get_rng_state(index) for index in devices}
 
     def restore() -> None:
         torch.set_rng_state(of_torch)
@@ -170,17 +214,20 @@ def _random_numbers(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run without autograd, in eval mode, outside inference mode, eagerly; everything is restored afterwards."""
+def undisturbed(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Run without autograd, in eval mode, outside inference mode, eagerly; everything is restored afterwards.
+
+    Yields all modules of the model.
+    """
     caching = torch.is_autocast_cache_enabled()
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        _random_numbers(model),
-        evaluating(model),
+        _random_numbers(),
+        evaluating(model) as modules,
         _eagerly(),
         undone(lambda: torch.set_autocast_cache_enabled(caching)),
     ):
         # Casts cached under no_grad would have no gradient when the caller trains in the same autocast region.
         torch.set_autocast_cache_enabled(False)
-        yield
+        yield modules

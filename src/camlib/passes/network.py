@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
+from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, optional_function
 from camlib.inputs import Inputs
 from camlib.inputs.detections import remember_sizes
-from camlib.inputs.nested import map_tensors
 from camlib.layers.texts import has_two_towers, text_modules
 from camlib.passes.calling import Arguments, batches_only, explained
 from camlib.passes.ending import Ending
@@ -67,33 +66,15 @@ class Network:
         return (self.module, self.forward, self.reshape) == (other.module, other.forward, other.reshape)
 
     def ready(self, raw: Any) -> Inputs:
-        """Parse the inputs, replace inference tensors by clones, and check that the inputs fit the model.
-
-        The model's caches that hold inference tensors are replaced, too: see :func:`renew_caches`.
+        """Parse the inputs, and replace inference tensors by clones.
 
         Raises:
-            CamlibRuntimeError: a parameter or buffer was created in inference mode, or is not initialised.
-            CamlibValueError: the batch is empty, or the inputs and the model are on different devices.
+            CamlibValueError: the batch is empty.
         """
-        tensors = list(state(self.module))
-        if any(map(nn.parameter.is_lazy, tensors)):
-            raise CamlibRuntimeError("the model has lazy parameters without a shape; run it once before explaining it")
-        if any(map(Tensor.is_inference, tensors)):
-            raise CamlibRuntimeError(
-                "the model's parameters were created in torch.inference_mode(), where autograd cannot use them; "
-                "create or load the model outside inference_mode, or pass copy.deepcopy(model) made outside it"
-            )
-        renew_caches(self.module)
-        homes = {tensor.device for tensor in tensors}
         inputs = raw if isinstance(raw, Inputs) else Inputs(raw)
         if inputs.shared is None and self._texts_apart and inputs.texts:
             inputs = Inputs(inputs.raw, inputs.texts, inputs.axes)
         for tensor in inputs.tensors:
-            if self.forward is None and homes and tensor.device not in homes:
-                home = ", ".join(sorted(map(str, homes)))
-                raise CamlibValueError(
-                    f"inputs are on {tensor.device} but the model is on {home}; move one: inputs.to({home!r})"
-                )
             if tensor is inputs.raw and not tensor.dim():
                 raise CamlibValueError("inputs are a single number; give a batch of images, (N, C, H, W)")
             if tensor.dim() and not tensor.shape[0]:
@@ -101,7 +82,7 @@ class Network:
         if not any(map(Tensor.is_inference, inputs.tensors)):
             return inputs
         with torch.inference_mode(False):  # or the clones would be inference tensors again
-            return inputs.map(_usable)
+            return inputs.map(usable)
 
     @cached_property
     def arguments(self) -> Arguments:
@@ -125,7 +106,8 @@ class Network:
 
         Raises:
             CamlibTypeError: the model fails, and its inputs are of a kind or dtype that it does not take.
-            CamlibValueError: a single image without the axis of the batch.
+            CamlibValueError: the model fails, and its inputs are on another device, or a single image without the axis
+                of the batch.
             CamlibRuntimeError: the model fails at tensors of inference mode that it keeps.
         """
         outputs = self._outputs(inputs.copied())
@@ -210,45 +192,26 @@ def _say(what: str) -> None:
     warnings.warn(f"The model is {what}.", CamlibWarning, stacklevel=5)
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return a module and all modules inside it, each once; torch's own iterators take four times as long."""
+    found = dict.fromkeys([model])
+    waiting = [model]
+    while waiting:
+        for child in waiting.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
+
+
 def state(model: nn.Module) -> Iterator[Tensor]:
-    """Yield parameters and buffers in one walk; torch's own iterators are slow for networks of many modules."""
-    for module in model.modules():
+    """Yield parameters and buffers."""
+    for module in modules_of(model):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor
 
 
-_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def renew_caches(model: nn.Module) -> None:
-    """Replace the inference tensors in the plain attributes of modules by clones, which autograd can use.
-
-    A module that keeps tensors from one pass to the next, such as the anchors of a detector's head, keeps inference
-    tensors after a pass in ``torch.inference_mode()``. The clones are equal and stay: any later pass can use them.
-    """
-    for module in model.modules():
-        if type(module).__module__.startswith("torch.nn."):
-            continue  # torch's own modules keep nothing
-        caches = [
-            name
-            for name, value in module.__dict__.items()
-            if type(value) not in _PLAIN and name not in _OF_EVERY_MODULE and _holds_inference_tensors(value)
-        ]
-        for name in caches:
-            with torch.inference_mode(False):
-                setattr(module, name, map_tensors(_usable, getattr(module, name)))
-
-
-def _holds_inference_tensors(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_inference()
-    if isinstance(value, (tuple, list, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return any(type(item) not in _PLAIN and _holds_inference_tensors(item) for item in items)
-    return False
-
-
-def _usable(tensor: Tensor) -> Tensor:
+def usable(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can use: a clone of an inference tensor, made outside of inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor

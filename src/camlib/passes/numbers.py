@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,24 +14,63 @@ class NotFiniteError(CamlibRuntimeError):
     """A number is NaN or infinite, for one of the images."""
 
 
-def check_finite(tensors: Mapping[str, Sequence[Tensor]], image_index: Tensor | None = None) -> None:
-    """Check that all tensors are finite.
+class Checks:
+    """What must hold of numbers on a device, collected while they are computed, and checked with a single wait.
 
-    A sum shows this in one pass without a copy, and all sums need only one device synchronisation. A sum may overflow
-    although every number is finite, so tensors with such a sum are checked element by element.
+    A sum shows in one pass without a copy whether numbers are finite. It may overflow although every number is finite,
+    so tensors with such a sum are checked element by element.
 
-    Args:
-        tensors: by what they are, for errors.
-        image_index: (rows,), the image of each row; None if the first axis is the images.
-
-    Raises:
-        NotFiniteError: naming what is not finite, and the first image where it is not.
+    Example:
+        >>> checks = Checks()
+        >>> checks.finite("map", torch.tensor([[1.0], [torch.inf]]))
+        >>> checks.settle()
+        Traceback (most recent call last):
+            ...
+        camlib.passes.numbers.NotFiniteError: the map is not finite (NaN or infinity) for image 1; look for overflow...
     """
-    flat = [(what, tensor) for what, group in tensors.items() for tensor in group]
-    sums_finite = torch.stack([tensor.sum().isfinite() for _, tensor in flat]).tolist()
-    for (what, tensor), fine in zip(flat, sums_finite, strict=True):
-        if not fine and not bool(tensor.isfinite().all()):
-            raise not_finite(what, tensor.isfinite(), image_index)
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[Tensor, Callable[[], Exception | None]]] = []
+
+    def finite(self, what: str, tensor: Tensor, image_index: Tensor | None = None) -> None:
+        """Require that all numbers are finite.
+
+        Args:
+            what: what they are, for the error.
+            tensor: the numbers.
+            image_index: (rows,), the image of each row; None if the first axis is the images.
+        """
+
+        def problem() -> Exception | None:
+            finite = tensor.isfinite()
+            return None if bool(finite.all()) else not_finite(what, finite, image_index)
+
+        self._asked.append((tensor.detach().sum(), problem))
+
+    def never(self, flag: Tensor, error: Callable[[], Exception]) -> None:
+        """Require that a flag is not set.
+
+        Args:
+            flag: a single bool on the device.
+            error: makes the error to raise otherwise.
+        """
+        self._asked.append((torch.where(flag, torch.nan, 0.0), error))
+
+    def settle(self) -> None:
+        """Check everything that was required since the last time, with one wait for the device.
+
+        Raises:
+            NotFiniteError: naming the first thing that is not finite, and the images where it is not.
+        """
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        home = asked[0][0].device  # a network may be spread over several
+        finite = torch.stack([number.to(home) for number, _ in asked]).isfinite().tolist()
+        for (_, problem), fine in zip(asked, finite, strict=True):
+            error = None if fine else problem()
+            if error is not None:
+                raise error
 
 
 def not_finite(what: str, finite: Tensor, image_index: Tensor | None = None) -> NotFiniteError:

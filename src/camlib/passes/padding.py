@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -21,11 +22,11 @@ class Padding:
     extent: tuple[float, ...] | None = None
     """(H, W) that the layers saw, in the inputs' pixels; None if it is the size of the inputs."""
 
-    def hooks(self, model: nn.Module, size: Size | None) -> list[tuple[nn.Module, Hook]]:
+    def hooks(self, modules: Iterable[nn.Module], size: Size | None) -> list[tuple[nn.Module, Hook]]:
         """Return the model's transforms with the hooks that record their padding.
 
         Args:
-            model: any model; one without such a transform has no padding.
+            modules: all modules of a model; without such a transform it has no padding.
             size: the size of its inputs.
         """
 
@@ -42,4 +43,4 @@ class Padding:
                 self.extent = tuple(side * whole / own for side, whole, own in sides)
 
         # hasattr on the class, because nn.Module.__getattr__ is slow for attributes that are missing
-        return [(module, note) for module in model.modules() if hasattr(type(module), "batch_images")]
+        return [(module, note) for module in modules if hasattr(type(module), "batch_images")]

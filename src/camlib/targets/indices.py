@@ -56,6 +56,8 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
     rows, count = logits.shape
     if classes is None:
         return logits.argmax(1)
+    if type(classes) is int and 0 <= classes < count:
+        return torch.full((rows,), classes, device=logits.device)  # without a copy from the host, and its wait
     if isinstance(classes, TopK):
         if classes.k > count:
             raise CamlibValueError(f"TopK({classes.k}) asks for more classes than the outputs' {count}")
@@ -66,7 +68,7 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
             f"target has shape {tuple(indices.shape)} and a single 1 in each row, as one-hot labels; give the class of "
             "each image: target.argmax(1)"
         )
-    return indices.to(logits.device)
+    return indices.to(logits.device, non_blocking=True)
 
 
 def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
