@@ -27,6 +27,7 @@ from camlib.passes.numbers import Checks, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
 from camlib.passes.precision import Precision, restored
+from camlib.passes.tail_gradients import CLASSES_AT_ONCE
 
 
 class NoScore(targets.BoundTarget):
@@ -146,9 +147,17 @@ class ForwardPass:
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
 
     def of_each_class(self, layer: str, maps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`."""
-        gradients = self.gradients(layer)
-        return self.stacked([maps(self.activations(layer), gradient) for gradient in gradients])
+        """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`.
+
+        It is applied to several classes at once by ``torch.vmap``, or where that does not support it, to one by one.
+        """
+        if self.scores.dim() == 1:
+            return maps(self.activations(layer), self.gradients(layer)[0])
+        of_classes, activations = self._gradients(layer), self.activations(layer)
+        try:
+            return torch.vmap(lambda one: maps(activations, one), 1, 1, chunk_size=CLASSES_AT_ONCE)(of_classes)
+        except RuntimeError:  # it looks at numbers
+            return self.stacked([maps(activations, one) for one in of_classes.unbind(1)])
 
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single or double precision."""
@@ -163,6 +172,11 @@ class ForwardPass:
 
         All layers share one tail gradient (K for K classes), which is computed when it is first needed.
         """
+        found = self._gradients(layer)
+        return found.unbind(1) if self.scores.dim() == 2 else (found,)
+
+    def _gradients(self, layer: str) -> Tensor:
+        """The gradient of the scores as a grid, with a class axis after the first if the scores have one."""
         if "first" not in self._derivatives:
             activations, gradients, cut = [], [], self.cut
             for name, gradient in zip(cut.cut, cut.gradients(self.scores, retain_graph=True), strict=True):
@@ -178,11 +192,9 @@ class ForwardPass:
                 self.checks.finite(f"gradient at layer {name!r}", gradient, images)
             self.checks.finite("score", score)
             self._activations.update(zip(cut.cut, activations, strict=True))
-            found = self._derivatives["first"] = {}
-            for name, gradient in zip(cut.cut, gradients, strict=True):
-                found[name] = gradient.unbind(1) if score.dim() == 2 else (gradient,)
-        of_classes: Sequence[Tensor] = self._derivatives["first"][layer]
-        return of_classes
+            self._derivatives["first"] = dict(zip(cut.cut, gradients, strict=True))
+        found: Tensor = self._derivatives["first"][layer]
+        return found
 
     def _images_of_rows(self, layer: str) -> Tensor | None:
         """(rows,), the image of each row of a layer's output; None if the rows are the images."""

@@ -20,10 +20,9 @@ from torch.utils.hooks import RemovableHandle
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.layers.names import call_of
+from camlib.passes.tail_gradients import tail_gradients
 from camlib.passes.undoing import undone
 
-CLASSES_AT_ONCE = 16
-"""The most classes in one batched backward pass, which limits its memory."""
 HALF_SCALE = 2.0**12
 """The factor by which gradients in float16 are scaled, since those of large maps would underflow."""
 Hook = Callable[[nn.Module, Any, Any], Any]
@@ -283,9 +282,9 @@ class Cut(Watch):
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
         half = any(point.dtype == torch.float16 for point in points)
-        found = _tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
+        found = tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
         if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
-            found = _tail_gradients(scores, points, 1.0, retain_graph)  # the scaled gradients overflowed
+            found = tail_gradients(scores, points, 1.0, retain_graph)  # the scaled gradients overflowed
         for name, gradient in zip(self.cut, found, strict=True):
             if gradient is None:
                 raise _does_not_lead(name)
@@ -347,41 +346,6 @@ class Cut(Watch):
                 (product,) = torch.autograd.grad(gradient, point, point.detach(), retain_graph=True, allow_unused=True)
             pairs.append((gradient.detach(), torch.zeros_like(point) if product is None else product))
         return pairs
-
-
-def _tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_graph: bool) -> Sequence[Any]:
-    """Gradients of scores (N,) or (N, K), computed ``scale`` times as large; in float32 if ``scale`` is not 1."""
-    if scores.dim() < 2:
-        start = torch.full_like(scores, scale)
-        found: Sequence[Any] = torch.autograd.grad(scores, points, start, retain_graph=retain_graph, allow_unused=True)
-    else:
-        found = _gradients_per_class(scores, points, scale)
-    return found if scale == 1 else [one if one is None else one.float() / scale for one in found]
-
-
-def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> list[Any]:
-    """K gradients from one graph, in chunks of classes with one batched backward pass each."""
-    rows, classes = scores.shape
-    one_hot = scale * torch.eye(classes, dtype=scores.dtype, device=scores.device)[:, None, :].expand(-1, rows, -1)
-    chunks = [_vjps(scores, points, cotangents) for cotangents in torch.split(one_hot, CLASSES_AT_ONCE)]
-    joined = [
-        parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)
-    ]
-    return [gradient if gradient is None else gradient.transpose(0, 1) for gradient in joined]
-
-
-def _vjps(scores: Tensor, points: list[Tensor], cotangents: Tensor) -> Sequence[Any]:
-    """Vector-Jacobian products with each of ``cotangents`` (K, N, K), in one batched pass if autograd supports it."""
-    try:
-        return torch.autograd.grad(
-            scores, points, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-    except RuntimeError:  # an operation of the tail has no batching rule: one backward pass per class
-        each = [
-            torch.autograd.grad(scores, points, cotangent, retain_graph=True, allow_unused=True)
-            for cotangent in cotangents
-        ]
-        return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _does_not_lead(name: str) -> CamlibRuntimeError:

@@ -45,7 +45,7 @@ class Checks:
             finite = tensor.isfinite()
             return None if bool(finite.all()) else not_finite(what, finite, image_index)
 
-        self._asked.append((tensor.detach().sum(), problem))
+        self._asked.append((_each_once(tensor.detach()).sum(), problem))
 
     def never(self, flag: Tensor, error: Callable[[], Exception]) -> None:
         """Require that a flag is not set.
@@ -71,6 +71,13 @@ class Checks:
             error = None if fine else problem()
             if error is not None:
                 raise error
+
+
+def _each_once(tensor: Tensor) -> Tensor:
+    """A tensor without the repetitions of an expanded one."""
+    if 0 not in tensor.stride() or tensor.layout != torch.strided:
+        return tensor
+    return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
 
 def not_finite(what: str, finite: Tensor, image_index: Tensor | None = None) -> NotFiniteError:
