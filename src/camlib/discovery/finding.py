@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib.discovery.confirmation import followed, is_followed, layout_by_positions
-from camlib.discovery.graph import Graph, Records, Tapped
+from camlib.discovery.graph import FAR, Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
@@ -411,7 +411,7 @@ def _choose(
         raise CamlibRuntimeError(f"no position of any feature map reaches the score; {_seen(records)}")
     by_module = Records(records)
     through = graph.last_bottleneck(reaching) or reaching[-1]
-    branches = graph.side_by_side(reaching, through)
+    branches = graph.side_by_side(reaching, through) or graph.as_good_as(through, reaching)
     of_images = _of_most_axes(branches, located)
     if branches and (len(of_images) > 1 or len(branches) == 1):
         raise _several_branches(of_images, located, graph, by_module)
@@ -420,14 +420,6 @@ def _choose(
         problem = _why_not_shown(record, through, located, graph, inputs)
         if problem:
             raise _comes_later(graph.outermost(record, by_module), record, problem)
-    later = graph.map_far_behind(through)
-    if later is not None:
-        name = graph.outermost(through, by_module)
-        raise CamlibRuntimeError(
-            f"the last feature map {later} that leads to the score is returned by no module; the last one before it, "
-            f"{name!r} {tuple(through.tensor.shape)}, is several layers ahead. Put the end of the network's trunk into "
-            f"a separate module, or give layer={name!r} to explain that map"
-        )
     tokens = [record for record in features if record.order > through.order and isinstance(layouts[record], Tokens)]
     if any(later.node not in connected for later in tokens):
         norms = [
@@ -436,7 +428,33 @@ def _choose(
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
+    _refuse_if_far(through, reaching, located, graph, by_module)
     return _Found(through, reaching, located, by_module, graph)
+
+
+def _refuse_if_far(through: Tapped, reaching: list[Tapped], located: Located, graph: Graph, records: Records) -> None:
+    """Refuse a map that is several layers ahead of the last one, or is followed by branches with coarser maps."""
+    name, shape = graph.outermost(through, records), tuple(through.tensor.shape)
+    later = graph.map_behind(through)
+    if later is not None and later[1] >= FAR:
+        raise CamlibRuntimeError(
+            f"the last feature map {later[0]} that leads to the score is returned by no module; the last one before "
+            f"it, {name!r} {shape}, is several layers ahead. Put the end of the network's trunk into a separate "
+            f"module, or give layer={name!r} to explain that map"
+        )
+    ends = graph.ends_behind(through, reaching)
+    grid = located[through][1].grid
+    far = any(layers >= FAR for _, layers in ends)
+    if len(ends) > 1 and later is None and (far or any(located[end][1].grid != grid for end, _ in ends)):
+        raise _several_branches([end for end, _ in ends], located, graph, records)
+    if far:
+        last = graph.outermost(ends[-1][0], records)
+        raise CamlibRuntimeError(
+            f"the last feature map that everything passes through, {name!r} {shape}, is several layers ahead of the "
+            f"last one, {last!r} {tuple(ends[-1][0].tensor.shape)}, around which other values lead to the score. Put "
+            f"the end of the network's trunk into a separate module, or give layer={name!r} or layer={last!r} to "
+            "explain that map"
+        )
 
 
 def _why_not_shown(record: Tapped, through: Tapped, located: Located, graph: Graph, inputs: Inputs) -> str | None:

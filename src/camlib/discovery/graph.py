@@ -29,6 +29,8 @@ _LAYOUT_OR_ACTIVATION_OPS = f"{_LAYOUT_OPS}|{_ACTIVATION_OPS}"
 _RESIZING_OPS = r"Upsample"
 _NORM_OPS = r"BatchNorm|LayerNorm|GroupNorm"
 _PRIME = 2**61 - 1
+FAR = 3
+"""How many layers with parameters separate a map from one that is far behind it."""
 _ELEMENTWISE_OPS = r"(Add|Sub|Mul|Div|Where|MaskedFill)Backward"
 _FACTOR_OPS = r"(Mul|Div)Backward"
 _COMPUTING_OPS = f"{_POOLING_OPS}|{_REDUCTION_OPS}|{_PARAMETRIC_OPS}|{_NORM_OPS}"
@@ -146,17 +148,25 @@ class Graph:
         return bool(re.search(_POOLING_OPS, made.name()))
 
     def _sources(self, node: Any) -> list[Tapped]:
-        """The last maps before a node, on all ways to it."""
+        """The last maps before a node, on all ways to it, apart from those to a smaller factor, such as a gate."""
         by_node = {other.node: other for other in self._maps}
-        found, stack, seen = [], list(self._inputs[node]), set()
+        found, stack, seen = [], self._terms(node), set()
         while stack:
             node = stack.pop()
             if node in by_node:
                 found.append(by_node[node])
             elif node not in seen:
                 seen.add(node)
-                stack.extend(self._inputs[node])
+                stack.extend(self._terms(node))
         return found
+
+    def _terms(self, node: Any) -> list[Any]:
+        """The inputs of a node; of an element-wise operation, only those of its own shape, if there are any."""
+        inputs = self._inputs[node]
+        if not re.match(_ELEMENTWISE_OPS, node.name()):
+            return list(inputs)
+        shape = node._input_metadata[0].shape
+        return [used for used in inputs if used._input_metadata[0].shape == shape] or list(inputs)
 
     def _same_as_outputs(self) -> set[Any]:
         """The nodes of tensors that hold the outputs, apart from their layout, a scale, or the choice of a part."""
@@ -182,9 +192,7 @@ class Graph:
             if first is not None and re.search(kept, node.name()):
                 is_projection = first in found
             elif re.match(_ELEMENTWISE_OPS, node.name()):
-                shape = node._input_metadata[0].shape
-                terms = [used for used in inputs if used._input_metadata[0].shape == shape]
-                is_projection = bool(terms) and all(term in found for term in terms)
+                is_projection = all(term in found for term in self._terms(node))
             else:
                 of_a_map = any(used in self._made for used in inputs)
                 is_projection = of_a_map and bool(re.search(_PARAMETRIC_OPS, node.name()))
@@ -194,12 +202,11 @@ class Graph:
 
     def last_bottleneck(self, records: list[Tapped]) -> Tapped | None:
         """The last record through which everything passes on its way to the outputs; see question 3."""
-        for record in reversed(records):
-            if self.all_pass(record) or (
-                not self._is_lateral(record) and self._has_part_in_all(record.node) and self._stays_pure(record.node)
-            ):
-                return record
-        return None
+        return next((one for one in reversed(records) if self.all_pass(one) or self._leads_purely(one)), None)
+
+    def _leads_purely(self, record: Tapped) -> bool:
+        """Whether a map contributes to all outputs, and reaches them on a path where nothing else is mixed in."""
+        return not self._is_lateral(record) and self._has_part_in_all(record.node) and self._stays_pure(record.node)
 
     def all_pass(self, record: Tapped) -> bool:
         """Whether the images reach the outputs only through this map."""
@@ -223,25 +230,59 @@ class Graph:
                 on[used] = (on[used] + on[node]) % _PRIME
         return to, on
 
-    def map_far_behind(self, record: Tapped) -> tuple[int, ...] | None:
-        """The shape of a feature map that everything passes through at least three layers after ``record``.
+    def map_behind(self, record: Tapped) -> tuple[tuple[int, ...], int] | None:
+        """The shape of the last feature map that everything passes through behind ``record``, and how far behind it is.
 
         None if there is none. No module returns such a map, or it would have been found.
         """
-        behind = self._marked([record.node], self._uses)
-        layers: dict[Any, int] = {}
-        for node in self._inputs:
-            if node in behind:
-                own = bool(re.search(_PARAMETRIC_OPS, node.name())) and node is not record.node
-                layers[node] = own + max((layers.get(one, 0) for one in self._inputs[node]), default=0)
+        layers = self._layers_behind(record)
         for node in reversed(self._inputs):
-            shape = tuple(node._input_metadata[0].shape) if node in behind else ()
+            shape = tuple(node._input_metadata[0].shape) if layers.get(node) else ()
             of_images = len(shape) == record.tensor.dim() > 3 and shape[0] == len(record.tensor)
             several = math.prod(shape[2:]) > 1 and math.prod(shape[1:-1]) > 1
             is_map = of_images and several and _is_scaled(shape, tuple(record.tensor.shape))
-            if is_map and layers[node] > 2 and self._is_passed_by_all(node) and node not in self._outputs:
-                return None if node in self._projections else shape
+            if is_map and self._is_passed_by_all(node) and node not in self._outputs:
+                return None if node in self._projections else (shape, layers[node])
         return None
+
+    def _layers_behind(self, record: Tapped) -> dict[Any, int]:
+        """The nodes that use a map, and how many layers with parameters lie between, at most."""
+        layers = {record.node: 0}
+        for node, inputs in self._inputs.items():
+            before = [layers[one] for one in inputs if one in layers]
+            if before:
+                layers[node] = max(before) + bool(re.search(_PARAMETRIC_OPS, node.name()))
+        return layers
+
+    def ends_behind(self, record: Tapped, records: list[Tapped]) -> list[tuple[Tapped, int]]:
+        """The last records that use a map through which everything passes, and how far behind it each is.
+
+        They are the ends of branches, since nothing behind ``record`` is passed by all.
+        """
+        if not self.all_pass(record):
+            return []
+        layers = self._layers_behind(record)
+        ends, before = [], set()
+        for one in reversed(records):
+            if one.order > record.order and one.node in layers and one.node not in before:
+                ends.append((one, layers[one.node]))
+                before |= self._before([one.node])
+        return ends[::-1]
+
+    def as_good_as(self, record: Tapped, records: list[Tapped]) -> list[Tapped]:
+        """The last records of branches that lead to all outputs just as a map does which others bypass.
+
+        The map is the last of them; an empty list if there is no other.
+        """
+        if self.all_pass(record):
+            return []
+        last, before = [record], self._before([record.node])
+        behind = self._marked([record.node], self._uses)
+        for one in reversed(records):
+            if one.node not in before | behind and one.node in self._made and self._leads_purely(one):
+                last.append(one)
+                before |= self._before([one.node])
+        return last[::-1] if len(last) > 1 else []
 
     def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:
         """The last records of branches that lead side by side from the images to the outputs, ``through`` among them.

@@ -20,7 +20,7 @@ def tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_gr
     Args:
         scores: (N,) or (N, K).
         points: the layers' outputs, with N rows each.
-        scale: a factor of the gradients while they are computed; they are returned without it, in float32 unless it is 1.
+        scale: a factor of the gradients while they are computed, which are then returned without it, in float32.
         retain_graph: whether to keep the graph of scores (N,); that of scores (N, K) is kept.
 
     Returns:
@@ -45,7 +45,7 @@ def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> 
 
 
 def _vjps(outputs: Any, inputs: Sequence[Any], cotangents: Tensor, at_once: int = CLASSES_AT_ONCE) -> list[Any]:
-    """Vector-Jacobian products with each of ``cotangents`` (K, ...), in batched passes of at most ``at_once`` of them."""
+    """Vector-Jacobian products with each of ``cotangents`` (K, ...), in batched passes of ``at_once`` of them."""
     chunks = [_batched_vjps(outputs, inputs, part) for part in cotangents.split(at_once)]
     if len(chunks) == 1:
         return list(chunks[0])
@@ -87,6 +87,7 @@ class _Pooling(NamedTuple):
 
         Only the head is differentiated for each class. The mean hands the same gradient to every cell.
         """
+        pooled: Tensor | None
         (pooled,) = _vjps(scores, [GradientEdge(self.node, 0)], cotangents, CLASSES_AT_ONCE * self.cells)
         if pooled is None:
             return None
@@ -97,6 +98,7 @@ class _Pooling(NamedTuple):
         before, number = self.node.next_functions[0]
         if before is None or _is_copy_of(before, point):
             return spread
+        found: Tensor | None
         (found,) = _vjps(GradientEdge(before, number), [point], spread)
         return found
 
@@ -139,4 +141,5 @@ def _leads_to(node: Node, leaf: Tensor) -> bool:
 
 def _is_copy_of(node: Node, leaf: Tensor) -> bool:
     """Whether a node is the copy of a leaf that the rest of the network got."""
-    return node.name() == "CloneBackward0" and _leads_to(node.next_functions[0][0], leaf)
+    source = node.next_functions[0][0] if node.name() == "CloneBackward0" else None
+    return source is not None and _leads_to(source, leaf)
