@@ -65,7 +65,10 @@ def layout_by_positions(place: Place, shape: Size, inputs: Inputs, axes: ImageAx
         return _batch_second(coordinates, place.get((axes.tensor, 0)), shape)
     if any(0 in one.varies for one in coordinates):
         if any(one.values.flatten(1).isnan().all(1).any() for one in coordinates):
-            return "some of its rows come from elsewhere, such as another input that runs in the same batch"
+            return (
+                "some of its rows come from elsewhere, such as another input that runs in the same batch (reshape= may "
+                "pick the rows of one input)"
+            )
         frames = _frames(coordinates, place.get((axes.tensor, 0)), shape, images)
         return frames or "its rows are not the images, but parts of them"
     if shape[0] != images:

@@ -43,6 +43,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
+from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
@@ -309,7 +310,11 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
             )
         starts = [tensor.grad_fn for tensor in ready.tensors]
         choose = partial(_choose, network, records, starts=starts, outputs=score, inputs=inputs)
-    found = _chosen(network, records, inputs, choose, followed_all=not positions.not_followed)
+    try:
+        found = _chosen(network, records, inputs, choose, followed_all=not positions.not_followed)
+    except CamlibRuntimeError:
+        scripted.refuse_after(-1)
+        raise
     scripted.refuse_after(found.last.order)
     return found
 
@@ -536,8 +541,9 @@ def _passed_over(records: list[Tapped], located: Located, inputs: Inputs) -> lis
     """Why the last record that has the shape of a map is none; nothing if there is no such record."""
     for record in reversed(records):
         shape = tuple(record.tensor.shape)
-        if record not in located and len(shape) > 2 and math.prod(shape[2:]) > 1 and inputs.axes is not None:
-            problem = layout_by_positions(record.place, shape, inputs, inputs.axes)
+        axes = next(iter(inputs.possible_axes()), None)
+        if record not in located and len(shape) > 2 and math.prod(shape[2:]) > 1 and axes is not None:
+            problem = layout_by_positions(record.place, shape, inputs, axes)
             return [f"{record.name!r} {shape} is not a map of the images: {problem}"]
     return []
 
@@ -564,7 +570,8 @@ def _reached(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layou
     nan = torch.full_like(outputs, torch.nan)
     with torch.autograd.set_detect_anomaly(False):
         points = [record.tensor for record in records]
-        gradients = torch.autograd.grad(outputs, points, nan, allow_unused=True, retain_graph=True)
+        with no_checkpoints():
+            gradients = torch.autograd.grad(outputs, points, nan, allow_unused=True, retain_graph=True)
     reached = set()
     for record, gradient in zip(records, gradients, strict=True):
         layout = layouts[record]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import permutations
 
@@ -13,11 +14,12 @@ from camlib.discovery.confirmation import covered_part, is_followed, layout_by_p
 from camlib.discovery.coordinates import Coordinate, Place
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.positions import Positions
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibValueError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, grid_error, layout_of
 from camlib.layers.names import module_of
 from camlib.passes.forward_pass import reshaped
+from camlib.passes.located import count
 from camlib.passes.network import Network
 
 KEYS = "attention"
@@ -134,7 +136,8 @@ def _layout(
             if problem is None:
                 return inputs.axes, layout
             problems.insert(0, problem)
-    raise grid_error(shape, inputs.size, layer, *problems[:1])
+    usual = inputs.axes or next(iter(possible), None)
+    raise grid_error(shape, inputs.along(usual).size, layer, *problems[:1])
 
 
 def _axes_of_reshaped(
@@ -143,24 +146,36 @@ def _axes_of_reshaped(
     """Where the images are that the grid made by the user's ``reshape`` is a map of, its size, and its positions."""
     reshape = network.reshape
     assert reshape is not None
-    usual = inputs.axes
-    shape = tuple(reshaped(reshape, tensor.dequantize() if tensor.is_quantized else tensor, layer).shape)
+    usual, possible = inputs.axes, inputs.possible_axes()
+    if usual is None and len(possible) == 1:
+        (usual,) = possible
+    images = None if usual is None else count(inputs, usual)
+    values = tensor.dequantize() if tensor.is_quantized else tensor
+    shape = tuple(reshaped(reshape, values, layer, images=images).shape)
     moved: Place = {}
     for axis, one in place.items():
         like = one.values.expand(tensor.shape).to(tensor.device, torch.promote_types(torch.float32, tensor.dtype))
         try:
-            grid = reshaped(reshape, like.contiguous(), layer).to("cpu", torch.float32)
+            grid = reshaped(reshape, like.contiguous(), layer, images=images).to("cpu", torch.float32)
         except Exception as error:
             raise CamlibValueError(
                 f"reshape must only rearrange the output of layer {layer!r}; on the positions of its elements, "
                 f"{tuple(like.shape)} {like.dtype}, it raised {type(error).__name__}: {error}"
             ) from error
         moved[axis] = Coordinate(grid, one.pitch).compact()
-    possible = [axes for axes in inputs.possible_axes() if len(axes.spatial) == len(shape) - 2]
+    possible = [axes for axes in possible if len(axes.spatial) == len(shape) - 2]
     if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
         return usual or ImageAxes(0, ()), shape[2:], {}  # one cell, which is the whole image
+    if usual is None and not possible:
+        warnings.warn(
+            f"the inputs hold no images, so it is not checked where the cells are that reshape makes of layer {layer!r}"
+            "; heatmaps need size=",
+            CamlibWarning,
+            stacklevel=8,
+        )
+        return ImageAxes(0, ()), shape[2:], {}
     if usual is not None and not possible:
-        reshaped(reshape, tensor, layer, len(usual.spatial))  # raises
+        reshaped(reshape, values, layer, len(usual.spatial), images)  # raises
     problems = []
     for axes in possible:
         without_channels = inputs.tensors[axes.tensor].dim() == 1 + len(axes.spatial)
@@ -170,11 +185,11 @@ def _axes_of_reshaped(
                 return ImageAxes(axes.tensor, spatial), shape[2:], moved
             problems.append(found if isinstance(found, str) else "its axes are in another order")
     if unknown and usual in possible and usual is not None and not is_followed(place, usual):
-        problem = problem_by_perturbation(network, inputs, layer, reshape, tensor.dim() == 3)
+        problem = problem_by_perturbation(network, inputs.along(usual), layer, reshape, tensor.dim() == 3)
         if problem is None:
             return usual, shape[2:], {}
         problems.insert(0, problem)
-    of_size = " x ".join(map(str, inputs.size or ("unknown size",)))
+    of_size = " x ".join(map(str, inputs.along(usual).size or ("unknown size",)))
     raise CamlibValueError(
         f"reshape turned {tuple(tensor.shape)} of layer {layer!r} into {shape}, which is not a grid over inputs of "
         f"{of_size}: {next(iter(problems), 'it has another number of axes')}; it must return (N, C, ...) with the "

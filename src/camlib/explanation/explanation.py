@@ -182,7 +182,7 @@ class Explanation:
                 f"maps {tuple(self.maps.shape)} of signals have no overlays; explanation.plot(signals) draws each "
                 "signal in front of its heatmap"
             )
-        pictures = read(self.dims, images, len(self))
+        pictures = read(self.dims, images, len(self), self.input_size)
         size = common_size(pictures)
         heatmaps = self.heatmaps(size, "signed" if self.signed else "minmax").reshape(len(pictures), -1, *size)
         style = Style(colormap, alpha, signed=self.signed)
@@ -242,7 +242,7 @@ class Explanation:
         """The figure's rows, one for each image and class."""
         rows = []
         normalize = "none" if together else "signed" if self.signed else "minmax"
-        for picture, one in zip(read(self.dims, images, len(self)), self, strict=True):
+        for picture, one in zip(read(self.dims, images, len(self), self.input_size), self, strict=True):
             size = picture.shape[: self.dims]
             heatmaps = one.heatmaps(size, normalize).reshape(-1, *size).detach().cpu().numpy()
             empty = (is_constant(one.maps, self.dims) if self.signed else one.degenerate).flatten().tolist()

@@ -230,6 +230,9 @@ def grid_error(shape: Size, input_size: Size | None, layer: str, problem: str | 
     """Return the error for an output that is not a grid of the images."""
     of_size = f"inputs of {' x '.join(map(str, input_size))}" if input_size else "inputs of unknown size"
     grid = ", ".join(("(N, C", *("l", "h, w", "t, h, w")[len(input_size or (0, 0)) - 1 :][:1])) + ")"
+    averaged = list(range(2, len(shape) - 1))
+    if input_size and len(input_size) == 1 and averaged:
+        grid += f", such as the mean over the axes that the inputs do not have: reshape=lambda t: t.mean({averaged})"
     return CamlibValueError(
         f"layer {layer!r} returns shape {shape}, which is not a grid over {of_size}"
         f"{f': {problem}' if problem else ''}; choose another layer, leave layer= out, or pass reshape=, a function "

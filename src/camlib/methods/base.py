@@ -414,28 +414,31 @@ def _pass(
     whole = any(method.reads == "input gradient" for method in methods)
     agnostic = all(method.class_agnostic for method in methods)
 
-    def once(follow: bool, whole_graph: bool = whole) -> ForwardPass:
+    def attempt(follow: bool, whole_graph: bool) -> ForwardPass:
         leaf, ready = as_leaf(inputs) if whole else (None, inputs)
         around: dict[str, Any] = {method.name: method.around() for method in methods}
         if follow:
             around["positions"] = followed(ready)
+        with torch.set_grad_enabled(whole_graph):
+            return run(
+                network,
+                ready,
+                layers,
+                differentiated,
+                target,
+                agnostic=agnostic,
+                around=around,
+                leaf=leaf,
+                modules=modules,
+            )
+
+    def once(follow: bool) -> ForwardPass:
         try:
-            with torch.set_grad_enabled(whole_graph):
-                return run(
-                    network,
-                    ready,
-                    layers,
-                    differentiated,
-                    target,
-                    agnostic=agnostic,
-                    around=around,
-                    leaf=leaf,
-                    modules=modules,
-                )
+            return attempt(follow, whole)
         except RuntimeError as error:
-            if whole_graph or "A view was created in no_grad mode" not in str(error):
+            if whole or "A view was created in no_grad mode" not in str(error):
                 raise
-        return once(follow, whole_graph=True)  # behind the layer, a view of what came before it is changed in place
+        return attempt(follow, whole_graph=True)  # behind the layer, a view of what came before is changed in place
 
     read = [*layers, *([KEYS] if any(method.reads == "attention" for method in methods) else [])]
     if not read:

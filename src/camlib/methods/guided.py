@@ -19,8 +19,9 @@ from camlib.explanation import Explanation
 from camlib.methods.arithmetic import check_tensor
 from camlib.methods.base import Method, Reads, one_pass
 from camlib.methods.grad_cam import GradCAM
+from camlib.passes.checkpoints import checkpointed, no_checkpoints
 from camlib.passes.forward_pass import ForwardPass
-from camlib.passes.leaf import checkpointed, gradient, no_checkpoints
+from camlib.passes.leaf import gradient
 from camlib.passes.numbers import single_or_double
 from camlib.passes.precision import restored
 

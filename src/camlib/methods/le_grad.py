@@ -17,9 +17,9 @@ from camlib.layers.layouts import Layout
 from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads
 from camlib.passes.attention import ATTENTION, ExplicitAttention
+from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.forward_pass import ForwardPass, reshaped
 from camlib.passes.hooks import tap
-from camlib.passes.leaf import no_checkpoints
 from camlib.passes.numbers import single_or_double
 from camlib.passes.origins import Origins
 

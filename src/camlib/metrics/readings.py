@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,26 @@ from camlib.metrics.masks import masks_of
 from camlib.metrics.ranking import ranked_each
 from camlib.metrics.scorer import Scorer
 from camlib.smoothing import Explainer, Smoothing, bound_target
+
+Value = TypeVar("Value")
+
+
+class Remembered(Generic[Value]):
+    """A property that is computed once.
+
+    Unlike ``functools.cached_property`` it has no lock, which in Python 3.11 all objects of a class share: models run
+    inside these properties, in several threads.
+    """
+
+    def __init__(self, function: Callable[[Any], Value]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Value:
+        """Return the value, and keep it among the object's attributes, which come before this descriptor."""
+        value = self._function(instance)
+        instance.__dict__[self._function.__name__] = value
+        return value
 
 
 class Reading:
@@ -176,7 +195,7 @@ class ScoredHeatmaps(Reading):
         known = self.scorer.known.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
         return values.where(known, torch.nan)
 
-    @cached_property
+    @Remembered
     def masked_scores(self) -> Tensor:
         """(N,), the scores of the images multiplied by their heatmaps, which must be in [0, 1]."""
         masks = in_unit_range(self.values)[:, None].to(self.scorer.images.dtype)
@@ -211,17 +230,17 @@ class Explained(Reading):
         """The inputs, parsed."""
         self.target = target
 
-    @cached_property
+    @Remembered
     def explanation(self) -> Explanation:
         """The explanation of the images as they are, made when first needed unless it was set."""
         return explain(self.explainer, self.inputs, self.target)
 
-    @cached_property
+    @Remembered
     def heatmaps(self) -> Tensor:
         """(N, H, W)."""
         return self.explanation.heatmaps()
 
-    @cached_property
+    @Remembered
     def images(self) -> Tensor:
         """(N, C, ...), the images among the inputs."""
         return self.inputs.floats

@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from camlib.layers.names import resolve_layers
-from camlib.passes.hooks import Cut, hooked
+from camlib.passes.hooks import Cut, hooked, outside_own_calls
 from camlib.passes.network import unwrap
 
 
@@ -86,7 +86,8 @@ def capture(model: nn.Module, layer: Any) -> contextlib.AbstractContextManager[C
     not change.
 
     Args:
-        model: the model whose forward pass will run inside the ``with`` block, in this thread.
+        model: the model whose forward pass will run inside the ``with`` block, in this thread and asynchronous task.
+            Calls of camlib inside the block do not count.
         layer: a dotted name or a module; or a list of those.
 
     Returns:
@@ -112,5 +113,5 @@ def capture(model: nn.Module, layer: Any) -> contextlib.AbstractContextManager[C
 
 @contextlib.contextmanager
 def _hooked(cut: Cut, captured: Captured | CapturedLayers) -> Iterator[Captured | CapturedLayers]:
-    with hooked(cut.hooks()):
+    with hooked((module, outside_own_calls(hook)) for module, hook in cut.hooks()):
         yield captured

@@ -275,11 +275,10 @@ class ForwardPass:
         if reshape is None:
             grid: Tensor = self.layout(layer).to_grid(features)
             return grid
-        size = self.size or (0, 0)
+        axes = None if self.size is None else len(self.size)
         if features.dim() == self.features[layer].dim():
-            return reshaped(reshape, features, layer, len(size))
-        grid = reshaped(reshape, features.flatten(0, 1), layer, len(size))
-        return grid.reshape(*features.shape[:2], *grid.shape[1:])
+            return reshaped(reshape, features, layer, axes, self.count)
+        return torch.stack([reshaped(reshape, one, layer, axes, self.count) for one in features.unbind(1)], 1)
 
     @property
     def cut(self) -> Cut:
@@ -438,19 +437,32 @@ def run(
     return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
 
 
-def reshaped(reshape: Reshape, features: Tensor, layer: str, axes: int | None = None) -> Tensor:
-    """Apply the user's ``reshape`` to a layer's features; return (N, C, ...) with a number of spatial axes.
+def reshaped(
+    reshape: Reshape, features: Tensor, layer: str, axes: int | None = None, images: int | None = None
+) -> Tensor:
+    """Apply the user's ``reshape`` to a layer's features.
+
+    Args:
+        reshape: the function.
+        features: the layer's output.
+        layer: its name, for errors.
+        axes: how many spatial axes the result must have; None for one to three.
+        images: N, if known.
+
+    Returns:
+        (N, C, ...), with a row for each image; or for each row of the features, if these are not the images.
 
     Raises:
         CamlibTypeError: the result has another shape or type.
     """
     grid = reshape(features)
     possible = (3, 4, 5) if axes is None else (2 + axes,)
-    if not isinstance(grid, Tensor) or grid.dim() not in possible or grid.shape[0] != features.shape[0]:
+    rows = {features.shape[0], images}
+    if not isinstance(grid, Tensor) or grid.dim() not in possible or grid.shape[0] not in rows:
         shape = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
-        spatial = ", ".join("thw"[-(axes or 2) :])
+        spatial = {1: "l", 2: "h, w", 3: "t, h, w"}[axes or 2]
         raise CamlibTypeError(
-            f"reshape turned {tuple(features.shape)} of layer {layer!r} into {shape}; it must return a "
-            f"tensor ({features.shape[0]}, C, {spatial})"
+            f"reshape turned {tuple(features.shape)} of layer {layer!r} into {shape}; it must return a tensor "
+            f"({features.shape[0] if images is None else images}, C, {spatial})"
         )
     return grid

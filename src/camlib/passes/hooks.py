@@ -1,4 +1,4 @@
-"""Hooks on layers: in one thread's forward pass, they keep a layer's output and cut the graph there.
+"""Hooks on layers: in the passes of a thread or asynchronous task, they keep a layer's output and cut the graph there.
 
 :class:`Cut` makes gradients cost only the tail: everything before the first layer runs as plain inference. The hook on
 that layer detaches the output, makes it a leaf and turns autograd on, so autograd records only the tail.
@@ -8,8 +8,8 @@ that layer detaches the output, makes it a leaf and turns autograd on, so autogr
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.layers.names import call_of
+from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.tail_gradients import tail_gradients
 from camlib.passes.undoing import undone
 
@@ -33,8 +34,8 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
     """Keep forward hooks on modules inside the block.
 
-    A hook acts only in the thread that registered it, so forward passes in other threads are not affected.
-    The grad mode, which a hook may change, is restored.
+    A hook acts only in the thread and the asynchronous task that registered it, so that other forward passes are not
+    affected. The grad mode, which a hook may change, is restored.
 
     Args:
         hooks: pairs of a module and its hook.
@@ -57,14 +58,14 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         _remove(handles)
         torch.set_grad_enabled(grad_mode)
 
-    with undone(undo):
+    with _acting_here() as here, undone(undo):
         for module, hook in hooks:
             if isinstance(module, torch.jit.ScriptModule):
                 raise CamlibTypeError(
                     f"the model contains a ScriptModule, {module.original_name}, which takes no hooks; build it from "
                     "the original module, or give layer=, a layer outside the ScriptModule"
                 )
-            _place(module._forward_hooks, handles, in_this_thread(hook))
+            _place(module._forward_hooks, handles, here(hook))
         yield
 
 
@@ -88,15 +89,51 @@ def _remove(handles: list[RemovableHandle]) -> None:
         handles.pop()
 
 
-def in_this_thread(hook: Hook) -> Hook:
-    """Return a hook that acts only in the thread that calls this."""
-    thread = threading.get_ident()
-    return lambda module, args, more: hook(module, args, more) if threading.get_ident() == thread else None
+_acting: ContextVar[tuple[object, ...]] = ContextVar("acting", default=())
+"""The hooks that act in this thread and this asynchronous task."""
+
+
+@contextlib.contextmanager
+def _acting_here() -> Iterator[Callable[[Hook], Hook]]:
+    """Yield a function that makes hooks act in this thread and task alone, inside the block."""
+    key = object()
+
+    def here(hook: Hook) -> Hook:
+        return lambda module, args, more: hook(module, args, more) if key in _acting.get() else None
+
+    _acting.set((*_acting.get(), key))
+    try:
+        yield here
+    finally:
+        _acting.set(tuple(one for one in _acting.get() if one is not key))
+
+
+_call: ContextVar[object] = ContextVar("call", default=None)
+"""The call of camlib that runs in this thread and task; None outside of all calls."""
+
+
+@contextlib.contextmanager
+def own_call() -> Iterator[None]:
+    """Run a call of camlib, in which the hooks of :func:`outside_own_calls` from outside do not act."""
+    outside = _call.get()
+
+    def leave() -> None:
+        _call.set(outside)
+
+    with undone(leave):
+        _call.set(object())
+        yield
+
+
+def outside_own_calls(hook: Hook) -> Hook:
+    """Return a hook of a user's own forward pass, which does not act in calls of camlib meanwhile."""
+    own = _call.get()
+    return lambda module, args, more: hook(module, args, more) if _call.get() is own else None
 
 
 @contextlib.contextmanager
 def pre_hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    """Keep hooks, which act only in this thread, before the forward of modules inside the block.
+    """Keep hooks, which act only in this thread and task, before the forward of modules inside the block.
 
     Args:
         hooks: pairs of a module and its ``hook(module, args, kwargs)``.
@@ -111,9 +148,9 @@ def pre_hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         [(1, 2)]
     """
     handles: list[RemovableHandle] = []
-    with undone(lambda: _remove(handles)):
+    with _acting_here() as here, undone(lambda: _remove(handles)):
         for module, hook in hooks:
-            _place(module._forward_pre_hooks, handles, in_this_thread(hook), module._forward_pre_hooks_with_kwargs)
+            _place(module._forward_pre_hooks, handles, here(hook), module._forward_pre_hooks_with_kwargs)
         yield
 
 
@@ -282,7 +319,8 @@ class Cut(Watch):
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
         half = any(point.dtype == torch.float16 for point in points)
-        found = tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
+        with no_checkpoints():
+            found = tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
         if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
             found = tail_gradients(scores, points, 1.0, retain_graph)  # the scaled gradients overflowed
         for name, gradient in zip(self.cut, found, strict=True):
@@ -351,7 +389,8 @@ class Cut(Watch):
 def _does_not_lead(name: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
         f"the output of layer {name!r} does not lead to the score: it is on a branch that the score does not use, it "
-        "comes after the score, or the model detaches it or runs the tail under no_grad; choose another layer or target"
+        "comes after the score, or the model detaches it, runs the tail under no_grad, or runs the layer in a "
+        "checkpoint with use_reentrant=True; choose another layer or target"
     )
 
 

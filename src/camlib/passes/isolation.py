@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from camlib.inputs.nested import map_tensors
 from camlib.passes.calling import lazy
+from camlib.passes.hooks import own_call
 from camlib.passes.network import modules_of, usable
 from camlib.passes.undoing import undone
 
@@ -223,6 +224,7 @@ def undisturbed(model: nn.Module) -> Iterator[list[nn.Module]]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
+        own_call(),
         _random_numbers(),
         evaluating(model) as modules,
         _eagerly(),

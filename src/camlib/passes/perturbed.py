@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.inputs import Inputs
+from camlib.errors import CamlibRuntimeError
+from camlib.inputs import Inputs, Outputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
 from camlib.passes.numbers import not_finite, single_or_double
@@ -66,11 +67,24 @@ class PerturbedPasses:
         return self.of_outputs(image_index, outputs)
 
     def of_outputs(self, image_index: Tensor, outputs: Callable[[slice], Any]) -> Tensor:
-        """Return the scores, (rows,) or (rows, K), of outputs that are computed in slices of rows."""
+        """Return the scores, (rows,) or (rows, K), of outputs that are computed in slices of rows.
+
+        Raises:
+            CamlibRuntimeError: the outputs of a slice have another number of rows.
+        """
 
         def work(rows: slice) -> Tensor:
+            index = image_index[rows]
             with restored(self.precision):
-                return targets.score(self.target, outputs(rows), image_index[rows])
+                found = outputs(rows)
+                returned = Outputs(found).rows
+                if returned not in (None, len(index)):
+                    raise CamlibRuntimeError(
+                        f"the outputs have {returned} rows for {len(index)} of the perturbed images; return a row for "
+                        "each, also for a single one. If the model squeezes the axis of the batch away, pass "
+                        "forward=lambda model, x: model(x).reshape(len(x), -1)"
+                    )
+                return targets.score(self.target, found, index)
 
         scores = in_chunks(work, len(image_index), self.chunks, self.device, self.what)
         self.check(scores, image_index)

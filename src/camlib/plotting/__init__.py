@@ -29,27 +29,33 @@ class _Kind:
     """A kind of input: its name, how it is read, and how rows of it are drawn."""
 
     name: str
-    read: Callable[[Any, int], list[NDArray[Any]]]
-    """From ``(images, count)`` to arrays (*grid, channels)."""
+    read: Callable[[Any, int, tuple[int, ...] | None], list[NDArray[Any]]]
+    """From ``(images, count, size)`` to arrays (*grid, channels)."""
     draw: Callable[[Sequence[FigureRow], Style], Figure]
 
 
 _KINDS = {
-    1: _Kind("signals", as_signals, draw_signals),
-    2: _Kind("pictures", lambda images, count: as_pictures(images), draw_pictures),
-    3: _Kind("clips", lambda images, count: as_clips(images), draw_clips),
+    1: _Kind("signals", lambda images, count, size: as_signals(images, count), draw_signals),
+    2: _Kind("pictures", lambda images, count, size: as_pictures(images), draw_pictures),
+    3: _Kind("clips", lambda images, count, size: as_clips(images, size), draw_clips),
 }
 """By the number of grid axes."""
 
 
-def read(dims: int, images: Any, count: int) -> list[NDArray[Any]]:
+def read(dims: int, images: Any, count: int, size: tuple[int, ...] | None = None) -> list[NDArray[Any]]:
     """Return ``count`` signals, pictures or clips as arrays (*grid, channels), by the number of grid axes.
+
+    Args:
+        dims: the number of grid axes.
+        images: the signals, pictures or clips.
+        count: how many were explained.
+        size: their size, if known.
 
     Raises:
         CamlibTypeError, CamlibValueError: the images are of another type or shape, or not ``count`` of them.
     """
     kind = _KINDS[dims]
-    found = kind.read(images, count)
+    found = kind.read(images, count, size)
     if len(found) != count:
         raise CamlibValueError(f"{count} explained images need as many {kind.name}, got {len(found)}")
     if not found:

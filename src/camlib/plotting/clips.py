@@ -25,12 +25,13 @@ CELL = 1.5
 _CHANNELS = (1, 3, 4)
 
 
-def as_clips(images: Any) -> list[NDArray[np.uint8]]:
+def as_clips(images: Any, size: tuple[int, ...] | None = None) -> list[NDArray[np.uint8]]:
     """Return a batch of clips, a sequence of clips or one clip as a list of RGB clips.
 
     Args:
         images: a list or tuple of clips, which may differ in size; an array (N, T, H, W, C) or, grey, (N, T, H, W);
-            a tensor (N, C, T, H, W); or one clip that is an array or a tensor.
+            a tensor (N, C, T, H, W), (N, T, C, H, W) or, grey, (N, T, H, W); or one clip that is an array or a tensor.
+        size: (T, H, W) of the explained clips, by which a tensor of grey ones is known.
 
     Returns:
         Clips (T, H, W, 3), uint8.
@@ -39,7 +40,11 @@ def as_clips(images: Any) -> list[NDArray[np.uint8]]:
         CamlibTypeError: as :func:`as_clip`.
         CamlibValueError: as :func:`as_clip`.
     """
-    grey_batch = not isinstance(images, Tensor) and getattr(images, "ndim", None) == 4 and not _in_color(images)
+    of_grey = getattr(images, "ndim", None) == 4
+    if isinstance(images, Tensor):
+        grey_batch = of_grey and size is not None and tuple(images.shape[1:]) == size
+    else:
+        grey_batch = of_grey and not _in_color(images)
     batch = grey_batch or getattr(images, "ndim", None) == 5 or isinstance(images, (list, tuple))
     return [as_clip(clip) for clip in images] if batch else [as_clip(images)]
 
@@ -48,9 +53,10 @@ def as_clip(clip: Any) -> NDArray[np.uint8]:
     """Return one clip as RGB, (T, H, W, 3), uint8.
 
     Args:
-        clip: an array (T, H, W, 3), (T, H, W, 1) or (T, H, W); a tensor (3, T, H, W), (1, T, H, W) or (T, H, W);
-            or a list of frames, each as :func:`camlib.imaging.as_rgb` takes them. Arrays and tensors are uint8, or
-            floating point in [0, 1].
+        clip: an array (T, H, W, 3), (T, H, W, 1) or (T, H, W); a tensor (3, T, H, W), (1, T, H, W), (T, 3, H, W),
+            (T, 1, H, W) or (T, H, W), where the first of the two axes counts as the channels if both may be; or a list
+            of frames, each as :func:`camlib.imaging.as_rgb` takes them. Arrays and tensors are uint8, or floating point
+            in [0, 1].
 
     Raises:
         CamlibTypeError: another type of clip or of numbers.
@@ -71,9 +77,9 @@ def _frames(clip: Any) -> Any:
     if isinstance(clip, Tensor):
         if clip.dim() == 4 and clip.shape[0] in (1, 3):
             return clip.movedim(0, 1)
-        if clip.dim() != 3:
+        if clip.dim() != 3 and not (clip.dim() == 4 and clip.shape[1] in (1, 3)):
             raise CamlibValueError(
-                "a tensor clip must be channels-first, (3, T, H, W), (1, T, H, W) or (T, H, W), got "
+                "a tensor clip must be (3, T, H, W), (T, 3, H, W), (1, T, H, W), (T, 1, H, W) or (T, H, W), got "
                 f"{tuple(clip.shape)}; give one channel of a volume with several, clip[:1]; for channels last, pass "
                 "an array: clip.numpy()"
             )

@@ -12,6 +12,7 @@ from camlib.explanation import Explanation
 from camlib.explanation.titles import explained
 from camlib.imaging import as_pictures
 from camlib.plotting import overlaid
+from camlib.plotting.clips import FRAMES, as_clips, evenly_spaced
 from camlib.plotting.rows import Style
 from camlib.reporting.facts import Fact, Facts
 
@@ -74,12 +75,17 @@ def cards(by_method: Mapping[str, Explanation], images: Any, facts: Facts, style
     """Check what was given, and return a card for each image."""
     for method, explanation in by_method.items():
         _check_explanation(method, explanation)
-    pictures = [_bounded(picture) for picture in as_pictures(images)]
+    first = next(iter(by_method.values()))
+    of_pictures = first.dims == 2
+    pictures = list(map(_bounded, as_pictures(images))) if of_pictures else as_clips(images, first.input_size)
     for method, explanation in by_method.items():
-        if len(explanation) != len(pictures):
+        if len(explanation) != len(pictures) or explanation.dims != first.dims:
             raise CamlibValueError(
                 f"{len(pictures)} images, but the explanation by {method} has {len(explanation)} images"
+                if explanation.dims == first.dims
+                else f"maps with {first.dims} and with {explanation.dims} axes do not fit into one report"
             )
+    stills = list(map(still, pictures))
     return [
         Card(
             name=f"image {index + 1}" if fact.name is None else fact.name,
@@ -88,16 +94,29 @@ def cards(by_method: Mapping[str, Explanation], images: Any, facts: Facts, style
             prediction=facts.class_name(fact.prediction),
             outcome=_outcome(fact),
             confidence=fact.confidence,
-            original=data_uri(picture),
-            height=picture.shape[0],
-            width=picture.shape[1],
+            original=data_uri(shown),
+            height=shown.shape[0],
+            width=shown.shape[1],
             overlays=[
                 _overlay(method, explanation[index], picture, facts, style._replace(signed=explanation.signed))
                 for method, explanation in by_method.items()
             ],
         )
-        for index, (picture, fact) in enumerate(zip(pictures, facts.of_each(len(pictures)), strict=True))
+        for index, (picture, shown, fact) in enumerate(zip(pictures, stills, facts.of_each(len(pictures)), strict=True))
     ]
+
+
+def still(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture as it is; of a clip (T, H, W, 3), up to eight frames, evenly spaced, four in a line."""
+    import numpy as np
+
+    if picture.ndim == 3:
+        return picture
+    frames = list(picture[evenly_spaced(len(picture), FRAMES)])
+    columns = min(len(frames), 4)
+    frames += [np.zeros_like(frames[0])] * (-len(frames) % columns)
+    lines = [np.concatenate(frames[start : start + columns], 1) for start in range(0, len(frames), columns)]
+    return _bounded(np.concatenate(lines))
 
 
 def _outcome(fact: Fact) -> str | None:
@@ -107,10 +126,10 @@ def _outcome(fact: Fact) -> str | None:
 
 
 def _overlay(method: str, one: Explanation, picture: NDArray[np.uint8], facts: Facts, style: Style) -> Overlay:
-    heatmaps = one.heatmaps(picture.shape[:2], "signed" if style.signed else "minmax")
+    heatmaps = one.heatmaps(picture.shape[: one.dims], "signed" if style.signed else "minmax")
     return Overlay(
         method=method,
-        source=data_uri(overlaid([picture], heatmaps[:, None], style)[0]),
+        source=data_uri(still(overlaid([picture], heatmaps[:, None], style)[0])),
         explains=explained(one.target, one.class_agnostic, facts.class_names),
         is_empty=not bool(heatmaps.any()),
     )
@@ -125,10 +144,10 @@ def data_uri(picture: NDArray[np.uint8]) -> str:
 
 
 def _check_explanation(method: str, explanation: Explanation) -> None:
-    if explanation.dims != 2:
+    if explanation.dims == 1:
         raise CamlibValueError(
-            f"a report shows pictures, but each map by {method} has {explanation.dims} axes; draw signals with "
-            "explanation.plot(signals), and explain single frames of volumes and videos"
+            f"a report shows pictures and clips, and the maps by {method} are of signals; draw them with "
+            "explanation.plot(signals)"
         )
     if explanation.has_class_axis:
         raise CamlibValueError(

@@ -88,7 +88,7 @@ def report(
     Args:
         explanations: of N images, with one class for each; or a mapping from methods to explanations of these images.
         images: the N pictures, as for :meth:`camlib.Explanation.overlays`; they may differ in size. Pictures larger
-            than 448 pixels are reduced.
+            than 448 pixels are reduced. Of volumes and videos, up to eight frames are shown.
         names: names of the images; by default they are numbered.
         labels: true classes, (N,).
         predictions: predicted classes, (N,).
@@ -110,7 +110,7 @@ def report(
     Raises:
         CamlibRuntimeError: jinja2 is not installed.
         CamlibTypeError: an argument is not made of explanations, class indices, numbers, headlines or sections.
-        CamlibValueError: lengths differ, images have several classes, maps are of signals or volumes, a class has no
+        CamlibValueError: lengths differ, images have several classes, maps are of signals, a class has no
             name, or a confidence is outside [0, 1].
 
     Example:
