@@ -206,7 +206,7 @@ class Graph:
 
     def _leads_purely(self, record: Tapped) -> bool:
         """Whether a map contributes to all outputs, and reaches them on a path where nothing else is mixed in."""
-        return not self._is_lateral(record) and self._has_part_in_all(record.node) and self._stays_pure(record.node)
+        return not self._is_lateral(record) and self._stays_pure(record.node) and self._has_part_in_all(record.node)
 
     def all_pass(self, record: Tapped) -> bool:
         """Whether the images reach the outputs only through this map."""
@@ -262,11 +262,12 @@ class Graph:
         if not self.all_pass(record):
             return []
         layers = self._layers_behind(record)
-        ends, before = [], set()
+        ends: list[tuple[Tapped, int]] = []
+        before: set[Any] = set()
         for one in reversed(records):
             if one.order > record.order and one.node in layers and one.node not in before:
                 ends.append((one, layers[one.node]))
-                before |= self._before([one.node])
+                self._add_before(before, one.node)
         return ends[::-1]
 
     def as_good_as(self, record: Tapped, records: list[Tapped]) -> list[Tapped]:
@@ -276,12 +277,12 @@ class Graph:
         """
         if self.all_pass(record):
             return []
-        last, before = [record], self._before([record.node])
-        behind = self._marked([record.node], self._uses)
+        last, around = [record], self._marked([record.node], self._uses)
+        self._add_before(around, record.node)
         for one in reversed(records):
-            if one.node not in before | behind and one.node in self._made and self._leads_purely(one):
+            if one.node not in around and one.node in self._made and self._leads_purely(one):
                 last.append(one)
-                before |= self._before([one.node])
+                self._add_before(around, one.node)
         return last[::-1] if len(last) > 1 else []
 
     def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:
@@ -293,14 +294,17 @@ class Graph:
         made = self._made
         if any(record.node in made and self.all_pass(record) for record in records):
             return []
-        before, behind = self._before([through.node]), self._marked([through.node], self._uses)
-        if not any(node in made for node in self._around([through.node]) - before - behind):
+        around = self._around([through.node])
+        before: set[Any] = set()
+        self._add_before(before, through.node)
+        behind = self._marked([through.node], self._uses)
+        if not any(node in made and node not in before and node not in behind for node in around):
             return []
         last = [through]
         for record in reversed(records):
-            if record.node in made and record.node in self._around([one.node for one in last]) - before:
+            if record.node in made and record.node in around and record.node not in before:
                 last.append(record)
-                before |= self._before([record.node])
+                self._add_before(before, record.node)
         return last[::-1]
 
     @cached_property
@@ -309,13 +313,14 @@ class Graph:
         layers = [node for node in self._flow if re.search(_PARAMETRIC_OPS, node.name())]
         return self._marked(layers, self._uses)
 
-    def _before(self, nodes: Collection[Any]) -> set[Any]:
-        """The nodes that lead to some nodes."""
-        before = set(nodes)
-        for node in reversed(self._inputs):
-            if node in before:
-                before.update(self._inputs[node])
-        return before
+    def _add_before(self, before: set[Any], node: Any) -> None:
+        """Add a node, and all nodes that lead to it, to a set that holds such nodes of others."""
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node not in before:
+                before.add(node)
+                stack.extend(self._inputs[node])
 
     def _around(self, nodes: Collection[Any]) -> set[Any]:
         """The nodes on the ways from the images to the outputs that lead around some nodes."""
@@ -344,19 +349,38 @@ class Graph:
         Other entries of the outputs, and scores that are added to others, do not count as mixed; scores multiplied by
         others do.
         """
-        behind = self._marked([node], self._uses)
-        pure = self._marked(
-            [node],
-            lambda later, pure: (
-                self._uses(later, pure)
-                and (
-                    (later not in self._before_projection and not re.match(_FACTOR_OPS, later.name()))
-                    or self._side_by_side(later)
-                    or self._uses_only(later, behind)
-                )
-            ),
-        )
+        pure, waiting = {node}, [node]
+        behind: set[Any] = set()
+        while waiting:
+            for later in self._users[waiting.pop()]:
+                if later in pure:
+                    continue
+                of_scores = later not in self._before_projection and not re.match(_FACTOR_OPS, later.name())
+                if not of_scores and not self._side_by_side(later):
+                    others = [used for used in self._inputs[later] if used in self._flow and used not in pure]
+                    if any(self._number[used] < self._number[node] for used in others):
+                        continue  # made before the map
+                    if others and not behind:
+                        behind = self._marked([node], self._uses)
+                    if not behind.issuperset(others):
+                        continue
+                pure.add(later)
+                waiting.append(later)
         return self._root in pure
+
+    @cached_property
+    def _number(self) -> dict[Any, int]:
+        """The place of each node in the topological order."""
+        return {node: number for number, node in enumerate(self._inputs)}
+
+    @cached_property
+    def _users(self) -> dict[Any, list[Any]]:
+        """The nodes that use each node."""
+        users: dict[Any, list[Any]] = {node: [] for node in self._inputs}
+        for node, inputs in self._inputs.items():
+            for used in inputs:
+                users[used].append(node)
+        return users
 
     def _side_by_side(self, node: Any) -> bool:
         """Whether an operation joins its inputs as rows or as entries of the outputs, not as channels of a map."""
