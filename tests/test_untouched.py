@@ -294,7 +294,6 @@ def test_buffers_that_the_model_changes_and_all_random_numbers_are_restored(trai
     assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 class Caching(nn.Module):
     """Attention biases as in LeViT: in eval mode they are taken from a cache, which ``train()`` empties."""
 
@@ -358,6 +357,7 @@ def test_a_view_that_is_changed_in_place_behind_the_layer_is_no_hindrance(name: 
         torch.testing.assert_close(found.maps, torch.einsum("c,nchw->nhw", weights, activations).detach())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_has_the_model_as_it_was() -> None:
     """Another thread's call runs in the parent, not in the child."""
     model = model_in_some_state()

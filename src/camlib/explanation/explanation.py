@@ -11,6 +11,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_int
 from camlib.explanation import files
+from camlib.explanation.fields import check_fields
 from camlib.explanation.joining import joined, sliced
 from camlib.explanation.titles import title
 from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
@@ -44,6 +45,7 @@ class Explanation:
     (t, h, w) for a volume or a video. :attr:`dims` is the number of these axes.
 
     Raises:
+        CamlibTypeError: a field has another type.
         CamlibValueError: the shapes of maps and scores do not match, or those of extent, input size and maps.
 
     Example:
@@ -84,26 +86,7 @@ class Explanation:
     whose logits camlib has found; "probability", "detection score", "similarity"; or "score" for a function."""
 
     def __post_init__(self) -> None:
-        if self.dims not in SIZES or self.maps.shape[: self.scores.dim()] != self.scores.shape:
-            raise CamlibValueError(
-                f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
-                f"(N, K, h, w) for scores (N, K), got {tuple(self.maps.shape)} for {tuple(self.scores.shape)}"
-            )
-        if isinstance(self.target, Tensor) and self.target.shape != self.scores.shape:
-            raise CamlibValueError(
-                f"target must have a class for each score, {tuple(self.scores.shape)}, got {tuple(self.target.shape)}"
-            )
-        if self.origin is not None and (self.extent is None or len(self.origin) != len(self.extent)):
-            raise CamlibValueError(
-                f"origin needs an extent with as many numbers, got origin {self.origin} and extent {self.extent}"
-            )
-        if self.extent is not None and (
-            self.input_size is None or not len(self.extent) == len(self.input_size) == self.dims
-        ):
-            raise CamlibValueError(
-                f"extent and input_size must have one number for each of the maps' {self.dims} axes, got extent "
-                f"{self.extent} and input_size {self.input_size}"
-            )
+        check_fields(vars(self))
 
     @property
     def dims(self) -> int:

@@ -25,8 +25,6 @@ FORMAT = 1
 
 MAX_BYTES = 2**30
 """The most bytes of the arrays of a file that is loaded, unless the caller allows more."""
-MAX_PIXELS = 2**31
-"""The most pixels of an input."""
 
 LAYER = "layers/"
 """Begins the name of the array that holds a layer's own maps."""
@@ -108,22 +106,17 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, of the types and shapes that an explanation has."""
-    maps, scores, target, layers = (fields[name] for name in ("maps", "scores", "target", "layers"))
+    """The fields, with values that a saved explanation has; the explanation itself checks types and shapes."""
+    scores, target, layers = (fields[name] for name in ("scores", "target", "layers"))
     size, extent, origin = fields["input_size"], fields.get("extent"), fields.get("origin")
     images = len(scores)
     classes = isinstance(target, Tensor) and target.shape == scores.shape and target.dtype == torch.int64
     conditions = {
-        "maps and scores are floating-point tensors": maps.is_floating_point() and scores.is_floating_point(),
         "target is a text, or a class for each score": isinstance(target, str) or (classes and not (target < 0).any()),
-        "method and layer are texts": isinstance(fields["method"], str) and isinstance(fields["layer"], str),
-        "quantity is a text": isinstance(fields.get("quantity", ""), str),
         "class_agnostic is true or false": isinstance(fields.get("class_agnostic", False), bool),
         "layers are floating-point maps of each image": all(
             one.is_floating_point() and one.dim() > 1 and len(one) == images for one in layers.values()
         ),
-        "input_size has positive ints, of at most 2^31 pixels in all": size is None
-        or (_all_are(int, size) and min(size) >= 1 and math.prod(size) <= MAX_PIXELS),
         "extent has numbers that are not smaller than input_size, or origin has numbers, too": extent is None
         or (
             _all_are((int, float), extent)

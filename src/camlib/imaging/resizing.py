@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,9 @@ Maps = TypeVar("Maps", Tensor, "NDArray[np.generic]")
 
 SIZES = {1: "(length,)", 2: "(height, width)", 3: "(time, height, width)"}
 """The sides in the size of a map, by its number of dimensions."""
+
+MAX_CELLS = 2**31
+"""The most pixels of a resized map."""
 
 _COUNTS = {1: "one positive integer", 2: "two positive integers", 3: "three positive integers"}
 
@@ -95,4 +99,6 @@ def _checked(size: object, known: tuple[int, ...]) -> tuple[int, ...]:
     ):
         wanted = "; or ".join(f"{SIZES[dims]}, {_COUNTS[dims]}" for dims in known)
         raise CamlibValueError(f"size must be {wanted}, got {size!r}")
+    if math.prod(map(int, size)) > MAX_CELLS:
+        raise CamlibValueError(f"size must have at most {MAX_CELLS} pixels in all, got {size!r}")
     return tuple(int(side) for side in size)

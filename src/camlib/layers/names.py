@@ -6,6 +6,7 @@ A layer is a module by its dotted name. Of a module that is called several times
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def _resolve(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
             "submodules, such as model.layer4, or a name"
         )
     if not isinstance(layer, str):
-        raise CamlibTypeError(f"layer must be a name or a module, got {type(layer).__name__}: {layer!r}")
+        raise CamlibTypeError(f"layer must be a name or a module, got {type(layer).__name__}: {reprlib.repr(layer)}")
     modules = dict(model.named_modules(remove_duplicate=False))
     name, _, call = layer.partition("#")
     if name and name in modules and ((call.isdecimal() and int(call) > 0) or not call):

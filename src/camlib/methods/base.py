@@ -20,7 +20,7 @@ from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames, Tokens
 from camlib.layers.names import resolve_layers
 from camlib.methods.fusion import FUSIONS, fuse
-from camlib.methods.options import refuses_unknown_options
+from camlib.methods.options import refuses_unknown_arguments, refuses_unknown_options
 from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
@@ -132,6 +132,7 @@ class Method(ABC):
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
 
+    @refuses_unknown_arguments
     def __call__(self, inputs: Any, target: Any = None) -> Explanation:
         """Explain the model's outputs for ``inputs``.
 

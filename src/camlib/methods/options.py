@@ -12,6 +12,8 @@ from camlib.errors import CamlibTypeError
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
+Call = TypeVar("Call", bound=Callable[..., Any])
+
 _ELSEWHERE = {
     "target_layers": "layer=, which takes a name, a module, or a list of these",
     "target_layer": "layer=, which takes a name, a module, or a list of these",
@@ -39,6 +41,33 @@ def refuses_unknown_options(init: Init) -> Init:
         init(self, *args, **options)
 
     return cast(Init, checked)
+
+
+_IN_A_CALL = {
+    **dict.fromkeys(("input", "images", "image", "input_tensor", "input_image", "x"), "the first argument, the inputs"),
+    **dict.fromkeys(
+        ("targets", "class_idx", "class_index", "target_category", "category", "label", "labels", "classes"), "target="
+    ),
+    "aug_smooth": "camlib.TestTimeAugmentation(cam)",
+    "layer": "the layer of the method, camlib.GradCAM(model, layer)",
+}
+"""What the calls of other libraries' methods have, and what camlib has in its place."""
+
+
+def refuses_unknown_arguments(call: Call) -> Call:
+    """Decorate a method's ``__call__`` to say which argument was meant when it gets an unknown one."""
+    own = list(inspect.signature(call).parameters)[1:]
+
+    @functools.wraps(call)
+    def checked(self: Any, *args: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in own:
+                close = _IN_A_CALL.get(name)
+                hint = f"use {close}" if close else f"it takes {', '.join(own)}"
+                raise CamlibTypeError(f"a call of {type(self).__name__} has no argument {name!r}; {hint}")
+        return call(self, *args, **named)
+
+    return cast(Call, checked)
 
 
 def _unknown(cls: type[Any], name: str, own: list[str]) -> CamlibTypeError:

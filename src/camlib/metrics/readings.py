@@ -428,8 +428,9 @@ def method_of(explainer: Explainer) -> Method:
     while isinstance(explainer, Smoothing):
         explainer = explainer.method
     if not isinstance(explainer, Method):
+        given = f"the class {explainer.__name__}" if isinstance(explainer, type) else f"a {type(explainer).__name__}"
         raise CamlibTypeError(
-            f"the metric needs the explainer's model, and a {type(explainer).__name__} is neither a "
+            f"the metric needs the explainer's model, and {given} is neither a "
             "camlib.methods.Method nor a smoothing of one; give one such as camlib.GradCAM(model)"
         )
     return explainer

@@ -21,11 +21,13 @@ _FUNCTIONS: dict[Any, links.Ending] = {
     torch.ops.aten._log_softmax.default: "log_softmax",
 }
 _BOUNDED = frozenset({"hardsigmoid", "special_ndtr", "bounded"})
-"""Functions that return nothing outside [0, 1], so that a single output is a probability."""
+"""Functions that return nothing outside [0, 1], so that outputs are probabilities."""
 _CLAMPS = frozenset({"clamp", "clamp_", "hardtanh", "hardtanh_"})
 """Functions that do so if their own bounds, the second and the third argument, lie in [0, 1]."""
 _DOUBTFUL = frozenset({"div", "div_", "reciprocal", "rsub", "pow", "exp", "with a number"})
 """Functions that may compute a probability by hand, or divide a logit by a temperature."""
+_JOINED = frozenset({"cat", "stack"})
+"""Functions that join the outputs of several heads."""
 _WITH_A_NUMBER = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_"})
 """Functions that count as doubtful if one argument is a number."""
 _ROUNDING = 1e-2
@@ -135,8 +137,8 @@ class Ending:
                 break
         if self._kind == "logits" and links.sums_to_one(outputs):
             self._kind, self._of_values = "values", "softmax"
-        if self._kind == "logits" and links.has_one_column(outputs):
-            if last in _BOUNDED:
+        if self._kind == "logits":
+            if last in _BOUNDED or (last in _JOINED and calls and _ends_with(outputs, calls[0])):
                 self._kind, self._of_values = "values", "sigmoid"
             self._doubtful = last in _DOUBTFUL
 
@@ -160,6 +162,14 @@ def _as_copy(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None]
     if outputs.numel() != call.returned.numel() or len(outputs) != len(call.returned):
         return None
     return call.ending, None if call.given is None else call.given.reshape(outputs.shape).to(outputs.dtype)
+
+
+def _ends_with(outputs: Tensor, call: _Call) -> bool:
+    """Whether the last columns of outputs are what a sigmoid returned, as where a head for each label has its own."""
+    last = call.returned.reshape(len(call.returned), -1) if call.returned.numel() else call.returned
+    if call.ending != "sigmoid" or last.dim() != 2 or outputs.dim() != 2 or len(last) != len(outputs):
+        return False
+    return last.shape[1] < outputs.shape[1] and _equal(outputs[:, -last.shape[1] :], last)
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:

@@ -37,7 +37,7 @@ class _Kind:
 _KINDS = {
     1: _Kind("signals", lambda images, count, size: as_signals(images, count), draw_signals),
     2: _Kind("pictures", lambda images, count, size: as_pictures(images), draw_pictures),
-    3: _Kind("clips", lambda images, count, size: as_clips(images, size), draw_clips),
+    3: _Kind("clips", lambda images, count, size: as_clips(images, count, size), draw_clips),
 }
 """By the number of grid axes."""
 

@@ -25,13 +25,14 @@ CELL = 1.5
 _CHANNELS = (1, 3, 4)
 
 
-def as_clips(images: Any, size: tuple[int, ...] | None = None) -> list[NDArray[np.uint8]]:
+def as_clips(images: Any, count: int, size: tuple[int, ...] | None = None) -> list[NDArray[np.uint8]]:
     """Return a batch of clips, a sequence of clips or one clip as a list of RGB clips.
 
     Args:
         images: a list or tuple of clips, which may differ in size; an array (N, T, H, W, C) or, grey, (N, T, H, W);
             a tensor (N, C, T, H, W), (N, T, C, H, W) or, grey, (N, T, H, W); or one clip that is an array or a tensor.
-        size: (T, H, W) of the explained clips, by which a tensor of grey ones is known.
+        count: N.
+        size: (T, H, W) of the explained clips, if known; a tensor of grey clips must have it.
 
     Returns:
         Clips (T, H, W, 3), uint8.
@@ -42,7 +43,7 @@ def as_clips(images: Any, size: tuple[int, ...] | None = None) -> list[NDArray[n
     """
     of_grey = getattr(images, "ndim", None) == 4
     if isinstance(images, Tensor):
-        grey_batch = of_grey and size is not None and tuple(images.shape[1:]) == size
+        grey_batch = of_grey and tuple(images.shape) == (count, *(size or ()))
     else:
         grey_batch = of_grey and not _in_color(images)
     batch = grey_batch or getattr(images, "ndim", None) == 5 or isinstance(images, (list, tuple))
@@ -79,7 +80,8 @@ def _frames(clip: Any) -> Any:
             return clip.movedim(0, 1)
         if clip.dim() != 3 and not (clip.dim() == 4 and clip.shape[1] in (1, 3)):
             raise CamlibValueError(
-                "a tensor clip must be (3, T, H, W), (T, 3, H, W), (1, T, H, W), (T, 1, H, W) or (T, H, W), got "
+                "a tensor clip must be channels-first, (3, T, H, W) or (1, T, H, W), or be its frames, (T, 3, H, W), "
+                "(T, 1, H, W) or (T, H, W), got "
                 f"{tuple(clip.shape)}; give one channel of a volume with several, clip[:1]; for channels last, pass "
                 "an array: clip.numpy()"
             )

@@ -77,7 +77,9 @@ def cards(by_method: Mapping[str, Explanation], images: Any, facts: Facts, style
         _check_explanation(method, explanation)
     first = next(iter(by_method.values()))
     of_pictures = first.dims == 2
-    pictures = list(map(_bounded, as_pictures(images))) if of_pictures else as_clips(images, first.input_size)
+    pictures = (
+        list(map(_bounded, as_pictures(images))) if of_pictures else as_clips(images, len(first), first.input_size)
+    )
     for method, explanation in by_method.items():
         if len(explanation) != len(pictures) or explanation.dims != first.dims:
             raise CamlibValueError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.inputs import Outputs
@@ -157,8 +157,21 @@ class Score(BoundTarget):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
-        """Return the function's value."""
-        return self.function(outputs)
+        """Return the function's value.
+
+        Raises:
+            CamlibTypeError: it is a module, and fails at the outputs.
+        """
+        if not isinstance(self.function, nn.Module):
+            return self.function(outputs)
+        try:
+            scores: Tensor = self.function(outputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise CamlibTypeError(
+                f"the target is a module, {self.explained}, which fails at the model's outputs: {error}; a target is a "
+                "function from the outputs to scores (N,), or a class; the call is cam(images, target)"
+            ) from error
+        return scores
 
 
 def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:

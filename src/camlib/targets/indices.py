@@ -208,9 +208,9 @@ def warn_if_doubtful(outputs: Any) -> None:
     """Warn, in a call of a target's ``bind``, of outputs that may be probabilities but are taken for logits."""
     if is_doubtful(_for_classes(outputs)):
         warnings.warn(
-            "the single output of the model lies in [0, 1], and its last function does not show whether it is a "
-            'probability; it is taken for a logit. If it is a probability, give link="identity" to '
-            "camlib.targets.Probability or to the metric, or return the logit, by forward=",
+            "the outputs of the model lie in [0, 1], and its last function does not show whether they are "
+            'probabilities; they are taken for logits. If they are probabilities, give link="identity" to '
+            "camlib.targets.Probability or to the metric, or return the logits, by forward=",
             CamlibWarning,
             stacklevel=5,
         )

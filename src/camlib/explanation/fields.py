@@ -1,0 +1,73 @@
+"""What the fields of an explanation must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.imaging.resizing import SIZES
+
+MAX_PIXELS = 2**31
+"""The most pixels of an input."""
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Check types and shapes, but not the numbers on the device, for which this would have to wait.
+
+    Raises:
+        CamlibTypeError, CamlibValueError: a field is wrong.
+    """
+    maps, scores, target = fields["maps"], fields["scores"], fields["target"]
+    for name, tensor in (("maps", maps), ("scores", scores), *fields["layers"].items()):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CamlibTypeError(f"{name} must be a tensor of floating-point numbers, got {given}")
+    for name in ("method", "layer", "quantity"):
+        if not isinstance(fields[name], str):
+            raise CamlibTypeError(f"{name} must be a string, got {fields[name]!r}")
+    if not isinstance(target, (Tensor, str)) or (isinstance(target, Tensor) and target.is_floating_point()):
+        given = target.dtype if isinstance(target, Tensor) else repr(target)
+        raise CamlibTypeError(f"target must be a tensor with a class for each score, or a string, got {given}")
+    dims = maps.dim() - scores.dim()
+    if dims not in SIZES or maps.shape[: scores.dim()] != scores.shape:
+        raise CamlibValueError(
+            f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
+            f"(N, K, h, w) for scores (N, K), got {tuple(maps.shape)} for {tuple(scores.shape)}"
+        )
+    if isinstance(target, Tensor) and target.shape != scores.shape:
+        raise CamlibValueError(
+            f"target must have a class for each score, {tuple(scores.shape)}, got {tuple(target.shape)}"
+        )
+    _check_geometry(fields["input_size"], fields["extent"], fields["origin"], dims)
+
+
+def _check_geometry(size: Any, extent: Any, origin: Any, dims: int) -> None:
+    """Check where the maps lie."""
+    if size is not None and (not _are_numbers(size, int) or min(size) < 1 or math.prod(size) > MAX_PIXELS):
+        raise CamlibValueError(f"input_size must be positive ints, at most {MAX_PIXELS} pixels in all, got {size!r}")
+    if origin is not None and (extent is None or not _are_numbers(origin) or len(origin) != len(extent)):
+        raise CamlibValueError(
+            f"origin needs an extent with as many numbers, got origin {origin!r} and extent {extent!r}"
+        )
+    if extent is None:
+        return
+    if not _are_numbers(extent) or min(extent) <= 0:
+        raise CamlibValueError(f"extent must be a tuple of positive numbers, got {extent!r}")
+    if size is None or not len(extent) == len(size) == dims:
+        raise CamlibValueError(
+            f"extent and input_size must have one number for each of the maps' {dims} axes, got extent {extent!r} and "
+            f"input_size {size!r}"
+        )
+
+
+def _are_numbers(values: Any, kind: Any = (int, float)) -> bool:
+    """Whether values are a tuple of one or more finite numbers."""
+    return (
+        isinstance(values, tuple)
+        and bool(values)
+        and all(isinstance(one, kind) and not isinstance(one, bool) and math.isfinite(one) for one in values)
+    )
