@@ -141,7 +141,7 @@ def test_report_says_which_colour_is_against():
     assert "least important" not in html
     both = camlib.report({"one": explanation(MAPS), "other": explanation(np.abs(MAPS))}, WHITE).html
     assert both.count('<figure class="legend">') == 2
-    assert "Those by one are signed" in both
+    assert "Those by <bdi>one</bdi> are signed" in both
 
 
 NAMES = ["$5 bill, not $10", r"$x_$ \alpha {", "a_b^c & <b>d</b> 100%"]

@@ -48,6 +48,9 @@ from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
 
+MOST_NAMED = 8
+"""The most layers that an error names."""
+
 
 class LayerInfo(NamedTuple):
     """A layer that the forward pass calls."""
@@ -499,10 +502,11 @@ def _several_branches(branches: list[Tapped], located: Located, graph: Graph, re
     numbers = [located[branch][0].tensor for branch in branches]
     several = len(set(numbers)) > 1
     listed = [f"{n!r} of input {number}" if several else repr(n) for n, number in zip(names, numbers, strict=True)]
-    way_out = "the others in separate calls" if several else f"or all in one map: layer=[{', '.join(listed)}]"
+    together = ", ".join(listed) if len(listed) <= MOST_NAMED else f"{', '.join(listed[:MOST_NAMED])}, ..."
+    way_out = "the others in separate calls" if several else f"or all in one map: layer=[{together}]"
     return CamlibRuntimeError(
-        "several branches lead side by side from the inputs to the score. Their last feature maps are those of "
-        f"{', '.join(listed)}. Explain one of them, such as layer={names[-1]!r}, {way_out}"
+        f"several branches lead side by side from the inputs to the score. Their last feature maps are "
+        f"those of {together}. Explain one of them, such as layer={names[-1]!r}, {way_out}"
     )
 
 

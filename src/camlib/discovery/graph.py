@@ -277,12 +277,13 @@ class Graph:
         """
         if self.all_pass(record):
             return []
-        last, around = [record], self._marked([record.node], self._uses)
-        self._add_before(around, record.node)
+        last, behind = [record], self._marked([record.node], self._uses)
+        before: set[Any] = set()
+        self._add_before(before, record.node)
         for one in reversed(records):
-            if one.node not in around and one.node in self._made and self._leads_purely(one):
+            if one.node not in before and one.node not in behind and one.node in self._made and self._leads_purely(one):
                 last.append(one)
-                self._add_before(around, one.node)
+                self._add_before(before, one.node)
         return last[::-1] if len(last) > 1 else []
 
     def side_by_side(self, records: list[Tapped], through: Tapped) -> list[Tapped]:

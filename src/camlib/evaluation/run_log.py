@@ -196,7 +196,9 @@ def environment() -> dict[str, Any]:
 
 
 def attributes_of(model: nn.Module) -> dict[str, str]:
-    """Return a digest of each plain attribute of a model, by name, such as a temperature, and of each module's type.
+    """Return a digest of each plain attribute of a model, by name, such as a temperature, and of each module's code.
+
+    The code is that of its class and of its hooks.
 
     Modules that a forward pass changes, such as a counter, change their digest; :class:`RunLog` ignores those that
     changed while a batch was evaluated.
@@ -205,14 +207,33 @@ def attributes_of(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
         if type(module).__module__.startswith("torch."):
-            found[name] = _digest([_name(type(module)), _plain(own)])
+            found[name] = _digest([_name(type(module)), _plain(own), _hooks(module)])
         else:
-            found[name] = _digest(_name(type(module)))
+            found[name] = _digest([_name(type(module)), _methods(type(module)), _hooks(module)])
             found |= {f"{name}.{key}".lstrip("."): _digest(_plain(value)) for key, value in own.items()}
     return found
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """The code of a module's hooks."""
+    return [_code_of(hook) for hooks in (module._forward_pre_hooks, module._forward_hooks) for hook in hooks.values()]
+
+
+def _methods(cls: type) -> list[Any]:
+    """The code of a class's methods, apart from those of torch."""
+    own = [one for one in cls.__mro__ if not one.__module__.startswith(("torch.", "builtins"))]
+    return [
+        [name, _code_of(function)] for one in own for name, function in vars(one).items() if inspect.isroutine(function)
+    ]
+
+
+def _code_of(function: Any) -> str:
+    """A digest of what a function does; its type if it has no code in Python."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    return _code(function.__code__) if isinstance(function, FunctionType) else _name(type(function))
 
 
 def _digest(value: Any) -> str:

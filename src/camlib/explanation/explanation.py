@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, items, number, positive_int
 from camlib.explanation import files
 from camlib.explanation.fields import check_fields
 from camlib.explanation.joining import joined, sliced
@@ -84,6 +84,8 @@ class Explanation:
     quantity: str = "score"
     """The quantity that was explained. It is "logit" for classes, also where the model ends in a softmax or sigmoid
     whose logits camlib has found; "probability", "detection score", "similarity"; or "score" for a function."""
+    relu: bool = True
+    """Whether negative values were set to zero; False for maps made with ``relu=False``, even if none is negative."""
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
@@ -109,8 +111,8 @@ class Explanation:
 
     @property
     def signed(self) -> bool:
-        """Whether a map holds negative values, evidence against what is explained, as with ``relu=False``."""
-        return bool((self.maps < 0).any())
+        """Whether maps may hold negative values, evidence against what is explained: if some do, or by relu=False."""
+        return not self.relu or bool((self.maps < 0).any())
 
     def heatmaps(self, size: tuple[int, ...] | None = None, normalize: str = "minmax") -> Tensor:
         """Resize the maps, cut off the padding, then normalise each image and class separately.
@@ -180,6 +182,7 @@ class Explanation:
         titles: Sequence[str] | None = None,
         scale: Scale = "each",
         columns: int | None = None,
+        figsize: tuple[float, float] | None = None,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
@@ -198,6 +201,7 @@ class Explanation:
             scale: "each" to scale each map alone, "all" for one scale, by which maps can be compared.
             columns: for pictures, draws each picture followed by its overlays, in lines of so many: a compact figure of
                 several classes. None for a row of three for each.
+            figsize: width and height of the figure in inches; None for a size that fits the rows.
 
         Returns:
             A matplotlib figure, not shown.
@@ -215,11 +219,20 @@ class Explanation:
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=str(title)) for row, title in zip(rows, titles, strict=True)]
         style = Style(colormap, alpha, source, self.signed, scale == "all")
-        if columns is None:
-            return draw(self.dims, rows, style)
-        if self.dims != 2:
+        if columns is not None and self.dims != 2:
             raise CamlibValueError(f"columns={columns!r} is for pictures, and the maps are of {_INPUTS[self.dims]}s")
-        return draw_grid(rows, style, positive_int("columns", columns))
+        sides = () if figsize is None else items("figsize", figsize, "a width and a height in inches")
+        if figsize is not None and len(sides) != 2:
+            raise CamlibValueError(f"figsize must be a width and a height in inches, got {figsize!r}")
+        sides = [number("each side of figsize", side, above=0, at_most=100) for side in sides]
+        figure = (
+            draw(self.dims, rows, style)
+            if columns is None
+            else draw_grid(rows, style, positive_int("columns", columns))
+        )
+        if sides:
+            figure.set_size_inches(*sides)
+        return figure
 
     def _rows(self, images: Any, class_names: Sequence[str] | None, *, together: bool) -> list[FigureRow]:
         """The figure's rows, one for each image and class."""

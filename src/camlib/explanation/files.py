@@ -113,7 +113,9 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     classes = isinstance(target, Tensor) and target.shape == scores.shape and target.dtype == torch.int64
     conditions = {
         "target is a text, or a class for each score": isinstance(target, str) or (classes and not (target < 0).any()),
-        "class_agnostic is true or false": isinstance(fields.get("class_agnostic", False), bool),
+        "class_agnostic and relu are true or false": all(
+            isinstance(fields.get(name, False), bool) for name in ("class_agnostic", "relu")
+        ),
         "layers are floating-point maps of each image": all(
             one.is_floating_point() and one.dim() > 1 and len(one) == images for one in layers.values()
         ),

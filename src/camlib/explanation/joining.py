@@ -48,7 +48,7 @@ def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
 _BY_IMAGE = "a list with an entry for each image"
 
 
-_ALIKE = ("method", "layer", "class_agnostic", "input_size", "extent", "origin", "quantity")
+_ALIKE = ("method", "layer", "class_agnostic", "input_size", "extent", "origin", "quantity", "relu")
 
 
 def _kind(fields: Fields) -> dict[str, Any]:

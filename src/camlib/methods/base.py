@@ -242,7 +242,8 @@ class Method(ABC):
             dims = axes - forward_pass.scores.dim()
             placed = forward_pass.placed(layers)
             fused = fuse(list(placed.values()), self.fuse, "minmax" if self.relu else "signed", dims)
-        return forward_pass.explanation(self.name, fused, {} if self.layerless else layers, self.class_agnostic)
+        own = {} if self.layerless else layers
+        return forward_pass.explanation(self.name, fused, own, self.class_agnostic, self.relu)
 
     def __repr__(self) -> str:
         layer = "none" if self.layerless else "to be found" if self.layers is None else repr(" + ".join(self.layers))

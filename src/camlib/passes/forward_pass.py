@@ -355,7 +355,7 @@ class ForwardPass:
         }
 
     def explanation(
-        self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False
+        self, method: str, maps: Tensor, layers: Mapping[str, Tensor], class_agnostic: bool = False, relu: bool = True
     ) -> Explanation:
         """Return a method's maps as an explanation of this pass."""
         covered = self.covered(next(iter(layers))) if len(layers) == 1 else None
@@ -372,6 +372,7 @@ class ForwardPass:
             origin=covered.origin if covered and any(covered.origin) else None,
             class_agnostic=class_agnostic,
             quantity=self.target.quantity,
+            relu=relu,
         )
 
 
