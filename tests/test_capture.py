@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import threading
 import warnings
@@ -594,3 +595,34 @@ class TestInGraph:
             outputs = model(images)
         with pytest.raises(camlib.CamlibValueError, match=r"must be \(N,\) or a single number"):
             read.in_graph(outputs)
+
+
+def test_a_call_of_camlib_inside_a_capture_does_not_count(images: Tensor) -> None:
+    model, expected = reference(images)
+    with torch.no_grad(), camlib.capture(model, "norm") as captured:
+        outputs = model(images)
+        torch.testing.assert_close(maps_of(model, images), expected)
+    gradients = captured.gradients(outputs[:, 1])
+    maps = torch.einsum("nc,nchw->nhw", gradients.mean((2, 3)), captured.activations)
+    torch.testing.assert_close(maps, expected)
+
+
+def test_captures_in_asynchronous_tasks_do_not_meet(images: Tensor) -> None:
+    model = Network().eval()
+
+    async def captured(given: Tensor) -> Tensor:
+        with camlib.capture(model, "norm") as found:
+            await asyncio.sleep(0)
+            model(given)
+            await asyncio.sleep(0)
+        return found.activations
+
+    async def both() -> list[Tensor]:
+        return list(await asyncio.gather(captured(images), captured(2 * images)))
+
+    one, other = asyncio.run(both())
+    with camlib.capture(model, "norm") as alone:
+        model(images)
+    torch.testing.assert_close(one, alone.activations)
+    assert not torch.equal(one, other)
+    assert not model.norm._forward_hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,3 +183,45 @@ def test_crops_that_a_network_makes_itself_are_refused() -> None:
 
     with pytest.raises(camlib.CamlibRuntimeError, match="its rows are not the images, but parts of them"):
         camlib.GradCAM(Crops().eval())(torch.rand(2, 3, 64, 64), 1)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "frames as channels"])
+def test_the_frames_that_were_explained_are_drawn(name) -> None:
+    shape, channels, to_rows, from_rows, head = NETWORKS[name]
+    frames = torch.rand(2, *shape)
+    explanation = camlib.GradCAM(OfFrames(channels, to_rows, from_rows, head()).eval())(frames, 1)
+    pictures = frames[:, :, None] if frames.dim() == 4 else frames if frames.shape[1] == T else frames.transpose(1, 2)
+    expected = explanation.overlays([list(clip) for clip in pictures])
+    assert expected.shape == (2, T, 64, 48, 3)
+    assert np.array_equal(explanation.overlays(frames), expected)
+    assert len(explanation.plot(frames).axes) == 2 * 2 * T + 1
+    page = camlib.report(explanation, frames).html
+    assert page.count("<article") == 2
+    assert 'width="192" height="64"' in page  # the four frames in a line
+
+
+def test_frames_that_are_channels_must_be_given_as_frames() -> None:
+    shape, channels, to_rows, from_rows, head = NETWORKS["frames as channels"]
+    frames = torch.rand(2, *shape)
+    explanation = camlib.GradCAM(OfFrames(channels, to_rows, from_rows, head()).eval())(frames, 1)
+    for draw in (explanation.overlays, explanation.plot, lambda images: camlib.report(explanation, images)):
+        with pytest.raises(camlib.CamlibValueError, match=r"a tensor clip must be .*got \(2, 12, 64, 48\)"):
+            draw(frames)
+    assert explanation.overlays(frames.unflatten(1, (T, 3))).shape == (2, T, 64, 48, 3)
+
+
+@pytest.mark.parametrize("name", ["clips and an LSTM", "slices of a volume", "time first"])
+def test_reshape_may_join_the_frames_of_an_image(name) -> None:
+    torch.manual_seed(0)
+    shape, channels, to_rows, from_rows, head = NETWORKS[name]
+    model, frames = OfFrames(channels, to_rows, from_rows, head()).eval(), torch.rand(3, *shape)
+    time_first = name == "time first"
+
+    def joined(rows: Tensor) -> Tensor:
+        clips = rows.unflatten(0, (T, 3)).transpose(0, 1) if time_first else rows.unflatten(0, (3, T))
+        return clips.transpose(1, 2)
+
+    found = camlib.LayerCAM(model, "cnn", reshape=joined)(frames, 1)
+    torch.testing.assert_close(found.maps, camlib.LayerCAM(model, "cnn")(frames, 1).maps)
+    with pytest.raises(camlib.CamlibTypeError, match=r"must return a tensor \(3, C, t, h, w\)"):
+        camlib.LayerCAM(model, "cnn", reshape=lambda rows: rows)(frames, 1)

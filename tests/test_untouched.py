@@ -202,23 +202,50 @@ def test_captured_activation_dies_with_the_call(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_number_of_live_tensors_is_constant_over_a_thousand_calls() -> None:
-    model, images = small_cnn().eval(), torch.rand(1, 3, 6, 6)
+    model = small_cnn().eval()
     cam = camlib.GradCAM(model)
 
     with torch.no_grad():
-        model(images)
+        model(torch.rand(1, 3, 6, 6))
     gc.collect()
     before = len(tensors_alive())
     gc.disable()
     try:
         for _ in range(1000):
-            cam(images)
+            cam(torch.rand(1, 3, 6, 6))
             with torch.no_grad():
-                model(images)
+                model(torch.rand(1, 3, 6, 6))
         after = len(tensors_alive())
     finally:
         gc.enable()
     assert after == before, "tensors are kept, or wait for the cycle collector"
+
+
+CALLS = {
+    "Score-CAM": lambda model, images: camlib.ScoreCAM(model)(images, 1),
+    "Occlusion": lambda model, images: camlib.Occlusion(model, window=3, stride=3)(images, 1),
+    "FullGrad": lambda model, images: camlib.FullGrad(model)(images, 1),
+    "smoothing": lambda model, images: camlib.TestTimeAugmentation(camlib.GradCAM(model))(images, 1),
+    "deletion": lambda model, images: camlib.metrics.deletion(model, images, torch.rand(len(images), 6, 6), 1),
+    "coherency": lambda model, images: camlib.metrics.coherency(camlib.GradCAM(model), images, 1),
+    "sensitivity": lambda model, images: camlib.metrics.max_sensitivity(camlib.GradCAM(model), images, 1, samples=2),
+    "randomization": lambda model, images: camlib.metrics.cascading_randomization(camlib.GradCAM(model), images, 1),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_inputs_are_freed_without_the_cycle_collector(call: Callable[[nn.Module, Tensor], Any]) -> None:
+    model = small_cnn().eval()
+    call(model, torch.rand(1, 3, 6, 6))
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(tensors_alive())
+        for _ in range(3):
+            call(model, torch.rand(1, 3, 6, 6))
+        assert len(tensors_alive()) == before
+    finally:
+        gc.enable()
 
 
 def interrupted_at(number: int, call: Callable[[], Any]) -> bool:

@@ -959,3 +959,30 @@ def test_pictures_of_integers_are_refused(name: str) -> None:
     explainer = camlib.create(name, Bytes(), None if camlib.METHODS[name].layerless else "inside.0")
     with pytest.raises(camlib.CamlibTypeError, match=r"the images are torch.uint8; convert them"):
         explainer(torch.randint(0, 255, (2, 3, 12, 10), dtype=torch.uint8), 1)
+
+
+class Squeezed(networks.Network):
+    """A network that also squeezes the axis of the batch away, for a single image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).squeeze()
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", 1, 3])
+def test_a_model_that_squeezes_the_batch_away_is_refused_or_right(chunk_size: int | str) -> None:
+    torch.manual_seed(0)
+    images, model = torch.rand(2, 3, 12, 12), Squeezed().eval()
+    plain = networks.Network().eval()
+    plain.load_state_dict(model.state_dict())
+    calls: list[Callable[[nn.Module], Tensor]] = [
+        lambda one: camlib.Occlusion(one, window=8, stride=4, chunk_size=chunk_size)(images, 1).maps,
+        lambda one: camlib.RISE(one, samples=6, chunk_size=chunk_size)(images, 1).maps,
+        lambda one: camlib.metrics.deletion(one, images, torch.ones(2, 12, 12), 1, chunk_size=chunk_size)[0],
+    ]
+    for call in calls:
+        try:
+            found = call(model)
+        except camlib.CamlibRuntimeError as error:
+            assert "for 1 of the perturbed images" in str(error)  # noqa: PT017 - the alternative is the right result
+        else:
+            torch.testing.assert_close(found, call(plain))

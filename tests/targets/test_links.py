@@ -295,3 +295,25 @@ def test_outputs_that_may_exceed_one_are_not_probabilities_whatever_came_first(l
     cam(small, 1)
     assert torch.equal(cam(large, 1).scores, camlib.GradCAM(model)(large, 1).scores)
     torch.testing.assert_close(cam(large, 1).scores, model(large)[:, 0])
+
+
+SEVERAL = {
+    "hard sigmoid": F.hardsigmoid,
+    "two heads": lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].sigmoid()], 1),
+    "a head for each label": lambda z: torch.cat([z[:, k : k + 1].sigmoid() for k in range(3)], 1),
+    "stacked heads": lambda z: torch.stack([z[:, k].sigmoid() for k in range(3)], 1),
+}
+
+
+@pytest.mark.parametrize("final", SEVERAL.values(), ids=SEVERAL)
+def test_probabilities_of_several_labels_are_judged_as_they_are(final):
+    network, inputs = Network(3, final), images()
+    torch.testing.assert_close(metrics.Scorer(network, inputs, 1).clean, network(inputs)[:, 1].detach())
+
+
+def test_probabilities_of_several_labels_computed_by_hand_are_warned_of():
+    network, inputs = Network(3, lambda z: 1 / (1 + torch.exp(-z))), images()
+    with pytest.warns(camlib.CamlibWarning, match=r"lie in \[0, 1\].*link=\"identity\""):
+        metrics.Scorer(network, inputs, 1)
+    given = metrics.Scorer(network, inputs, 1, link="identity").clean
+    torch.testing.assert_close(given, network(inputs)[:, 1].detach())
