@@ -436,7 +436,8 @@ def _choose(
             if later.node in connected and _is_norm(later.module) and layouts[later].grid == layouts[through].grid
         ]
         through = norms[-1] if norms else through
-    _refuse_if_far(through, reaching, located, graph, by_module)
+    else:
+        _refuse_if_far(through, reaching, located, graph, by_module)
     return _Found(through, reaching, located, by_module, graph)
 
 
