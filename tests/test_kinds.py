@@ -298,3 +298,25 @@ def test_audio_whose_spectrogram_is_made_inside_is_laid_out_by_reshape() -> None
     assert_refused(model, audio, 1, "cnn", "its cells do not follow axis 1 of the input")
     found = assert_explained(model, audio, "cnn", over_time, reshape=over_time)
     assert (found.maps.shape, found.heatmaps().shape) == ((2, 9), (2, 4096))
+
+
+def test_recurrent_layers_are_differentiated_without_cudnn() -> None:
+    """On a GPU, cuDNN has their gradient in training mode only."""
+
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cnn, self.lstm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+            self.seen: list[bool] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.cnn(images).flatten(2).mT
+            if features.requires_grad:
+                self.seen.append(torch.backends.cudnn.enabled)
+            return self.head(self.lstm(features)[0].mean(1))
+
+    model, enabled = Clip().eval(), torch.backends.cudnn.enabled
+    camlib.GradCAM(model)(torch.rand(2, 3, 16, 16), 1)
+    assert model.seen
+    assert not any(model.seen)
+    assert torch.backends.cudnn.enabled == enabled

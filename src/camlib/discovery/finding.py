@@ -47,6 +47,7 @@ from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Forward, Network
+from camlib.passes.recurrent import differentiable
 
 MOST_NAMED = 8
 """The most layers that an error names."""
@@ -297,7 +298,7 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
 
     scripted = Scripted(network.module, lambda: len(records))
     tapped = [(module, record(name)) for name, module in _submodules(network) if module not in network.text_modules]
-    with undisturbed(network.module):
+    with undisturbed(network.module) as modules, differentiable(modules):
         with torch.enable_grad():
             ready = inputs.map(_with_gradient)
         positions = followed(ready)

@@ -27,6 +27,7 @@ from camlib.passes.numbers import Checks, single_or_double
 from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
 from camlib.passes.precision import Precision, restored
+from camlib.passes.recurrent import differentiable
 from camlib.passes.tail_gradients import CLASSES_AT_ONCE
 
 
@@ -393,7 +394,7 @@ def run(
     agnostic: bool = False,
     around: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
     leaf: Tensor | None = None,
-    modules: Iterable[nn.Module] | None = None,
+    modules: Sequence[nn.Module] | None = None,
 ) -> ForwardPass:
     """Run a network once, with its layers watched or cut, and bind the target to its outputs.
 
@@ -412,14 +413,15 @@ def run(
         CamlibTypeError, CamlibValueError: the target does not fit the outputs.
         CamlibRuntimeError: a layer is not reached.
     """
+    modules = modules_of(network.module) if modules is None else modules
     padding = Padding()
-    padding_hooks = padding.hooks(modules_of(network.module) if modules is None else modules, inputs.size)
+    padding_hooks = padding.hooks(modules, inputs.size)
     watch = Cut(layers, watched=layers.keys() - differentiated) if differentiated else Watch(layers)
     noted = {}
     with contextlib.ExitStack() as stack:
         for name, context in (around or {}).items():
             noted[name] = stack.enter_context(context)
-        with right_norms(network, inputs), hooked([*watch.hooks(), *padding_hooks]):
+        with right_norms(network, inputs), differentiable(modules), hooked([*watch.hooks(), *padding_hooks]):
             raw = network.scored(inputs)
     features = watch.activations()
     outputs = Outputs(raw)
