@@ -89,7 +89,9 @@ def insertion_curve(
 
     Args:
         baseline: the image that they are inserted into: "blur" (RISE's choice, as sharp borders on grey are features,
-            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`.
+            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`. RISE's code
+            pads with zeros before it blurs, with a kernel that is nearly flat: on three photographs, insertion is then
+            0.716, 0.673 and 0.178 instead of 0.755, 0.686 and 0.161.
 
     Returns:
         (N, steps + 1), in the precision of the scores.
