@@ -146,9 +146,8 @@ def _axes_of_reshaped(
     """Where the images are that the grid made by the user's ``reshape`` is a map of, its size, and its positions."""
     reshape = network.reshape
     assert reshape is not None
-    usual, possible = inputs.axes, inputs.possible_axes()
-    if usual is None and len(possible) == 1:
-        (usual,) = possible
+    own, possible = inputs.axes, inputs.possible_axes()
+    usual = possible[0] if own is None and len(possible) == 1 else own
     images = None if usual is None else count(inputs, usual)
     values = tensor.dequantize() if tensor.is_quantized else tensor
     shape = tuple(reshaped(reshape, values, layer, images=images).shape)
@@ -164,9 +163,9 @@ def _axes_of_reshaped(
             ) from error
         moved[axis] = Coordinate(grid, one.pitch).compact()
     possible = [axes for axes in possible if len(axes.spatial) == len(shape) - 2]
-    if math.prod(shape[2:]) == 1 and (usual is None or usual in possible):
-        return usual or ImageAxes(0, ()), shape[2:], {}  # one cell, which is the whole image
-    if usual is None and not possible:
+    if math.prod(shape[2:]) == 1 and (own is None or own in possible):
+        return own or ImageAxes(0, ()), shape[2:], {}  # one cell, which is the whole image
+    if own is None and not possible:
         warnings.warn(
             f"the inputs hold no images, so it is not checked where the cells are that reshape makes of layer {layer!r}"
             "; heatmaps need size=",
@@ -174,8 +173,8 @@ def _axes_of_reshaped(
             stacklevel=8,
         )
         return ImageAxes(0, ()), shape[2:], {}
-    if usual is not None and not possible:
-        reshaped(reshape, values, layer, len(usual.spatial), images)  # raises
+    if own is not None and not possible:
+        reshaped(reshape, values, layer, len(own.spatial), images)  # raises
     problems = []
     for axes in possible:
         without_channels = inputs.tensors[axes.tensor].dim() == 1 + len(axes.spatial)
