@@ -57,7 +57,7 @@ def listing(name: str, what: str, columns: str) -> Lines:
 
 def batches(name: str, cell: str) -> Lines:
     """Time and memory relative to a bare forward pass."""
-    cells = [one for one in load(name)["cells"] if one["subject"] != "forward"]
+    cells = [one for one in load(name)["cells"] if one["subject"] != ("naive cut" if name == "price" else "forward")]
     return pivot(cells, NETWORK | IMAGES, "subject", cell.format_map)
 
 
@@ -339,6 +339,7 @@ FUNCTIONS = (
 TABLES: dict[str, Callable[[], Lines]] = {made.__name__: made for made in (*FUNCTIONS, photographs, provenance)} | {
     "grad_cam": lambda: batches("grad_cam", "{time:.2f} ({memory:.2f})"),
     "compare": lambda: batches("compare", "{time:.2f}"),
+    "price": lambda: batches("price", "{over the cut:.2f}"),
     "suite_methods": lambda: suite(METHOD, "model", camlib.METHODS, library="camlib", images=1, classes=1),
     "suite_grad_cam": lambda: suite(IMAGES | NETWORK, "library", method="grad_cam", classes=1),
     "suite_1_image": lambda: suite(NETWORK | METHOD, "library", images=1, classes=1),

@@ -626,3 +626,31 @@ def test_captures_in_asynchronous_tasks_do_not_meet(images: Tensor) -> None:
     torch.testing.assert_close(one, alone.activations)
     assert not torch.equal(one, other)
     assert not model.norm._forward_hooks
+
+
+def test_scores_taken_under_no_grad_are_refused_with_the_reason(images: Tensor) -> None:
+    model = Network().eval()
+    with torch.no_grad():
+        with camlib.capture(model, "norm") as captured:
+            outputs = model(images)
+        for scores in (outputs[:, 1], outputs.max(1).values):
+            with pytest.raises(camlib.CamlibRuntimeError, match=r"taken from the outputs under torch.no_grad"):
+                captured.gradients(scores)
+        with torch.enable_grad():
+            inside = captured.gradients(outputs[:, 1])
+    torch.testing.assert_close(inside, captured.gradients(outputs[:, 1]))
+
+
+def test_a_model_that_calls_camlib_is_explained_at_the_same_layer(images: Tensor) -> None:
+    class Explaining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = Network().eval()
+
+        def forward(self, given: Tensor) -> Tensor:
+            camlib.GradCAM(self.network, "norm")(given, 0)
+            return self.network(given)
+
+    model = Explaining().eval()
+    found = camlib.GradCAM(model, "network.norm", relu=False)(images, 1).maps
+    torch.testing.assert_close(found, maps_of(model.network, images))

@@ -127,7 +127,13 @@ def test_the_gradient_behind_a_mean_takes_the_memory_of_one_cell(head: str) -> N
 @pytest.mark.parametrize("method", [m for m in camlib.METHODS.values() if issubclass(m, camlib.methods.GradientMethod)])
 def test_maps_of_all_classes_are_made_at_once(method, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, maps = [], method.maps
-    monkeypatch.setattr(method, "maps", lambda self, *args: calls.append(1) or maps(self, *args))
+
+    def counted_maps(self, *args: Tensor) -> Tensor:
+        calls.append(1)
+        return maps(self, *args)
+
+    counted_maps.__module__ = method.__module__
+    monkeypatch.setattr(method, "maps", counted_maps)
     cam = method(torchvision.models.resnet18(num_classes=CLASSES).double().eval(), "layer4")
     several = cam(images.double(), camlib.TopK(CLASSES))
     assert len(calls) == 1
@@ -146,3 +152,35 @@ def test_maps_that_look_at_numbers_are_made_class_by_class(images: Tensor) -> No
     several = cam(images, camlib.TopK(3))
     for k in range(3):
         torch.testing.assert_close(several.maps[:, k], cam(images, several.target[:, k]).maps)
+
+
+def test_custom_maps_may_work_in_place_and_keep_what_they_see(images: Tensor) -> None:
+    class Own(camlib.methods.GradientMethod):
+        name = "own"
+
+        def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+            gradients *= 2
+            self.weights = gradients.mean((2, 3)).numpy()
+            return (activations * gradients).sum(1) * (2 if bool(gradients.sum() > 0) else 1)
+
+    cam = Own(torchvision.models.resnet18(num_classes=3).double().eval(), "layer4", relu=False)
+    several = cam(images.double(), camlib.TopK(3))
+    for k in range(3):
+        torch.testing.assert_close(several.maps[:, k], cam(images.double(), several.target[:, k]).maps)
+
+
+def test_gradients_of_a_capture_may_be_changed_in_place(images: Tensor) -> None:
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    with torch.no_grad(), camlib.capture(model, "layer4") as captured:
+        outputs = model(images)
+    gradients = captured.gradients(outputs)
+    before = gradients.clone()
+    torch.testing.assert_close(gradients.mul_(2), 2 * before)
+
+
+def test_a_mean_of_another_precision_keeps_that_of_the_layer() -> None:
+    point = torch.randn(2, 6, 4, 4, requires_grad=True)
+    scores = nn.Linear(6, CLASSES)(point.clone().mean((2, 3), dtype=torch.double).float())
+    (found,) = tail_gradients(scores, [point], 1.0, retain_graph=True)
+    expected = [torch.autograd.grad(one.sum(), point, retain_graph=True)[0] for one in scores.unbind(1)]
+    torch.testing.assert_close(found, torch.stack(expected, 1))

@@ -409,3 +409,50 @@ def test_a_forked_process_has_the_model_as_it_was() -> None:
     thread.join()
     assert status == 0
     assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_buffers_that_are_inference_tensors_are_explained_in_words() -> None:
+    class Shifted(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.inference_mode():
+                self.register_buffer("shift", torch.ones(1, 3, 1, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images + self.shift)
+
+    assert camlib.GradCAM(Shifted().eval(), "norm")(torch.rand(1, 3, 8, 8), 1).maps.shape[0] == 1
+
+
+def test_a_lazy_module_of_a_users_own_that_has_run_is_explained() -> None:
+    class Lazy(nn.modules.lazy.LazyModuleMixin, nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.UninitializedParameter()
+
+        def initialize_parameters(self, features: Tensor) -> None:
+            if self.has_uninitialized_params():
+                self.weight.materialize((features.shape[1],))
+                nn.init.ones_(self.weight)
+
+        def forward(self, features: Tensor) -> Tensor:
+            return features.mean((2, 3)) * self.weight
+
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Lazy()).eval(), torch.rand(1, 3, 8, 8)
+    with pytest.raises(camlib.CamlibRuntimeError, match="lazy parameters"):
+        camlib.GradCAM(model, "1")(images, 1)
+    model(images)
+    assert camlib.GradCAM(model, "1")(images, 1).maps.shape == (1, 6, 6)
+
+
+def test_calls_that_overlap_leave_cudnn_as_it_was() -> None:
+    from camlib.passes.recurrent import differentiable
+
+    enabled = torch.backends.cudnn.enabled
+    first, second = differentiable([nn.LSTM(2, 2)]), differentiable([nn.GRU(2, 2)])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.enabled
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.enabled == enabled

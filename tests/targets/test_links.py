@@ -258,7 +258,7 @@ BY_HAND = {
 def test_single_output_that_may_be_a_probability_is_explained_with_a_warning(final):
     network = Network(1, final, bias=-0.5)
     chance = network(images())[:, 0].detach()
-    with pytest.warns(camlib.CamlibWarning, match=r'lies in \[0, 1\].*taken for a logit.*link="identity"'):
+    with pytest.warns(camlib.CamlibWarning, match=r'lie in \[0, 1\].*taken for logits.*link="identity"'):
         camlib.GradCAM(network, "relu")(images())
     with pytest.warns(camlib.CamlibWarning, match='link="identity"'):
         metrics.Scorer(network, images())
@@ -317,3 +317,9 @@ def test_probabilities_of_several_labels_computed_by_hand_are_warned_of():
         metrics.Scorer(network, inputs, 1)
     given = metrics.Scorer(network, inputs, 1, link="identity").clean
     torch.testing.assert_close(given, network(inputs)[:, 1].detach())
+
+
+def test_two_softmax_heads_that_are_joined_are_warned_of():
+    network, inputs = Network(4, lambda z: torch.cat([z[:, :2].softmax(1), z[:, 2:].softmax(1)], 1)), images()
+    with pytest.warns(camlib.CamlibWarning, match=r"lie in \[0, 1\].*link=\"identity\""):
+        metrics.Scorer(network, inputs, 1)

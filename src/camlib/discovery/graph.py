@@ -248,8 +248,8 @@ class Graph:
     def _layers_behind(self, record: Tapped) -> dict[Any, int]:
         """The nodes that use a map, and how many layers with parameters lie between, at most."""
         layers = {record.node: 0}
-        for node, inputs in self._inputs.items():
-            before = [layers[one] for one in inputs if one in layers]
+        for node in self._inputs:
+            before = [layers[one] for one in self._terms(node) if one in layers]
             if before:
                 layers[node] = max(before) + bool(re.search(_PARAMETRIC_OPS, node.name()))
         return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,10 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     Raises:
         CamlibTypeError, CamlibValueError: a field is wrong.
     """
-    maps, scores, target = fields["maps"], fields["scores"], fields["target"]
-    for name, tensor in (("maps", maps), ("scores", scores), *fields["layers"].items()):
+    maps, scores, target, layers = (fields[name] for name in ("maps", "scores", "target", "layers"))
+    if not isinstance(layers, Mapping) or not all(isinstance(name, str) for name in layers):
+        raise CamlibTypeError(f"layers must be a mapping from names to maps, got {reprlib.repr(layers)}")
+    for name, tensor in (("maps", maps), ("scores", scores), *layers.items()):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise CamlibTypeError(f"{name} must be a tensor of floating-point numbers, got {given}")

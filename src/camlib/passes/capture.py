@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
+from camlib.errors import CamlibRuntimeError
 from camlib.layers.names import resolve_layers
-from camlib.passes.hooks import Cut, hooked, outside_own_calls
-from camlib.passes.network import unwrap
+from camlib.passes.hooks import Cut, hooked
+from camlib.passes.network import modules_of, unwrap
+from camlib.passes.recurrent import differentiable
 
 
 class Captured:
@@ -32,7 +35,7 @@ class Captured:
         Returns:
             A tensor like ``activations``; for scores (N, K), with a class axis after the first.
         """
-        return self._cut.gradients(scores, retain_graph=True)[0]
+        return _gradients(self._cut, scores)[0]
 
     def in_graph(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return activations and gradients that are still attached to the graph, for a loss on the map itself.
@@ -67,11 +70,25 @@ class CapturedLayers:
 
     def gradients(self, scores: Tensor) -> list[Tensor]:
         """Differentiate ``scores`` with respect to each layer's output, like :meth:`Captured.gradients`."""
-        return self._cut.gradients(scores, retain_graph=True)
+        return _gradients(self._cut, scores)
 
     def in_graph(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return each layer's activations and gradients, still attached to the graph: see :meth:`Captured.in_graph`."""
         return self._cut.in_graph(scores)
+
+
+def _gradients(cut: Cut, scores: Tensor) -> list[Tensor]:
+    """The gradient at each layer, in memory of its own.
+
+    Raises:
+        CamlibRuntimeError: the scores were taken from the outputs without autograd.
+    """
+    if isinstance(scores, Tensor) and scores.grad_fn is None and not torch.is_grad_enabled():
+        raise CamlibRuntimeError(
+            "the scores have no graph, since they were taken from the outputs under torch.no_grad(); take them under "
+            "torch.enable_grad(), or behind the no_grad block"
+        )
+    return [gradient.contiguous() for gradient in cut.gradients(scores, retain_graph=True)]
 
 
 @overload
@@ -107,11 +124,15 @@ def capture(model: nn.Module, layer: Any) -> contextlib.AbstractContextManager[C
         >>> captured.gradients(outputs[:, 1]).shape
         torch.Size([2, 512, 2, 2])
     """
-    cut = Cut(resolve_layers(unwrap(model), layer))
-    return _hooked(cut, CapturedLayers(cut) if isinstance(layer, (list, tuple)) else Captured(cut))
+    module = unwrap(model)
+    cut = Cut(resolve_layers(module, layer))
+    recurrent = () if module.training else modules_of(module)
+    return _hooked(cut, recurrent, CapturedLayers(cut) if isinstance(layer, (list, tuple)) else Captured(cut))
 
 
 @contextlib.contextmanager
-def _hooked(cut: Cut, captured: Captured | CapturedLayers) -> Iterator[Captured | CapturedLayers]:
-    with hooked((module, outside_own_calls(hook)) for module, hook in cut.hooks()):
+def _hooked(
+    cut: Cut, modules: Iterable[nn.Module], captured: Captured | CapturedLayers
+) -> Iterator[Captured | CapturedLayers]:
+    with differentiable(modules), hooked(cut.hooks()):
         yield captured

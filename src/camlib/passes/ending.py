@@ -138,9 +138,10 @@ class Ending:
         if self._kind == "logits" and links.sums_to_one(outputs):
             self._kind, self._of_values = "values", "softmax"
         if self._kind == "logits":
-            if last in _BOUNDED or (last in _JOINED and calls and _ends_with(outputs, calls[0])):
+            joined = bool(calls) and last in _JOINED and _ends_with(outputs, calls[0])
+            if last in _BOUNDED or (joined and calls[0].ending == "sigmoid"):
                 self._kind, self._of_values = "values", "sigmoid"
-            self._doubtful = last in _DOUBTFUL
+            self._doubtful = last in _DOUBTFUL or joined
 
 
 def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None] | None:
@@ -165,9 +166,9 @@ def _as_copy(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None]
 
 
 def _ends_with(outputs: Tensor, call: _Call) -> bool:
-    """Whether the last columns of outputs are what a sigmoid returned, as where a head for each label has its own."""
+    """Whether the last columns of outputs are what a function returned, as where a head for each label has its own."""
     last = call.returned.reshape(len(call.returned), -1) if call.returned.numel() else call.returned
-    if call.ending != "sigmoid" or last.dim() != 2 or outputs.dim() != 2 or len(last) != len(outputs):
+    if call.ending not in ("sigmoid", "softmax") or last.dim() != 2 or outputs.dim() != 2 or len(last) != len(outputs):
         return False
     return last.shape[1] < outputs.shape[1] and _equal(outputs[:, -last.shape[1] :], last)
 

@@ -150,22 +150,21 @@ class ForwardPass:
     def of_each_class(self, layer: str, maps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`.
 
-        It is applied to several classes at once by ``torch.vmap``, or where that does not support it, to one by one.
+        camlib's own functions are applied to several classes at once, by ``torch.vmap``; others to one by one.
         """
-        if self.scores.dim() == 1:
-            return maps(self.activations(layer), self.gradients(layer)[0])
+        own = getattr(maps, "__module__", "").startswith("camlib.")
+        if self.scores.dim() == 1 or not own:
+            return self.stacked([maps(self.activations(layer), gradient) for gradient in self.gradients(layer)])
         of_classes, activations = self._gradients(layer), self.activations(layer)
-        try:
-            return torch.vmap(lambda one: maps(activations, one), 1, 1, chunk_size=CLASSES_AT_ONCE)(of_classes)
-        except RuntimeError:  # it looks at numbers
-            return self.stacked([maps(activations, one) for one in of_classes.unbind(1)])
+        return torch.vmap(lambda one: maps(activations, one), 1, 1, chunk_size=CLASSES_AT_ONCE)(of_classes)
 
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single or double precision."""
         if layer not in self._activations:
             features = single_or_double(self.features[layer])
-            self._activations[layer] = self.to_grid(layer, features)
-            self.checks.finite(f"activation at layer {layer!r}", features, self._images_of_rows(layer))
+            grid = self._activations[layer] = self.to_grid(layer, features)
+            checked = features if self.network.reshape is None else grid if len(grid) == self.count else grid[None]
+            self.checks.finite(f"activation at layer {layer!r}", checked, self._images_of_rows(layer))
         return self._activations[layer]
 
     def gradients(self, layer: str) -> Sequence[Tensor]:
@@ -174,7 +173,7 @@ class ForwardPass:
         All layers share one tail gradient (K for K classes), which is computed when it is first needed.
         """
         found = self._gradients(layer)
-        return found.unbind(1) if self.scores.dim() == 2 else (found,)
+        return [one.contiguous() for one in found.unbind(1)] if self.scores.dim() == 2 else (found,)
 
     def _gradients(self, layer: str) -> Tensor:
         """The gradient of the scores as a grid, with a class axis after the first if the scores have one."""

@@ -65,7 +65,7 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
                     f"the model contains a ScriptModule, {module.original_name}, which takes no hooks; build it from "
                     "the original module, or give layer=, a layer outside the ScriptModule"
                 )
-            _place(module._forward_hooks, handles, here(hook))
+            _place(module._forward_hooks, handles, here(_in_this_call(hook)))
         yield
 
 
@@ -114,7 +114,7 @@ _call: ContextVar[object] = ContextVar("call", default=None)
 
 @contextlib.contextmanager
 def own_call() -> Iterator[None]:
-    """Run a call of camlib, in which the hooks of :func:`outside_own_calls` from outside do not act."""
+    """Run a call of camlib, in which forward hooks from outside do not act, such as those of a capture around it."""
     outside = _call.get()
 
     def leave() -> None:
@@ -125,8 +125,8 @@ def own_call() -> Iterator[None]:
         yield
 
 
-def outside_own_calls(hook: Hook) -> Hook:
-    """Return a hook of a user's own forward pass, which does not act in calls of camlib meanwhile."""
+def _in_this_call(hook: Hook) -> Hook:
+    """Return a hook that does not act in calls of camlib that begin later."""
     own = _call.get()
     return lambda module, args, more: hook(module, args, more) if _call.get() is own else None
 

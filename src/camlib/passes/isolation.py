@@ -36,7 +36,7 @@ class _Kept:
     @staticmethod
     def of(training: bool, buffers: Mapping[str, Tensor], caches: Mapping[str, dict[Any, Any]]) -> _Kept:
         """Note the state of a module: its flag, its buffers, and its attributes that are dicts."""
-        copies = {name: (one, one.clone(), one._version) for name, one in buffers.items()}
+        copies = {name: (one, one.clone(), one._version) for name, one in buffers.items() if not one.is_inference()}
         return _Kept(training, copies, {name: (cache, dict(cache)) for name, cache in caches.items()})
 
     def restore(self, module: nn.Module) -> None:
@@ -140,7 +140,7 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
         modules = modules_of(model)
         with _lock:
             for module in modules:
-                if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+                if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
                     raise lazy()
                 buffers, caches = {}, {}
                 if not type(module).__module__.startswith("torch."):  # torch's own modules keep nothing in eval mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -26,13 +27,27 @@ def differentiable(modules: Iterable[nn.Module]) -> contextlib.AbstractContextMa
     return _without_cudnn()
 
 
+_lock = threading.RLock()
+_calls: set[object] = set()
+_before: list[bool] = []
+
+
 @contextlib.contextmanager
 def _without_cudnn() -> Iterator[None]:
-    enabled = torch.backends.cudnn.enabled
+    """Switch cuDNN off for the whole process; the last of several calls that overlap restores the setting."""
+    call = object()
 
-    def restore() -> None:
-        torch.backends.cudnn.enabled = enabled
+    def release() -> None:
+        with _lock:
+            _calls.discard(call)
+            while _before and not _calls:
+                torch.backends.cudnn.enabled = _before[-1]
+                _before.pop()
 
-    with undone(restore):
-        torch.backends.cudnn.enabled = False
+    with undone(release):
+        with _lock:
+            _calls.add(call)
+            if not _before:
+                _before.append(torch.backends.cudnn.enabled)
+                torch.backends.cudnn.enabled = False
         yield

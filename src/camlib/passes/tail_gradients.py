@@ -94,9 +94,11 @@ class _Pooling(NamedTuple):
         if not self.keeps_dims:
             for axis in sorted(self.dims):
                 pooled = pooled.unsqueeze(axis + 1)
-        spread = (pooled / self.cells).expand(len(cotangents), *self.sizes)
         before, number = self.node.next_functions[0]
-        if before is None or _is_copy_of(before, point):
+        assert before is not None  # or no path would lead to the layer
+        one_cell = (pooled / self.cells).to(before._input_metadata[number].dtype)  # the mean may have another one
+        spread = one_cell.expand(len(cotangents), *self.sizes)
+        if _is_copy_of(before, point):
             return spread
         found: Tensor | None
         (found,) = _vjps(GradientEdge(before, number), [point], spread)
