@@ -39,7 +39,7 @@ from camlib.discovery.confirmation import followed, is_followed, layout_by_posit
 from camlib.discovery.graph import FAR, Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
 from camlib.discovery.scripted import Scripted
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
 from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
@@ -250,9 +250,10 @@ def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:
     if known is None:
         try:
             axes = _find(network, inputs).axes
-        except Exception:  # no layer was found, or the model fails, which the call itself will report
+        except Exception as error:  # no layer was found, or the model fails, which the call itself will report
             axes = usual or ImageAxes(0, ())
-            if usual is not None and inputs.images.dim() == 3 and network.forward is None:
+            runs = isinstance(error, CamlibError) and error.__cause__ is None
+            if runs and usual is not None and inputs.images.dim() == 3 and network.forward is None:
                 warnings.warn(
                     f"inputs {tuple(inputs.images.shape)} are read as signals (N, C, L), since no layer shows which "
                     "axis is the length; for series (N, L, C), pass inputs.mT and forward=lambda model, x: model(x.mT)",

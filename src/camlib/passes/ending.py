@@ -53,8 +53,8 @@ class _LastCalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: deque[_Call] = deque(maxlen=3)
-        self.last = ""
-        """The name of the last function that is no view."""
+        self.last: deque[str] = deque(["", ""], maxlen=2)
+        """The names of the last two functions that are no views."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = function(*args, **(kwargs or {}))
@@ -63,7 +63,7 @@ class _LastCalls(TorchDispatchMode):
             with_number = name in _WITH_A_NUMBER and not all(isinstance(one, Tensor) for one in args)
             bounds = args[1:3] if name in _CLAMPS else ()
             bounded = len(bounds) == 2 and all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in bounds)
-            self.last = "with a number" if with_number else "bounded" if bounded else name
+            self.last.append("with a number" if with_number else "bounded" if bounded else name)
         ending = _FUNCTIONS.get(function)
         if ending:
             first = returned[0] if isinstance(returned, tuple) else returned
@@ -101,7 +101,7 @@ class Ending:
             return raw
         calls = () if watch is None else tuple(watch.calls)
         if self._kind == "unknown":
-            self._learn(outputs, calls, "" if watch is None else watch.last)
+            self._learn(outputs, calls, ("", "") if watch is None else tuple(watch.last))
         if self._kind in ("unknown", "logits"):
             links.note(outputs, None, doubtful=self._doubtful)
         elif self._kind == "values":
@@ -113,8 +113,8 @@ class Ending:
             links.note(outputs, ending, None if single else logits)
         return raw
 
-    def _learn(self, outputs: Tensor, calls: tuple[_Call, ...], last: str) -> None:
-        """Learn the kind of ending from the outputs of the first run, and the name of the last function."""
+    def _learn(self, outputs: Tensor, calls: tuple[_Call, ...], functions: tuple[str, ...]) -> None:
+        """Learn the kind of ending from the outputs of the first run, and the names of the last two functions."""
         self._kind = "logits"
         if not outputs.numel():
             return
@@ -138,10 +138,12 @@ class Ending:
         if self._kind == "logits" and links.sums_to_one(outputs):
             self._kind, self._of_values = "values", "softmax"
         if self._kind == "logits":
+            last = functions[-1]
             joined = bool(calls) and last in _JOINED and _ends_with(outputs, calls[0])
+            by_hand = last in _DOUBTFUL if links.has_one_column(outputs) else "reciprocal" in functions
             if last in _BOUNDED or (joined and calls[0].ending == "sigmoid"):
                 self._kind, self._of_values = "values", "sigmoid"
-            self._doubtful = last in _DOUBTFUL or joined
+            self._doubtful = by_hand or joined
 
 
 def _as_view(outputs: Tensor, call: _Call) -> tuple[links.Ending, Tensor | None] | None:
