@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import camlib
+from camlib.passes import hooks
 from camlib.passes.hooks import tap
 from tests.networks import Network, small_cnn
 
@@ -285,6 +286,8 @@ def test_an_interruption_at_any_line_leaves_no_trace_and_no_call_is_counted_for_
         before = state(model)
         more = interrupted_at(number, lambda model=model: camlib.GradCAM(model, layer)(images))
         assert_same(before, state(model), f"line {number}")
+        assert not hooks._acting.get()
+        assert hooks._call.get() is None
         camlib.GradCAM(model, layer)(images)  # a later call must not restore what the interrupted one held
         assert_same(before, state(model), f"after line {number}")
         if not more:

@@ -101,11 +101,12 @@ def _acting_here() -> Iterator[Callable[[Hook], Hook]]:
     def here(hook: Hook) -> Hook:
         return lambda module, args, more: hook(module, args, more) if key in _acting.get() else None
 
-    _acting.set((*_acting.get(), key))
-    try:
-        yield here
-    finally:
+    def leave() -> None:
         _acting.set(tuple(one for one in _acting.get() if one is not key))
+
+    with undone(leave):
+        _acting.set((*_acting.get(), key))
+        yield here
 
 
 _call: ContextVar[object] = ContextVar("call", default=None)
