@@ -132,7 +132,8 @@ def test_even_energy_is_no_preference():
     inputs = bright("middle", 40)
     model = Reader("middle")
     maps = torch.rand(40, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    even = camlib.Explanation(maps, torch.zeros(40), None, torch.ones(40), "even", "none", (SIDE, SIDE))
+    classes = torch.ones(40, dtype=torch.long)
+    even = camlib.Explanation(maps, torch.zeros(40), None, classes, "even", "none", (SIDE, SIDE))
     found = region_use(Scorer(model, inputs, 1), even, 0.5, patients(40), 0).regions
     for region in ("corners", "border", "middle"):
         assert found[region].energy_by_area.value == pytest.approx(1, abs=0.05)
