@@ -439,7 +439,8 @@ def _choose(
         ]
         through = norms[-1] if norms else through
     else:
-        _refuse_if_far(through, reaching, located, graph, by_module)
+        of_detections = outputs.dim() == 0  # whose heads read several levels, one of them for each box
+        _refuse_if_far(through, [] if of_detections else reaching, located, graph, by_module)
     return _Found(through, reaching, located, by_module, graph)
 
 
