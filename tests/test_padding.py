@@ -39,7 +39,7 @@ class ByBatch(nn.Module):
 
 def noted(model: nn.Module, inputs: Any) -> tuple[float, ...] | None:
     padding = Padding()
-    with torch.no_grad(), hooked(padding.hooks(model, Inputs(inputs).size)):
+    with torch.no_grad(), hooked(padding.hooks(model.modules(), Inputs(inputs).size)):
         model(inputs)
     return padding.extent
 
@@ -97,14 +97,14 @@ def test_pictures_that_the_model_resizes_to_several_sizes_are_refused(detector):
 
 
 def test_no_hook_is_left_whatever_happens(detector):
-    with pytest.raises(TypeError), hooked(Padding().hooks(detector, (40, 50))):
+    with pytest.raises(TypeError), hooked(Padding().hooks(detector.modules(), (40, 50))):
         detector.transform(None)
     assert not detector.transform._forward_hooks
 
 
 def test_forward_passes_of_other_threads_are_not_noted(detector):
     padding = Padding()
-    with hooked(padding.hooks(detector, (40, 50))):
+    with hooked(padding.hooks(detector.modules(), (40, 50))):
         thread = threading.Thread(target=lambda: detector.transform([torch.rand(3, 40, 50)]))
         thread.start()
         thread.join()
