@@ -111,7 +111,7 @@ class Explanation:
 
     @property
     def signed(self) -> bool:
-        """Whether maps may hold negative values, evidence against what is explained: if some do, or by relu=False."""
+        """Whether maps may hold negative values, as evidence against what is explained."""
         return not self.relu or bool((self.maps < 0).any())
 
     def heatmaps(self, size: tuple[int, ...] | None = None, normalize: str = "minmax") -> Tensor:
