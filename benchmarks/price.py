@@ -1,7 +1,7 @@
-"""The price of Grad-CAM above its own arithmetic: by camlib, by thirty lines without it, and by its peers.
+"""The overhead of Grad-CAM: by camlib, by thirty lines without checks, and by other libraries.
 
-``benchmarks/run price`` measures on a CPU, in one thread, with images of 32 px: there arithmetic is little, and what is
-left is the time of the host. ``python -m benchmarks.price --device cuda`` measures batches of 1, 8, 32 and 128 images
+``benchmarks/run price`` measures on a CPU, in one thread, with images of 32 px, for which the network has little to
+compute. ``python -m benchmarks.price --device cuda`` measures batches of 1, 8, 32 and 128 images
 of 224 px on a GPU, with peers where they are installed (four minutes). Subjects take turns; times are medians over
 rounds. The results are ``price.json`` and ``price_cuda.json``.
 """

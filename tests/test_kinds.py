@@ -159,7 +159,10 @@ def test_the_automatic_layer_is_right_and_layers_without_places_are_refused(kind
 
 def test_yolo_is_explained_at_the_end_of_its_neck_and_never_at_its_head(ultralytics: Any) -> None:
     model, images = fresh(ultralytics, "yolov8n").model.eval(), rand(1, 3, 96, 128)
-    best = lambda m, x: m(x)[0][:, 4:].amax((1, 2))[:, None]  # noqa: E731
+
+    def best(m: nn.Module, x: Tensor) -> Tensor:
+        return m(x)[0][:, 4:].amax((1, 2))[:, None]
+
     found = camlib.GradCAM(model, forward=best, relu=False)(images, camlib.targets.Output(0))
     assert_map(found, by_autograd(model, "model.15", images, run=lambda m, x: best(m, x).expand(-1, 2)), "model.15")
     assert_refused(model, images, camlib.targets.Output(0), "model.22", "channels come from different", forward=best)
@@ -170,8 +173,11 @@ def test_queries_and_some_of_the_patches_are_no_grid() -> None:
         model, images = hugging_face_detector(name), torch.rand(1, 3, 96, 128)
         assert_refused(model, images, camlib.targets.Box(), "model.decoder.layers.1", NO_GRID)
     model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL, mask_ratio=0.8)).eval()
-    last = lambda outputs: outputs.last_hidden_state[:, :, 1].mean(1)  # noqa: E731
-    assert_refused(model, torch.rand(1, 3, 224, 224), last, "layers.1", "its 39 cells are not spaced evenly")
+
+    def feature(outputs: Any) -> Tensor:
+        return outputs.last_hidden_state[:, :, 1].mean(1)
+
+    assert_refused(model, torch.rand(1, 3, 224, 224), feature, "layers.1", "its 39 cells are not spaced evenly")
 
 
 def test_stages_of_hiera_are_put_back_in_the_order_of_the_picture() -> None:
@@ -179,16 +185,18 @@ def test_stages_of_hiera_are_put_back_in_the_order_of_the_picture() -> None:
     model = transformers.HieraForImageClassification(transformers.HieraConfig(**sizes, num_labels=5)).double().eval()
     images, reroll = rand(1, 3, 224, 224), model.hiera.encoder.reroll
     for stage in (1, 2):
-        grid = lambda tensor, stage=stage: reroll(tensor, stage_idx=stage).movedim(3, 1)  # noqa: E731
-        assert_explained(model, images, f"hiera.encoder.stages.{stage}", grid)
+        layer = f"hiera.encoder.stages.{stage}"
+        assert_explained(
+            model, images, layer, lambda tensor, stage=stage: reroll(tensor, stage_idx=stage).movedim(3, 1)
+        )
     assert camlib.find_layer(model, images) == "hiera.encoder.stages.3"
 
 
 def test_frames_of_timesformer_are_put_back_in_order() -> None:
     config = transformers.TimesformerConfig(**SMALL, image_size=48, patch_size=8, num_frames=4, num_labels=5)
     model, clips = transformers.TimesformerForVideoClassification(config).double().eval(), rand(2, 4, 3, 48, 48)
-    frames = lambda tensor: tokens((6, 6, 4), 1)(tensor).movedim(4, 2)  # noqa: E731
-    assert_explained(model, clips, "timesformer.encoder.layer.0", frames)
+    to_grid = tokens((6, 6, 4), 1)
+    assert_explained(model, clips, "timesformer.encoder.layer.0", lambda tensor: to_grid(tensor).movedim(4, 2))
     with pytest.raises(camlib.CamlibRuntimeError, match="LeGrad needs global attention"):
         camlib.LeGrad(model)(clips, 1)
 
@@ -221,7 +229,10 @@ def test_branches_are_all_named_and_each_is_right(kind: str) -> None:
 
 def test_a_second_picture_in_a_closure_is_not_explained() -> None:
     model, first, second = own.Siamese().double().eval(), *rand(2, 2, 3, 64, 64)
-    pair = lambda m, x: m([x, second])  # noqa: E731
+
+    def pair(m: nn.Module, x: Tensor) -> Tensor:
+        return m([x, second])
+
     assert_explained(model, first, "trunk#1", named=False, forward=pair)
     assert_refused(model, first, 1, "trunk#2", "its cells do not come from the images", forward=pair)
 

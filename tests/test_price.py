@@ -1,4 +1,4 @@
-"""What a call costs beside the network: walks over its modules, waits for the device, passes for several classes."""
+"""The overhead of a call: walks over the modules, waits for the device, and passes for several classes."""
 
 from __future__ import annotations
 

@@ -968,21 +968,25 @@ class Squeezed(networks.Network):
         return super().forward(images).squeeze()
 
 
-@pytest.mark.parametrize("chunk_size", ["auto", 1, 3])
-def test_a_model_that_squeezes_the_batch_away_is_refused_or_right(chunk_size: int | str) -> None:
+Measured = Callable[[nn.Module, Tensor, int | str], Tensor]
+OF_CHUNKS: dict[str, Measured] = {
+    "Occlusion": lambda model, images, size: (
+        camlib.Occlusion(model, window=8, stride=4, chunk_size=size)(images, 1).maps
+    ),
+    "RISE": lambda model, images, size: camlib.RISE(model, samples=6, chunk_size=size)(images, 1).maps,
+    "deletion": lambda model, images, size: camlib.metrics.deletion(
+        model, images, torch.ones(2, 12, 12), 1, chunk_size=size
+    )[0],
+}
+
+
+@pytest.mark.parametrize("measured", OF_CHUNKS.values(), ids=OF_CHUNKS)
+def test_a_model_that_squeezes_the_batch_away_is_refused_where_an_image_runs_alone(measured: Measured) -> None:
     torch.manual_seed(0)
     images, model = torch.rand(2, 3, 12, 12), Squeezed().eval()
     plain = networks.Network().eval()
     plain.load_state_dict(model.state_dict())
-    calls: list[Callable[[nn.Module], Tensor]] = [
-        lambda one: camlib.Occlusion(one, window=8, stride=4, chunk_size=chunk_size)(images, 1).maps,
-        lambda one: camlib.RISE(one, samples=6, chunk_size=chunk_size)(images, 1).maps,
-        lambda one: camlib.metrics.deletion(one, images, torch.ones(2, 12, 12), 1, chunk_size=chunk_size)[0],
-    ]
-    for call in calls:
-        try:
-            found = call(model)
-        except camlib.CamlibRuntimeError as error:
-            assert "for 1 of the perturbed images" in str(error)  # noqa: PT017 - the alternative is the right result
-        else:
-            torch.testing.assert_close(found, call(plain))
+    for alone in ("auto", 1):
+        with pytest.raises(camlib.CamlibRuntimeError, match="for 1 of the perturbed images.*reshape"):
+            measured(model, images, alone)
+    torch.testing.assert_close(measured(model, images, 2), measured(plain, images, 2))

@@ -161,7 +161,7 @@ class Graph:
         return found
 
     def _terms(self, node: Any) -> list[Any]:
-        """The inputs of a node; of an element-wise operation, only those of its own shape, if there are any."""
+        """The inputs of a node. An element-wise operation counts only inputs of its own shape, if it has any."""
         inputs = self._inputs[node]
         if not re.match(_ELEMENTWISE_OPS, node.name()):
             return list(inputs)

@@ -382,9 +382,9 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
             try:
                 yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
             except Exception:
-                forward_pass.checks.settle()  # a number that is not finite may be the cause
+                forward_pass.checks.evaluate()  # a number that is not finite may be the cause
                 raise
-            forward_pass.checks.settle()
+            forward_pass.checks.evaluate()
 
 
 def _refuse_other_rows(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:

@@ -10,9 +10,7 @@ from typing import Any, TypeVar, cast
 
 from camlib.errors import CamlibTypeError
 
-Init = TypeVar("Init", bound=Callable[..., None])
-
-Call = TypeVar("Call", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _ELSEWHERE = {
     "target_layers": "layer=, which takes a name, a module, or a list of these",
@@ -29,20 +27,6 @@ _ELSEWHERE = {
 """What other libraries call an option, and what camlib has in its place."""
 
 
-def refuses_unknown_options(init: Init) -> Init:
-    """Decorate an ``__init__`` to say which option was meant when it gets an unknown one."""
-    own = list(inspect.signature(init).parameters)[1:]
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **options: Any) -> None:
-        for name in options:
-            if name not in own:
-                raise _unknown(type(self), name, own)
-        init(self, *args, **options)
-
-    return cast(Init, checked)
-
-
 _IN_A_CALL = {
     **dict.fromkeys(("input", "images", "image", "input_tensor", "input_image", "x"), "the first argument, the inputs"),
     **dict.fromkeys(
@@ -54,23 +38,38 @@ _IN_A_CALL = {
 """What the calls of other libraries' methods have, and what camlib has in its place."""
 
 
-def refuses_unknown_arguments(call: Call) -> Call:
-    """Decorate a method's ``__call__`` to say which argument was meant when it gets an unknown one."""
-    own = list(inspect.signature(call).parameters)[1:]
+def refuses_unknown_options(init: Function) -> Function:
+    """Decorate an ``__init__`` to say which option was meant when it gets an unknown one."""
+    return _refusing(init, _unknown_option)
 
-    @functools.wraps(call)
+
+def refuses_unknown_arguments(call: Function) -> Function:
+    """Decorate a method's ``__call__`` to say which argument was meant when it gets an unknown one."""
+    return _refusing(call, _unknown_argument)
+
+
+def _refusing(function: Function, error: Callable[[type[Any], str, list[str]], CamlibTypeError]) -> Function:
+    """Decorate a method to raise an error, made of the class, the unknown name and the known names."""
+    own = list(inspect.signature(function).parameters)[1:]
+
+    @functools.wraps(function)
     def checked(self: Any, *args: Any, **named: Any) -> Any:
         for name in named:
             if name not in own:
-                close = _IN_A_CALL.get(name)
-                hint = f"use {close}" if close else f"it takes {', '.join(own)}"
-                raise CamlibTypeError(f"a call of {type(self).__name__} has no argument {name!r}; {hint}")
-        return call(self, *args, **named)
+                raise error(type(self), name, own)
+        return function(self, *args, **named)
 
-    return cast(Call, checked)
+    return cast(Function, checked)
 
 
-def _unknown(cls: type[Any], name: str, own: list[str]) -> CamlibTypeError:
+def _unknown_argument(cls: type[Any], name: str, own: list[str]) -> CamlibTypeError:
+    """The error for an argument that a call does not have."""
+    meant = _IN_A_CALL.get(name)
+    hint = f"use {meant}" if meant else f"it takes {', '.join(own)}"
+    return CamlibTypeError(f"a call of {cls.__name__} has no argument {name!r}; {hint}")
+
+
+def _unknown_option(cls: type[Any], name: str, own: list[str]) -> CamlibTypeError:
     """The error for an option that neither the base class nor the method has."""
     of_method = [
         one.name for one in inspect.signature(cls).parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD

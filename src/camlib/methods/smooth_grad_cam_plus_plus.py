@@ -127,7 +127,7 @@ class SmoothGradCAMPlusPlus(Method):
             for name in layers:
                 for k, gradient in enumerate(noisy.gradients(name)):
                     derivatives.setdefault((name, k), _Derivatives()).add(gradient)
-            noisy.checks.settle()
+            noisy.checks.evaluate()
         return {
             name: forward_pass.stacked(
                 [found.maps(forward_pass.activations(name)) for (of, _), found in derivatives.items() if of == name]

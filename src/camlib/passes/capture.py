@@ -78,7 +78,7 @@ class CapturedLayers:
 
 
 def _gradients(cut: Cut, scores: Tensor) -> list[Tensor]:
-    """The gradient at each layer, in memory of its own.
+    """Return the gradient at each layer, as tensors that share no memory.
 
     Raises:
         CamlibRuntimeError: the scores were taken from the outputs without autograd.

@@ -84,7 +84,7 @@ class ForwardPass:
         self.noted = noted
         self.leaf = leaf
         self.checks = Checks()
-        """What must hold of the numbers; it is settled once for all methods that share the pass."""
+        """The checks of all numbers, which are evaluated together, once for all methods that share the pass."""
         self.layers: Sequence[str] = tuple(features)
         """The layers that the current method reads."""
         self.count = len(scores)
@@ -224,7 +224,7 @@ class ForwardPass:
     def _grids(self, layer: str, features: Tensor, gradient: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """A layer's features, their gradient (N, [K,] ...) and other derivatives as grids.
 
-        A score that reads only the class token is refused when the checks are settled.
+        If the score reads only the class token, the pass raises an error when its checks are evaluated.
         """
         tensors = features, gradient, *others
         if self.network.reshape is not None:

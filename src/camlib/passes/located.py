@@ -1,4 +1,4 @@
-"""Where the cells of a network's layers lie in the images, as found in its first passes."""
+"""The positions of layers' cells in the images, as found in a network's first passes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Checks:
     Example:
         >>> checks = Checks()
         >>> checks.finite("map", torch.tensor([[1.0], [torch.inf]]))
-        >>> checks.settle()
+        >>> checks.evaluate()
         Traceback (most recent call last):
             ...
         camlib.passes.numbers.NotFiniteError: the map is not finite (NaN or infinity) for image 1; look for overflow...
@@ -56,7 +56,7 @@ class Checks:
         """
         self._asked.append((torch.where(flag, torch.nan, 0.0), error))
 
-    def settle(self) -> None:
+    def evaluate(self) -> None:
         """Check everything that was required since the last time, with one wait for the device.
 
         Raises:
