@@ -114,6 +114,8 @@ class Batches:
         start = 0
         for given in self._loader:
             inputs = with_known_rows(self._network, self._network.ready(_inputs_of(given)))
+            if inputs.images.is_meta:
+                raise CamlibValueError("the images are on the device 'meta', where tensors have no values")
             if self._limit is not None and start + inputs.count > self._limit:
                 inputs = _first(inputs, self._limit - start)
             images = range(start, start + inputs.count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -254,7 +255,7 @@ class Explanation:
             CamlibTypeError: ``class_names`` is a single string, or ``k`` is no int.
             CamlibValueError: the class has no name, or there is no map ``k``.
         """
-        if isinstance(k, (bool, Tensor)) or not hasattr(k, "__index__"):
+        if isinstance(k, bool) or not isinstance(k, numbers.Integral):
             raise CamlibTypeError(f"k must be an int, got {k!r}")
         count = self.scores[:1].numel()
         if not 0 <= k < count:

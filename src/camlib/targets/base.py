@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError
@@ -194,7 +195,17 @@ def score(target: BoundTarget, outputs: Any, image_index: Tensor) -> Tensor:
     if not isinstance(image_index, Tensor) or image_index.dim() != 1:
         given = tuple(image_index.shape) if isinstance(image_index, Tensor) else type(image_index).__name__
         raise CamlibTypeError(f"image_index must be a tensor (rows,), got {given}")
-    scores = target.scores(outputs, image_index)
+    if image_index.dtype is not torch.long:
+        raise CamlibTypeError(f"image_index must be of dtype torch.long, got {image_index.dtype}")
+    try:
+        scores = target.scores(outputs, image_index)
+    except IndexError as error:
+        if target.images is None or not _outside(image_index, target.images):
+            raise
+        raise CamlibValueError(
+            f"image_index must be from 0 to {target.images - 1}, the images that the target is bound to, got "
+            f"{image_index.tolist()}"
+        ) from error
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         what = f"a {scores.dtype} tensor" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise CamlibTypeError(f"target {target.explained!r} returned {what}; it must return floating-point scores")
@@ -211,3 +222,8 @@ def image_list(chosen: Tensor) -> str:
     """Name the images where (N,) or (N, ...) ``chosen`` is true."""
     images = chosen.reshape(len(chosen), -1).any(1).nonzero().flatten().tolist()
     return f"image {images[0]}" if len(images) == 1 else f"images {', '.join(map(str, images))}"
+
+
+def _outside(index: Tensor, count: int) -> bool:
+    """Whether an index is not from 0 to ``count - 1``."""
+    return bool(((index < 0) | (index >= count)).any())

@@ -280,5 +280,11 @@ def _holds_bool(target: Any) -> bool:
 
 
 def picked(table: Tensor, classes: Tensor) -> Tensor:
-    """Take (rows, ...) columns of (rows, C)."""
+    """Take (rows, ...) columns of (rows, C).
+
+    Raises:
+        CamlibValueError: the table has another number of rows.
+    """
+    if len(table) != len(classes):
+        raise CamlibValueError(f"the outputs have {len(table)} rows for {len(classes)} images; give one row for each")
     return table.gather(1, classes.reshape(len(classes), -1)).view(classes.shape)

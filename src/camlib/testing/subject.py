@@ -34,7 +34,7 @@ class Subject:
 
     Raises:
         CamlibTypeError: the method, the network or the images have another type.
-        CamlibValueError: fewer than two images or classes.
+        CamlibValueError: fewer than two images or classes, or numbers that are not finite.
     """
 
     method: MethodFactory
@@ -56,6 +56,8 @@ class Subject:
             raise CamlibValueError(
                 f"inputs must be images (N, C, ...) with values, got {tuple(self.images.shape)} on {self.images.device}"
             )
+        if not bool(self.images.isfinite().all()):
+            raise CamlibValueError("inputs must be finite: the checks compare maps, and NaN equals nothing")
         if len(self.images) < 2 or self.classes < 2:
             raise CamlibValueError(
                 f"inputs hold {len(self.images)} images and the model has {self.classes} classes; the checks need two "
