@@ -260,7 +260,8 @@ class TestLayouts:
             ((2, 25, 8), (16, 24), Tokens((4, 6), 1)),
             ((2, 2048, 8, 8), (299, 299), ChannelsFirst((8, 8))),
             ((2, 29, 8), (56, 84), Tokens((4, 6), 5)),
-            ((2, 145, 8), (197, 197), Tokens((12, 12), 1)),
+            ((2, 145, 8), (197, 197), None),  # 12 x 12 patches of 16 pixels, with a rest of 5
+            ((2, 206, 8), (224, 224), None),  # 14 x 14 patches, with 10 tokens before them
             ((2, 64), (224, 224), None),
             ((2, 197, 768), None, None),
             ((2, 512, 7, 7), None, ChannelsFirst((7, 7))),

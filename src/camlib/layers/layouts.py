@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibValueError
 
-MAX_PREFIX_TOKENS = 16
-"""The most class, distillation and register tokens before the patches; no known network has more."""
+MAX_PREFIX_TOKENS = 5
+"""The most tokens that are taken for class, distillation and register tokens where the patches cannot be followed."""
 
 Size = tuple[int, ...]
 """(l,), (h, w) or (t, h, w), in cells of a grid, or in samples, pixels or voxels of the input."""
@@ -157,8 +157,8 @@ def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = N
 
     A grid fits an image if one stride explains both of its sides; time may have a different stride. A map with as many
     spatial axes as the input is channels-first unless only the channels-last reading fits; if both are possible,
-    ``channels`` decides. Tokens are the grid of square patches that tiles the image, exactly if possible, and leaves
-    the fewest prefix tokens.
+    ``channels`` decides. Tokens are the grid of square patches that tiles the image exactly, and leaves the fewest
+    prefix tokens.
 
     Args:
         shape: the shape of the layer's output, with the batch.
@@ -179,11 +179,10 @@ def infer_layout(shape: Size, input_size: Size | None, channels: ChannelAxis = N
             return _sequence(last[0], input_size[0]) if len(last) == 1 else ChannelsLast(last)
         return ChannelsFirst(first)
     if len(shape) == 3:
-        for exact in (True, False):
-            for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1):
-                grid = next(_patch_grids(shape[1] - prefix, input_size, exact), None)
-                if grid:
-                    return Tokens(grid, prefix)
+        for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1):
+            grid = next(_patch_grids(shape[1] - prefix, input_size), None)
+            if grid:
+                return Tokens(grid, prefix)
     return None
 
 
@@ -208,22 +207,20 @@ def one_stride(grid: Size, size: Size) -> bool:
     return lowest < highest and all(cells <= side for cells, side in zip(grid, size, strict=True))
 
 
-def _patch_grids(tokens: int, size: Size, exact: bool) -> Iterator[Size]:
-    """Yield the grids of ``tokens`` patches that tile the input, exactly or with a last row cut off or padded.
+def _patch_grids(tokens: int, size: Size) -> Iterator[Size]:
+    """Yield the grids of ``tokens`` patches that tile the input exactly.
 
     Patches are square; in volumes, inputs at least half as deep as they are wide, they are cubes. Otherwise, and in
     videos, they are square within a frame and span as few frames as the number of tokens allows.
     """
     if len(size) < 3 or 2 * size[0] >= min(size[1:]):
-        for patch in range(1, max(size) + 1):
-            cut_off, padded = tuple(side // patch for side in size), tuple(-(-side // patch) for side in size)
-            if math.prod(padded) < tokens:
-                break
-            if not exact or cut_off == padded:
-                yield from (grid for grid in (cut_off, padded) if math.prod(grid) == tokens)
+        for patch in range(1, min(size) + 1):
+            grid = tuple(side // patch for side in size)
+            if math.prod(grid) == tokens and not any(side % patch for side in size):
+                yield grid
     if len(size) == 3:
         for frames in (t for t in range(size[0], 0, -1) if size[0] % t == 0 and tokens % t == 0):
-            yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:], exact))
+            yield from ((frames, *grid) for grid in _patch_grids(tokens // frames, size[1:]))
 
 
 def grid_error(shape: Size, input_size: Size | None, layer: str, problem: str | None = None) -> CamlibValueError:
