@@ -19,6 +19,7 @@ from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames, Tokens
 from camlib.layers.names import resolve_layers
+from camlib.methods.compiled import Compiled, state_of
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_arguments, refuses_unknown_options
 from camlib.passes.forward_pass import ForwardPass, run
@@ -83,6 +84,8 @@ class Method(ABC):
     """Whether the model must be differentiable."""
     of_each_row: ClassVar[bool] = False
     """Whether its map is made of each row of a layer alone, so that the rows may be frames of the images."""
+    compiles: ClassVar[bool] = False
+    """Whether a call is a fixed sequence of tensor operations, so that :meth:`compile` has an effect."""
     finds_one_layer: ClassVar[bool] = True
     """Whether it reads the layer that :func:`camlib.find_layer` finds when no layer is given."""
 
@@ -118,6 +121,7 @@ class Method(ABC):
         self.relu = boolean("relu", relu)
         self.fuse = fuse or "mean"
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
+        self._compiled: Compiled | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -127,6 +131,7 @@ class Method(ABC):
     def on(self, model: nn.Module) -> Self:
         """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
+        other._compiled = copy.copy(self._compiled)
         other.network = Network.of(model, self.network.forward, self.network.reshape)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
@@ -155,7 +160,49 @@ class Method(ABC):
             CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or a
                 score, activation, gradient or map is not finite.
         """
-        return explain_together([self], inputs, target)[0]
+        if self._compiled is None:
+            return explain_together([self], inputs, target)[0]
+        return self._compiled(
+            [*state_of(self.model), *(value for name, value in vars(self).items() if not name.startswith("_"))],
+            lambda given, of: explain_together([self], given, of)[0],
+            self._unchecked if self.compiles else None,
+            self.network.ready(inputs),
+            target,
+        )
+
+    def compile(self, **options: Any) -> Self:
+        """Compile the calls of this method with ``torch.compile``: forward pass, tail gradient and maps as one graph.
+
+        The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
+        Methods of gradients and activations are compiled, for the logits of classes. Other calls run eagerly, and a
+        warning says why. A graph is recorded again after modules, parameters, buffers or hooks of the model are
+        replaced, or options of the method. Numbers in place, as in training, need no new graph; after a change of a
+        module's other attributes, call :meth:`compile` again.
+
+        Args:
+            **options: those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
+
+        Returns:
+            The method itself.
+
+        Raises:
+            CamlibValueError: ``torch.compile`` does not take the options.
+
+        Example:
+            >>> import camlib, torch, torchvision
+            >>> model = torchvision.models.resnet18(num_classes=4).eval()
+            >>> cam = camlib.GradCAM(model).compile(backend="eager")  # leave the backend out for speed
+            >>> cam(torch.rand(2, 3, 64, 64), target=1).maps.shape
+            torch.Size([2, 2, 2])
+        """
+        self._compiled = Compiled(options)
+        return self
+
+    def _unchecked(self, inputs: Inputs, target: Any) -> tuple[Explanation, Tensor]:
+        """The explanation, and whether each number that a call would check is finite."""
+        with _unchecked_pass([self], inputs, target) as (forward_pass,):
+            explanation = self.explanation(forward_pass)
+            return explanation, forward_pass.checks.passed()
 
     @property
     def forward_passes(self) -> int | None:
@@ -215,6 +262,7 @@ class Method(ABC):
             found: as for :meth:`layers_for`.
         """
         other = copy.copy(self)
+        other._compiled = copy.copy(self._compiled)
         other.layers = dict(self.layers_for(inputs, found))
         return other
 
@@ -291,6 +339,7 @@ class ActivationMethod(LayerMethod):
     class_agnostic: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     of_each_row: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     @abstractmethod
     def maps(self, activations: Tensor) -> Tensor:
@@ -318,6 +367,7 @@ class GradientMethod(LayerMethod):
     """
 
     of_each_row: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     @abstractmethod
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -359,7 +409,23 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
 
     Yields:
         The pass for each method, restricted to the layers that it reads.
+
+    Raises:
+        NotFiniteError: after the block, if a number is not finite.
     """
+    with _unchecked_pass(methods, inputs, target) as passes:
+        checks = passes[0].checks
+        try:
+            yield passes
+        except Exception:
+            checks.evaluate()  # a number that is not finite may be the cause
+            raise
+        checks.evaluate()
+
+
+@contextlib.contextmanager
+def _unchecked_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[list[ForwardPass]]:
+    """Yield the passes of :func:`one_pass`, but do not evaluate their checks, for which the host must wait."""
     network = methods[0].network
     ready = network.ready(inputs)
     found: dict[Any, Sequence[str]] = {}
@@ -379,12 +445,7 @@ def one_pass(methods: Sequence[Method], inputs: Any, target: Any) -> Iterator[li
             if not method.of_each_row and network.reshape is None:
                 _refuse_other_rows(method, forward_pass, own)
         with full_precision(forward_pass.device):
-            try:
-                yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
-            except Exception:
-                forward_pass.checks.evaluate()  # a number that is not finite may be the cause
-                raise
-            forward_pass.checks.evaluate()
+            yield [forward_pass] if len(methods) == 1 else [forward_pass.reading(own) for own in layers]
 
 
 def _refuse_other_rows(method: Method, forward_pass: ForwardPass, layers: Iterable[str]) -> None:

@@ -58,8 +58,8 @@ class FinerCAM(GradientMethod):
                 f"Finer-CAM contrasts a class with others, got target {forward_pass.target.explained!r}; use "
                 "camlib.GradCAM for other scores"
             )
-        contrast = targets.Contrast(forward_pass.target.classes, weight=self.weight, nearest=self.nearest)
-        return forward_pass.about(contrast.bind(forward_pass.outputs.raw))
+        contrast = targets.Contrast(weight=self.weight, nearest=self.nearest)
+        return forward_pass.about(contrast.of_indices(forward_pass.target.classes, forward_pass.outputs.raw))
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return :func:`camlib.functional.grad_cam`."""

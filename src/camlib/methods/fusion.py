@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from camlib.imaging import normalize, resize
+from camlib.imaging.normalization import normalized
+from camlib.imaging.resizing import interpolated
 
 FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(0),
@@ -40,5 +41,6 @@ def fuse(maps: Sequence[Tensor], how: str, scale: str = "minmax", dims: int = 2)
     if len(maps) == 1:
         return maps[0]
     grid = max((tuple(layer.shape[-dims:]) for layer in maps), key=math.prod)
-    stacked = torch.stack([normalize(resize(layer, grid), scale, dims) for layer in maps])
-    return FUSIONS[how](stacked)
+    scaled = [normalized(interpolated(layer, grid).flatten(-dims), scale) for layer in maps]
+    fused = FUSIONS[how](torch.stack(scaled))
+    return fused.reshape(*fused.shape[:-1], *grid)

@@ -180,6 +180,7 @@ class GuidedGradCAM(GradCAM):
     """
 
     name: ClassVar[str] = "guided_grad_cam"
+    compiles: ClassVar[bool] = False  # it makes two passes
 
     @property
     def forward_passes(self) -> int:

@@ -56,18 +56,22 @@ class Checks:
         """
         self._asked.append((torch.where(flag, torch.nan, 0.0), error))
 
+    def passed(self) -> Tensor:
+        """Return one bool for each thing that was required, on the device, without a wait; evaluate nothing."""
+        home = self._asked[0][0].device  # a network may be spread over several
+        return torch.stack([number.to(home) for number, _ in self._asked]).isfinite()
+
     def evaluate(self) -> None:
         """Check everything that was required since the last time, with one wait for the device.
 
         Raises:
             NotFiniteError: naming the first thing that is not finite, and the images where it is not.
         """
-        asked, self._asked = self._asked, []
-        if not asked:
+        if not self._asked:
             return
-        home = asked[0][0].device  # a network may be spread over several
-        finite = torch.stack([number.to(home) for number, _ in asked]).isfinite().tolist()
-        for (_, problem), fine in zip(asked, finite, strict=True):
+        passed = self.passed().tolist()
+        asked, self._asked = self._asked, []
+        for (_, problem), fine in zip(asked, passed, strict=True):
             error = None if fine else problem()
             if error is not None:
                 raise error

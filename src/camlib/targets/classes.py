@@ -337,7 +337,11 @@ class Contrast(_OfClasses):
 
     def bind(self, outputs: Any) -> BoundContrast:
         """Return the contrast of the classes of each image with the others."""
-        classes, logits = self._indices(outputs), class_logits(outputs).detach()
+        return self.of_indices(self._indices(outputs), outputs)
+
+    def of_indices(self, classes: Tensor, outputs: Any) -> BoundContrast:
+        """Return the contrast of class indices (N,) or (N, K) that fit the outputs, in place of the target's own."""
+        logits = class_logits(outputs).detach()
         if logits.shape[1] == 1:
             raise CamlibValueError(
                 "Contrast needs the logits of two classes or more, and the outputs have a single logit; explain the "

@@ -1,0 +1,245 @@
+"""Compiled calls give the maps of eager ones, for every method and kind of call, and run eagerly where they cannot."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import camlib
+from tests.networks import Network, small_cnn
+
+COMPILED = sorted(name for name, method in camlib.METHODS.items() if method.compiles and name != "random_cam")
+
+
+def compiled(cam: Any) -> Any:
+    """The method, compiled without generated code, so that the test needs no C++ compiler; a graph break fails."""
+    return cam.compile(backend="eager")
+
+
+def small_vit(num_classes: int) -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=num_classes)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def same(one: camlib.Explanation, other: camlib.Explanation) -> None:
+    torch.testing.assert_close(one.maps, other.maps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.scores, other.scores, equal_nan=True)
+    torch.testing.assert_close(one.outputs, other.outputs)
+    assert one.layers.keys() == other.layers.keys()
+    for layer in one.layers:
+        torch.testing.assert_close(one.layers[layer], other.layers[layer], rtol=1e-4, atol=1e-6)
+    assert type(one.target) is type(other.target)
+    assert torch.equal(torch.as_tensor(one.target), torch.as_tensor(other.target))
+    for name in ("method", "layer", "input_size", "extent", "origin", "class_agnostic", "quantity", "relu"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_every_method_of_gradients_and_activations(name: str, images: Tensor) -> None:
+    model = small_cnn()
+    eager, fast = camlib.METHODS[name](model), compiled(camlib.METHODS[name](model))
+    for given in (images, images.flip(0) + 0.1):
+        same(fast(given, [2, 0]), eager(given, [2, 0]))
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize("target", [None, camlib.TopK(2), torch.tensor([[0, 1], [2, 0]]), camlib.targets.Classes(1)])
+def test_several_classes_and_target_objects(target: Any, images: Tensor) -> None:
+    model = Network().eval()
+    eager, fast = camlib.GradCAM(model, "norm"), compiled(camlib.GradCAM(model, "norm"))
+    for given in (images, 2 * images):
+        same(fast(given, target), eager(given, target))
+
+
+def test_ints_lists_and_arrays_share_one_graph(images: Tensor) -> None:
+    model = Network().eval()
+    fast = compiled(camlib.GradCAM(model, "norm"))
+    fast(images, 1)
+    passes = model.passes
+    for target in (0, 2, [1, 2], torch.tensor([0, 2]), torch.tensor([1, 1]).numpy()):
+        same(fast(images, target), camlib.GradCAM(copy.deepcopy(model), "norm")(images, target))
+    assert model.passes == passes, "a class of its own made a new graph"
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize("kind", ["list of layers", "options", "mapping", "tuple", "forward", "reshape", "bfloat16"])
+def test_kinds_of_calls(kind: str, images: Tensor) -> None:
+    model: nn.Module = Network().eval()
+    inputs: Any = images
+    options: dict[str, Any] = {"layer": "norm"}
+    if kind == "list of layers":
+        options = {"layer": ["features.0", "norm"], "fuse": "max"}
+    elif kind == "options":
+        options["relu"] = False
+    elif kind == "mapping":
+        inputs = {"x": images}
+    elif kind == "tuple":
+        options["forward"], inputs = (lambda model, pair: model(pair[0] + pair[1])), (images, images)
+    elif kind == "forward":
+        options["forward"] = lambda model, x: {"logits": model(x)}
+    elif kind == "reshape":
+        options["reshape"] = lambda t: t.flip(1)
+    else:
+        model, inputs = model.bfloat16(), images.bfloat16()
+    eager, fast = camlib.GradCAM(model, **options), compiled(camlib.GradCAM(model, **options))
+    for _ in range(2):
+        same(fast(inputs, 1), eager(inputs, 1))
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize(
+    ("make", "size"), [(torchvision.models.mobilenet_v3_small, 64), (torchvision.models.swin_t, 64), (small_vit, 32)]
+)
+def test_architectures(make: Any, size: int) -> None:
+    torch.manual_seed(0)
+    model = make(num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.05)
+    given = torch.rand(2, 3, size, size)
+    same(compiled(camlib.GradCAM(model))(given, 1), camlib.GradCAM(model)(given, 1))
+
+
+def test_each_shape_dtype_and_layout_has_its_graph(images: Tensor) -> None:
+    model = Network().eval()
+    eager, fast = camlib.GradCAM(model, "norm"), compiled(camlib.GradCAM(model, "norm"))
+    for given in (images, images[:1], images[..., :12], images.contiguous(memory_format=torch.channels_last)):
+        same(fast(given, 1), eager(given, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        same(fast(images, 1), eager(images, 1))
+    same(fast(images, 1), eager(images, 1))
+    with torch.inference_mode():
+        same(fast(images.clone(), 1), eager(images.clone(), 1))
+
+
+def test_changes_of_the_model_and_the_method_are_noticed(images: Tensor) -> None:
+    model = Network().eval()
+    fast = compiled(camlib.GradCAM(model, "norm"))
+
+    def check() -> None:
+        same(fast(images, 1), camlib.GradCAM(model, "norm", relu=fast.relu)(images, 1))
+
+    check()
+    with torch.no_grad():
+        model.features[0].weight.mul_(-1)
+    check()
+    model.features[0].weight = nn.Parameter(torch.rand_like(model.features[0].weight))
+    check()
+    model.head = nn.Linear(6, 3)
+    check()
+    model.features[2] = nn.SiLU()
+    check()
+    handle = model.features.register_forward_hook(lambda module, args, output: 2 * output)
+    check()
+    handle.remove()
+    check()
+    fast.relu = False
+    check()
+    model.double()
+    images = images.double()
+    check()
+
+
+def test_the_model_and_the_inputs_stay_as_they_were(images: Tensor) -> None:
+    model = Network().train()
+    before, given = copy.deepcopy(model.state_dict()), images.clone()
+    fast = compiled(camlib.GradCAM(model, "norm"))
+    for _ in range(2):
+        fast(images, 1)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(images, given)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_number_that_is_not_finite_is_an_error_that_names_the_image(images: Tensor) -> None:
+    fast = compiled(camlib.GradCAM(Network().eval(), "norm"))
+    fast(images, 1)
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.raises(camlib.CamlibRuntimeError, match="not finite .* for image 1"):
+        fast(images, 1)
+    with pytest.raises(camlib.CamlibValueError, match="class index 3"):
+        fast(images, 3)
+
+
+class Counting(Network):
+    """A network that counts its images in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return super().forward(x)
+
+
+class Branching(Network):
+    """A network whose Python code depends on the numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("make", "target", "why"),
+    [
+        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only methods of gradients and activations"),
+        (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, 0], "neither class indices nor None"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), camlib.targets.Probability(1), "neither class indices"),
+        (lambda: camlib.GradCAM(Counting().eval(), "norm"), 1, "changes its own state"),
+        (lambda: camlib.GradCAM(Branching().eval(), "norm"), 1, "not a fixed sequence"),
+    ],
+)
+def test_calls_that_cannot_be_compiled_run_eagerly_with_one_warning(
+    make: Any, target: Any, why: str, images: Tensor
+) -> None:
+    fast, eager = compiled(make()), make()
+    with pytest.warns(camlib.CamlibWarning, match=f"runs eagerly: .*{why}"):
+        found = fast(images, target)
+    assert found.maps.shape == eager(images, target).maps.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", camlib.CamlibWarning)
+        fast(images, target)
+
+
+def test_a_compiler_that_fails_is_reported_once(images: Tensor) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    model = Network().eval()
+    fast = camlib.GradCAM(model, "norm").compile(backend=broken)
+    with pytest.warns(camlib.CamlibWarning, match="torch.compile failed: .*no C"):
+        found = fast(images, 1)
+    same(found, camlib.GradCAM(model, "norm")(images, 1))
+
+
+def test_copies_are_compiled_for_their_own_model(images: Tensor) -> None:
+    model = Network().eval()
+    fast = compiled(camlib.GradCAM(model, "norm"))
+    fast(images, 1)
+    other = Network(5).eval()
+    same(fast.on(other)(images, 4), camlib.GradCAM(other, "norm")(images, 4))
+    for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        same(again(images, 1), fast(images, 1))
+
+
+def test_options_are_those_of_torch() -> None:
+    with pytest.raises(camlib.CamlibValueError, match="torch.compile does not take the options"):
+        camlib.GradCAM(Network()).compile(mode="fastest")
+    with pytest.raises(camlib.CamlibValueError, match="torch.compile does not take the options"):
+        camlib.GradCAM(Network()).compile(speed=3)
