@@ -25,6 +25,24 @@ class CamlibRuntimeError(CamlibError, RuntimeError):
     """The model, or the machine, did something that no argument check could foresee."""
 
 
+class NotFiniteError(CamlibRuntimeError):
+    """A score, an activation, a gradient or a map is NaN or infinite.
+
+    Args:
+        message: what is not finite.
+        images: the numbers of the images where it is not; empty if they are not known.
+
+    Example:
+        >>> NotFiniteError("the score is not finite", images=(2,)).images
+        (2,)
+    """
+
+    def __init__(self, message: str, images: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.images = tuple(images)
+        """The numbers of the images in the batch; empty if they are not known."""
+
+
 class CamlibWarning(UserWarning):
     """Something works, but perhaps not as the caller expects."""
 

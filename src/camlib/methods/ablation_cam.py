@@ -126,6 +126,8 @@ class AblationCAM(LayerMethod):
             raise
         except Exception as error:  # other tensors of the trunk have no rows here, which can fail in any way
             why = f"run alone, the tail fails: {error}"
+        forward_pass.checks.finite("score", forward_pass.scores)
+        forward_pass.checks.evaluate()  # NaN agrees with nothing
         whole = WholeNetwork(*made_of)
         scores = self._scores(whole, forward_pass, layer)
         warnings.warn(

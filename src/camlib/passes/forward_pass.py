@@ -163,7 +163,8 @@ class ForwardPass:
         if layer not in self._activations:
             features = single_or_double(self.features[layer])
             grid = self._activations[layer] = self.to_grid(layer, features)
-            checked = features if self.network.reshape is None else grid if len(grid) == self.count else grid[None]
+            of_rows = self.network.reshape is None or len(grid) == self.count
+            checked = features if self.network.reshape is None else grid if of_rows else grid.abs().amax()
             self.checks.finite(f"activation at layer {layer!r}", checked, self._images_of_rows(layer))
         return self._activations[layer]
 
@@ -187,7 +188,7 @@ class ForwardPass:
             score = self.scores.detach()
             for name, activation, gradient in zip(cut.cut, activations, gradients, strict=True):
                 layout = self._layouts.get(name)
-                images = torch.arange(len(activation)) // layout.count if isinstance(layout, Frames) else None
+                images = _images_of_frames(layout, len(activation))
                 self.checks.finite(f"activation at layer {name!r}", activation, images)
                 self.checks.finite(f"gradient at layer {name!r}", gradient, images)
             self.checks.finite("score", score)
@@ -217,7 +218,8 @@ class ForwardPass:
             }
             for name, grids in self._derivatives["second"].items():
                 for one in itertools.chain(*grids):
-                    self.checks.finite(f"second derivative at layer {name!r}", one)
+                    images = _images_of_frames(self._layouts.get(name), len(one))
+                    self.checks.finite(f"second derivative at layer {name!r}", one, images)
         pairs: list[tuple[Tensor, Tensor]] = self._derivatives["second"][layer]
         return pairs
 
@@ -374,6 +376,11 @@ class ForwardPass:
             quantity=self.target.quantity,
             relu=relu,
         )
+
+
+def _images_of_frames(layout: Layout | None, rows: int) -> Tensor | None:
+    """(rows,), the image of each row of a layer's grid; None if the rows are the images."""
+    return torch.arange(rows) // layout.count if isinstance(layout, Frames) else None
 
 
 def _class_token_only(layer: str) -> CamlibRuntimeError:

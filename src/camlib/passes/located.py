@@ -52,6 +52,16 @@ class LocatedLayers:
         self.misread_norms: bool | None = None
         """Whether PyTorch may compute a batch norm's gradient wrongly; None until a first pass was followed."""
 
+    def copy(self) -> LocatedLayers:
+        """Return a copy, which later passes do not change."""
+        other = LocatedLayers()
+        other.become(self)
+        return other
+
+    def become(self, other: LocatedLayers) -> None:
+        """Know what the other knows, and nothing else."""
+        self._known, self.misread_norms = dict(other._known), other.misread_norms
+
     def of(self, layer: str, inputs: Inputs) -> Located | None:
         """Return what is known about a layer, or None if it was not located for inputs of this kind."""
         return self._known.get((layer, inputs.kind))

@@ -7,11 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibRuntimeError
-
-
-class NotFiniteError(CamlibRuntimeError):
-    """A number is NaN or infinite, for one of the images."""
+from camlib.errors import NotFiniteError
 
 
 class Checks:
@@ -26,7 +22,7 @@ class Checks:
         >>> checks.evaluate()
         Traceback (most recent call last):
             ...
-        camlib.passes.numbers.NotFiniteError: the map is not finite (NaN or infinity) for image 1; look for overflow...
+        camlib.errors.NotFiniteError: the map is not finite (NaN or infinity) for image 1; look for overflow...
     """
 
     def __init__(self) -> None:
@@ -92,16 +88,19 @@ def not_finite(what: str, finite: Tensor, image_index: Tensor | None = None) -> 
         finite: which numbers are finite; if it has axes, the first one is the rows.
         image_index: (rows,), the image of each row; None if the rows are the images.
     """
+    images: list[int] = []
     where = ""
-    if finite.dim() and len(finite) > 1:
+    if finite.dim():
         rows = (~finite.flatten(1).all(1) if finite.dim() > 1 else ~finite).nonzero().flatten()
         images = rows.tolist() if image_index is None else image_index.to(rows.device)[rows].unique().tolist()
+    if finite.dim() and len(finite) > 1:
         where = f" for image {images[0]}" if len(images) == 1 else f" for images {', '.join(map(str, images))}"
         if image_index is None and len(images) == len(finite):
             where = f" for any of the {len(finite)} images"
     return NotFiniteError(
         f"the {what} is not finite (NaN or infinity){where}; look for overflow in half precision, non-finite inputs or "
-        "weights"
+        "weights",
+        images,
     )
 
 

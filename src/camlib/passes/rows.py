@@ -17,7 +17,7 @@ _MOST = 4
 """With more ambiguous tensors than this, all of them are shared or none is."""
 
 
-def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
+def with_known_rows(network: Network, inputs: Inputs, image: int | None = None) -> Inputs:
     """Return the inputs with the knowledge which of their tensors the images share.
 
     A tensor that has as many rows as there are images can belong to them one by one, as an age for each picture, or be
@@ -28,6 +28,7 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
     Args:
         network: the network.
         inputs: its inputs.
+        image: the number of the single image, whose output must be finite; None for the last one.
 
     Raises:
         CamlibValueError: the output for one image is another one, whatever rows the other tensors have.
@@ -48,7 +49,8 @@ def with_known_rows(network: Network, inputs: Inputs) -> Inputs:
     key = inputs.kind, count, _numbers(ambiguous, inputs)
     if key in network.shared:
         return Inputs(inputs.raw, tuple(inputs.tensors[number] for number in network.shared[key]), inputs.axes)
-    index = torch.tensor([0, 0] if count == 1 else [count - 1], device=inputs.images.device)
+    image = count - 1 if image is None else image
+    index = torch.tensor([0, 0] if count == 1 else [image], device=inputs.images.device)
     with undisturbed(network.module):
         together = network.run(inputs)
         possible = (Inputs(inputs.raw, shared, inputs.axes) for shared in _subsets(ambiguous))
