@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class BoundTarget(Target):
         tensor([3.])
     """
 
-    spatial: ClassVar[bool] = False
+    spatial: bool = False
     """Whether the score depends on places in the image, so that it must be mirrored with the image."""
 
     @abstractmethod
@@ -100,7 +100,21 @@ class BoundTarget(Target):
             )
         return self
 
-    def mirrored(self, width: int) -> Self:
+    def pick(self, index: Tensor) -> BoundTarget:
+        """Return the target for some of its images, which are numbered anew.
+
+        Args:
+            index: (images,), their numbers.
+
+        Example:
+            >>> import camlib, torch
+            >>> target = camlib.targets.BoundLogits(torch.tensor([4, 5, 6])).pick(torch.tensor([0, 2]))
+            >>> target.explained, target.images
+            (tensor([4, 6]), 2)
+        """
+        return Picked(self, index)
+
+    def mirrored(self, width: int) -> BoundTarget:
         """Return the target for the same images, ``width`` pixels wide, mirrored left to right.
 
         Raises:
@@ -112,6 +126,40 @@ class BoundTarget(Target):
                 "method, or explain without mirroring"
             )
         return self
+
+
+class Picked(BoundTarget):
+    """A target for some of the images that another one is bound to.
+
+    Args:
+        target: bound to all images.
+        index: (images,), the number of each image among them.
+    """
+
+    def __init__(self, target: BoundTarget, index: Tensor) -> None:
+        self._target = target
+        self._index = index
+        self.quantity = target.quantity
+        self.spatial = target.spatial
+
+    @property
+    def explained(self) -> Tensor | str:
+        """What the target shows for these images."""
+        explained = self._target.explained
+        return explained[self._index.to(explained.device)] if isinstance(explained, Tensor) else explained
+
+    @property
+    def images(self) -> int:
+        """The number of these images."""
+        return len(self._index)
+
+    def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
+        """Return the target's scores."""
+        return self._target.scores(outputs, self._index.to(image_index.device)[image_index])
+
+    def mirrored(self, width: int) -> Picked:
+        """Return the mirrored target for these images."""
+        return Picked(self._target.mirrored(width), self._index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,10 @@ class BoundLogits(BoundClasses):
     def __init__(self, classes: Tensor) -> None:
         super().__init__(classes, all_logits, quantity=Classes.quantity)
 
+    def pick(self, index: Tensor) -> BoundLogits:
+        """Return the logits of the classes of some of the images."""
+        return BoundLogits(self.classes[index.to(self.classes.device)])
+
 
 def all_logits(outputs: Any) -> Tensor:
     """Return the logits of all classes (rows, C); for a single logit y, -y and y, unless it is that of a text."""
