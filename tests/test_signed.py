@@ -115,7 +115,7 @@ def test_one_scale_for_all_maps_where_asked():
 
 
 def test_rows_of_zeros_have_a_scale():
-    row = FigureRow(WHITE[0], np.zeros((2, 2)), "", True)
+    row = FigureRow(WHITE[0], np.zeros((2, 2)), "", "nothing stands out")
     assert not on_one_scale([row, row], signed=True)[0].heatmap.any()
     assert Style("jet", 0.5).colors == "jet"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError, items, number, positive_int
@@ -21,7 +22,7 @@ from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
 from camlib.plotting import common_size, draw, overlaid, read
 from camlib.plotting.pictures import draw_grid
-from camlib.plotting.rows import FigureRow, Style, on_one_scale
+from camlib.plotting.rows import EMPTY, MISSING, FigureRow, Style, on_one_scale
 from camlib.plotting.strip import SHOWN, strip
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ class Explanation:
     """(N,) or (N, K); the scores that were explained, raw outputs unless the target says otherwise; NaN where there is
     no score, as for a class-agnostic method and a model whose outputs hold no classes."""
     outputs: Any
-    """What the model returned, detached; None if it contains no tensors."""
+    """What the model returned, detached; None if it contains no tensors. NaN for images that are :attr:`missing`."""
     target: Tensor | str
-    """Class indices, (N,) or (N, K), or the name of another target."""
+    """Class indices, (N,) or (N, K), or the name of another target. The class that a model predicted for an image that
+    is :attr:`missing` means nothing."""
     method: str
     """The method's name for display, with that of a smoothing behind it, as in "grad_cam, noise averaging"."""
     layer: str
@@ -102,10 +104,18 @@ class Explanation:
         return self.scores.dim() == 2
 
     @property
+    def missing(self) -> Tensor:
+        """(N,) bool, true for images without a map, all of whose values are NaN.
+
+        Methods with ``on_nonfinite="nan"`` give it to images for which a number is not finite.
+        """
+        return self.maps.isnan().flatten(1).all(1)
+
+    @property
     def degenerate(self) -> Tensor:
         """(N,) or (N, K) bool, true where the map is constant or nowhere positive; its heatmap is all zeros.
 
-        Cells that lie entirely in the padding do not count.
+        Cells that lie entirely in the padding do not count. Images that are :attr:`missing` are not degenerate.
         """
         cells = cells_of_input(self.maps, self.extent, self.input_size, self.origin)
         return is_constant(cells, self.dims) | (cells.flatten(-self.dims).amax(-1) <= 0)
@@ -126,10 +136,11 @@ class Explanation:
 
         Returns:
             (N, H, W) or (N, K, H, W), in [0, 1]; with "signed" in [-1, 1]. A volume or a video is scaled as a
-            whole, so that its frames can be compared.
+            whole, so that its frames can be compared. NaN for images that are :attr:`missing`.
 
         Raises:
-            CamlibValueError: the size has a wrong form, or none is given and the input's is unknown.
+            CamlibValueError: the size has a wrong form, or none is given and the input's is unknown; or some values of
+                a map are not finite.
         """
         if size is None:
             size = self.input_size
@@ -137,14 +148,16 @@ class Explanation:
                 raise CamlibValueError(
                     f"the inputs held no {_INPUTS[self.dims]} whose size is known; give size={SIZES[self.dims]}"
                 )
-        resized = resized_to_input(self.maps, checked_grid(size, self.dims), self.extent, self.input_size, self.origin)
-        heatmaps = _normalize(resized, normalize, self.dims)
+        missing = self.missing.reshape(-1, *[1] * (self.maps.dim() - 1))
+        maps = self.maps.masked_fill(missing, 0)
+        resized = resized_to_input(maps, checked_grid(size, self.dims), self.extent, self.input_size, self.origin)
+        heatmaps = _normalize(resized, normalize, self.dims).masked_fill(missing, torch.nan)
         if normalize in ("signed", "none"):
             return heatmaps
         return heatmaps.masked_fill(self.degenerate.reshape(*self.scores.shape, *[1] * self.dims), 0)
 
     def overlays(self, images: Any, colormap: Any = DEFAULT_COLORMAP, alpha: float | str = 0.5) -> NDArray[np.uint8]:
-        """Overlay the heatmaps on the images, at the images' resolution.
+        """Overlay the heatmaps on the images, at the images' resolution; pictures without a map stay as they are.
 
         Args:
             images: a list or a batch of pictures as for :func:`camlib.overlay`. They must show exactly what
@@ -243,13 +256,14 @@ class Explanation:
             size = picture.shape[: self.dims]
             heatmaps = one.heatmaps(size, normalize).reshape(-1, *size).detach().cpu().numpy()
             empty = (is_constant(one.maps, self.dims) if self.signed else one.degenerate).flatten().tolist()
+            remarks = [MISSING] * len(empty) if bool(one.missing) else [EMPTY if found else "" for found in empty]
             rows += [
-                FigureRow(picture, heatmap, one.title(k, class_names), empty[k]) for k, heatmap in enumerate(heatmaps)
+                FigureRow(picture, heatmap, one.title(k, class_names), remarks[k]) for k, heatmap in enumerate(heatmaps)
             ]
         return on_one_scale(rows, signed=self.signed) if together else rows
 
     def title(self, k: int = 0, class_names: Sequence[str] | None = None) -> str:
-        """Return what map ``k`` of the first image explains, with the score if there is one.
+        """Return what map ``k`` of the first image explains, with the score if there is one; or that it is missing.
 
         Raises:
             CamlibTypeError: ``class_names`` is a single string, or ``k`` is no int.
@@ -260,6 +274,8 @@ class Explanation:
         count = self.scores[:1].numel()
         if not 0 <= k < count:
             raise CamlibValueError(f"k must be from 0 to {count - 1}: there are {count} maps per image; got {k}")
+        if bool(self.missing[0]):
+            return MISSING
         return title(self.target, self.scores, self.class_agnostic, class_names, k)
 
     def to(self, *args: Any, **kwargs: Any) -> Explanation:

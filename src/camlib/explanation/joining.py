@@ -80,6 +80,34 @@ def sliced(fields: Fields, index: slice) -> dict[str, Any]:
     return found | {"outputs": outputs[index]} if _by_image(outputs, images) else found
 
 
+def spread(fields: Fields, images: Sequence[int], count: int) -> dict[str, Any]:
+    """Return the fields of an explanation of more images, among them some that were not explained.
+
+    Args:
+        fields: of the images that were explained.
+        images: their numbers.
+        count: the number of all images.
+
+    Returns:
+        Fields with NaN, or class 0, for the other images. Detectors' outputs have no detection there.
+    """
+    explained, outputs = len(images), fields["outputs"]
+
+    def wide(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != explained or is_shared(tensor):
+            return tensor
+        found = tensor.new_full((count, *tensor.shape[1:]), torch.nan if tensor.is_floating_point() else 0)
+        found[list(images)] = tensor
+        return found
+
+    if not _by_image(outputs, explained):
+        return dict(map_tensors(wide, {**fields}))
+    without = map_tensors(lambda tensor: tensor[:0] if tensor.dim() else tensor, outputs[0])
+    entries = dict(zip(images, outputs, strict=True))
+    of_images = [entries.get(image, without) for image in range(count)]
+    return dict(map_tensors(wide, {**fields, "outputs": None})) | {"outputs": of_images}
+
+
 def _by_image(outputs: Any, images: int) -> bool:
     """Whether outputs are a list with an entry for each image, as detectors return it.
 

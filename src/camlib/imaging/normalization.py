@@ -44,7 +44,10 @@ def as_maps(maps: Any, name: str = "maps", dims: int = 2) -> Tensor:
     if not bool(tensor.isfinite().all()):
         bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
         which = f" at {', '.join(map(str, bad))} of {len(tensor)}" if tensor.dim() > dims and len(tensor) > 1 else ""
-        raise CamlibValueError(f"{name} hold NaN or infinity{which}; find where they come from before drawing them")
+        raise CamlibValueError(
+            f"{name} hold NaN or infinity{which}; find where they come from, or leave out the images that are "
+            "explanation.missing"
+        )
     return tensor
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from camlib.plotting.rows import EMPTY, LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
+from camlib.plotting.rows import LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
         line[1].imshow(row.heatmap, cmap=colormap, vmin=style.lowest, vmax=1)
         line[2].imshow(laid(row.picture, row.heatmap, style))
         line[0].set_title(shortened(row.title, NARROW), fontsize=9, loc="left", **PLAIN)
-        line[1].set_title(EMPTY if row.empty else "heatmap", fontsize=9)
+        line[1].set_title(row.remark or "heatmap", fontsize=9)
         line[2].set_title("overlay", fontsize=9)
         for ax in line:
             ax.set_axis_off()

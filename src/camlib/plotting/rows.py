@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from camlib.imaging import overlay
 from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, lookup_table
 from camlib.imaging.overlays import overlay_signed
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 EMPTY = "nothing stands out"
 """The label of a degenerate map, which is constant or nowhere positive."""
+
+MISSING = "the map is not finite"
+"""The label of an image without a map, because numbers of the network are not finite for it."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
 """Options of matplotlib for text of the user's, in which a dollar sign begins no formula."""
@@ -42,8 +47,8 @@ def shortened(text: str, width: int) -> str:
 
 
 def heading(row: FigureRow, width: int = WIDEST) -> str:
-    """Return a row's title, :func:`shortened`, with a remark if nothing stands out."""
-    return shortened(f"{row.title}, {EMPTY}" if row.empty else row.title, width)
+    """Return a row's title with its remark, :func:`shortened`."""
+    return shortened(", ".join(filter(None, dict.fromkeys((row.title, row.remark)))), width)
 
 
 class FigureRow(NamedTuple):
@@ -52,11 +57,11 @@ class FigureRow(NamedTuple):
     picture: NDArray[Any]
     """(*grid, channels)."""
     heatmap: NDArray[Any]
-    """(*grid,), in [0, 1]; in [-1, 1] where the style is signed."""
+    """(*grid,), in [0, 1]; in [-1, 1] where the style is signed. NaN if the map is missing."""
     title: str
     """What was explained, and its score."""
-    empty: bool
-    """Whether nothing in the map stands out."""
+    remark: str
+    """:data:`EMPTY`, :data:`MISSING`, or nothing."""
 
 
 class Style(NamedTuple):
@@ -90,7 +95,10 @@ def colors(style: Style) -> Colormap:
 
 
 def laid(picture: Any, heatmap: Any, style: Style) -> NDArray[Any]:
-    """Overlay a heatmap on a picture, or heatmaps on several."""
+    """Overlay a heatmap on a picture, or heatmaps on several. Heatmaps of NaN leave pictures as they are."""
+    if bool(torch.as_tensor(heatmap).isnan().all()):
+        unchanged: NDArray[Any] = picture
+        return unchanged
     return (overlay_signed if style.signed else overlay)(picture, heatmap, style.colors, style.alpha)
 
 
@@ -115,7 +123,9 @@ def on_one_scale(rows: Sequence[FigureRow], *, signed: bool) -> list[FigureRow]:
         signed: whether to divide by the largest magnitude, into [-1, 1]; otherwise the lowest value becomes 0 and the
             highest 1.
     """
-    low, high = min(float(row.heatmap.min()) for row in rows), max(float(row.heatmap.max()) for row in rows)
+    there = [row for row in rows if row.remark != MISSING]
+    low = min((float(row.heatmap.min()) for row in there), default=0.0)
+    high = max((float(row.heatmap.max()) for row in there), default=1.0)
     shift, factor = (0.0, max(high, -low)) if signed else (low, high - low)
     lowest = -1 if signed else 0
     return [row._replace(heatmap=((row.heatmap - shift) / (factor or 1)).clip(lowest, 1)) for row in rows]

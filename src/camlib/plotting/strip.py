@@ -20,6 +20,8 @@ BAND, GAP = 16, 2
 def strip(heatmaps: Tensor, *, signed: bool) -> bytes:
     """Return the first of heatmaps (M, *grid) side by side; the middle frames of clips, and bands for signals.
 
+    Where they are NaN, it is white.
+
     Args:
         heatmaps: in [0, 1].
         signed: whether they are in [-1, 1] instead.
@@ -27,7 +29,9 @@ def strip(heatmaps: Tensor, *, signed: bool) -> bytes:
     import cv2
 
     arranged = _ARRANGED[heatmaps.dim() - 1](heatmaps[:SHOWN])
-    encoded: bytes = cv2.imencode(".png", (colorize_signed if signed else colorize)(arranged)[..., ::-1])[1].tobytes()
+    colored = (colorize_signed if signed else colorize)(arranged.nan_to_num())
+    colored[arranged.isnan().cpu().numpy()] = 255
+    encoded: bytes = cv2.imencode(".png", colored[..., ::-1])[1].tobytes()
     return encoded
 
 

@@ -36,6 +36,8 @@ class Overlay:
     explains: str
     """What the heatmap explains: a class, another target, or no particular class."""
     is_empty: bool
+    is_missing: bool
+    """Whether there is no heatmap, because its numbers are not finite."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,13 @@ def _outcome(fact: Fact) -> str | None:
 
 def _overlay(method: str, one: Explanation, picture: NDArray[np.uint8], facts: Facts, style: Style) -> Overlay:
     heatmaps = one.heatmaps(picture.shape[: one.dims], "signed" if style.signed else "minmax")
+    missing = bool(one.missing)
     return Overlay(
         method=method,
         source=data_uri(still(overlaid([picture], heatmaps[:, None], style)[0])),
-        explains=explained(one.target, one.class_agnostic, facts.class_names),
+        explains="nothing" if missing else explained(one.target, one.class_agnostic, facts.class_names),
         is_empty=not bool(heatmaps.any()),
+        is_missing=missing,
     )
 
 
