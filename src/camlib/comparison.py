@@ -14,10 +14,10 @@ from camlib.explanation.titles import NO_CLASS
 from camlib.imaging import DEFAULT_COLORMAP, as_pictures
 from camlib.layers.names import resolve_layers
 from camlib.methods import Method
-from camlib.methods.base import Layer, explain_together, shares_pass
+from camlib.methods.base import Layer, OnNonfinite, explain_together, shares_pass
 from camlib.methods.registry import method_named
 from camlib.passes.network import Forward, Network, Reshape
-from camlib.plotting.rows import EMPTY, PLAIN, Style, add_colorbar, colors, laid, shortened
+from camlib.plotting.rows import EMPTY, MISSING, PLAIN, Style, add_colorbar, colors, laid, shortened
 from camlib.smoothing import bound_target
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def compare(
     layer: Layer = None,
     forward: Forward | None = None,
     reshape: Reshape | None = None,
+    on_nonfinite: OnNonfinite = "raise",
 ) -> Comparison:
     """Explain the same images with several methods.
 
@@ -119,6 +120,8 @@ def compare(
             them. Methods that read several layers find them; methods that read no layer ignore it.
         forward: as for :class:`camlib.methods.Method`.
         reshape: as for :class:`camlib.methods.Method`.
+        on_nonfinite: as for :class:`camlib.methods.Method`, for methods given by name or class. An image costs only the
+            methods whose numbers are not finite for it.
 
     Returns:
         The explanations by name, in the order of ``methods``.
@@ -137,7 +140,7 @@ def compare(
     network = Network.of(model, forward, reshape)
     wanted = items("methods", methods, "a list")
     layers = None if layer is None else list(resolve_layers(network.module, layer))
-    given = [on_network(method, network, layers) for method in wanted]
+    given = [on_network(method, network, layers, on_nonfinite=on_nonfinite) for method in wanted]
     names = [method.name for method in given]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
@@ -155,8 +158,8 @@ def compare(
     return Comparison({name: found[name] for name in names})
 
 
-def on_network(method: Any, network: Network, layers: Sequence[str] | None) -> Method:
-    """Return a method on a network and, if it has no layers yet, at the given layers."""
+def on_network(method: Any, network: Network, layers: Sequence[str] | None, **common: Any) -> Method:
+    """Return a method on a network and, if it has no layers yet, at the given layers, with options for all methods."""
     if isinstance(method, Method):
         if method.model is not network.module:
             raise CamlibValueError(f"{method!r} explains another model than the one given to compare")
@@ -167,7 +170,7 @@ def on_network(method: Any, network: Network, layers: Sequence[str] | None) -> M
             f"each method must be a name in camlib.METHODS, or a class or instance of camlib.methods.Method, got "
             f"{type(method).__name__}: {method!r}"
         )
-    options: dict[str, Any] = {"forward": network.forward}
+    options: dict[str, Any] = {"forward": network.forward, **common}
     if kind.reads in ("layers", "attention"):
         options["reshape"] = network.reshape
     if layers is not None and kind.finds_one_layer and not kind.layerless:
@@ -193,7 +196,7 @@ def plot_comparison(
     from camlib.plotting.figures import Figure
 
     first = next(iter(comparison.values()))
-    titled = next((one for one in comparison.values() if not one.class_agnostic), first)
+    of_classes = [one for one in comparison.values() if not one.class_agnostic]
     if first.dims != 2:
         raise CamlibValueError(
             f"the maps {tuple(first.maps.shape)} are not of images (N, C, H, W); plot each method alone: "
@@ -223,6 +226,7 @@ def plot_comparison(
             .numpy()
             for name, one in comparison.items()
         }
+        titled = next((one for one in [*of_classes, *comparison.values()] if not bool(one.missing[n])), first)
         for k in range(classes):
             start = (n * classes + k) * lines
             cells = axes[start : start + lines].flat
@@ -231,9 +235,9 @@ def plot_comparison(
             ax.set_title(shortened(titled[n].title(k, class_names), WIDEST), fontsize=8, **PLAIN)
             for (name, heatmap), ax in zip(heatmaps.items(), cells, strict=False):  # the last line may have room left
                 ax.imshow(laid(picture, heatmap[k], Style(colormap, alpha, signed=signed[name])))
-                empty = not heatmap[k].any()
-                agnostic = comparison[name].class_agnostic and not titled.class_agnostic
-                remark = EMPTY if empty else NO_CLASS if agnostic else ""
+                agnostic = comparison[name].class_agnostic and bool(of_classes)
+                missing, empty = bool(comparison[name].missing[n]), not heatmap[k].any()
+                remark = MISSING if missing else EMPTY if empty else NO_CLASS if agnostic else ""
                 ax.set_title(f"{name}\n{remark}".strip(), fontsize=8, **PLAIN)
     for kind in sorted(set(signed.values())):
         style = Style(colormap, alpha, _of_kind(signed, kind), kind)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, boolean, items, number
 from camlib.explanation import Explanation
-from camlib.imaging import resize
+from camlib.imaging.resizing import interpolated
 from camlib.inputs import Inputs
 from camlib.inputs.noise import check_noise, own_generator, with_noise
 
@@ -207,7 +207,7 @@ class MultiScale(Smoothing):
                 f"target {target.explained!r} depends on positions in the image, which windows do not have; MultiScale "
                 "explains classes and other scores of the whole image"
             )
-        if self.keep < 1 and bool(clean.scores.isnan().any()):
+        if self.keep < 1 and bool(clean.scores.isnan().all()):
             raise CamlibTypeError(
                 f"{clean.method} explains no score of this model, whose outputs hold no classes, so windows cannot be "
                 "ranked by score; leave keep out, or give a target"
@@ -235,7 +235,9 @@ class MultiScale(Smoothing):
             weight = counts[..., None, None].to(total.dtype)
             total[place] += weight * window.heatmaps((height, width), normalize="none")
             counted[place] += weight
-        return resize(total / counted.clamp(min=1), (height, width))
+        missing = torch.stack([window.missing for window in windows]).any(0)
+        mean = interpolated(total / counted.clamp(min=1), (height, width))
+        return mean.masked_fill(missing.reshape(-1, *[1] * (mean.dim() - 1)), torch.nan)
 
 
 def _is_symmetric(explanation: Explanation) -> bool:

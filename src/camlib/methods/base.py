@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from camlib.discovery.confirmation import followed
 from camlib.discovery.finding import axes_of_images, find_layer_in
 from camlib.discovery.locating import KEYS, has_layouts, image_axes, is_located, locate
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, boolean
+from camlib.errors import (
+    CamlibError,
+    CamlibRuntimeError,
+    CamlibTypeError,
+    CamlibValueError,
+    CamlibWarning,
+    boolean,
+)
 from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames, Tokens
@@ -22,15 +30,20 @@ from camlib.layers.names import resolve_layers
 from camlib.methods.compiled import Compiled, state_of
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_arguments, refuses_unknown_options
+from camlib.methods.partial import explained_where_finite, forgotten_after_errors, without_frames
 from camlib.passes.forward_pass import ForwardPass, run
 from camlib.passes.isolation import undisturbed
 from camlib.passes.leaf import as_leaf
 from camlib.passes.network import Forward, Network, Reshape
 from camlib.passes.precision import full_precision
+from camlib.targets.base import image_list
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
 Reads = Literal["layers", "attention", "input gradient", "inputs"]
 """What a method reads: layers, all attention, the gradient of the whole network at the input, or only the inputs."""
+
+OnNonfinite = Literal["raise", "nan"]
+"""What a call does with images for which a number is not finite."""
 
 
 class Method(ABC):
@@ -46,6 +59,10 @@ class Method(ABC):
             and gradients alike, so it must only rearrange; the first pass checks where it puts the cells.
         relu: whether to set negative values to zero, as most papers do; False keeps the signed map.
         fuse: how to combine the maps of several layers: "mean" (the default), "max" or "product".
+        on_nonfinite: what a call does if a number that the map depends on is NaN or infinite for some of the images.
+            "raise" raises :class:`camlib.errors.NotFiniteError`. "nan" explains the other images without these, which
+            takes another call; these get maps and scores of NaN (:attr:`camlib.Explanation.missing`), and a warning
+            names them.
 
     Raises:
         CamlibTypeError: ``model`` is not a module, or there is no such option.
@@ -103,8 +120,11 @@ class Method(ABC):
         reshape: Reshape | None = None,
         relu: bool = True,
         fuse: str | None = None,
+        on_nonfinite: OnNonfinite = "raise",
     ) -> None:
         boolean("relu", relu)
+        if not isinstance(on_nonfinite, str) or on_nonfinite not in get_args(OnNonfinite):
+            raise CamlibValueError(f'on_nonfinite must be "raise" or "nan", got {on_nonfinite!r}')
         if fuse is not None and (not isinstance(fuse, str) or fuse not in FUSIONS):
             raise CamlibValueError(f"fuse must be one of {', '.join(FUSIONS)}, got {fuse!r}")
         if fuse == "product" and not relu:
@@ -120,6 +140,7 @@ class Method(ABC):
         """The given layers, by name; None if they are still to be found."""
         self.relu = boolean("relu", relu)
         self.fuse = fuse or "mean"
+        self.on_nonfinite = on_nonfinite
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
         self._compiled: Compiled | None = None
 
@@ -157,8 +178,12 @@ class Method(ABC):
 
         Raises:
             CamlibValueError, CamlibTypeError: the inputs or the target are invalid.
-            CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score, or a
-                score, activation, gradient or map is not finite.
+            CamlibRuntimeError: the layer is not reached, is called twice or does not lead to the score.
+            NotFiniteError: a score, activation, gradient or map is not finite; with ``on_nonfinite="nan"`` only if this
+                holds for all images, or if the others cannot be explained without them.
+
+        Warns:
+            CamlibWarning: images have no map, with ``on_nonfinite="nan"``.
         """
         if self._compiled is None:
             return explain_together([self], inputs, target)[0]
@@ -389,8 +414,27 @@ def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None)
     Returns:
         An explanation for each method. Methods that explain the same scores share one tail gradient.
     """
-    with one_pass(methods, inputs, target) as passes:
-        return [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
+    passes: list[ForwardPass] = []
+    try:
+        with forgotten_after_errors(methods), one_pass(methods, inputs, target) as passes:
+            return [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
+    except CamlibError as error:
+        if all(method.on_nonfinite == "raise" for method in methods):
+            raise
+        failure = without_frames(error)
+    bound, count = (passes[0].target, passes[0].count) if passes else (None, None)
+    passes.clear()
+    if len(methods) > 1:  # an image costs only the methods whose numbers are not finite
+        return [explain_together([method], inputs, target)[0] for method in methods]
+
+    def explain(picked: Inputs, of_picked: Any) -> Explanation:
+        with forgotten_after_errors(methods), one_pass(methods, picked, of_picked) as (one,):
+            return methods[0].explanation(one)
+
+    network = methods[0].network
+    found = explained_where_finite(explain, network, network.ready(inputs), target, bound, count, failure)
+    warnings.warn(f"no map for {image_list(found.missing)} of {len(found)}: {failure}", CamlibWarning, stacklevel=4)
+    return [found]
 
 
 def shares_pass(method: Method) -> bool:
