@@ -192,6 +192,11 @@ def test_targets_are_restricted_to_the_images_that_are_left(target: str, name: s
     assert_costs_only(cam(with_bad(*bad), every), raising(images()[rest(5, *bad)], kept), bad)
 
 
+def test_a_map_that_ignores_the_image_needs_no_number_of_it() -> None:
+    cam = camlib.CenterGaussian(cnn(), on_nonfinite="nan")
+    assert not cam(with_bad(1), 1).missing.any()
+
+
 def test_given_classes_stay_those_of_all_images() -> None:
     cam = camlib.GradCAM(cnn(), on_nonfinite="nan")
     with pytest.warns(camlib.CamlibWarning):

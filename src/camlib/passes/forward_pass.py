@@ -188,7 +188,7 @@ class ForwardPass:
             score = self.scores.detach()
             for name, activation, gradient in zip(cut.cut, activations, gradients, strict=True):
                 layout = self._layouts.get(name)
-                images = _images_of_frames(layout, len(activation))
+                images = torch.arange(len(activation)) // layout.count if isinstance(layout, Frames) else None
                 self.checks.finite(f"activation at layer {name!r}", activation, images)
                 self.checks.finite(f"gradient at layer {name!r}", gradient, images)
             self.checks.finite("score", score)
@@ -218,8 +218,7 @@ class ForwardPass:
             }
             for name, grids in self._derivatives["second"].items():
                 for one in itertools.chain(*grids):
-                    images = _images_of_frames(self._layouts.get(name), len(one))
-                    self.checks.finite(f"second derivative at layer {name!r}", one, images)
+                    self.checks.finite(f"second derivative at layer {name!r}", one)
         pairs: list[tuple[Tensor, Tensor]] = self._derivatives["second"][layer]
         return pairs
 
@@ -376,11 +375,6 @@ class ForwardPass:
             quantity=self.target.quantity,
             relu=relu,
         )
-
-
-def _images_of_frames(layout: Layout | None, rows: int) -> Tensor | None:
-    """(rows,), the image of each row of a layer's grid; None if the rows are the images."""
-    return torch.arange(rows) // layout.count if isinstance(layout, Frames) else None
 
 
 def _class_token_only(layer: str) -> CamlibRuntimeError:
