@@ -354,6 +354,88 @@ def test_a_figure_does_not_touch_pyplot() -> None:
     assert plt.get_backend() == backend
 
 
+# Figures in the caller's axes
+
+
+def test_overlays_are_drawn_into_as_many_axes_and_nothing_else() -> None:
+    explanation = explain(torch.rand(2, 3, 4, 5))
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(2, 4)
+    assert explanation.plot(pictures(), axes=axes[:, 1:], alpha=0.3) is figure
+    overlays = explanation.overlays(pictures(), alpha=0.3)
+    for n, k in np.ndindex(2, 3):
+        ax = axes[n, 1 + k]
+        assert np.array_equal(drawn(ax), overlays[n, k])
+        assert ax.get_title("left") == f"class {3 * n + k}: score {3 * n + k + 1:.2f}"
+    assert not any(ax.images or ax.get_title("left") for ax in axes[:, 0])
+    assert len(figure.axes) == 9
+    assert "grad_cam at features.3" in figure.axes[-1].get_ylabel()
+    assert figure.get_size_inches().tolist() == [9, 4]
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_one_axes_takes_the_overlay_of_one_image() -> None:
+    figure, explanation = Figure(), explain(torch.rand(1, 4, 5))
+    left, right = figure.subplots(1, 2)
+    assert explanation.plot(pictures(1), axes=right, titles=["a cat"]) is figure
+    assert np.array_equal(drawn(right), explanation.overlays(pictures(1))[0])
+    assert right.get_title("left") == "a cat"
+    assert not left.images
+
+
+DIMS = {2: (2, 3), 1: (2, 1), 3: (4, 6)}
+"""Lines and columns of the figure of two images, by the number of grid axes."""
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ravel, list, lambda axes: [list(line) for line in axes]])
+@pytest.mark.parametrize("dims", DIMS)
+def test_the_whole_figure_fits_into_axes_of_a_subfigure(dims: int, form: Callable[[Any], Any]) -> None:
+    images = {1: signals, 2: pictures, 3: clips}[dims]()
+    explanation = explain(torch.rand(2, *(2, 4, 5)[-dims:]), dims)
+    expected = explanation.plot(images).axes
+    figure = Figure(layout="constrained")
+    subfigure = figure.subfigures(1, 2)[1]
+    axes = subfigure.subplots(*DIMS[dims], squeeze=False)
+    assert explanation.plot(images, axes=form(axes)) is figure
+    assert len(subfigure.axes) == len(expected) == axes.size + 1
+    assert subfigure.axes[-1].get_ylabel() == expected[-1].get_ylabel()
+    for ax, other in zip(axes.flat, expected, strict=False):
+        assert np.array_equal(drawn(ax), drawn(other))
+        assert [line.get_ydata().tolist() for line in ax.lines] == [line.get_ydata().tolist() for line in other.lines]
+        assert ax.get_title("left") == other.get_title("left")
+        assert ax.get_title() == other.get_title()
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_axes_that_cannot_hold_the_figure_are_refused_and_left_as_they_were() -> None:
+    explanation, figure = explain(torch.rand(2, 4, 5)), Figure()
+    axes = figure.subplots(2, 3)
+    removed = Figure().subplots()
+    removed.remove()
+    values: dict[str, Any] = {
+        "needs 2 for the overlays alone, or 6 axes, 2 lines of 3, got 1": axes[0, 0],
+        "needs 2 for the overlays alone, or 6 axes, 2 lines of 3, got 3": axes[0],
+        "one of them is given twice": [axes[0, 0], axes[0, 0]],
+        "the same figure or subfigure, got those of 2": [axes[0, 0], Figure().subplots()],
+        "got those of 0": [],
+        "a projection 'polar'": [axes[0, 0], figure.add_subplot(projection="polar")],
+        "a projection '3d'": [axes[0, 0], figure.add_subplot(projection="3d")],
+        "removed from its figure": [axes[0, 0], removed],
+    }
+    for message, unfit in values.items():
+        with pytest.raises(camlib.CamlibValueError, match=message):
+            explanation.plot(pictures(), axes=unfit)
+    for wrong, name in ((figure, "Figure"), (3, "3"), ("ax", "ax"), ([figure, figure], "Figure"), (torch.zeros(2), "")):
+        with pytest.raises(camlib.CamlibTypeError, match=rf"an Axes of matplotlib, or an array or a list .*{name}"):
+            explanation.plot(pictures(), axes=wrong)
+    with pytest.raises(camlib.CamlibValueError, match=r"2 maps of clips needs 24 axes, 4 lines of 6, got 2"):
+        explain(torch.rand(2, 2, 4, 5), 3).plot(clips(), axes=axes[0, :2])
+    for option in ({"columns": 2}, {"figsize": (3, 3)}):
+        with pytest.raises(camlib.CamlibValueError, match="leave out columns= and figsize="):
+            explanation.plot(pictures(), axes=axes, **option)
+    assert not any(ax.images for ax in figure.axes)
+
+
 def test_plot_leaves_the_images_unchanged() -> None:
     images = pictures()
     before = images.copy()

@@ -20,7 +20,7 @@ from camlib.imaging import DEFAULT_COLORMAP, is_constant, normalize
 from camlib.imaging.extent import Extent, cells_of_input, resized_to_input
 from camlib.imaging.resizing import SIZES, checked_grid
 from camlib.inputs.nested import map_tensors
-from camlib.plotting import common_size, draw, overlaid, read
+from camlib.plotting import common_size, draw, draw_into, overlaid, read
 from camlib.plotting.pictures import draw_grid
 from camlib.plotting.rows import EMPTY, MISSING, FigureRow, Style, on_one_scale
 from camlib.plotting.strip import SHOWN, strip
@@ -197,6 +197,7 @@ class Explanation:
         scale: Scale = "each",
         columns: int | None = None,
         figsize: tuple[float, float] | None = None,
+        axes: Any = None,
     ) -> Figure:
         """Draw original, heatmap and overlay side by side, in a row for each image and class, with a colour bar.
 
@@ -216,12 +217,29 @@ class Explanation:
             columns: for pictures, draws each picture followed by its overlays, in lines of so many: a compact figure of
                 several classes. None for a row of three for each.
             figsize: width and height of the figure in inches; None for a size that fits the rows.
+            axes: axes of a figure of your own to draw into, one Axes or an array or a list of them. For pictures, as
+                many as there are images and classes for the overlays alone, or three times as many for all; for
+                signals, one for each; for volumes and videos, two lines of their frames for each. The colour bar takes
+                its room from them.
 
         Returns:
-            A matplotlib figure, not shown.
+            A matplotlib figure, not shown; that of the axes, if they are given.
 
         Raises:
-            CamlibValueError: not one title for each row, another scale, or columns of signals, volumes or videos.
+            CamlibTypeError: axes that are none of matplotlib.
+            CamlibValueError: not one title for each row, another scale, or columns of signals, volumes or videos; axes
+                of another number or of several figures, or together with columns or a size.
+
+        Example:
+            >>> import camlib, torch, torchvision
+            >>> from matplotlib import pyplot
+            >>> cam = camlib.GradCAM(torchvision.models.resnet18(num_classes=4).eval())
+            >>> images = torch.rand(1, 3, 64, 64)
+            >>> figure, (left, *others) = pyplot.subplots(1, 4, figsize=(8, 2))
+            >>> bars = left.bar(range(4), [0.1, 0.2, 0.3, 0.4])
+            >>> cam(images, camlib.TopK(3)).plot(images, axes=others) is figure
+            True
+            >>> pyplot.close(figure)
         """
         if not isinstance(scale, str) or scale not in ("each", "all"):
             raise CamlibValueError(f'scale must be "each" or "all", got {scale!r}')
@@ -233,6 +251,10 @@ class Explanation:
                 raise CamlibValueError(f"{len(rows)} rows need as many titles, got {len(titles)}")
             rows = [row._replace(title=str(title)) for row, title in zip(rows, titles, strict=True)]
         style = Style(colormap, alpha, source, self.signed, scale == "all")
+        if axes is not None:
+            if columns is not None or figsize is not None:
+                raise CamlibValueError("axes have their places and their size; leave out columns= and figsize=")
+            return draw_into(axes, self.dims, rows, style)
         if columns is not None and self.dims != 2:
             raise CamlibValueError(f"columns={columns!r} is for pictures, and the maps are of {_INPUTS[self.dims]}s")
         sides = () if figsize is None else items("figsize", figsize, "a width and a height in inches")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from camlib.errors import CamlibValueError
 from camlib.imaging import as_pictures
-from camlib.plotting.clips import as_clips, draw_clips
-from camlib.plotting.pictures import draw_pictures
+from camlib.plotting.clips import as_clips, draw_clips, layout_of_clips
+from camlib.plotting.panels import Panels, checked_axes
+from camlib.plotting.pictures import draw_overlays, draw_pictures, layout_of_pictures
 from camlib.plotting.rows import FigureRow, Style, laid
-from camlib.plotting.signals import as_signals, draw_signals
+from camlib.plotting.signals import as_signals, draw_signals, layout_of_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +32,15 @@ class _Kind:
     name: str
     read: Callable[[Any, int, tuple[int, ...] | None], list[NDArray[Any]]]
     """From ``(images, count, size)`` to arrays (*grid, channels)."""
-    draw: Callable[[Sequence[FigureRow], Style], Figure]
+    layout: Callable[[Sequence[FigureRow]], Panels]
+    draw: Callable[[Sequence[FigureRow], Style, Any], None]
+    """Into axes (lines, columns) of that layout."""
 
 
 _KINDS = {
-    1: _Kind("signals", lambda images, count, size: as_signals(images, count), draw_signals),
-    2: _Kind("pictures", lambda images, count, size: as_pictures(images), draw_pictures),
-    3: _Kind("clips", lambda images, count, size: as_clips(images, count, size), draw_clips),
+    1: _Kind("signals", lambda images, count, size: as_signals(images, count), layout_of_signals, draw_signals),
+    2: _Kind("pictures", lambda images, count, size: as_pictures(images), layout_of_pictures, draw_pictures),
+    3: _Kind("clips", lambda images, count, size: as_clips(images, count, size), layout_of_clips, draw_clips),
 }
 """By the number of grid axes."""
 
@@ -87,5 +90,43 @@ def overlaid(pictures: Sequence[NDArray[Any]], heatmaps: Tensor, style: Style) -
 
 
 def draw(dims: int, rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw rows of signals, pictures or clips, by the number of grid axes."""
-    return _KINDS[dims].draw(rows, style)
+    """Draw rows of signals, pictures or clips, by the number of grid axes, into a new figure."""
+    from camlib.plotting.figures import Figure
+
+    kind = _KINDS[dims]
+    panels = kind.layout(rows)
+    figure = Figure(figsize=panels.size, layout="constrained")
+    kind.draw(rows, style, figure.subplots(panels.lines, panels.columns, squeeze=False))
+    return figure
+
+
+def draw_into(axes: Any, dims: int, rows: Sequence[FigureRow], style: Style) -> Figure:
+    """Draw rows into the caller's axes: as :func:`draw` does, or the overlays of pictures alone.
+
+    Args:
+        axes: one Axes of matplotlib, or an array or a list of as many as there are panels, line by line.
+        dims: the number of grid axes.
+        rows: what is drawn.
+        style: how.
+
+    Returns:
+        The figure of the axes.
+
+    Raises:
+        CamlibTypeError: something else than axes of matplotlib.
+        CamlibValueError: another number of axes, or axes that do not belong together.
+    """
+    import numpy as np
+
+    kind = _KINDS[dims]
+    panels = kind.layout(rows)
+    given = checked_axes(axes)
+    whole = f"{panels.lines * panels.columns} axes, {panels.lines} lines of {panels.columns}"
+    alone = f"{len(rows)} for the overlays alone, or {whole}" if dims == 2 else whole
+    overlays = dims == 2 and len(given) == len(rows)
+    if not overlays and len(given) != panels.lines * panels.columns:
+        raise CamlibValueError(f"the figure of {len(rows)} maps of {kind.name} needs {alone}, got {len(given)}")
+    arranged = np.array(given, dtype=object).reshape((-1, 1) if overlays else (panels.lines, panels.columns))
+    (draw_overlays if overlays else kind.draw)(rows, style, arranged)
+    figure: Figure = given[0].figure.figure  # of a subfigure, the figure that holds it
+    return figure

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.imaging import as_rgb
+from camlib.plotting.panels import Panels
 from camlib.plotting.rows import LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 FRAMES = 8
@@ -103,19 +103,20 @@ def _in_color(array: Any) -> bool:
     return array.shape[-1] in _CHANNELS
 
 
-def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw two lines for each row: evenly spaced frames, and the same frames with their heatmaps."""
-    from camlib.plotting.figures import Figure
-
-    shown = [evenly_spaced(len(row.picture), FRAMES) for row in rows]
-    columns = max(map(len, shown))
+def layout_of_clips(rows: Sequence[FigureRow]) -> Panels:
+    """Return the panels of :func:`draw_clips`."""
+    columns = max(len(evenly_spaced(len(row.picture), FRAMES)) for row in rows)
     _, height, width = rows[0].heatmap.shape
     tall = len(rows) * (2 * CELL * height / width + 0.5) + 0.1
-    figure = Figure(figsize=(max(columns * CELL, 3) + 1.2, max(tall, LOWEST)), layout="constrained")
-    axes = figure.subplots(2 * len(rows), columns, squeeze=False)
+    return Panels(2 * len(rows), columns, (max(columns * CELL, 3) + 1.2, max(tall, LOWEST)))
+
+
+def draw_clips(rows: Sequence[FigureRow], style: Style, axes: Any) -> None:
+    """Draw two lines of axes for each row: evenly spaced frames, and the same frames with their heatmaps."""
     for ax in axes.flat:
         ax.set_axis_off()
-    for above, below, row, numbers in zip(axes[::2], axes[1::2], rows, shown, strict=True):
+    for above, below, row in zip(axes[::2], axes[1::2], rows, strict=True):
+        numbers = evenly_spaced(len(row.picture), FRAMES)
         overlays = laid(row.picture[numbers], row.heatmap[numbers], style)
         for column, number in enumerate(numbers):
             above[column].imshow(row.picture[number])
@@ -123,8 +124,7 @@ def draw_clips(rows: Sequence[FigureRow], style: Style) -> Figure:
             above[column].set_title(f"frame {number}", fontsize=8, loc="left")
         title = f"{heading(row)}\nframe {numbers[0]}"  # may extend over its neighbours
         above[0].set_title(title, fontsize=8, loc="left", **PLAIN)
-    add_colorbar(figure, axes, colors(style), style)
-    return figure
+    add_colorbar(axes.flat[0].figure, axes, colors(style), style)
 
 
 def evenly_spaced(length: int, most: int) -> list[int]:

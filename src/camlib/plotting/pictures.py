@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from camlib.plotting.rows import LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
+from camlib.plotting.panels import Panels
+from camlib.plotting.rows import EMPTY, LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CELL = 2.6
@@ -20,13 +22,15 @@ NARROW = 36
 """The largest number of characters in a line of a title over one picture."""
 
 
-def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw original, heatmap and overlay of each row in one line."""
-    from camlib.plotting.figures import Figure
-
+def layout_of_pictures(rows: Sequence[FigureRow]) -> Panels:
+    """Return the panels of :func:`draw_pictures`."""
     height, width = rows[0].heatmap.shape
-    figure = Figure(figsize=(3 * CELL + 1.2, len(rows) * (CELL * height / width + 0.3) + 0.1), layout="constrained")
-    axes, colormap = figure.subplots(len(rows), 3, squeeze=False), colors(style)
+    return Panels(len(rows), 3, (3 * CELL + 1.2, len(rows) * (CELL * height / width + 0.3) + 0.1))
+
+
+def draw_pictures(rows: Sequence[FigureRow], style: Style, axes: Any) -> None:
+    """Draw original, heatmap and overlay of each row in one line of axes (rows, 3)."""
+    colormap = colors(style)
     for line, row in zip(axes, rows, strict=True):
         line[0].imshow(row.picture)
         line[1].imshow(row.heatmap, cmap=colormap, vmin=style.lowest, vmax=1)
@@ -36,8 +40,20 @@ def draw_pictures(rows: Sequence[FigureRow], style: Style) -> Figure:
         line[2].set_title("overlay", fontsize=9)
         for ax in line:
             ax.set_axis_off()
-    add_colorbar(figure, axes, colormap, style)
-    return figure
+    add_colorbar(axes.flat[0].figure, axes, colormap, style)
+
+
+def draw_overlays(rows: Sequence[FigureRow], style: Style, axes: Any) -> None:
+    """Draw the overlay of each row, one for each of the axes (rows, 1)."""
+    for ax, row in zip(axes.flat, rows, strict=True):
+        _draw_overlay(ax, row, style)
+        ax.set_axis_off()
+    add_colorbar(axes.flat[0].figure, axes, colors(style), style)
+
+
+def _draw_overlay(ax: Axes, row: FigureRow, style: Style) -> None:
+    ax.imshow(laid(row.picture, row.heatmap, style))
+    ax.set_title(heading(row, NARROW), fontsize=9, loc="left", **PLAIN)
 
 
 def draw_grid(rows: Sequence[FigureRow], style: Style, columns: int) -> Figure:
@@ -59,7 +75,6 @@ def draw_grid(rows: Sequence[FigureRow], style: Style, columns: int) -> Figure:
         cells = axes[start:].flat
         next(cells).imshow(block[0].picture)
         for ax, row in zip(cells, block, strict=False):
-            ax.imshow(laid(row.picture, row.heatmap, style))
-            ax.set_title(heading(row, NARROW), fontsize=9, loc="left", **PLAIN)
+            _draw_overlay(ax, row, style)
     add_colorbar(figure, axes, colors(style), style)
     return figure

@@ -14,7 +14,6 @@ from camlib.imaging.overlays import overlay_signed
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 EMPTY = "nothing stands out"
@@ -102,13 +101,14 @@ def laid(picture: Any, heatmap: Any, style: Style) -> NDArray[Any]:
     return (overlay_signed if style.signed else overlay)(picture, heatmap, style.colors, style.alpha)
 
 
-def add_colorbar(figure: Figure, axes: Any, colormap: Colormap, style: Style) -> None:
-    """Add a colour bar, about three rows high."""
+def add_colorbar(figure: Any, axes: Any, colormap: Colormap, style: Style) -> None:
+    """Add a colour bar, about three rows high, to a figure or subfigure, beside an array of axes."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     colored = ScalarMappable(Normalize(style.lowest, 1), colormap)
-    bar = figure.colorbar(colored, ax=axes, shrink=min(1.0, 3 / len(axes)), pad=0.01)
+    lines = len({round(ax.get_position().y1, 3) for ax in axes.flat})
+    bar = figure.colorbar(colored, ax=axes, shrink=min(1.0, 3 / lines), pad=0.01)
     scaled = f"{'all maps' if style.together else 'each map'} scaled to [{style.lowest:.0f}, 1]"
     label = "against \N{LEFTWARDS ARROW} 0 \N{RIGHTWARDS ARROW} for" if style.signed else "importance"
     bar.set_label(f"{label}, {scaled}\n{style.source}", fontsize=8, **PLAIN)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.plotting.panels import Panels
 from camlib.plotting.rows import LOWEST, PLAIN, WIDEST, FigureRow, Style, add_colorbar, heading, laid
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 9.0, 1.9
@@ -58,12 +58,14 @@ def _as_signal(signal: Any) -> NDArray[Any]:
     return np.atleast_2d(signal).T.astype(np.float64)
 
 
-def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
-    """Draw the channels of each row as lines in front of its heatmap."""
-    from camlib.plotting.figures import Figure
+def layout_of_signals(rows: Sequence[FigureRow]) -> Panels:
+    """Return the panels of :func:`draw_signals`."""
+    return Panels(len(rows), 1, (WIDTH + 1.2, max(len(rows) * HEIGHT + 0.4, LOWEST)))
 
-    figure = Figure(figsize=(WIDTH + 1.2, max(len(rows) * HEIGHT + 0.4, LOWEST)), layout="constrained")
-    axes, colormap = figure.subplots(len(rows), 1, squeeze=False), _faded(style)
+
+def draw_signals(rows: Sequence[FigureRow], style: Style, axes: Any) -> None:
+    """Draw the channels of each row as lines in front of its heatmap, in axes (rows, 1)."""
+    colormap = _faded(style)
     for ax, row in zip(axes.flat, rows, strict=True):
         length, channels = row.picture.shape
         ax.set_prop_cycle(color=_line_colors(channels))
@@ -78,8 +80,7 @@ def draw_signals(rows: Sequence[FigureRow], style: Style) -> Figure:
         ax.tick_params(labelsize=8)
         ax.set_title(heading(row, 2 * WIDEST), fontsize=9, loc="left", **PLAIN)
     axes[-1, 0].set_xlabel("sample", fontsize=8)
-    add_colorbar(figure, axes, colormap, style)
-    return figure
+    add_colorbar(axes.flat[0].figure, axes, colormap, style)
 
 
 def _faded(style: Style) -> Colormap:
