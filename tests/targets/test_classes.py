@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
+from tests.few_passes import cheap
 from tests.networks import Network
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.5, -1.5], [0.5, -2.0, 0.0, 2.0]], dtype=torch.float64)
@@ -171,21 +173,79 @@ def test_binary_networks_have_the_sigmoid_for_probability(squeeze):
     assert rest.tolist() == pytest.approx([0.3 + math.log(sigmoid[0]), 2.0 + math.log(1 - sigmoid[1])])
 
 
-def test_saturated_probability_warns_with_its_value_and_advice():
+PROBABILITIES = [targets.Probability, targets.Confidence]
+
+
+@pytest.mark.parametrize("make", PROBABILITIES)
+def test_saturated_probability_warns_with_its_value_and_advice(make):
     logits = torch.tensor([[0.0, 0.0], [0.0, 6.0]], dtype=torch.float64)
     p = 1 / (1 + math.exp(-6))
     message = rf"probability {p:.6g} .*image 1 is saturated.*p \(1 - p\) = {p * (1 - p):.2g}.*explain the logit"
+    bound = targets.bind(make(1), logits)  # no warning, which would be an error here: it may be a metric's
     with pytest.warns(camlib.CamlibWarning, match=message):
-        targets.bind(targets.Probability(1), logits)
-    targets.bind(targets.Probability(0), logits)  # 0.0025 of class 0: no warning, which would be an error here
+        bound.warn_if_flat()
+    targets.bind(make(0), logits).warn_if_flat()  # 0.0025 of class 0
 
 
-def test_probability_at_the_threshold_does_not_warn():
+@pytest.mark.parametrize("make", PROBABILITIES)
+def test_probability_at_the_threshold_does_not_warn(make):
     below = torch.tensor([[0.0, math.log(0.9899 / 0.0101)]], dtype=torch.float64)
-    targets.bind(targets.Probability(1), below)
+    targets.bind(make(1), below).warn_if_flat()
     above = torch.tensor([[0.0, math.log(0.9901 / 0.0099)]], dtype=torch.float64)
     with pytest.warns(camlib.CamlibWarning, match=r"0\.9901"):
-        targets.bind(targets.Probability(1), above)
+        targets.bind(make(1), above).warn_if_flat()
+
+
+class Certain(Network):
+    """Class 0 has a probability above 0.99."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.bias.data[0] += 8
+
+
+ELSEWHERE = {
+    "cam": "explains logits only",
+    "finer_cam": "explains logits only",
+    "full_grad": "explains scores that are piecewise linear only",
+    "le_grad": "reads attention",
+    "refine_cam": "reads several stages",
+}
+
+
+@pytest.mark.parametrize("name", sorted(camlib.METHODS.keys() - ELSEWHERE))
+def test_exactly_the_methods_that_need_gradients_warn_of_saturation(name):
+    model, images = Certain().eval(), torch.rand(2, 3, 8, 8)
+    layer = {} if camlib.METHODS[name].layerless else {"layer": "norm"}
+    method = cheap(name)(model, **layer)
+    bound = targets.bind(targets.Confidence([[0, 1], [1, 0]]), model(images))
+    for target in (targets.Probability(0), targets.Confidence([0, 1]), bound):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method(images, target)
+        told = [one for one in caught if "saturated" in str(one.message)]
+        assert len(told) == camlib.METHODS[name].needs_gradients
+        assert all(one.filename == __file__ for one in told)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method(images, targets.Probability(1))
+        assert not any("saturated" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("function", [camlib.functional.guided_gradients, camlib.functional.full_gradients])
+def test_gradients_of_the_whole_network_warn_of_saturation(function):
+    with pytest.warns(camlib.CamlibWarning, match="saturated"):
+        function(Certain().eval(), torch.rand(1, 3, 8, 8), targets.Probability(0))
+
+
+def test_methods_that_share_a_pass_warn_once_and_metrics_never():
+    model, images = Certain().eval(), torch.rand(2, 3, 8, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        camlib.compare(model, images, ["grad_cam", "layer_cam", "eigen_cam"], targets.Confidence(0), layer="norm")
+    assert ["saturated" in str(one.message) for one in caught] == [True]
+    camlib.compare(model, images, ["eigen_cam", "fem"], targets.Confidence(0), layer="norm")
+    camlib.metrics.deletion(model, images, torch.rand(2, 8, 8), 0)  # a warning would be an error here
 
 
 @pytest.mark.parametrize(
@@ -231,10 +291,3 @@ def test_scores_of_the_whole_picture_are_the_same_in_a_mirror(target):
     bound = targets.bind(target, LOGITS)
     assert bound.mirrored(8) is bound
     assert not bound.spatial
-
-
-def test_saturation_warns_once_however_often_the_target_is_bound() -> None:
-    outputs = torch.tensor([[9.0, 0.0]])
-    with pytest.warns(camlib.CamlibWarning, match="saturated"):
-        bound = targets.bind(targets.Probability(0), outputs)
-    assert targets.bind(bound, outputs).explained.tolist() == [0]  # a warning would be an error here

@@ -121,6 +121,7 @@ def test_saturated_probability_without_known_logits_warns():
     network = Network(4, by_hand, bias=torch.tensor([9.0, 0, 0, 0]))
     with pytest.warns(camlib.CamlibWarning, match=r"0\.999.*saturated.*do not show the logits.*forward="):
         camlib.GradCAM(network, "relu")(images(1), 0)
+    camlib.ScoreCAM(network, "relu")(images(1), 0)  # compares scores: a warning would be an error here
 
 
 def test_outputs_that_only_look_like_probabilities_are_logits():

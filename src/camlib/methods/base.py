@@ -417,6 +417,8 @@ def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None)
     passes: list[ForwardPass] = []
     try:
         with forgotten_after_errors(methods), one_pass(methods, inputs, target) as passes:
+            if any(method.needs_gradients for method in methods):
+                passes[0].target.warn_if_flat()
             return [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
     except CamlibError as error:
         if all(method.on_nonfinite == "raise" for method in methods):

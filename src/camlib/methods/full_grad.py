@@ -92,6 +92,7 @@ def full_gradients(
     """
     method = FullGrad(model, forward=forward)
     with one_pass([method], inputs, target) as (forward_pass,):
+        forward_pass.target.warn_if_flat()
         terms: dict[str, list[Tensor]] = {}
         sums = [
             method.take_apart(forward_pass, scores, lambda name, term, on_grid: terms.setdefault(name, []).append(term))

@@ -70,6 +70,7 @@ def guided_gradients(
         torch.Size([2, 3, 64, 64])
     """
     with one_pass([GuidedBackprop(model, forward=forward)], inputs, target) as (forward_pass,):
+        forward_pass.target.warn_if_flat()
         return forward_pass.stacked(_guided(forward_pass))
 
 

@@ -86,6 +86,12 @@ class BoundTarget(Target):
         """The number N of images that the target is bound to; None if it is the same for any images."""
         return None
 
+    def warn_if_flat(self) -> None:
+        """Warn if the score has next to no gradient at the clean outputs; called where gradients are needed.
+
+        By default there is no warning.
+        """
+
     def bind(self, outputs: Any) -> Self:
         """Return the target itself.
 

@@ -47,10 +47,26 @@ class BoundClasses(BoundOfClasses):
         classes: (N,) or (N, K) indices.
         table: a :data:`Table`, the scores of all classes.
         quantity: what they are.
+        chances: (N,) or (N, K), the probabilities on the clean outputs by which the score may be saturated, or None.
+        remedy: what to do then, for the warning.
     """
 
     table: Table
     quantity: str = field(default="score", kw_only=True)
+    chances: Tensor | None = field(default=None, kw_only=True)
+    remedy: str = field(default="", kw_only=True)
+
+    def warn_if_flat(self) -> None:
+        """Warn if the probability of a class is saturated."""
+        if self.chances is None or not bool((self.chances > SATURATED).any()):
+            return
+        most = self.chances.max()
+        warnings.warn(
+            f"the probability {float(most):.6g} of a class of {image_list(self.chances == most)} is saturated: its "
+            f"gradient carries the factor p (1 - p) = {float(most * (1 - most)):.2g}, {self.remedy}",
+            CamlibWarning,
+            stacklevel=5,  # the caller of a method
+        )
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the classes, (rows,) or (rows, K)."""
@@ -62,10 +78,15 @@ class BoundLogits(BoundClasses):
 
     Args:
         classes: (N,) or (N, K) indices.
+        chances: their probabilities (N,) or (N, K), if the outputs do not show the logits.
     """
 
-    def __init__(self, classes: Tensor) -> None:
-        super().__init__(classes, all_logits, quantity=Classes.quantity)
+    def __init__(self, classes: Tensor, chances: Tensor | None = None) -> None:
+        remedy = (
+            "and the model's outputs do not show the logits, whose gradient has no such factor; return the logits, by "
+            "forward="
+        )
+        super().__init__(classes, all_logits, quantity=Classes.quantity, chances=chances, remedy=remedy)
 
     def pick(self, index: Tensor) -> BoundLogits:
         """Return the logits of the classes of some of the images."""
@@ -122,8 +143,8 @@ class Classes(_OfClasses):
 
     Warns:
         CamlibWarning: one int, 0, for a network with a single output, since other libraries mean its only column by
-            it; a probability whose logit is not known is above 0.99; or a single output lies in [0, 1], and the model
-            does not show whether it is a probability.
+            it; a probability whose logit is not known is above 0.99, and the method needs its gradient; or a single
+            output lies in [0, 1], and the model does not show whether it is a probability.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -139,7 +160,7 @@ class Classes(_OfClasses):
         found = None if isinstance(outputs, Tensor) else detections_in(outputs)
         if found is not None:
             return bind_detected(self.classes, found)
-        bound = BoundLogits(self._indices(outputs))
+        classes = self._indices(outputs)
         warn_if_doubtful(outputs)
         raw = class_outputs(outputs)
         if raw.shape[1] == 1 and _is_zero(self.classes) and not is_of_one_text(outputs):
@@ -150,23 +171,21 @@ class Classes(_OfClasses):
                 CamlibWarning,
                 stacklevel=4,
             )
-        if has_lost_logits(outputs):
-            _warn_if_saturated(
-                class_probabilities(outputs).detach(),
-                bound.classes,
-                "and the model's outputs do not show the logits, whose gradient has no such factor; return the logits, "
-                "by forward=",
-            )
-        return bound
+        lost = has_lost_logits(outputs)
+        return BoundLogits(classes, picked(class_probabilities(outputs).detach(), classes) if lost else None)
 
 
 @dataclass(frozen=True, eq=False)
 class Confidence(_OfClasses):
     """The probability of a class, p_c = exp(y_c) / sum_j exp(y_j), or 1 / (1 + exp(-y_c)) where there is one logit.
 
-    The score that :mod:`camlib.metrics` use. To explain it, use :class:`Probability`, which is the same but warns where
-    its gradient is close to zero. The scores of detections are probabilities: of these, it is the highest of the class.
-    Outputs of a network that ends in a softmax or a sigmoid are probabilities, too, and are taken as they are.
+    The score that :mod:`camlib.metrics` use, and RISE in its paper. The scores of detections are probabilities: of
+    these, it is the highest of the class. Outputs of a network that ends in a softmax or a sigmoid are probabilities,
+    too, and are taken as they are.
+
+    Its gradient is p_c (1 - p_c) times that of the log odds: the factor is close to zero for confident predictions, and
+    the logits of all classes contribute. For a method that needs gradients, prefer the logit, which a class given as
+    the target means.
 
     Args:
         classes: as for :class:`Classes`.
@@ -176,6 +195,10 @@ class Confidence(_OfClasses):
 
     Raises:
         CamlibValueError: another link.
+
+    Warns:
+        CamlibWarning: when it is explained by a method that needs gradients, if a probability is above 0.99 on the
+            clean outputs.
 
     Example:
         >>> import camlib, torch
@@ -199,7 +222,15 @@ class Confidence(_OfClasses):
             return bind_detected(self.classes, found)
         if self.link is None:
             warn_if_doubtful(outputs)
-        return super().bind(outputs)
+        classes = self._indices(outputs)
+        return BoundClasses(
+            classes,
+            self._table,
+            quantity=self.quantity,
+            chances=picked(self._table(outputs).detach(), classes),
+            remedy="which makes maps faint and noisy; explain the logit instead, by giving the class itself as the "
+            "target",
+        )
 
     def _table(self, outputs: Any) -> Tensor:
         return class_probabilities(outputs, self.link)
@@ -209,17 +240,17 @@ class Confidence(_OfClasses):
 
 
 class Probability(Confidence):
-    """The probability of a class, as :class:`Confidence`, to be explained.
-
-    Its gradient is p_c (1 - p_c) times that of the log odds: the factor is close to zero for confident predictions, and
-    the logits of all classes contribute. To explain a class, prefer its logit.
+    """:class:`Confidence` by the name of what it is, the probability of a class: the two are the same.
 
     Args:
         classes: as for :class:`Classes`.
         link: as for :class:`Confidence`.
 
+    Raises:
+        CamlibValueError: another link.
+
     Warns:
-        CamlibWarning: a probability is above 0.99 on the clean outputs.
+        CamlibWarning: as for :class:`Confidence`.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -227,30 +258,6 @@ class Probability(Confidence):
         >>> bool(cam(torch.rand(2, 3, 64, 64), camlib.targets.Probability(1)).scores.max() < 1)
         True
     """
-
-    def bind(self, outputs: Any) -> BoundTarget:
-        """Return the probability of the classes of each image; warn where it is saturated."""
-        bound = super().bind(outputs)
-        if isinstance(bound, BoundClasses):
-            _warn_if_saturated(
-                bound.table(outputs).detach(),
-                bound.classes,
-                "which makes maps faint and noisy; explain the logit instead, by giving the class itself as the target",
-            )
-        return bound
-
-
-def _warn_if_saturated(probabilities: Tensor, classes: Tensor, why: str) -> None:
-    """Warn, in a call of a target's ``bind``, if the probability of one of the classes is saturated."""
-    chosen = picked(probabilities, classes)
-    if bool((chosen > SATURATED).any()):
-        most = chosen.max()
-        warnings.warn(
-            f"the probability {float(most):.6g} of a class of {image_list(chosen == most)} is saturated: its "
-            f"gradient carries the factor p (1 - p) = {float(most * (1 - most)):.2g}, {why}",
-            CamlibWarning,
-            stacklevel=5,
-        )
 
 
 def _is_zero(classes: Any) -> bool:
