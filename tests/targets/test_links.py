@@ -1,5 +1,6 @@
 """Outputs that are probabilities: camlib explains their logits, and metrics read them as they are."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,37 @@ def test_class_zero_of_a_single_output_is_explained_with_a_warning():
         explanation = camlib.GradCAM(network, "relu", relu=False)(images(), 0)
     torch.testing.assert_close(explanation.maps, grad_cam(network, images(), 0, -1))
     camlib.GradCAM(network, "relu")(images(), [0, 1, 0])  # labels of images, without a warning
+
+
+@pytest.mark.parametrize("method", [camlib.GradCAM, camlib.ScoreCAM, camlib.AblationCAM])
+@pytest.mark.parametrize("squeeze", [False, True])
+@pytest.mark.parametrize(
+    "classes", [[[0, 0]], [[0, 1]], [[1, 0, 1]], [[0, 0], [1, 0]], [[1], [0]], [0, 1], [0]], ids=str
+)
+def test_several_classes_of_a_single_output_are_each_plus_or_minus_it(classes, squeeze, method):
+    network, inputs = Network(1, (lambda z: z[:, 0]) if squeeze else nn.Identity()), images(len(classes))
+    explanation = method(network, "relu", relu=False)(inputs, classes)
+    assert explanation.target.tolist() == classes
+    signs = 2 * torch.tensor(classes).reshape(len(inputs), -1) - 1
+    logits = network.logits(inputs).detach()
+    torch.testing.assert_close(explanation.scores.reshape(signs.shape), signs * logits)
+    maps = explanation.maps.reshape(*signs.shape, *explanation.maps.shape[-2:])
+    for (n, k), sign in np.ndenumerate(signs.numpy()):
+        if method is camlib.GradCAM:
+            expected = grad_cam(network, inputs[n : n + 1], 0, int(sign))[0]
+        else:
+            target = targets.BinaryLogit(positive=bool(sign > 0))
+            expected = method(network, "relu", relu=False)(inputs[n : n + 1], target).maps[0]
+        torch.testing.assert_close(maps[n, k], expected)
+
+
+@pytest.mark.parametrize("method", [camlib.GradCAM, camlib.RISE])
+def test_a_list_of_classes_is_not_taken_for_several_classes_of_one_image(method):
+    message = r"shape \(2,\) for 1 images.*several per image \(1, K\), here \[\[0, 0\]\]"
+    with pytest.raises(camlib.CamlibValueError, match=message):
+        method(Network(1, nn.Identity()))(images(1), [0, 0])
+    with pytest.raises(camlib.CamlibValueError, match=r"shape \(1,\) for 3 images.*one per image \(3,\)"):
+        method(Network(1, nn.Identity()))(images(3), [0])
 
 
 def test_single_output_of_a_bounded_function_is_a_probability():

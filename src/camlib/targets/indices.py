@@ -83,9 +83,10 @@ def image_indices(given: Any, rows: int, count: int | None = None, what: str = "
     if indices.dim() == 0:
         return indices.expand(rows)
     if indices.shape[0] != rows or indices.dim() > 2 or not indices.numel():
+        instead = f", here [{indices.tolist()}]" if rows == 1 and indices.dim() == 1 and indices.numel() else ""
         raise CamlibValueError(
             f"{what} has shape {tuple(indices.shape)} for {rows} images; give one class (an int), one per image "
-            f"({rows},), or several per image ({rows}, K)"
+            f"({rows},), or several per image ({rows}, K){instead}"
         )
     return indices
 
