@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -168,6 +169,35 @@ def test_batches_do_not_matter(model, images, masks):
     for row in whole.rows:
         for name in whole.metrics:
             torch.testing.assert_close(whole.values[row][name], parts.values[row][name], rtol=1e-4, atol=1e-5)
+
+
+THREE_AXES = {
+    "a single image": (3, (3, 12, 16), "give image[None]", lambda image: image[None]),
+    "an array": (3, (12, 16, 3), "give image.movedim(-1, 0)[None]", lambda image: image.movedim(-1, 0)[None]),
+    "one gray picture": (1, (1, 12, 16), "give image[None]", lambda image: image[None]),
+    "gray pictures": (1, (9, 12, 16), "9 pictures without the axis of the channels: give images[:, None]", None),
+    "gray for colour": (3, (20, 12, 16), "20 pictures without the axis of the channels: give images[:, None].ex", None),
+}
+"""Channels of the network, a shape with an axis too few, the way out, and what it gives."""
+
+
+@pytest.mark.parametrize(("channels", "shape", "way_out", "mend"), THREE_AXES.values(), ids=THREE_AXES)
+def test_pictures_with_an_axis_too_few_are_refused_with_their_shape_and_the_mend(channels, shape, way_out, mend):
+    network, images = small_cnn().eval(), torch.rand(shape)
+    network[0] = nn.Conv2d(channels, 4, 3, padding=1)
+    said = re.escape(f"the images have shape {shape}, and the model takes a batch (N, C, H, W) with C = {channels}; ")
+    for call in (
+        lambda: camlib.evaluate(network, images, ["grad_cam"], metrics=["sparseness"]),
+        lambda: camlib.evaluate(network, images, ["grad_cam", "rise"], ["2"], ["deletion"]),
+        lambda: camlib.evaluate(network, [(images, 1)], ["grad_cam"], metrics=["sparseness"]),
+        lambda: camlib.GradCAM(network)(images),
+        lambda: camlib.metrics.deletion(network, images, torch.rand(len(images), *shape[1:])),
+    ):
+        with pytest.raises(camlib.CamlibValueError, match=f"^{said}.*{re.escape(way_out)}"):
+            call()
+    mended = mend(images) if mend else images[:, None].expand(-1, channels, -1, -1)
+    values = camlib.evaluate(network, mended, ["grad_cam"], metrics=["sparseness"]).values
+    assert len(values[TableRow("grad_cam", "3")]["sparseness"]) == len(mended)
 
 
 def test_a_data_loader_and_a_limit_of_images(model, images):

@@ -98,6 +98,7 @@ class Batches:
             if masks.dim() < 2:
                 raise CamlibValueError(f"masks must be a tensor or an array (M, H, W), got shape {tuple(masks.shape)}")
         self._network = network
+        self._whole = loader if isinstance(loader, Tensor) else None
         self._loader = loader.split(SIZE) if isinstance(loader, Tensor) and loader.dim() else loader
         self.target = _checked_target(target)
         """The target of all images."""
@@ -109,6 +110,10 @@ class Batches:
         """How many images there are, if known."""
         known = [self._limit, None if self._masks is None else len(self._masks)]
         return min((count for count in known if count is not None), default=None)
+
+    def given(self, batch: Batch) -> Any:
+        """Return the images as they were given: the tensor of all, or those of a batch."""
+        return batch.inputs.raw if self._whole is None else self._whole
 
     def __iter__(self) -> Iterator[Batch]:
         start = 0

@@ -21,6 +21,7 @@ from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
 from camlib.metrics.readings import LocatedHeatmaps, called
+from camlib.passes.calling import UnbatchedError
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
@@ -95,10 +96,13 @@ class Evaluator:
 
         Raises:
             CamlibRuntimeError: none of them does.
+            CamlibValueError: the images lack an axis.
         """
         for explainer in explainers:
             try:
                 self._passes[explainer] = self._counted(explainer, batch)
+            except UnbatchedError:
+                raise
             except _TooManyPassesError:
                 self._left_out[row_of(explainer)] = f"more than {self._max_passes} forward passes an image"
             except CamlibError as error:

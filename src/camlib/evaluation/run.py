@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camlib import targets
 from camlib.comparison import located
@@ -20,6 +20,7 @@ from camlib.evaluation.plan import AnyMetric, columns_of, explainers_of, row_of
 from camlib.evaluation.run_log import RunLog, as_json, digest_of
 from camlib.evaluation.table import Evaluation, Failure, TableRow, row_in
 from camlib.methods import Method
+from camlib.passes.calling import UnbatchedError, unbatched
 from camlib.passes.chunks import ChunkSize
 from camlib.passes.network import Forward, Network, Reshape
 
@@ -132,7 +133,7 @@ def _lines(
         if batch.is_usable:
             break
     first = begin[-1].first
-    with contextlib.ExitStack() as stack:
+    with _as_given(batches.given(begin[-1])), contextlib.ExitStack() as stack:
         for number, batch in enumerate(itertools.chain(begin, remaining)):
             if number == 0:
                 explainers = _located(explainers, first)
@@ -150,6 +151,15 @@ def _lines(
                 if log:
                     log.append(line)
             yield line
+
+
+@contextlib.contextmanager
+def _as_given(images: Any) -> Iterator[None]:
+    """Name the shape of the images as they were given, not that of the first of them, where they lack an axis."""
+    try:
+        yield
+    except UnbatchedError as error:
+        raise (unbatched(images, error.channels) if isinstance(images, Tensor) else error) from None
 
 
 def _located(explainers: Sequence[Method], first: Batch) -> list[Method]:

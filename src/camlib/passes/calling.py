@@ -139,7 +139,7 @@ def explained(model: nn.Module, arguments: Arguments | None, inputs: Inputs, err
     if re.search(_AXES_ERRORS, str(error)):
         image, convolution = _image(inputs), _first_convolution(model)
         if image is not None and convolution is not None and image.shape[0] == convolution.in_channels:
-            return unbatched(image)
+            return unbatched(image, convolution.in_channels)
     if isinstance(error, (RuntimeError, ValueError)) and isinstance(inputs.raw, Tensor) and inputs.raw.dim() < 3:
         return CamlibValueError(
             f"the inputs have shape {tuple(inputs.raw.shape)} and are {inputs.raw.dtype}, and the "
@@ -232,12 +232,38 @@ def _first_convolution(model: nn.Module) -> nn.Conv2d | None:
     return first if isinstance(first, nn.Conv2d) else None
 
 
-def unbatched(image: Tensor) -> CamlibValueError:
-    """Return the error for an image without the axis of the batch."""
-    return CamlibValueError(
-        f"the images have shape {tuple(image.shape)}, and the model takes a batch (N, C, H, W); for a single image, "
-        "give image[None]"
+class UnbatchedError(CamlibValueError):
+    """Images lack the axis of the batch or that of the channels."""
+
+    channels: int
+    """How many channels the model takes."""
+
+
+def unbatched(images: Tensor, channels: int) -> UnbatchedError:
+    """Return the error for pictures without the axis of the batch or of the channels.
+
+    Args:
+        images: with three axes.
+        channels: how many channels the model takes.
+
+    Example:
+        >>> str(unbatched(torch.rand(8, 28, 28), 1)).partition("; ")[2]
+        'these seem to be 8 pictures without the axis of the channels: give images[:, None]'
+    """
+    first, *_, last = images.shape
+    if first == channels:
+        how = "for a single image, give image[None]"
+    elif last == channels:
+        how = "for a single image with its channels last, give image.movedim(-1, 0)[None]"
+    else:
+        repeated = f".expand(-1, {channels}, -1, -1)" if channels > 1 else ""
+        how = f"these seem to be {first} pictures without the axis of the channels: give images[:, None]{repeated}"
+    error = UnbatchedError(
+        f"the images have shape {tuple(images.shape)}, and the model takes a batch (N, C, H, W) with C = {channels}; "
+        f"{how}"
     )
+    error.channels = channels
+    return error
 
 
 @contextlib.contextmanager
@@ -254,11 +280,11 @@ def batches_only(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     if image is None or convolution is None:
         yield
         return
-    given = image
+    given, channels = image, convolution.in_channels
 
     def check(module: nn.Module, args: Any, kwargs: Any) -> None:
         if args and isinstance(args[0], Tensor) and args[0].dim() == 3:
-            raise unbatched(given)
+            raise unbatched(given, channels)
 
     with pre_hooked([(convolution, check)]):
         yield
