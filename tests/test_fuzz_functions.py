@@ -7,9 +7,11 @@ here until each argument that it requires has a valid value.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import inspect
 import itertools
+import math
 import os
 import types
 from collections.abc import Callable, Iterator
@@ -52,7 +54,7 @@ RESULTS: dict[str, Any] = {
 """Objects that camlib returns, whose methods are called."""
 MADE_BY_CAMLIB = {
     "HotRegion", "Geometry", "BoundLogits", "BoundTarget", "Target", "Measure", "Metric", "Randomization", "Report",
-    "Check", "Evaluation", "Failure", "TableRow", "FullGradients", "Link", "Explanation",
+    "Check", "Evaluation", "Failure", "TableRow", "FullGradients", "Link",
 }  # fmt: skip
 """Types of results, and bases of classes: nobody but camlib makes them of numbers."""
 
@@ -94,6 +96,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "deep_feature_factorization": {"layer": "2", "concepts": 2},
     "Captured.gradients": {"scores": OUTPUTS[:, 1].sum()},
     "Captured.in_graph": {"scores": OUTPUTS[:, 1]},
+    "Explanation": dict(vars(EXPLANATION)),
     "Explanation.cat": {"explanations": [EXPLANATION]},
     "Geometry.apply": {"pictures": torch.rand(2, 3, 12, 10)},
     "Geometry.then": {"following": imaging.Resize((6, 6), (8, 8))},
@@ -198,6 +201,57 @@ def test_every_argument(name: str) -> None:
             raise AssertionError(f"{name}({argument}={value!r}) raised {type(error).__name__}: {error}") from error
         os.fstat(1)  # an int is a file descriptor to open()
         plt.close("all")
+
+
+USES: dict[str, Callable[[camlib.Explanation], Any]] = {
+    "heatmaps": lambda one: one.heatmaps(),
+    "heatmaps of a size": lambda one: one.heatmaps((8,) * one.dims),
+    "overlays": lambda one: one.overlays(IMAGES),
+    "plot": lambda one: one.plot(IMAGES),
+    "title": lambda one: one.title(),
+    "to": lambda one: one.to(torch.float64).cpu(),
+    "numpy": lambda one: one.numpy(),
+    "cat": lambda one: camlib.Explanation.cat([one, one]),
+    "index": lambda one: [one[0], one[-1:], *one],
+    "attributes": lambda one: (len(one), one.degenerate, one.signed, one.has_class_axis, repr(one)),
+    "notebook": lambda one: one._repr_png_(),
+    "file": lambda one: (one.save("a.npz"), camlib.Explanation.load("a.npz")),
+    "report": lambda one: camlib.report(one, IMAGES),
+}
+"""What is done with an explanation."""
+MORE: list[Any] = [
+    torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4), torch.zeros(0, 4, 4), torch.zeros(2, 0, 8),
+    torch.zeros(2, 8, 8).to_sparse(),
+    torch.zeros(2, 8, 8, requires_grad=True), torch.zeros(2, 8, 8, dtype=torch.bfloat16),
+    torch.zeros(2, 8, 8, dtype=torch.float8_e4m3fn), torch.full((2, 8, 8), math.nan), torch.full((2, 8, 8), math.inf),
+    torch.zeros(2, dtype=torch.long), torch.tensor([-3, 99]), torch.zeros(2, dtype=torch.bool), torch.zeros(2, 2),
+    torch.zeros(2, dtype=torch.complex64), {"a": torch.zeros(2, 4, 4)}, {"a": torch.zeros(())},
+    {"a": torch.zeros(5, 4, 4)}, (8, 8), (8,), (8, 8, 8), (8.0, 8.0), (1e300, 1e300), (-5.0, 2.0),
+]  # fmt: skip
+"""Values that are right for some fields of an explanation."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("field", vars(EXPLANATION))
+def test_an_explanation_of_fields_that_are_accepted_can_be_used(field: str) -> None:
+    fields = vars(CAM(IMAGES, camlib.TopK(2) if field in ("maps", "scores", "layers") else 1))
+    accepted = 0
+    for value in [fields[field], *WRONG, *MORE]:
+        with contextlib.suppress(camlib.CamlibError):
+            explanation = camlib.Explanation(**{**fields, field: value})
+            accepted += 1
+            for name, use in USES.items():
+                try:
+                    with contextlib.suppress(camlib.CamlibError):
+                        use(explanation)
+                except Exception as error:
+                    raise AssertionError(f"{name} with {field}={value!r} raised {error!r}") from error
+    assert accepted >= 1
+
+
+def test_scores_without_the_axis_of_the_images_are_refused() -> None:
+    with pytest.raises(camlib.CamlibValueError, match=r"got \(8, 8\) for \(\)"):
+        camlib.Explanation(**{**vars(EXPLANATION), "maps": MAPS[0], "scores": torch.zeros(()), "target": "a"})
 
 
 def test_more_than_20_000_calls_are_made() -> None:

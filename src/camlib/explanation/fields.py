@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, boolean
 from camlib.imaging.resizing import SIZES
+
+_NUMBERS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""The types of maps and scores."""
+_CLASSES = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+"""The types of class indices."""
 
 MAX_PIXELS = 2**31
 """The most pixels of an input."""
@@ -26,17 +32,18 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     if not isinstance(layers, Mapping) or not all(isinstance(name, str) for name in layers):
         raise CamlibTypeError(f"layers must be a mapping from names to maps, got {reprlib.repr(layers)}")
     for name, tensor in (("maps", maps), ("scores", scores), *layers.items()):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CamlibTypeError(f"{name} must be a tensor of floating-point numbers, got {given}")
+        _check_kind(name, tensor, _NUMBERS, "a tensor of floating-point numbers")
+    if isinstance(fields["outputs"], Tensor):
+        _check_values("outputs", fields["outputs"])
     for name in ("method", "layer", "quantity"):
         if not isinstance(fields[name], str):
             raise CamlibTypeError(f"{name} must be a string, got {fields[name]!r}")
-    if not isinstance(target, (Tensor, str)) or (isinstance(target, Tensor) and target.is_floating_point()):
-        given = target.dtype if isinstance(target, Tensor) else repr(target)
-        raise CamlibTypeError(f"target must be a tensor with a class for each score, or a string, got {given}")
+    for name in ("class_agnostic", "relu"):
+        boolean(name, fields[name])
+    if not isinstance(target, str):
+        _check_kind("target", target, _CLASSES, "a tensor with a class for each score, or a string")
     dims = maps.dim() - scores.dim()
-    if dims not in SIZES or maps.shape[: scores.dim()] != scores.shape:
+    if scores.dim() not in (1, 2) or dims not in SIZES or maps.shape[: scores.dim()] != scores.shape:
         raise CamlibValueError(
             f"maps must have the axes of the scores and one to three more, (N, h, w) for scores (N,) or "
             f"(N, K, h, w) for scores (N, K), got {tuple(maps.shape)} for {tuple(scores.shape)}"
@@ -45,7 +52,28 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise CamlibValueError(
             f"target must have a class for each score, {tuple(scores.shape)}, got {tuple(target.shape)}"
         )
+    for name, own in layers.items():
+        if own.dim() < 2 or len(own) != len(maps):
+            raise CamlibValueError(
+                f"layer {name!r} must have maps of each of the {len(maps)} images, got {tuple(own.shape)}"
+            )
     _check_geometry(fields["input_size"], fields["extent"], fields["origin"], dims)
+
+
+def _check_kind(name: str, tensor: Any, kinds: Collection[torch.dtype], wanted: str) -> None:
+    """Check that a field is a tensor of certain types, with values."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in kinds:
+        given = tensor.dtype if isinstance(tensor, Tensor) else reprlib.repr(tensor)
+        raise CamlibTypeError(f"{name} must be {wanted}, got {given}")
+    _check_values(name, tensor)
+
+
+def _check_values(name: str, tensor: Tensor) -> None:
+    """Check that a tensor is dense, and on a device with values."""
+    if tensor.layout != torch.strided:
+        raise CamlibTypeError(f"{name} must be a dense tensor, got {tensor.layout}; give {name}.to_dense()")
+    if tensor.is_meta:
+        raise CamlibValueError(f"{name} must be on a device with values, got the device 'meta'")
 
 
 def _check_geometry(size: Any, extent: Any, origin: Any, dims: int) -> None:

@@ -152,6 +152,7 @@ def _fields(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """Return an array of the same values; bfloat16, which NumPy lacks, as float32."""
-    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    """Return an array of the same values; bfloat16 and floats of eight bits, which NumPy lacks, as float32."""
+    lacking = tensor.is_floating_point() and (tensor.dtype == torch.bfloat16 or tensor.itemsize == 1)
+    array: NDArray[Any] = (tensor.float() if lacking else tensor).detach().cpu().numpy()
     return array

@@ -37,7 +37,7 @@ def joined(explanations: Sequence[Fields]) -> dict[str, Any]:
 def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return torch.cat(parts) if first.dim() else None
     if name == "layers":
         return {layer: torch.cat([maps[layer] for maps in parts]) for layer in first}
     if name == "outputs":
