@@ -240,6 +240,8 @@ def test_an_explanation_of_fields_that_are_accepted_can_be_used(field: str) -> N
         with contextlib.suppress(camlib.CamlibError):
             explanation = camlib.Explanation(**{**fields, field: value})
             accepted += 1
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                continue  # without values; torch says so
             for name, use in USES.items():
                 try:
                     with contextlib.suppress(camlib.CamlibError):

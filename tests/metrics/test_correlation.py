@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import camlib
 from camlib.metrics import ScoredHeatmaps, Scorer, correlation, faithfulness_correlation, sensitivity_n
@@ -324,3 +326,42 @@ def test_sets_are_drawn_a_few_at_a_time_with_the_same_result(metric, monkeypatch
     torch.testing.assert_close(metric(network, pictures, heatmaps, 1), together)
     assert sum(drawn) == 100
     assert max(drawn) == 7
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that any operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves(found) if isinstance(one, Tensor)]
+        self.bytes = max([self.bytes, *(one.numel() * one.element_size() for one in tensors)])
+        return found
+
+
+class Mean(nn.Module):
+    """The mean of all pixels. It notes its largest batch."""
+
+    rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows = max(self.rows, len(x))
+        return x.flatten(1).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("metric", [faithfulness_correlation, functools.partial(sensitivity_n, shares=(0.1, 0.5))])
+def test_memory_depends_neither_on_the_number_of_sets_nor_on_that_of_images(metric: Callable[..., Tensor]) -> None:
+    """All sets of the last call together take 4 times as much as is allowed, and their images 8 times as much."""
+    side = 128
+    allowed = 8 * correlation.AT_ONCE  # the random numbers of the sets in memory, in float64
+    at_once = correlation.AT_ONCE // side**2
+    for images, samples in ((1, at_once), (1, 2 * at_once), (2, 4 * at_once)):
+        model, largest = Mean(), Largest()
+        pictures, heatmaps = torch.rand(images, 2, side, side), torch.rand(images, side, side)
+        with largest:
+            metric(model, pictures, heatmaps, 1, samples=samples, chunk_size=8)
+        assert largest.bytes == allowed
+        assert model.rows == 8
+    assert samples * side**2 * 8 == 4 * allowed
+    assert images * samples * pictures[0].numel() * 4 == 8 * allowed

@@ -34,7 +34,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     for name, tensor in (("maps", maps), ("scores", scores), *layers.items()):
         _check_kind(name, tensor, _NUMBERS, "a tensor of floating-point numbers")
     if isinstance(fields["outputs"], Tensor):
-        _check_values("outputs", fields["outputs"])
+        _check_dense("outputs", fields["outputs"])
     for name in ("method", "layer", "quantity"):
         if not isinstance(fields[name], str):
             raise CamlibTypeError(f"{name} must be a string, got {fields[name]!r}")
@@ -61,19 +61,17 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def _check_kind(name: str, tensor: Any, kinds: Collection[torch.dtype], wanted: str) -> None:
-    """Check that a field is a tensor of certain types, with values."""
+    """Check that a field is a dense tensor of certain types."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in kinds:
         given = tensor.dtype if isinstance(tensor, Tensor) else reprlib.repr(tensor)
         raise CamlibTypeError(f"{name} must be {wanted}, got {given}")
-    _check_values(name, tensor)
+    _check_dense(name, tensor)
 
 
-def _check_values(name: str, tensor: Tensor) -> None:
-    """Check that a tensor is dense, and on a device with values."""
+def _check_dense(name: str, tensor: Tensor) -> None:
+    """Check that a tensor is dense."""
     if tensor.layout != torch.strided:
         raise CamlibTypeError(f"{name} must be a dense tensor, got {tensor.layout}; give {name}.to_dense()")
-    if tensor.is_meta:
-        raise CamlibValueError(f"{name} must be on a device with values, got the device 'meta'")
 
 
 def _check_geometry(size: Any, extent: Any, origin: Any, dims: int) -> None:
