@@ -324,6 +324,72 @@ def test_buffers_that_the_model_changes_and_all_random_numbers_are_restored(trai
     assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
 
 
+class Writing(nn.Module):
+    """Writes in eval mode where a call looks, and where it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.table = small_cnn(), nn.Embedding(4, 3, max_norm=0.1)
+        self.register_buffer("counted", torch.zeros(()))
+        self.register_buffer("behind", torch.zeros(()))
+        self.numbers: dict[int, int] = {}
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counted += 1
+        self.behind.data.copy_(self.behind + 1)
+        self.numbers[len(self.numbers)] = 1
+        self.calls.append(1)
+        return self.net(x) + self.table(torch.arange(4)).sum(0)
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "score_cam", "eigen_cam"])
+def test_what_a_forward_pass_writes_stays_exactly_where_the_guide_says(name: str) -> None:
+    def written(model: Writing) -> dict[str, Any]:
+        return copy.deepcopy({**model.state_dict(), "numbers": model.numbers, "calls": model.calls})
+
+    def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+        pairs = ((key, before[key], after[key]) for key in before)
+        return {
+            key for key, one, two in pairs if not (torch.equal(one, two) if isinstance(one, Tensor) else one == two)
+        }
+
+    torch.manual_seed(0)
+    model, images = Writing().eval(), torch.rand(1, 3, 8, 8)
+    before = written(model)
+    camlib.create(name, model, "net.3")(images, 1)
+    stays = {"table.weight", "behind", "calls"}
+    assert changed(before, written(model)) == stays
+    before = written(model)
+    model.table.weight.data += 1
+    model(images)
+    assert changed(before, written(model)) == stays | {"counted", "numbers"}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates some of it
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_observers_of_a_network_that_is_being_quantised_do_not_see_the_images(training: bool, calibrated: bool) -> None:
+    from torch.ao import quantization
+
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    model = nn.Sequential(*layers).train(training)
+    prepare, qconfig = (
+        (quantization.prepare_qat, quantization.get_default_qat_qconfig)
+        if training
+        else (quantization.prepare, quantization.get_default_qconfig)
+    )
+    model.qconfig = qconfig("x86")
+    prepare(model, inplace=True)
+    if calibrated:
+        model(torch.rand(2, 3, 8, 8))
+    before = copy.deepcopy(model.state_dict())
+    camlib.GradCAM(model, "1")(10 * torch.rand(1, 3, 8, 8), 1)
+    assert_same(before, model.state_dict())
+    model(10 * torch.rand(1, 3, 8, 8))
+    assert any(not torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
 class Caching(nn.Module):
     """Attention biases as in LeViT: in eval mode they are taken from a cache, which ``train()`` empties."""
 

@@ -44,7 +44,9 @@ class _Kept:
         if self.training:
             module.training = True
         for name, (buffer, values, version) in self.buffers.items():
-            if buffer._version != version:
+            if buffer._version != version or _observes(module):
+                if buffer.shape != values.shape:
+                    buffer.resize_(values.shape)
                 buffer.copy_(values)
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
@@ -62,6 +64,11 @@ _eager_stances: list[contextlib.AbstractContextManager[None]] = []
 
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _observes(module: nn.Module) -> bool:
+    """Whether a module is torch.ao's: its observers' buffers grow, and their kernels count no change of them."""
+    return type(module).__module__.startswith("torch.ao.")
 
 
 def _changeable(module: nn.Module) -> dict[str, Tensor]:
@@ -143,7 +150,8 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
                 if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
                     raise lazy()
                 buffers, caches = {}, {}
-                if not type(module).__module__.startswith("torch."):  # torch's own modules keep nothing in eval mode
+                # torch's other modules keep nothing in eval mode
+                if not type(module).__module__.startswith("torch.") or _observes(module):
                     attributes = _kept_from_pass_to_pass(module)
                     _renew(module, attributes)
                     buffers, caches = _changeable(module), _dicts(attributes)
