@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from camlib.plotting.panels import Panels
-from camlib.plotting.rows import EMPTY, LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
+from camlib.plotting.rows import LOWEST, PLAIN, FigureRow, Style, add_colorbar, colors, heading, laid, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
