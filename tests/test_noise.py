@@ -13,7 +13,8 @@ from camlib.inputs.noise import check_noise, normal, own_generator
 
 
 def with_noise(raw: Any, sigma: float, generator: torch.Generator) -> Any:
-    return noise.with_noise(Inputs(raw), sigma, generator).raw
+    inputs = Inputs(raw)
+    return noise.Noise(inputs, sigma, generator, 1).added(inputs, torch.zeros(inputs.count, dtype=torch.long)).raw
 
 
 def seeded(seed: int = 3) -> torch.Generator:

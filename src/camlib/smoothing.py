@@ -8,11 +8,10 @@ such as Finer-CAM's nearest classes, are made for every copy.)
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,10 @@ from camlib.errors import CamlibTypeError, CamlibValueError, boolean, items, num
 from camlib.explanation import Explanation
 from camlib.imaging.resizing import interpolated
 from camlib.inputs import Inputs
-from camlib.inputs.noise import check_noise, own_generator, with_noise
+from camlib.inputs.noise import Noise, check_noise, own_generator
+from camlib.passes.chunks import Chunks, ChunkSize, for_each_chunk
+from camlib.passes.copies import Copies
+from camlib.passes.rows import with_known_rows
 
 Explainer = Callable[..., Explanation]
 
@@ -34,6 +36,9 @@ class Smoothing(ABC):
     Args:
         method: an explainer: any :class:`camlib.methods.Method`, or another smoothing wrapper.
     """
+
+    chunks = Chunks()
+    """How many copies are explained at a time."""
 
     def __init__(self, method: Explainer) -> None:
         if isinstance(method, (type, nn.Module)) or not callable(method):
@@ -50,6 +55,21 @@ class Smoothing(ABC):
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         """The explanation of the clean images, with smoothed maps."""
 
+    def _sums(self, clean: Explanation, copies: Copies, target: targets.BoundTarget | None) -> list[Tensor]:
+        """The maps of the copies, and each layer's own, added up for each image."""
+        sums = [torch.zeros_like(maps) for maps in _maps_of(clean)]
+
+        def explained(rows: slice) -> list[Tensor]:
+            inputs, image_index = copies[rows]
+            return _maps_of(self.method(inputs.raw, None if target is None else target.pick(image_index)))
+
+        def add(rows: slice, found: list[Tensor]) -> None:
+            sums[:] = [total + copies.by_copy(maps, rows).sum(0) for total, maps in zip(sums, found, strict=True)]
+
+        if len(copies):
+            for_each_chunk(explained, add, len(copies), self.chunks, clean.maps.device)
+        return sums
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method!r})"
 
@@ -64,14 +84,16 @@ class TestTimeAugmentation(Smoothing):
     :class:`camlib.targets.Box`, are mirrored with the images. camlib cannot know whether a callable depends on
     positions: for such a score, write a :class:`camlib.targets.BoundTarget` with ``mirrored``.
 
-    Two calls of the method for each factor (one without mirroring), and one more for the clean images if 1 is not
-    among the factors.
+    Two explanations of each image for each factor (one without mirroring), and one more for the clean images if 1 is
+    not among the factors. The clean images are one call of the method; the others are explained ``chunk_size`` at a
+    time, the mirrored ones apart.
 
     Args:
         method: as for :class:`camlib.smoothing.Smoothing`.
         factors: positive numbers by which the model's inputs are multiplied.
         mirror: whether to exchange left and right, the ends of the last axis, too; switch it off for signals, whose
             time has a direction, and wherever left and right differ, as in images of the heart.
+        chunk_size: how many copies are explained at a time, :attr:`camlib.passes.chunks.Chunks.size`.
 
     Raises:
         CamlibTypeError, CamlibValueError: ``factors`` are not positive numbers.
@@ -88,10 +110,18 @@ class TestTimeAugmentation(Smoothing):
 
     __test__ = False  # pytest would collect it for its name
 
-    def __init__(self, method: Explainer, factors: Sequence[float] = (1.0, 0.9, 1.1), *, mirror: bool = True) -> None:
+    def __init__(
+        self,
+        method: Explainer,
+        factors: Sequence[float] = (1.0, 0.9, 1.1),
+        *,
+        mirror: bool = True,
+        chunk_size: ChunkSize = "auto",
+    ) -> None:
         super().__init__(method)
         self.factors = _numbers("factors", factors, above=0)
         self.mirror = boolean("mirror", mirror)
+        self.chunks = Chunks(chunk_size)
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
         if self.mirror and clean.extent is not None and not _is_symmetric(clean):
@@ -99,24 +129,17 @@ class TestTimeAugmentation(Smoothing):
                 f"the maps cover {clean.extent} of images of {clean.input_size}, and more on one side, as where the "
                 "model pads its images; give images that need no padding, or mirror=False"
             )
-        return averaged(clean, self._copies(clean, inputs, target), "test-time augmentation")
-
-    def _copies(self, clean: Explanation, inputs: Any, target: Any) -> Iterator[Explanation]:
-        for factor in self.factors:
-            given = _inputs_of(self.method, clean, inputs)
-            scaled = given if factor == 1 else given.map_values(functools.partial(torch.mul, other=factor))
-            yield clean if factor == 1 else self.method(scaled.raw, target)
-            if self.mirror:
-                yield self._mirrored(scaled, target)
-
-    def _mirrored(self, given: Inputs, target: Any) -> Explanation:
-        mirrored = given.map_images(lambda images: images.flip(-1)).raw
-        if isinstance(target, targets.BoundTarget) and given.size is not None:
-            target = target.mirrored(given.size[-1])
-        there = self.method(mirrored, target)
-        return dataclasses.replace(
-            there, maps=there.maps.flip(-1), layers={name: maps.flip(-1) for name, maps in there.layers.items()}
-        )
+        given = _inputs_of(self.method, clean, inputs)
+        changing = [factor for factor in self.factors if factor != 1]
+        same = len(self.factors) - len(changing)
+        of_others = self._sums(clean, _brightened(given, changing), target)
+        sums = [total + same * maps for total, maps in zip(of_others, _maps_of(clean), strict=True)]
+        if self.mirror:
+            mirrored = given.map_images(lambda images: images.flip(-1))
+            there = target.mirrored(given.size[-1]) if target is not None and given.size is not None else target
+            of_mirrored = self._sums(clean, _brightened(mirrored, self.factors), there)
+            sums = [total + maps.flip(-1) for total, maps in zip(sums, of_mirrored, strict=True)]
+        return _averaged(clean, sums, len(self.factors) * (1 + self.mirror), "test-time augmentation")
 
 
 class NoiseAveraging(Smoothing):
@@ -127,13 +150,15 @@ class NoiseAveraging(Smoothing):
     Each :math:`\epsilon_i` is drawn from the standard normal distribution and is the same for all images of a batch.
     The mean does not include the map of the clean images.
 
-    ``1 + samples`` calls of the method, the first of them for the clean images.
+    ``1 + samples`` explanations of each image. The clean images are one call of the method; the noisy ones are
+    explained ``chunk_size`` at a time.
 
     Args:
         method: as for :class:`camlib.smoothing.Smoothing`.
         samples: the number of noisy copies.
         sigma: standard deviation of the noise, as a fraction of each image's range of values.
         generator: for the noise; without one, every call draws the same noise.
+        chunk_size: how many copies are explained at a time, :attr:`camlib.passes.chunks.Chunks.size`.
 
     Raises:
         CamlibTypeError, CamlibValueError: ``samples`` is not a positive int, or ``sigma`` is not a positive number.
@@ -147,19 +172,26 @@ class NoiseAveraging(Smoothing):
     """
 
     def __init__(
-        self, method: Explainer, samples: int = 8, sigma: float = 0.1, *, generator: torch.Generator | None = None
+        self,
+        method: Explainer,
+        samples: int = 8,
+        sigma: float = 0.1,
+        *,
+        generator: torch.Generator | None = None,
+        chunk_size: ChunkSize = "auto",
     ) -> None:
         super().__init__(method)
+        self.chunks = Chunks(chunk_size)
         check_noise(samples, sigma)
         self.samples = samples
         self.sigma = sigma
         self.generator = generator
 
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
-        generator = own_generator(self.generator)
         given = _inputs_of(self.method, clean, inputs)
-        copies = (self.method(with_noise(given, self.sigma, generator).raw, target) for _ in range(self.samples))
-        return averaged(clean, copies, "noise averaging")
+        noise = Noise(given, self.sigma, own_generator(self.generator), self.samples)
+        sums = self._sums(clean, Copies(given, self.samples, noise.added), target)
+        return _averaged(clean, sums, self.samples, "noise averaging")
 
 
 class MultiScale(Smoothing):
@@ -249,25 +281,41 @@ def _is_symmetric(explanation: Explanation) -> bool:
 
 
 def _inputs_of(method: Any, clean: Explanation, inputs: Any) -> Inputs:
-    """The inputs, with the images where the explanation of the clean images showed them to be."""
+    """The inputs, with the images where the explanation of the clean images showed them, and what all images share."""
     given = Inputs(inputs)
     while isinstance(method, Smoothing):
         method = method.method
     if not hasattr(method, "network"):
         return given
     found = next((method.network.located.of(layer, given) for layer in clean.layers), None)
-    return given.along(None if found is None else found.axes)
+    return with_known_rows(method.network, given.along(None if found is None else found.axes))
 
 
-def averaged(clean: Explanation, copies: Iterable[Explanation], what: str) -> Explanation:
-    """Return the clean images' explanation with the mean of the copies' maps, also for each layer."""
-    maps, layers, count = torch.zeros_like(clean.maps), dict.fromkeys(clean.layers, torch.zeros(())), 0
-    for copy in copies:
-        maps = maps + copy.maps
-        layers = {name: total + copy.layers[name] for name, total in layers.items()}
-        count += 1
-    means = {name: torch.as_tensor(total) / count for name, total in layers.items()}
-    return dataclasses.replace(clean, maps=maps / count, layers=means, method=f"{clean.method}, {what}")
+def _brightened(inputs: Inputs, factors: Sequence[float]) -> Copies:
+    """A copy of the images for each factor, multiplied by it."""
+
+    def change(inputs: Inputs, copy: Tensor) -> Inputs:
+        if set(factors) == {1}:  # also of integers
+            return inputs
+
+        def brighter(images: Tensor, factor: Tensor) -> Tensor:
+            return images * factor.to(images).reshape(-1, *[1] * (images.dim() - 1))
+
+        return inputs.map_rows(brighter, torch.tensor(factors, dtype=torch.float64, device=copy.device)[copy])
+
+    return Copies(inputs, len(factors), change)
+
+
+def _maps_of(explanation: Explanation) -> list[Tensor]:
+    """The maps, and each layer's own."""
+    return [explanation.maps, *explanation.layers.values()]
+
+
+def _averaged(clean: Explanation, sums: Sequence[Tensor], count: int, what: str) -> Explanation:
+    """The clean images' explanation with the mean of the copies' maps, also for each layer."""
+    maps, *of_layers = (total / count for total in sums)
+    layers = dict(zip(clean.layers, of_layers, strict=True))
+    return dataclasses.replace(clean, maps=maps, layers=layers, method=f"{clean.method}, {what}")
 
 
 def bound_target(explanation: Explanation, target: Any) -> targets.BoundTarget | None:

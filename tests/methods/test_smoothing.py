@@ -204,8 +204,9 @@ def test_augmented_map_is_the_mean_over_copies_mirrored_back(factors, mirror):
     [({}, 6), ({"mirror": False}, 3), ({"factors": (0.9, 1.1)}, 5), ({"factors": (2,), "mirror": False}, 2)],
 )
 def test_augmentation_makes_two_calls_for_each_factor_and_one_for_the_clean_images(options, calls):
+    """In chunks of the size of the batch."""
     model = networks.Network().eval()
-    Augmented(camlib.GradCAM(model, "norm"), **options)(torch.rand(2, 3, 12, 10))
+    Augmented(camlib.GradCAM(model, "norm"), **options, chunk_size=2)(torch.rand(2, 3, 12, 10))
     assert model.passes == calls
 
 
@@ -481,8 +482,9 @@ def test_noisy_pictures_in_a_list_are_those_of_a_batch():
 
 
 def test_noise_averaging_makes_a_call_for_each_sample_and_one_for_the_clean_images():
+    """In chunks of the size of the batch."""
     model = networks.Network().eval()
-    NoiseAveraging(camlib.GradCAM(model, "norm"), 5)(torch.rand(2, 3, 12, 10))
+    NoiseAveraging(camlib.GradCAM(model, "norm"), 5, chunk_size=2)(torch.rand(2, 3, 12, 10))
     assert model.passes == 6
 
 

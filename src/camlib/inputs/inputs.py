@@ -302,6 +302,25 @@ class Inputs:
         """
         return self.map_images(lambda image: image if image.dtype == torch.bool else function(_floating(image)))
 
+    def map_rows(self, function: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Inputs:
+        """Return the inputs with a function applied as by :meth:`map_values`, which also gets a value for each row.
+
+        Tensors that have neither N rows nor a single one, for all images, are left as they are.
+
+        Args:
+            function: of tensors (N, C, ...) or (1, C, ...), and values (N,). It gets each image of a list as a batch of
+                one, with its value.
+            values: (N,).
+
+        Raises:
+            CamlibTypeError: as for :meth:`map_values`.
+        """
+        if self.is_list:
+            of_row = iter(values.split(1))
+            return self.map_values(lambda image: function(image, next(of_row)))
+        fitting = (1, len(values))
+        return self.map_values(lambda images: function(images, values) if len(images) in fitting else images)
+
 
 def _floating(images: Tensor) -> Tensor:
     if not images.is_floating_point():

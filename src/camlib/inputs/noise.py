@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,30 +36,52 @@ def check_noise(samples: int, sigma: float) -> None:
     positive_number("sigma", sigma)
 
 
-def with_noise(inputs: Inputs, sigma: float, generator: torch.Generator) -> Inputs:
-    """Add Gaussian noise to the images among the inputs.
+class Noise:
+    """Gaussian noise for copies of the images among the inputs, drawn copy after copy, for one image of each.
 
     Args:
         inputs: what the model takes.
         sigma: standard deviation as a fraction of each image's range of values.
         generator: draws the same noise for all images, so a batch gives the same result as its images one by one.
+        copies: how many copies to draw for.
 
     Raises:
         CamlibTypeError: the inputs hold no images, or integer images.
+
+    Example:
+        >>> images = Inputs(torch.tensor([[[[0.0, 1.0]]], [[[0.0, 2.0]]]]))
+        >>> noise = Noise(images, 0.1, own_generator(None), copies=4)
+        >>> (noise.added(images, torch.tensor([3, 3])).images - images.images).flatten(1)
+        tensor([[0.0403, 0.0838],
+                [0.0807, 0.1676]])
     """
-    if not inputs.is_list:
-        return inputs.map_values(
-            lambda images: _noisy(images, sigma, normal((1, *images.shape[1:]), generator, images))
-        )
 
-    @functools.cache  # the images of a list come one by one; images of the same shape share their noise
-    def drawn(shape: tuple[int, ...]) -> Tensor:
-        return normal((1, *shape), generator, inputs.tensors[0])
+    def __init__(self, inputs: Inputs, sigma: float, generator: torch.Generator, copies: int) -> None:
+        self._sigma = sigma
+        like: dict[Any, Tensor] = {}
 
-    return inputs.map_values(lambda image: _noisy(image, sigma, drawn(image.shape[1:]).to(image)))
+        def note(images: Tensor, row: Tensor) -> Tensor:
+            like.setdefault(images.shape if inputs.is_list else len(like), images)  # a list's images share their noise
+            return images
 
+        inputs.map_rows(note, torch.arange(inputs.count))
+        here = torch.empty((), dtype=torch.float64, device=generator.device)
+        drawn = [[normal((1, *one.shape[1:]), generator, here) for one in like.values()] for _ in range(copies)]
+        self._drawn = [torch.cat(of_copies).to(one) for one, *of_copies in zip(like.values(), *drawn, strict=True)]
 
-def _noisy(images: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    axes = tuple(range(1, images.dim()))
-    spread = images.amax(axes, keepdim=True) - images.amin(axes, keepdim=True)
-    return images + sigma * spread * noise
+    def added(self, inputs: Inputs, copy: Tensor) -> Inputs:
+        """Return rows with their noise.
+
+        Args:
+            inputs: the inputs of some rows, each an image of those for which the noise was drawn.
+            copy: (rows,), the number of the copy that each row is of.
+        """
+        of_shape, of_tensor = {one.shape[1:]: one for one in self._drawn}, iter(self._drawn)
+
+        def noisy(images: Tensor, copy: Tensor) -> Tensor:
+            drawn = of_shape[images.shape[1:]] if inputs.is_list else next(of_tensor)
+            axes = tuple(range(1, images.dim()))
+            spread = images.amax(axes, keepdim=True) - images.amin(axes, keepdim=True)
+            return images + self._sigma * spread * drawn[copy].to(images)
+
+        return inputs.map_rows(noisy, copy)

@@ -28,6 +28,7 @@ from camlib.passes.padding import Padding
 from camlib.passes.perturbed import PerturbedPasses
 from camlib.passes.precision import Precision, restored
 from camlib.passes.recurrent import differentiable
+from camlib.passes.rows import check_rows
 from camlib.passes.tail_gradients import CLASSES_AT_ONCE
 
 
@@ -56,6 +57,7 @@ class ForwardPass:
         extent: the size that the layers saw, in the input's pixels, if it is larger: a detector pads its images.
         noted: by method name, the value of the context from :meth:`camlib.methods.Method.around`.
         leaf: the images (N, C, ...) for gradients with respect to the input; None without such gradients.
+        image_index: (N,), the number of each row's image, by which the target knows it.
     """
 
     def __init__(
@@ -64,25 +66,26 @@ class ForwardPass:
         inputs: Inputs,
         outputs: Outputs,
         target: targets.BoundTarget,
-        explained: Tensor | str,
         scores: Tensor,
         watch: Watch,
         features: Mapping[str, Tensor],
         extent: tuple[float, ...] | None,
         noted: Mapping[str, Any],
         leaf: Tensor | None,
+        image_index: Tensor,
     ) -> None:
         self.network = network
         self.inputs = inputs
         self.outputs = outputs
         self.target = target
-        self.explained = explained
+        self.explained = target.explained
         self.scores = scores
         self.watch = watch
         self.features = features
         self.extent = extent
         self.noted = noted
         self.leaf = leaf
+        self.image_index = image_index
         self.checks = Checks()
         """The checks of all numbers, which are evaluated together, once for all methods that share the pass."""
         self.layers: Sequence[str] = tuple(features)
@@ -119,19 +122,23 @@ class ForwardPass:
         other._derivatives = {}
         return other
 
-    def again(self, inputs: Inputs) -> ForwardPass:
-        """Run the network again on changed inputs, cut at the same layers, in the precision of this pass.
+    def again(self, inputs: Inputs, image_index: Tensor) -> ForwardPass:
+        """Run the network on rows, which are changed images, cut at the same layers, in the precision of this pass.
 
         The target stays bound to the outputs of this pass.
+
+        Args:
+            inputs: the inputs of the rows.
+            image_index: (rows,), the number of each row's image.
+
+        Raises:
+            CamlibRuntimeError: the outputs have another number of rows.
         """
         modules = {name: module_of(self.network.module, name) for name in self.layers}
         with restored(self.precision):
-            return run(self.network, inputs, modules, modules, self.target)
-
-    @property
-    def image_index(self) -> Tensor:
-        """(N,), the number of each image."""
-        return torch.arange(self.count, device=self.device)
+            rows = run(self.network, inputs, modules, modules, self.target, image_index=image_index.to(self.device))
+        rows.checks = Checks(rows.image_index)
+        return rows
 
     @property
     def score_of_each_class(self) -> tuple[Tensor, ...]:
@@ -395,6 +402,7 @@ def run(
     around: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
     leaf: Tensor | None = None,
     modules: Sequence[nn.Module] | None = None,
+    image_index: Tensor | None = None,
 ) -> ForwardPass:
     """Run a network once, with its layers watched or cut, and bind the target to its outputs.
 
@@ -408,10 +416,12 @@ def run(
         around: contexts for the run, by method name; their values become :attr:`ForwardPass.noted`.
         leaf: :attr:`ForwardPass.leaf`.
         modules: all modules of the network, if they are known.
+        image_index: (rows,), the number of each row's image, for the target that is bound to the images already; None
+            if the rows are the images.
 
     Raises:
         CamlibTypeError, CamlibValueError: the target does not fit the outputs.
-        CamlibRuntimeError: a layer is not reached.
+        CamlibRuntimeError: a layer is not reached, or the outputs have another number of rows.
     """
     modules = modules_of(network.module) if modules is None else modules
     padding = Padding()
@@ -425,19 +435,25 @@ def run(
             raw = network.scored(inputs)
     features = watch.activations()
     outputs = Outputs(raw)
-    images = outputs.rows
-    if images is None:
-        images = len(next(iter(features.values()))) if features else inputs.count
-    try:
-        bound = targets.bind(target, raw)
-    except CamlibTypeError:
-        if target is not None or not agnostic:
-            raise
-        bound = NoScore()
-    explained = bound.explained
+    if image_index is not None:
+        check_rows(outputs, len(image_index))
+        bound = target
+    else:
+        images = outputs.rows
+        if images is None:
+            images = len(next(iter(features.values()))) if features else inputs.count
+        image_index = torch.arange(images, device=outputs.device)
+        try:
+            bound = targets.bind(target, raw)
+        except CamlibTypeError:
+            if target is not None or not agnostic:
+                raise
+            bound = NoScore()
     with torch.enable_grad():
-        scores = targets.score(bound, raw, torch.arange(images, device=outputs.device))
-    return ForwardPass(network, inputs, outputs, bound, explained, scores, watch, features, padding.extent, noted, leaf)
+        scores = targets.score(bound, raw, image_index)
+    return ForwardPass(
+        network, inputs, outputs, bound, scores, watch, features, padding.extent, noted, leaf, image_index
+    )
 
 
 def reshaped(

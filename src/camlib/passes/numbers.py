@@ -23,9 +23,13 @@ class Checks:
         Traceback (most recent call last):
             ...
         camlib.errors.NotFiniteError: the map is not finite (NaN or infinity) for image 1; look for overflow...
+
+    Args:
+        image_index: (rows,), the image of each row of the pass; None if the rows are the images.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_index: Tensor | None = None) -> None:
+        self._image_index = image_index
         self._asked: list[tuple[Tensor, Callable[[], Exception | None]]] = []
 
     def finite(self, what: str, tensor: Tensor, image_index: Tensor | None = None) -> None:
@@ -34,12 +38,17 @@ class Checks:
         Args:
             what: what they are, for the error.
             tensor: the numbers.
-            image_index: (rows,), the image of each row; None if the first axis is the images.
+            image_index: the row of the pass that each row belongs to; None if the first axis is those rows.
         """
 
         def problem() -> Exception | None:
             finite = tensor.isfinite()
-            return None if bool(finite.all()) else not_finite(what, finite, image_index)
+            if bool(finite.all()):
+                return None
+            of_rows = self._image_index
+            if of_rows is None or image_index is None:
+                return not_finite(what, finite, image_index if of_rows is None else of_rows)
+            return not_finite(what, finite, of_rows[image_index.to(of_rows.device)])
 
         self._asked.append((_each_once(tensor.detach()).sum(), problem))
 
@@ -93,7 +102,7 @@ def not_finite(what: str, finite: Tensor, image_index: Tensor | None = None) -> 
     if finite.dim():
         rows = (~finite.flatten(1).all(1) if finite.dim() > 1 else ~finite).nonzero().flatten()
         images = rows.tolist() if image_index is None else image_index.to(rows.device)[rows].unique().tolist()
-    if finite.dim() and len(finite) > 1:
+    if finite.dim() and (len(finite) > 1 or image_index is not None):
         where = f" for image {images[0]}" if len(images) == 1 else f" for images {', '.join(map(str, images))}"
         if image_index is None and len(images) == len(finite):
             where = f" for any of the {len(finite)} images"

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibRuntimeError
 from camlib.inputs import Inputs, Outputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
 from camlib.passes.numbers import not_finite, single_or_double
 from camlib.passes.precision import Precision, restored
-from camlib.passes.rows import with_known_rows
+from camlib.passes.rows import check_rows, with_known_rows
 
 
 @dataclass
@@ -77,13 +76,7 @@ class PerturbedPasses:
             index = image_index[rows]
             with restored(self.precision):
                 found = outputs(rows)
-                returned = Outputs(found).rows
-                if returned not in (None, len(index)):
-                    raise CamlibRuntimeError(
-                        f"the outputs have {returned} rows for {len(index)} of the perturbed images; return a row for "
-                        "each, also for a single one. If the model squeezes the axis of the batch away, pass "
-                        "forward=lambda model, x: model(x).reshape(len(x), -1)"
-                    )
+                check_rows(Outputs(found), len(index))
                 return targets.score(self.target, found, index)
 
         scores = in_chunks(work, len(image_index), self.chunks, self.device, self.what)

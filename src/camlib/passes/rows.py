@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError
+from camlib.errors import CamlibRuntimeError, CamlibValueError
 from camlib.inputs import Inputs, Outputs
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
@@ -66,6 +66,20 @@ def with_known_rows(network: Network, inputs: Inputs, image: int | None = None) 
         "changes whether it gets all of these rows or only that image's; give only what belongs to the images one by "
         "one as the inputs, and the rest by forward=lambda model, images: model(images, ...)"
     )
+
+
+def check_rows(outputs: Outputs, rows: int) -> None:
+    """Check that the outputs have a row for each perturbed image, if that can be seen.
+
+    Raises:
+        CamlibRuntimeError: they have another number of rows.
+    """
+    if outputs.rows not in (None, rows):
+        raise CamlibRuntimeError(
+            f"the outputs have {outputs.rows} rows for {rows} of the perturbed images; return a row for "
+            "each, also for a single one. If the model squeezes the axis of the batch away, pass "
+            "forward=lambda model, x: model(x).reshape(len(x), -1)"
+        )
 
 
 def _numbers(tensors: tuple[Tensor, ...], inputs: Inputs) -> tuple[int, ...]:

@@ -107,10 +107,10 @@ class BoundTarget(Target):
         return self
 
     def pick(self, index: Tensor) -> BoundTarget:
-        """Return the target for some of its images, which are numbered anew.
+        """Return the target for some of its images, or for copies of them, which are numbered anew.
 
         Args:
-            index: (images,), their numbers.
+            index: (rows,), the number of the image that each of them is.
 
         Example:
             >>> import camlib, torch
@@ -135,11 +135,11 @@ class BoundTarget(Target):
 
 
 class Picked(BoundTarget):
-    """A target for some of the images that another one is bound to.
+    """A target for some of the images that another one is bound to, or for copies of them.
 
     Args:
         target: bound to all images.
-        index: (images,), the number of each image among them.
+        index: (rows,), the number of the image that each of them is.
     """
 
     def __init__(self, target: BoundTarget, index: Tensor) -> None:
