@@ -60,6 +60,19 @@ def test_a_call_waits_once_for_the_device(network: str, target: object) -> None:
     assert waits.count <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "waits_of"), [("full_grad", 1), ("guided_backprop", 1), ("smooth_grad_cam_plus_plus", 3)]
+)
+def test_methods_of_many_terms_wait_once_and_those_of_copies_once_more_for_each_chunk(
+    name: str, waits_of: int, images: Tensor
+) -> None:
+    cam = camlib.create(name, torchvision.models.resnet18().eval())
+    cam(images, 1)
+    with counted(Waits()) as waits:
+        cam(images, 1)
+    assert waits.count <= waits_of
+
+
 def test_a_call_walks_over_the_modules_once(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torchvision.models.resnet18().eval()
     cam = camlib.GradCAM(model)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import camlib
+from camlib.methods import full_grad
 from camlib.methods.full_grad import FullGrad, full_gradients
 from tests import equations
 from tests.networks import RELUS, Drawn, Network, cnns, signal_cnn, small_cnn, volume_cnn
@@ -297,6 +298,21 @@ def test_nothing_keeps_the_graph_after_the_call() -> None:
         assert seen[0]() is None
     finally:
         gc.enable()
+
+
+def test_the_terms_are_never_all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(9)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    original, memory, alive = full_grad._psi, [], []
+
+    def psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
+        memory.append(weakref.ref(term.untyped_storage()))
+        alive.append(sum(one() is not None for one in memory))
+        return original(term, size)
+
+    monkeypatch.setattr(full_grad, "_psi", psi)
+    FullGrad(model.eval())(images(2, 3, 8, 8).float(), 1)
+    assert len(alive) == 10
+    assert max(alive) <= 2
 
 
 def test_several_inputs_and_lists_of_pictures_are_differentiated_at_the_images() -> None:

@@ -103,9 +103,13 @@ def is_constant(maps: Tensor, dims: int = 2) -> Tensor:
             f"maps must be floating-point numbers {GRIDS[checked_dims(dims)]}, got {maps.dtype} {tuple(maps.shape)}"
         )
     cells = maps.flatten(-dims)
-    low, high = cells.amin(-1), cells.amax(-1)
+    return _are_equal(cells.amin(-1), cells.amax(-1))
+
+
+def _are_equal(low: Tensor, high: Tensor) -> Tensor:
+    """Whether the extremes of maps are equal up to rounding."""
     largest = torch.maximum(low.abs(), high.abs())
-    return high - low <= 16 * torch.finfo(maps.dtype).eps * largest  # an overflowing range is not constant
+    return high - low <= 16 * torch.finfo(low.dtype).eps * largest  # an overflowing range is not constant
 
 
 def checked_dims(dims: object) -> int:
@@ -158,24 +162,26 @@ def normalize(maps: Maps, method: str = "minmax", dims: int = 2) -> Maps:
 
 def normalized(cells: Tensor, method: str) -> Tensor:
     """Return :func:`normalize` of maps whose cells lie along the last axis, without checks that wait for the device."""
+    if method == "minmax":
+        return _minmax(cells)
     constant = is_constant(cells, 1)[..., None]
     if method == "signed":
         scaled = _by_magnitude(cells)
     elif method == "max":
         scaled = _by_magnitude(cells.clamp(min=0))
-    elif method == "percentile":
+    else:
         scaled = _by_magnitude(cells)  # or lerp overflows
         clipped = scaled.clamp(*_percentiles(scaled, 0.01, 0.99))
         scaled = _minmax(torch.where(is_constant(clipped, 1)[..., None], scaled, clipped))
-    else:
-        scaled = _minmax(cells)
     return scaled.masked_fill(constant, 0)
 
 
 def _minmax(cells: Tensor) -> Tensor:
-    cells = _by_magnitude(cells)  # or the range of huge values overflows
     low, high = cells.amin(-1, keepdim=True), cells.amax(-1, keepdim=True)
-    return _divided(cells - low, high - low)
+    constant = _are_equal(low, high)
+    magnitude = torch.maximum(low.abs(), high.abs()).masked_fill(constant, 1)
+    cells, low, high = cells / magnitude, low / magnitude, high / magnitude  # or the range of huge values overflows
+    return ((cells - low) / (high - low).masked_fill(constant, 1)).masked_fill(constant, 0)
 
 
 def _by_magnitude(cells: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError, CamlibValueError, number
-from camlib.imaging import normalize, resize
+from camlib.imaging.normalization import as_maps, normalized
+from camlib.imaging.resizing import interpolated
 from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads, one_pass
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import gradient
-from camlib.passes.numbers import single_or_double
+from camlib.passes.numbers import NotFiniteError, not_finite, single_or_double
 
 TOLERANCE = 1e-5
 """The largest residual allowed, as a share of the sum of all absolute terms, in single and double precision.
@@ -133,7 +134,7 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
     """
     check_tensor("input_term", input_term, "(N, C, ...)")
     size = tuple(input_term.shape[2:])
-    maps = _psi(input_term, size)
+    maps = _psi(as_maps(input_term, "input_term"), size)
     check_tensors("bias_terms", bias_terms, "(N, C, ...)")
     for term in bias_terms:
         check_tensor("bias_terms", term, "(N, C, ...)")
@@ -142,13 +143,13 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
                 f"bias_terms must be (N, C, ...) with the N and the axes of input_term {tuple(input_term.shape)}, got "
                 f"{tuple(term.shape)}"
             )
-        maps = maps + _psi(term, size)
+        maps = maps + _psi(as_maps(term, "bias_terms"), size)
     return maps
 
 
 def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
     """The paper's psi, summed over the channels (before resizing, which is linear): (N, C, ...) -> (N, ...)."""
-    return resize(normalize(term.abs(), "minmax", len(size)).sum(1), size)
+    return interpolated(normalized(term.abs().flatten(2), "minmax").sum(1).reshape(-1, *term.shape[2:]), size)
 
 
 @dataclass(eq=False)
@@ -248,22 +249,32 @@ class FullGrad(Method):
     def take_apart(self, forward_pass: ForwardPass, scores: Tensor, consume: Consume) -> Sums:
         """Pass each term of scores (N,) to ``consume``: the biases from last to first, then the input."""
         total = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-        sums = Sums(total.clone(), torch.zeros_like(total))
         leaf = forward_pass.whole_leaf
+        names: list[str] = []
+        of_terms: list[Tensor] = []
+        absolute: list[Tensor] = []
 
         def receive(name: str, term: Tensor, on_grid: bool) -> None:
             if len(term) != len(total):  # its rows are crops or windows, which belong to no single image
                 return
-            forward_pass.checks.finite(f"term of {name!r}" if name else "term of the input", term.detach())
-            term = single_or_double(term)
-            sums.residual -= term.flatten(1).sum(1)
-            sums.magnitude += term.flatten(1).abs().sum(1)
+            term = single_or_double(term.detach())
+            names.append(name)
+            of_terms.append(term.flatten(1).sum(1))
+            absolute.append(term.flatten(1).abs().sum(1))
             consume(name, term, on_grid)
 
         with forward_pass.noted[self.name].sent_to(receive):
             found = gradient(scores, leaf)
         receive("", found * leaf.detach(), True)
-        return sums
+        magnitudes = torch.stack(absolute)
+
+        def problem() -> NotFiniteError:
+            finite = magnitudes.isfinite()
+            first = int((~finite.all(1)).nonzero()[0])
+            return not_finite(f"term of {names[first]!r}" if names[first] else "term of the input", finite[first])
+
+        forward_pass.checks.never(~magnitudes.isfinite().all(), problem)
+        return Sums(total - torch.stack(of_terms).sum(0), magnitudes.sum(0))
 
 
 def _checked_scores(forward_pass: ForwardPass) -> Sequence[Tensor]:
@@ -298,8 +309,7 @@ class _Biases(TorchFunctionMode):
                 owner, bias = _BIASES[func](*args, **(kwargs or {}))
             if bias is not None and output.requires_grad:
                 on_grid = func is not F.linear
-                values = bias.detach().clone()  # FSDP frees its memory after the module's forward
-                values = values.reshape(-1, *[1] * (output.dim() - 2)) if on_grid else values
+                values = bias.reshape(-1, *[1] * (output.dim() - 2)) if on_grid else bias
                 self._listen(output, self._named(owner, func), values, on_grid)
         return output
 
@@ -326,7 +336,7 @@ class _Biases(TorchFunctionMode):
 
 
 def _affine_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Any:
-    return bias, bias
+    return bias, None if bias is None else bias.clone()  # FSDP frees its memory after the module's forward
 
 
 def _batch_norm_bias(
@@ -341,9 +351,9 @@ def _batch_norm_bias(
 ) -> Any:
     if training or running_mean is None or running_var is None:  # the batch's own statistics: not linear
         return None, None
-    shift = -running_mean * (running_var + eps).rsqrt()
-    shift = shift if weight is None else shift * weight
-    return running_mean, shift if bias is None else shift + bias
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    return running_mean, -running_mean * scale if bias is None else bias - running_mean * scale
 
 
 _BIASES: dict[Any, Callable[..., Any]] = {
