@@ -31,14 +31,17 @@ class NotFiniteError(CamlibRuntimeError):
     Args:
         message: what is not finite.
         images: the numbers of the images where it is not; empty if they are not known.
+        what: the name of the numbers.
 
     Example:
         >>> NotFiniteError("the score is not finite", images=(2,)).images
         (2,)
     """
 
-    def __init__(self, message: str, images: Iterable[int] = ()) -> None:
+    def __init__(self, message: str, images: Iterable[int] = (), what: str = "number") -> None:
         super().__init__(message)
+        self.what = what
+        """The name of the numbers."""
         self.images = tuple(images)
         """The numbers of the images in the batch; empty if they are not known."""
 

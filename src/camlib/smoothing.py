@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibValueError, boolean, items, number
+from camlib.errors import CamlibTypeError, CamlibValueError, NotFiniteError, boolean, items, number
 from camlib.explanation import Explanation
 from camlib.imaging.resizing import interpolated
 from camlib.inputs import Inputs
 from camlib.inputs.noise import Noise, check_noise, own_generator
 from camlib.passes.chunks import Chunks, ChunkSize, for_each_chunk
 from camlib.passes.copies import Copies
+from camlib.passes.numbers import not_finite_in_copies
 from camlib.passes.rows import with_known_rows
 
 Explainer = Callable[..., Explanation]
@@ -61,7 +62,10 @@ class Smoothing(ABC):
 
         def explained(rows: slice) -> list[Tensor]:
             inputs, image_index = copies[rows]
-            return _maps_of(self.method(inputs.raw, None if target is None else target.pick(image_index)))
+            try:
+                return _maps_of(self.method(inputs.raw, None if target is None else target.pick(image_index)))
+            except NotFiniteError as error:
+                raise not_finite_in_copies(error, image_index) from error
 
         def add(rows: slice, found: list[Tensor]) -> None:
             sums[:] = [total + copies.by_copy(maps, rows).sum(0) for total, maps in zip(sums, found, strict=True)]

@@ -272,3 +272,20 @@ def test_numbers_that_are_not_finite_are_said_of_their_image(size: int) -> None:
     cam = camlib.SmoothGradCAMPlusPlus(Fragile().eval(), "network.2", samples=3, chunk_size=size)
     with pytest.raises(camlib.CamlibRuntimeError, match=r"not finite \(NaN or infinity\) for image 1;"):
         cam(x, 1)
+
+
+class Spoiled(networks.Network):
+    """A network whose scores overflow for copies, which are brighter than all images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x.amax((1, 2, 3))[:, None] > 1, torch.inf, super().forward(x))
+
+
+@pytest.mark.parametrize("size", [1, 3, "auto"])
+def test_a_copy_that_is_not_finite_is_said_of_its_image(size: Any) -> None:
+    x = 0.4 * torch.rand(3, 3, 8, 9)
+    x[1] /= x[1].max()
+    brighter = camlib.TestTimeAugmentation(camlib.GradCAM(Spoiled().eval(), "norm"), (1.0, 1.1), chunk_size=size)
+    with pytest.raises(camlib.errors.NotFiniteError, match="in a copy of image 1;") as caught:
+        brighter(x, 1)
+    assert caught.value.images == (1,)

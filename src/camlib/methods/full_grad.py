@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camlib.errors import CamlibRuntimeError, CamlibValueError, number
+from camlib.errors import CamlibRuntimeError, CamlibValueError, NotFiniteError, number
 from camlib.imaging.normalization import as_maps, normalized
 from camlib.imaging.resizing import interpolated
 from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads, one_pass
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import gradient
-from camlib.passes.numbers import NotFiniteError, not_finite, single_or_double
+from camlib.passes.numbers import not_finite, single_or_double
 
 TOLERANCE = 1e-5
 """The largest residual allowed, as a share of the sum of all absolute terms, in single and double precision.

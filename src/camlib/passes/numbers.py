@@ -106,10 +106,27 @@ def not_finite(what: str, finite: Tensor, image_index: Tensor | None = None) -> 
         where = f" for image {images[0]}" if len(images) == 1 else f" for images {', '.join(map(str, images))}"
         if image_index is None and len(images) == len(finite):
             where = f" for any of the {len(finite)} images"
+    return _error(what, where, images)
+
+
+def not_finite_in_copies(error: NotFiniteError, image_index: Tensor) -> NotFiniteError:
+    """Return an error about copies of the images, with the numbers of the images.
+
+    Args:
+        error: the error, with the numbers of the copies.
+        image_index: (rows,), the image of each copy.
+    """
+    images = sorted({int(image_index[copy]) for copy in error.images})
+    where = f" in a copy of image {', '.join(map(str, images))}" if images else " in a copy of an image"
+    return _error(error.what, where, images)
+
+
+def _error(what: str, where: str, images: list[int]) -> NotFiniteError:
     return NotFiniteError(
         f"the {what} is not finite (NaN or infinity){where}; look for overflow in half precision, non-finite inputs or "
         "weights",
         images,
+        what,
     )
 
 
