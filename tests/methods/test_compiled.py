@@ -243,3 +243,14 @@ def test_options_are_those_of_torch() -> None:
         camlib.GradCAM(Network()).compile(mode="fastest")
     with pytest.raises(camlib.CamlibValueError, match="torch.compile does not take the options"):
         camlib.GradCAM(Network()).compile(speed=3)
+
+
+def test_images_that_are_not_finite_cost_only_themselves(images: Tensor) -> None:
+    model = Network().eval()
+    fast = compiled(camlib.GradCAM(model, "norm", on_nonfinite="nan"))
+    clean = fast(images, 1)
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.warns(camlib.CamlibWarning, match="no map for image 1"):
+        found = fast(images, 1)
+    assert found.missing.tolist() == [False, True]
+    torch.testing.assert_close(found.maps[0], clean.maps[0])
