@@ -333,13 +333,6 @@ def test_an_error_says_why_the_others_cannot_be_explained() -> None:
     assert "cannot be explained without them: needs five images" in caught.value.__notes__[0]
 
 
-def test_other_errors_stay_as_they_are() -> None:
-    cam = camlib.GradCAM(cnn(), "3", on_nonfinite="nan")
-    with pytest.raises(camlib.CamlibValueError, match="class index 9") as caught:
-        cam(images(), 9)
-    assert "it is not known which images" in caught.value.__notes__[0]
-
-
 def test_errors_name_the_images_and_survive_pickle() -> None:
     with pytest.raises(NotFiniteError, match="for images 1, 3") as caught:
         camlib.GradCAM(cnn(), "3")(with_bad(1, 3), 1)
@@ -576,3 +569,34 @@ def test_an_evaluation_of_such_methods_is_that_of_methods_that_raise() -> None:
         for name in asked["metrics"]:
             torch.testing.assert_close(one.values[row][name], other.values[row][name], equal_nan=True)
     assert {failure.images for failure in one.failures} == {failure.images for failure in other.failures} == {(1,)}
+
+
+@pytest.mark.filterwarnings("ignore::camlib.CamlibWarning")
+@pytest.mark.parametrize("size", [1, 2, 5, "auto"])
+@pytest.mark.parametrize("bad", [(0,), (4,), (0, 1, 2)])
+def test_smoothing_leaves_out_the_same_images_in_chunks_of_every_size(bad: tuple[int, ...], size: Any) -> None:
+    cam, good = camlib.GradCAM(cnn(), "2", on_nonfinite="nan"), rest(5, *bad)
+    for smooth in (
+        camlib.NoiseAveraging(cam, 3, chunk_size=size),
+        camlib.TestTimeAugmentation(cam, chunk_size=size),
+        camlib.NoiseAveraging(camlib.TestTimeAugmentation(cam, (1.0, 0.9)), 2, chunk_size=size),
+    ):
+        found = smooth(with_bad(*bad), [0, 1, 2, 1, 0])
+        expected = smooth(images()[good], [[0, 1, 2, 1, 0][image] for image in good])
+        assert found.missing.nonzero().flatten().tolist() == list(bad)
+        torch.testing.assert_close(found.maps[good], expected.maps, rtol=1e-10, atol=1e-12)
+        assert torch.equal(found.target, torch.tensor([0, 1, 2, 1, 0]))
+
+
+def test_smoothing_warns_once_of_the_images_that_it_leaves_out() -> None:
+    cam = camlib.NoiseAveraging(camlib.GradCAM(cnn(), "2", on_nonfinite="nan"), 4)
+    with pytest.warns(camlib.CamlibWarning) as caught:
+        cam(with_bad(1), 1)
+    assert [str(one.message).partition(":")[0] for one in caught] == ["no map for image 1 of 5"]
+
+
+@pytest.mark.parametrize("target", [99, "a", 1.5])
+def test_errors_of_another_cause_have_no_note(target: Any) -> None:
+    with pytest.raises(camlib.CamlibError) as caught:
+        camlib.GradCAM(cnn(), "2", on_nonfinite="nan")(images(), target)
+    assert not getattr(caught.value, "__notes__", [])

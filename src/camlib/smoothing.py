@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from camlib import targets
 from camlib.errors import CamlibTypeError, CamlibValueError, NotFiniteError, boolean, items, number
 from camlib.explanation import Explanation
+from camlib.explanation.joining import spread
 from camlib.imaging.resizing import interpolated
 from camlib.inputs import Inputs
 from camlib.inputs.noise import Noise, check_noise, own_generator
@@ -50,7 +51,24 @@ class Smoothing(ABC):
         """Explain, like :meth:`camlib.methods.Method.__call__`."""
         with torch.inference_mode(False), torch.no_grad():
             clean = self.method(inputs, target)
-            return self._smoothed(clean, inputs, bound_target(clean, target))
+            bound = bound_target(clean, target)
+            if self.on_nonfinite == "nan" and bool(clean.missing.any()):
+                return self._of_others(clean, inputs, bound)
+            return self._smoothed(clean, inputs, bound)
+
+    @property
+    def on_nonfinite(self) -> Any:
+        """Whether an image that is not finite costs only itself, which is an option of the method."""
+        return getattr(self.method, "on_nonfinite", "raise")
+
+    def _of_others(self, clean: Explanation, inputs: Any, target: targets.BoundTarget | None) -> Explanation:
+        """The explanation of all images, with NaN for those that have no map, which are not copied."""
+        given = _inputs_of(self.method, clean, inputs)
+        index = (~clean.missing).nonzero().flatten()
+        others = given.pick(index.to(given.tensors[0].device), len(clean))
+        found = self(others.raw, None if target is None else target.pick(index))
+        fields = spread(vars(found), index.tolist(), len(clean))
+        return Explanation(**fields | {"target": clean.target, "outputs": clean.outputs, "scores": clean.scores})
 
     @abstractmethod
     def _smoothed(self, clean: Explanation, inputs: Any, target: Any) -> Explanation:
@@ -65,6 +83,8 @@ class Smoothing(ABC):
             try:
                 return _maps_of(self.method(inputs.raw, None if target is None else target.pick(image_index)))
             except NotFiniteError as error:
+                if self.on_nonfinite == "nan":
+                    return [maps.new_full((len(image_index), *maps.shape[1:]), torch.nan) for maps in sums]
                 raise not_finite_in_copies(error, image_index) from error
 
         def add(rows: slice, found: list[Tensor]) -> None:

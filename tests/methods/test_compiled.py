@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -254,3 +258,95 @@ def test_images_that_are_not_finite_cost_only_themselves(images: Tensor) -> None
         found = fast(images, 1)
     assert found.missing.tolist() == [False, True]
     torch.testing.assert_close(found.maps[0], clean.maps[0])
+
+
+class Pair(Network):
+    """A network of two inputs."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().forward(x) + other.mean((1, 2, 3))[:, None] * super().forward(other)
+
+
+def test_one_tensor_given_twice_is_two_inputs(images: Tensor) -> None:
+    model = Pair().eval()
+    fast, eager = compiled(camlib.GradCAM(model, "norm#1")), camlib.GradCAM(model, "norm#1")
+    for given in ((images, images), (images, images.flip(0) - 0.3)):
+        same(fast(given, 1), eager(given, 1))
+
+
+class Doing(Network):
+    """A network that does something else with its input first."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+        self.calls = 0
+        self.own = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self, x, super().forward)
+
+
+def counted(model: Doing, x: Tensor, forward: Any) -> Tensor:
+    model.calls += 1
+    return forward(x) + model.calls
+
+
+DEPENDENT = {
+    "percentile": (lambda m, x, f: f(x / float(np.percentile(x.numpy(), 90))), "read into Python"),
+    "tolist": (lambda m, x, f: f(x / x.amax().reshape(1).tolist()[0]), "read into Python"),
+    "nonzero": (lambda m, x, f: f(x * (1 + len((x > 0.9).nonzero()) / 10)), "shape of a tensor depends on numbers"),
+    "unique": (lambda m, x, f: f(x * torch.unique((4 * x).round()).numel()), "shape of a tensor depends on numbers"),
+    "mask": (lambda m, x, f: f(x - x[x > 0.5].sum() / 100), "shape of a tensor depends on numbers"),
+    "counter": (counted, "other outputs"),
+    "array among the outputs": (lambda m, x, f: {"logits": f(x), "n": 3}, "the outputs hold a int"),
+    "statistics": (
+        lambda m, x, f: f(F.batch_norm(x, m.own.running_mean, m.own.running_var, None, None, True)),
+        "changes its own state",
+    ),
+    "data": (lambda m, x, f: (m.own.weight.data.copy_(x.mean()), f(x))[1], "state"),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_what_a_graph_would_repeat_silently_is_not_compiled(name: str, images: Tensor) -> None:
+    change, why = DEPENDENT[name]
+    model = Doing(change).eval()
+    with pytest.warns(camlib.CamlibWarning, match=f"runs eagerly: .*{why}"):
+        compiled(camlib.GradCAM(model, "norm"))(images, 1)
+
+
+def test_hooks_of_gradients_and_of_all_modules_are_noticed(images: Tensor) -> None:
+    model = Network().eval()
+    fast, eager = compiled(camlib.GradCAM(model, "features.0")), camlib.GradCAM(model, "features.0")
+    same(fast(images, 1), eager(images, 1))
+    handle = model.features[3].register_full_backward_hook(lambda module, given, found: (3 * given[0],))
+    same(fast(images, 1), eager(images, 1))
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: 1.5 * output)
+    try:
+        same(fast(images, 1), eager(images, 1))
+    finally:
+        handle.remove()
+    same(fast(images, 1), eager(images, 1))
+
+
+def test_calls_that_are_not_compiled_keep_no_inputs(images: Tensor) -> None:
+    fast, kept = compiled(camlib.GradCAM(Branching().eval(), "norm")), []
+    for _ in range(3):
+        given = images.clone()
+        kept.append(weakref.ref(given))
+        with warnings.catch_warnings(action="ignore"):
+            fast(given, 1)
+        del given
+    gc.collect()
+    assert not any(one() is not None for one in kept)
+
+
+def test_smoothing_around_a_compiled_method_is_compiled(images: Tensor) -> None:
+    model = Network().eval()
+    fast, eager = compiled(camlib.GradCAM(model, "norm")), camlib.GradCAM(model, "norm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", camlib.CamlibWarning)
+        found = camlib.NoiseAveraging(fast, 2, chunk_size=2)(images, [2, 0])
+    torch.testing.assert_close(found.maps, camlib.NoiseAveraging(eager, 2, chunk_size=2)(images, [2, 0]).maps)

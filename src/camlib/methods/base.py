@@ -27,7 +27,7 @@ from camlib.explanation import Explanation
 from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames, Tokens
 from camlib.layers.names import resolve_layers
-from camlib.methods.compiled import Compiled, state_of
+from camlib.methods.compiled import Compiled
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_arguments, refuses_unknown_options
 from camlib.methods.partial import explained_where_finite, forgotten_after_errors, without_frames
@@ -188,7 +188,7 @@ class Method(ABC):
         if self._compiled is None:
             return explain_together([self], inputs, target)[0]
         return self._compiled(
-            [*state_of(self.model), *(value for name, value in vars(self).items() if not name.startswith("_"))],
+            self,
             lambda given, of: explain_together([self], given, of)[0],
             self._unchecked if self.compiles else None,
             self.network.ready(inputs),
@@ -200,9 +200,15 @@ class Method(ABC):
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
         Methods of gradients and activations are compiled, for the logits of classes. Other calls run eagerly, and a
-        warning says why. A graph is recorded again after modules, parameters, buffers or hooks of the model are
-        replaced, or options of the method. Numbers in place, as in training, need no new graph; after a change of a
-        module's other attributes, call :meth:`compile` again.
+        warning says why: in float16, for other targets, and where the model's Python code reads numbers, draws random
+        numbers, changes the model's parameters or buffers, or returns more than tensors. Each graph is compared with
+        eager calls, also of other images, before it is used.
+
+        A graph is recorded again after modules, parameters, buffers or hooks of the model are replaced, or options of
+        the method. Numbers that change in place, as in training, need no new graph. Call :meth:`compile` again after
+        another change: of a module's other attributes, of an object that is an option, or of what ``forward=`` reads.
+        The Python code of the model and of its hooks runs only while a graph is recorded. A warning of a saturated
+        probability appears only then, too.
 
         Args:
             **options: those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.

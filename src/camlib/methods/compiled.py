@@ -14,10 +14,11 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from camlib import targets
 from camlib.errors import CamlibError, CamlibValueError, CamlibWarning
@@ -25,7 +26,7 @@ from camlib.explanation import Explanation
 from camlib.inputs import Inputs
 from camlib.inputs.nested import map_tensors, tensors_in
 from camlib.inputs.outputs import SHARED, is_shared
-from camlib.passes.network import modules_of
+from camlib.passes.network import modules_of, state
 from camlib.targets.classes import BoundLogits, all_logits
 from camlib.targets.indices import class_indices
 
@@ -72,7 +73,7 @@ class Graph:
         with torch.inference_mode(False), torch.no_grad(), _without_autocast(tensors[0].device):
             if tensors[0].is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
-            found = list(self.run(*tensors))
+            found = [one.detach() for one in self.run(*tensors)]
             if tensors[0].is_cuda:
                 found = [one.clone() for one in found]  # the next run of a CUDA graph overwrites them
         maps, scores, classes, passed, *others = found
@@ -91,21 +92,23 @@ class Graph:
         return Explanation(**fields)
 
 
-def record(unchecked: Unchecked, inputs: Inputs, classes: Any, explanation: Explanation) -> Graph:
-    """Record a call of a method as a graph.
+def record(
+    unchecked: Unchecked, eager: Eager, model: nn.Module, inputs: Inputs, classes: Any, explanation: Explanation
+) -> Graph:
+    """Record a call of a method as a graph, and compare the graph with eager calls, also of other images.
 
     Args:
         unchecked: the method's call.
-        inputs: its inputs, which the method has explained before.
+        eager: the same with checks.
+        model: the model, whose state a graph must not change.
+        inputs: inputs that the method has explained before.
         classes: None, :class:`camlib.TopK`, or class indices (N,) or (N, K).
         explanation: the explanation of these inputs.
 
     Raises:
-        CannotCompileError: the call is not a fixed sequence of tensor operations, or the graph gives other maps.
+        CannotCompileError: the call is not a fixed sequence of tensor operations, or the graph gives something else.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    given = (*inputs.tensors, classes) if isinstance(classes, Tensor) else inputs.tensors
+    map_tensors(lambda tensor: tensor, explanation.outputs, _refuse_output)
 
     def call(*tensors: Tensor) -> list[Tensor]:
         parts = iter(tensors)
@@ -114,29 +117,113 @@ def record(unchecked: Unchecked, inputs: Inputs, classes: Any, explanation: Expl
         explained = found.target if isinstance(found.target, Tensor) else found.scores
         return [found.maps, found.scores, explained, passed, *found.layers.values(), *tensors_in(found.outputs)]
 
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            graph = make_fx(call)(*given)
-    except CamlibError:
-        raise
-    except Exception as error:  # what a model does in Python can fail in any way
-        raise CannotCompileError(f"it is not a fixed sequence of tensor operations: {_short(error)}") from error
-    _refuse_state(graph)
-    recorded = Graph(graph, Explanation(**map_tensors(_without_numbers, vars(explanation))))
-    again = recorded.explanation(*given)
-    if again is None or not _agree(again.maps, explanation.maps):
-        raise CannotCompileError("the recorded graph gives other maps: the model does not do the same in every call")
+    with _unchanged(model):
+        recorded = _recorded(call, given_to_graph(inputs, classes), explanation)
+        others = inputs.map(_changed)
+        try:
+            expected = eager(others, classes)
+        except CamlibError as error:
+            raise CannotCompileError(f"it cannot be verified on other inputs: {_short(error)}") from error
+        _refuse_difference(recorded.explanation(*given_to_graph(others, classes)), expected)
     return recorded
 
 
-def _refuse_state(graph: fx.GraphModule) -> None:
+def _recorded(call: Callable[..., list[Tensor]], given: tuple[Tensor, ...], explanation: Explanation) -> Graph:
+    """The graph of a call, which gives the explanation again."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with torch.inference_mode(False), torch.no_grad(), _NoNumbers():
+            graph = make_fx(call)(*(tensor.clone() for tensor in given))  # no two of them are the same tensor
+    except (CamlibError, CannotCompileError):
+        raise
+    except Exception as error:  # what a model does in Python can fail in any way
+        raise CannotCompileError(f"it is not a fixed sequence of tensor operations: {_short(error)}") from error
+    _refuse_operations(graph)
+    like = Explanation(**map_tensors(_without_numbers, vars(explanation)))
+    recorded = Graph(graph.forward, like)  # a call of the graph itself would run the hooks on all modules
+    _refuse_difference(recorded.explanation(*given), explanation)
+    return recorded
+
+
+def _changed(tensor: Tensor) -> Tensor:
+    """Other numbers, such as those of another image."""
+    return 0.6 * tensor + 0.3 * tensor.roll(1, -1) if tensor.is_floating_point() else tensor
+
+
+def given_to_graph(inputs: Inputs, classes: Any) -> tuple[Tensor, ...]:
+    """Return what a graph is called with: the tensors of the inputs, and class indices where they are given."""
+    tensors = (*inputs.tensors, classes) if isinstance(classes, Tensor) else inputs.tensors
+    return tuple(
+        tensor.detach() if type(tensor) is Tensor else tensor.detach().as_subclass(Tensor) for tensor in tensors
+    )
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Refuses functions that hand numbers of tensors to Python, which a recorded graph would repeat."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _TO_PYTHON:
+            raise CannotCompileError(f"numbers of tensors are read into Python, by {function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+_TO_PYTHON = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__})
+
+
+def _refuse_output(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    raise CannotCompileError(f"the outputs hold a {type(value).__name__} beside tensors")
+
+
+def _refuse_difference(found: Explanation | None, expected: Explanation) -> None:
+    """Refuse a graph whose explanation is not that of the eager call."""
+    if found is None or not _agree(found.maps, expected.maps):
+        raise CannotCompileError("the graph gives other maps: the model does not do the same in every call")
+    pairs = zip(tensors_in(found.outputs), tensors_in(expected.outputs), strict=True)
+    if not all(_agree(one, other) for one, other in [(found.scores, expected.scores), *pairs]):
+        raise CannotCompileError("the graph gives other outputs: the model does not do the same in every call")
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Refuse a graph that changes parameters or buffers inside the block, and restore these."""
+    before = [(tensor, tensor.detach().clone()) for tensor in state(model)]
+    changed = []
+    try:
+        yield
+    finally:
+        changed = [(one, copy) for one, copy in before if not torch.equal(one.nan_to_num(), copy.nan_to_num())]
+        with torch.no_grad():
+            for tensor, copy in changed:
+                tensor.copy_(copy)
+    if changed:
+        raise CannotCompileError("the model changes its own state")
+
+
+def _refuse_operations(graph: fx.GraphModule) -> None:
+    """Refuse operations whose results are no function of their arguments, or whose shape depends on numbers."""
     for node in graph.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
+        if _has_any_shape(node):
+            raise CannotCompileError(f"the shape of a tensor depends on numbers ({node.target})")
         if torch.Tag.nondeterministic_seeded in node.target.tags and _dropout_of(node) != 0:
             raise CannotCompileError(f"it draws random numbers ({node.target})")
         if node.target._schema.is_mutable and node.args and getattr(node.args[0], "op", "") == "get_attr":
             raise CannotCompileError(f"the model changes its own state ({node.target})")
+
+
+def _has_any_shape(node: fx.Node) -> bool:
+    """Whether the shape of an operation's result depends on numbers; that of an index depends only on its masks."""
+    if torch.Tag.dynamic_output_shape not in node.target.tags:  # type: ignore[union-attr]
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    indices: Any = node.args[1]
+    found = [one.meta.get("val") for one in indices if one is not None]
+    return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in found)
 
 
 def _dropout_of(node: fx.Node) -> Any:
@@ -159,6 +246,11 @@ def _noted(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _agree(maps: Tensor, expected: Tensor) -> bool:
+    """Whether numbers are the same up to rounding."""
+    if not expected.is_floating_point() or not expected.numel():
+        return torch.equal(maps, expected)
+    if bool(expected.isnan().all()):  # no score
+        return bool(maps.isnan().all())
     tolerance = torch.finfo(expected.dtype).eps ** 0.5
     return bool(((maps - expected).abs() <= tolerance * expected.abs().max()).all())
 
@@ -184,8 +276,8 @@ class Compiled:
             torch.compile(nn.Identity(), **self.options)
         except Exception as error:  # what torch raises depends on the option
             raise CamlibValueError(f"torch.compile does not take the options {options}: {error}") from error
-        self._graphs: dict[Hashable, Graph | CannotCompileError] = {}
-        self._tables: dict[Hashable, Tensor] = {}
+        self._graphs: dict[Hashable, Graph | str] = {}
+        self._tables: dict[Hashable, Tensor | None] = {}
         self._state: list[Any] = []
         self._warned: set[str] = set()
         self._lock = threading.RLock()
@@ -195,19 +287,19 @@ class Compiled:
         return Compiled, (self.options,)
 
     def __call__(
-        self, state: list[Any], eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
+        self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation:
         """Explain by a compiled graph; eagerly, with one warning for each reason, where there is none.
 
         Args:
-            state: objects of the method that the graph depends on, besides the network's.
+            method: the method, on whose model and options a graph depends.
             eager: the method's call.
             unchecked: the same without checks; None for a method that cannot be compiled.
             inputs: its inputs.
             target: its target.
         """
         try:
-            explanation = self._explanation(state, eager, unchecked, inputs, target)
+            explanation = self._explanation(method, eager, unchecked, inputs, target)
         except CannotCompileError as error:
             self._warn(str(error))
             explanation = None
@@ -219,17 +311,20 @@ class Compiled:
             warnings.warn(f"the call is not compiled, it runs eagerly: {why}", CamlibWarning, stacklevel=5)
 
     def _explanation(
-        self, state: list[Any], eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
+        self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation | None:
         if unchecked is None:
             raise CannotCompileError("only methods of gradients and activations are compiled")
-        classes = target.classes if type(target) is targets.Classes else target
+        classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
         if isinstance(classes, targets.Target) or callable(classes):
             raise CannotCompileError("the target is neither class indices nor None; only the logits of classes compile")
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")
+        if any(tensor.layout != torch.strided for tensor in inputs.tensors):
+            raise CannotCompileError("the inputs hold sparse tensors")
         kind = _kind(inputs.raw), _autocast_of(inputs.tensors[0].device)
         with self._lock:
+            state = list(_state_of(method))
             if len(state) != len(self._state) or any(map(operator.is_not, state, self._state)):
                 self._graphs.clear()
                 self._tables.clear()
@@ -238,40 +333,47 @@ class Compiled:
             if kind not in self._tables:
                 explanation = eager(inputs, target)
                 self._tables[kind] = _table_like(explanation)
-            if classes is not None and not isinstance(classes, targets.TopK):
-                classes = class_indices(classes, self._tables[kind])
+            table = self._tables[kind]
+            if classes is not None and table is None:
+                raise CannotCompileError("the outputs hold no scores of classes")
+            if table is not None and classes is not None and not isinstance(classes, targets.TopK):
+                classes = class_indices(classes, table)
             key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
             if key not in self._graphs:
                 explanation = eager(inputs, target) if explanation is None else explanation
-                self._graphs[key] = self._compiled(unchecked, inputs, classes, explanation)
+                self._graphs[key] = self._compiled(method, eager, unchecked, inputs, classes, explanation)
                 while len(self._graphs) > MAX_GRAPHS:
                     del self._graphs[next(iter(self._graphs))]
             graph = self._graphs[key]
-        if isinstance(graph, CannotCompileError):
-            raise graph
-        given = (*inputs.tensors, classes) if isinstance(classes, Tensor) else inputs.tensors
+        if isinstance(graph, str):
+            raise CannotCompileError(graph)
         try:
-            return graph.explanation(*given)
+            return graph.explanation(*given_to_graph(inputs, classes))
         except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
-            failed = CannotCompileError(f"torch.compile failed: {_short(error)}")
-            self._graphs[key] = failed
-            raise failed from error
+            self._graphs[key] = f"torch.compile failed: {_short(error)}"
+            raise CannotCompileError(self._graphs[key]) from error
 
     def _compiled(
-        self, unchecked: Unchecked, inputs: Inputs, classes: Any, explanation: Explanation
-    ) -> Graph | CannotCompileError:
+        self,
+        method: Compilable,
+        eager: Eager,
+        unchecked: Unchecked,
+        inputs: Inputs,
+        classes: Any,
+        explanation: Explanation,
+    ) -> Graph | str:
         """The compiled graph of a call, or why there is none."""
         try:
-            graph = record(unchecked, inputs, classes, explanation)
+            graph = record(unchecked, eager, method.model, inputs, classes, explanation)
         except CannotCompileError as error:
-            return error
+            return str(error)
         return Graph(torch.compile(graph.run, **self.options), graph.like)
 
 
-def _table_like(explanation: Explanation) -> Tensor:
-    """A tensor (N, C) that has the shape and the device of the scores of all classes, without memory."""
+def _table_like(explanation: Explanation) -> Tensor | None:
+    """A tensor (N, C) that has the shape and the device of the scores of all classes; None if there are no scores."""
     if explanation.quantity == "none":
-        return explanation.scores[:, None]
+        return None
     try:
         table = all_logits(explanation.outputs)
     except CamlibError as error:
@@ -296,18 +398,36 @@ def _autocast_of(device: torch.device) -> Hashable:
     return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
 
 
-def state_of(model: nn.Module) -> Iterator[Any]:
-    """Yield the objects of a model that a graph depends on: its modules, parameters, buffers and hooks.
+class Compilable(Protocol):
+    """What a graph is recorded of."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+
+def _state_of(method: Compilable) -> Iterator[Any]:
+    """Yield the objects that a graph depends on: the method's options, and the model's modules, tensors and hooks.
 
     A change of their numbers in place is no change of the graph.
     """
-    for module in modules_of(model):
+    yield from (value for name, value in vars(method).items() if name not in ("_found", "_compiled"))
+    everywhere = vars(torch.nn.modules.module)
+    for name, hooks in everywhere.items():
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            yield from hooks.values()
+    for module in modules_of(method.model):
         yield module
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield from (tensor, tensor.dtype, sys.intern(str(tensor.device)))
-        yield from module._forward_hooks.values()
-        yield from module._forward_pre_hooks.values()
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            yield from hooks.values()
 
 
 def _short(error: Exception) -> str:

@@ -94,11 +94,14 @@ def explained_where_finite(
                 fields["target"] = bound.explained
             return Explanation(**fields)
         why = "no image is left whose numbers are finite" if not left else "it is not known which images to leave out"
+        if left and not isinstance(last, NotFiniteError):
+            why = ""  # the error has another cause
     except CamlibError as later:
         last = later
     if last is not error and not isinstance(last, NotFiniteError):
         why = f"the other images cannot be explained without them: {last}"
-    error.add_note(f'on_nonfinite="nan" has no effect here: {why}')
+    if why:
+        error.add_note(f'on_nonfinite="nan" has no effect here: {why}')
     raise error
 
 

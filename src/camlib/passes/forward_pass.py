@@ -86,6 +86,7 @@ class ForwardPass:
         self.noted = noted
         self.leaf = leaf
         self.image_index = image_index
+        """(N,), the number of each image; of copies of images, that of the image."""
         self.checks = Checks()
         """The checks of all numbers, which are evaluated together, once for all methods that share the pass."""
         self.layers: Sequence[str] = tuple(features)

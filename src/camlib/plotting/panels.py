@@ -42,10 +42,14 @@ def checked_axes(axes: Any) -> list[Axes]:
         if one.name != "rectilinear":
             raise CamlibValueError(f"axes must have two straight axes, got a projection {one.name!r}")
         if one.figure is None or one not in one.figure.axes:
-            raise CamlibValueError("axes must be part of a figure, got one that was removed from its figure")
+            raise CamlibValueError(
+                "axes must be those of a figure, got one that was removed from its figure, or an inset"
+            )
+    if not given:
+        raise CamlibValueError("axes are empty; give at least one")
     if len(set(given)) < len(given):
         raise CamlibValueError("each of axes can hold one picture, and one of them is given twice")
     figures = {one.figure for one in given}
     if len(figures) != 1:
-        raise CamlibValueError(f"axes must be one or more of the same figure or subfigure, got those of {len(figures)}")
+        raise CamlibValueError(f"axes must be of one figure or subfigure, got those of {len(figures)}")
     return given
