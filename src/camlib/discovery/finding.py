@@ -35,9 +35,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from camlib.discovery.confirmation import followed, is_followed, layout_by_positions
+from camlib.discovery.confirmation import covered_part, followed, is_followed, layout_by_positions
 from camlib.discovery.graph import FAR, Graph, Records, Tapped
 from camlib.discovery.perturbation import problem_by_perturbation
+from camlib.discovery.positions import Positions
 from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
@@ -321,7 +322,19 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
         scripted.refuse_after(-1)
         raise
     scripted.refuse_after(found.last.order)
+    _remember(network, inputs, found, positions)
     return found
+
+
+def _remember(network: Network, inputs: Inputs, found: _Found, positions: Positions) -> None:
+    """Keep where the cells of the map to explain lie, so that the next pass need not follow the positions again."""
+    axes, layout = found.located[found.last]
+    place = found.last.place
+    if network.reshape is not None or not is_followed(place, axes):
+        return
+    network.located.note_norms(positions.met_norms_of_maps and positions.met_transpositions)
+    covered = covered_part(place, layout.grid, inputs, axes)
+    network.located.add(found.name(found.last), inputs, axes, layout, tuple(found.last.tensor.shape), covered)
 
 
 def _chosen(

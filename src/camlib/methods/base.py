@@ -565,8 +565,7 @@ def _pass(
             return forward_pass
     forward_pass = once(follow=True)
     positions = forward_pass.noted["positions"]
-    misread = positions.met_norms_of_maps and positions.met_transpositions
-    network.located.misread_norms = bool(network.located.misread_norms) or misread
+    network.located.note_norms(positions.met_norms_of_maps and positions.met_transpositions)
     locate(network, inputs, forward_pass.watch.tensors(), positions)
     axes = image_axes(network, inputs, layers)
     if whole and inputs.along(axes) is not inputs:  # the leaf has other axes

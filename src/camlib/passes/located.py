@@ -104,10 +104,14 @@ class LocatedLayers:
             found.layouts[without_images(shape, images)] = layout
         self._known[layer, inputs.kind] = found
 
+    def note_norms(self, misread: bool) -> None:
+        """Store whether PyTorch may compute a batch norm's gradient wrongly, as a pass showed."""
+        self.misread_norms = bool(self.misread_norms) or misread
+
     def learn(self, other: LocatedLayers) -> None:
         """Merge what another method knows about the same network."""
         if other.misread_norms is not None:
-            self.misread_norms = bool(self.misread_norms) or other.misread_norms
+            self.note_norms(other.misread_norms)
         for key, theirs in other._known.items():
             mine = self._known.get(key)
             if mine is None or (theirs.of_several and not mine.of_several):
