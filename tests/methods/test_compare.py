@@ -217,7 +217,7 @@ def test_other_targets_are_compared(model, images):
         (["grad_cam", "hires_cam", "finer_cam"], 1, 2),
         (["grad_cam", "hires_cam", "shapley_cam"], 1, 2),
         (["grad_cam", "finer_cam", "shapley_cam", "eigen_cam"], 1, 3),
-        (["grad_cam", "smooth_grad_cam_plus_plus"], 9, 9),
+        (["grad_cam", "smooth_grad_cam_plus_plus"], 3, 3),  # the first copy is measured, the other seven run together
     ],
     ids=str,
 )
