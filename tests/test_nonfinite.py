@@ -176,8 +176,8 @@ TARGETS: dict[str, Callable[[list[int]], Any]] = {
     "MultiLabel": lambda kept: targets.MultiLabel(LABELS[kept]),
     "Similarity": lambda kept: targets.Similarity(WEIGHTS[kept]),
     "a bound target": lambda kept: targets.BoundLogits(torch.tensor([0, 1, 2, 1, 0])[kept]),
-    "a target of one's own": lambda kept: Lightest(),
-    "a bound target of one's own": lambda kept: Weighted(WEIGHTS[kept]),
+    "a custom target": lambda kept: Lightest(),
+    "a custom bound target": lambda kept: Weighted(WEIGHTS[kept]),
 }
 """Targets of some of five images."""
 

@@ -178,11 +178,11 @@ THREE_AXES = {
     "gray pictures": (1, (9, 12, 16), "9 pictures without the axis of the channels: give images[:, None]", None),
     "gray for colour": (3, (20, 12, 16), "20 pictures without the axis of the channels: give images[:, None].ex", None),
 }
-"""Channels of the network, a shape with an axis too few, the way out, and what it gives."""
+"""Channels of the network, a shape that lacks an axis, the advice, and the batch that follows it."""
 
 
-@pytest.mark.parametrize(("channels", "shape", "way_out", "mend"), THREE_AXES.values(), ids=THREE_AXES)
-def test_pictures_with_an_axis_too_few_are_refused_with_their_shape_and_the_mend(channels, shape, way_out, mend):
+@pytest.mark.parametrize(("channels", "shape", "advice", "correct"), THREE_AXES.values(), ids=THREE_AXES)
+def test_images_that_lack_an_axis_are_refused_with_their_shape_and_advice(channels, shape, advice, correct):
     network, images = small_cnn().eval(), torch.rand(shape)
     network[0] = nn.Conv2d(channels, 4, 3, padding=1)
     said = re.escape(f"the images have shape {shape}, and the model takes a batch (N, C, H, W) with C = {channels}; ")
@@ -193,11 +193,11 @@ def test_pictures_with_an_axis_too_few_are_refused_with_their_shape_and_the_mend
         lambda: camlib.GradCAM(network)(images),
         lambda: camlib.metrics.deletion(network, images, torch.rand(len(images), *shape[1:])),
     ):
-        with pytest.raises(camlib.CamlibValueError, match=f"^{said}.*{re.escape(way_out)}"):
+        with pytest.raises(camlib.CamlibValueError, match=f"^{said}.*{re.escape(advice)}"):
             call()
-    mended = mend(images) if mend else images[:, None].expand(-1, channels, -1, -1)
-    values = camlib.evaluate(network, mended, ["grad_cam"], metrics=["sparseness"]).values
-    assert len(values[TableRow("grad_cam", "3")]["sparseness"]) == len(mended)
+    batch = correct(images) if correct else images[:, None].expand(-1, channels, -1, -1)
+    values = camlib.evaluate(network, batch, ["grad_cam"], metrics=["sparseness"]).values
+    assert len(values[TableRow("grad_cam", "3")]["sparseness"]) == len(batch)
 
 
 def test_a_data_loader_and_a_limit_of_images(model, images):

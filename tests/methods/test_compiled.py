@@ -74,7 +74,7 @@ def test_ints_lists_and_arrays_share_one_graph(images: Tensor) -> None:
     passes = model.passes
     for target in (0, 2, [1, 2], torch.tensor([0, 2]), torch.tensor([1, 1]).numpy()):
         same(fast(images, target), camlib.GradCAM(copy.deepcopy(model), "norm")(images, target))
-    assert model.passes == passes, "a class of its own made a new graph"
+    assert model.passes == passes, "a new graph was recorded for another class"
 
 
 @pytest.mark.filterwarnings("error::camlib.CamlibWarning")
@@ -299,7 +299,10 @@ DEPENDENT = {
     "unique": (lambda m, x, f: f(x * torch.unique((4 * x).round()).numel()), "shape of a tensor depends on numbers"),
     "mask": (lambda m, x, f: f(x - x[x > 0.5].sum() / 100), "shape of a tensor depends on numbers"),
     "counter": (counted, "other outputs"),
-    "array among the outputs": (lambda m, x, f: {"logits": f(x), "n": 3}, "the outputs hold a int"),
+    "number among the outputs": (
+        lambda m, x, f: {"logits": f(x), "n": 3},
+        "a value of type int",
+    ),
     "statistics": (
         lambda m, x, f: f(F.batch_norm(x, m.own.running_mean, m.own.running_var, None, None, True)),
         "changes its own state",
@@ -314,6 +317,24 @@ def test_what_a_graph_would_repeat_silently_is_not_compiled(name: str, images: T
     model = Doing(change).eval()
     with pytest.warns(camlib.CamlibWarning, match=f"runs eagerly: .*{why}"):
         compiled(camlib.GradCAM(model, "norm"))(images, 1)
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, x, f: f(x[:, [2, 0, 1]]),
+        lambda m, x, f: f(x[:, m.own.weight.long().cumsum(0) - 1]),
+        lambda m, x, f: f(torch.where(x > 0.5, x, 0.1 * x)),
+        lambda m, x, f: f(x * x.topk(3).values.mean()),
+    ],
+    ids=["index by a list", "index by the model's numbers", "where", "topk"],
+)
+def test_fixed_sequences_of_operations_are_compiled(change: Any, images: Tensor) -> None:
+    model = Doing(change).eval()
+    fast, eager = compiled(camlib.GradCAM(model, "norm")), camlib.GradCAM(model, "norm")
+    for given in (images, images.flip(0) - 0.2):
+        same(fast(given, 1), eager(given, 1))
 
 
 def test_hooks_of_gradients_and_of_all_modules_are_noticed(images: Tensor) -> None:

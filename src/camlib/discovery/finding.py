@@ -327,7 +327,7 @@ def _find_in(network: Network, inputs: Inputs) -> _Found:
 
 
 def _remember(network: Network, inputs: Inputs, found: _Found, positions: Positions) -> None:
-    """Keep where the cells of the map to explain lie, so that the next pass need not follow the positions again."""
+    """Store where the cells of the map to explain lie, so that the next pass does not follow positions again."""
     axes, layout = found.located[found.last]
     place = found.last.place
     if network.reshape is not None or not is_followed(place, axes):

@@ -161,7 +161,7 @@ class Graph:
         return found
 
     def _terms(self, node: Any) -> list[Any]:
-        """The inputs of a node. An element-wise operation counts only inputs of its own shape, if it has any."""
+        """The inputs of a node; for an element-wise operation, those with the shape of its result, if there are any."""
         inputs = self._inputs[node]
         if not re.match(_ELEMENTWISE_OPS, node.name()):
             return list(inputs)

@@ -118,13 +118,13 @@ def record(
         return [found.maps, found.scores, explained, passed, *found.layers.values(), *tensors_in(found.outputs)]
 
     with _unchanged(model):
-        recorded = _recorded(call, given_to_graph(inputs, classes), explanation)
+        recorded = _recorded(call, _given_to_graph(inputs, classes), explanation)
         others = inputs.map(_changed)
         try:
             expected = eager(others, classes)
         except CamlibError as error:
             raise CannotCompileError(f"it cannot be verified on other inputs: {_short(error)}") from error
-        _refuse_difference(recorded.explanation(*given_to_graph(others, classes)), expected)
+        _refuse_difference(recorded.explanation(*_given_to_graph(others, classes)), expected)
     return recorded
 
 
@@ -151,7 +151,7 @@ def _changed(tensor: Tensor) -> Tensor:
     return 0.6 * tensor + 0.3 * tensor.roll(1, -1) if tensor.is_floating_point() else tensor
 
 
-def given_to_graph(inputs: Inputs, classes: Any) -> tuple[Tensor, ...]:
+def _given_to_graph(inputs: Inputs, classes: Any) -> tuple[Tensor, ...]:
     """Return what a graph is called with: the tensors of the inputs, and class indices where they are given."""
     tensors = (*inputs.tensors, classes) if isinstance(classes, Tensor) else inputs.tensors
     return tuple(
@@ -174,7 +174,7 @@ _TO_PYTHON = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__})
 def _refuse_output(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
-    raise CannotCompileError(f"the outputs hold a {type(value).__name__} beside tensors")
+    raise CannotCompileError(f"the outputs hold not only tensors, but also a value of type {type(value).__name__}")
 
 
 def _refuse_difference(found: Explanation | None, expected: Explanation) -> None:
@@ -205,32 +205,26 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _refuse_operations(graph: fx.GraphModule) -> None:
     """Refuse operations whose results are no function of their arguments, or whose shape depends on numbers."""
     for node in graph.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
+        operation = node.target
+        if not isinstance(operation, torch._ops.OpOverload):
             continue
-        if _has_any_shape(node):
-            raise CannotCompileError(f"the shape of a tensor depends on numbers ({node.target})")
-        if torch.Tag.nondeterministic_seeded in node.target.tags and _dropout_of(node) != 0:
-            raise CannotCompileError(f"it draws random numbers ({node.target})")
-        if node.target._schema.is_mutable and node.args and getattr(node.args[0], "op", "") == "get_attr":
-            raise CannotCompileError(f"the model changes its own state ({node.target})")
+        names = [one.name for one in operation._schema.arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        if torch.Tag.dynamic_output_shape in operation.tags and not _is_index_of_integers(operation, given):
+            raise CannotCompileError(f"the shape of a tensor depends on numbers ({operation})")
+        is_attention_in_eval_mode = "dropout_p" in names and given.get("dropout_p", 0.0) == 0
+        if torch.Tag.nondeterministic_seeded in operation.tags and not is_attention_in_eval_mode:
+            raise CannotCompileError(f"it draws random numbers ({operation})")
+        if operation._schema.is_mutable and node.args and getattr(node.args[0], "op", "") == "get_attr":
+            raise CannotCompileError(f"the model changes its own state ({operation})")
 
 
-def _has_any_shape(node: fx.Node) -> bool:
-    """Whether the shape of an operation's result depends on numbers; that of an index depends only on its masks."""
-    if torch.Tag.dynamic_output_shape not in node.target.tags:  # type: ignore[union-attr]
+def _is_index_of_integers(operation: Any, given: Mapping[str, Any]) -> bool:
+    """Whether an operation indexes by integers: the shape of its result depends on numbers only for masks."""
+    if operation is not torch.ops.aten.index.Tensor:
         return False
-    if node.target is not torch.ops.aten.index.Tensor:
-        return True
-    indices: Any = node.args[1]
-    found = [one.meta.get("val") for one in indices if one is not None]
-    return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in found)
-
-
-def _dropout_of(node: fx.Node) -> Any:
-    """The share that an attention drops, which is 0 in eval mode; None of other operations."""
-    names = [one.name for one in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return given.get("dropout_p", 0.0) if "dropout_p" in names else None
+    found = [one.meta.get("val") for one in given["indices"] if one is not None]
+    return all(isinstance(one, Tensor) and one.dtype not in (torch.bool, torch.uint8) for one in found)
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:
@@ -348,7 +342,7 @@ class Compiled:
         if isinstance(graph, str):
             raise CannotCompileError(graph)
         try:
-            return graph.explanation(*given_to_graph(inputs, classes))
+            return graph.explanation(*_given_to_graph(inputs, classes))
         except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
             self._graphs[key] = f"torch.compile failed: {_short(error)}"
             raise CannotCompileError(self._graphs[key]) from error

@@ -47,7 +47,7 @@ class Copies:
         return self.change(self.inputs.pick(image_index, images), number // images), image_index
 
     def by_copy(self, values: Tensor, rows: slice) -> Tensor:
-        """Return values (rows, ...) of a slice of rows as (copies, N, ...); 0 for rows beside the slice."""
+        """Return values (rows, ...) of a slice of rows as (copies, N, ...); rows outside the slice are 0."""
         images = self.inputs.count
         before, after = rows.start % images, -rows.stop % images
         padded = F.pad(values, (0, 0) * (values.dim() - 1) + (before, after)) if before or after else values

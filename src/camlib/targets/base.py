@@ -107,10 +107,10 @@ class BoundTarget(Target):
         return self
 
     def pick(self, index: Tensor) -> BoundTarget:
-        """Return the target for some of its images, or for copies of them, which are numbered anew.
+        """Return the target for a selection of its images, which may repeat; they are numbered from 0 again.
 
         Args:
-            index: (rows,), the number of the image that each of them is.
+            index: (rows,), the number of each selected image.
 
         Example:
             >>> import camlib, torch
@@ -135,11 +135,11 @@ class BoundTarget(Target):
 
 
 class Picked(BoundTarget):
-    """A target for some of the images that another one is bound to, or for copies of them.
+    """A target for a selection of the images that another one is bound to; an image may be selected repeatedly.
 
     Args:
         target: bound to all images.
-        index: (rows,), the number of the image that each of them is.
+        index: (rows,), the number of each selected image.
     """
 
     def __init__(self, target: BoundTarget, index: Tensor) -> None:
