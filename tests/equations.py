@@ -510,6 +510,86 @@ def le_grad(gradients: Sequence[Tensor], grid: tuple[int, int], *, prefix: int =
     return maps, maps.abs()
 
 
+def generic_attention(
+    blocks: Sequence[tuple[Tensor, Tensor]], grid: tuple[int, int], rows: Sequence[Sequence[int]], *, prefix: int = 1
+) -> MapsAndScale:
+    """Chefer 2021, equations 5 and 6, for blocks of (A, d s / d A), each (N, heads, tokens, tokens).
+
+    The paper reads the row of the class token; here the mean over ``rows`` of each image, without the identity, and
+    without the first ``prefix`` columns.
+    """
+    images, _, _, tokens = blocks[0][0].shape
+    maps = np.zeros((images, tokens))
+    for n in range(images):
+        relevance = np.eye(tokens)
+        for a, g in blocks:
+            relevance = relevance + _positive(a, g, n) @ relevance
+        for row in rows[n]:
+            maps[n] += (relevance - np.eye(tokens))[row] / len(rows[n])
+    found = torch.from_numpy(maps[:, prefix:].reshape(images, *grid))
+    return found, found.abs()
+
+
+def _positive(attention: Tensor, gradient: Tensor, n: int) -> Array:
+    """Equation 5 for one image: the mean over the heads of the positive part of gradient times attention."""
+    a, g = _array(attention)[n], _array(gradient)[n]
+    mean = np.zeros(a.shape[1:])
+    for h in range(len(a)):
+        for position in np.ndindex(mean.shape):
+            mean[position] += max(g[h][position] * a[h][position], 0.0) / len(a)
+    return mean
+
+
+def generic_attention_of_decoder(
+    encoder: Sequence[tuple[Tensor, Tensor]],
+    decoder: Sequence[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+    rows: Sequence[int],
+) -> Tensor:
+    """Chefer 2021, equations 5 to 10, for an encoder of the image and blocks of self- and cross-attention of queries.
+
+    ``rows`` has each image's query. Returns (N, image tokens).
+    """
+    found = []
+    for n, row in enumerate(rows):
+        tokens, queries = encoder[0][0].shape[2], decoder[0][0][0].shape[2]
+        of_image, of_queries, between = np.eye(tokens), np.eye(queries), np.zeros((queries, tokens))
+        for block in encoder:
+            of_image = of_image + _positive(*block, n) @ of_image
+        for own, across in decoder:
+            own_positive, positive = _positive(*own, n), _positive(*across, n)
+            of_queries, between = of_queries + own_positive @ of_queries, between + own_positive @ between
+            left, right = np.eye(queries), np.eye(tokens)
+            for normalized, relevance in ((left, of_queries), (right, of_image)):
+                added = relevance - np.eye(len(relevance))
+                for i, sums in enumerate(added.sum(1)):
+                    if sums > 0:
+                        normalized[i] += added[i] / sums
+            between = between + left.T @ positive @ right
+        found.append(torch.from_numpy(between[row]))
+    return torch.stack(found)
+
+
+def attention_rollout(
+    attention: Sequence[Tensor], grid: tuple[int, int], rows: Sequence[int], *, prefix: int = 1
+) -> MapsAndScale:
+    """Abnar and Zuidema 2020: the product over blocks of half the mean attention and half the identity; one row."""
+    found = []
+    for n, row in enumerate(rows):
+        rollout = np.eye(attention[0].shape[3])
+        for weights in attention:
+            mean = sum(_array(head) for head in weights[n]) / weights.shape[1]
+            rollout = (0.5 * mean + 0.5 * np.eye(len(mean))) @ rollout
+        found.append(torch.from_numpy(rollout[row, prefix:].reshape(*grid)))
+    maps = torch.stack(found)
+    return maps, maps.abs()
+
+
+def vit_attention(model: nn.Module, images: Tensor, score: Score) -> list[tuple[Tensor, Tensor]]:
+    """Each block's attention and the gradient of the network's own score with respect to it."""
+    logits, attentions, _ = vit_by_hand(model, images)
+    return list(zip(attentions, torch.autograd.grad(score(logits).sum(), attentions), strict=True))
+
+
 def vit_by_hand(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """torchvision's VisionTransformer with its attention written out.
 

@@ -6,6 +6,7 @@ The classes of ``camlib`` run the passes and call these functions. Two functions
 """
 
 from camlib.methods.ablation_cam import ablation_cam as ablation_cam
+from camlib.methods.attention_rollout import attention_rollout as attention_rollout
 from camlib.methods.baselines import center_gaussian as center_gaussian
 from camlib.methods.baselines import random_cam as random_cam
 from camlib.methods.baselines import sobel as sobel
@@ -17,6 +18,7 @@ from camlib.methods.fem import fem as fem
 from camlib.methods.full_grad import FullGradients as FullGradients
 from camlib.methods.full_grad import full_grad as full_grad
 from camlib.methods.full_grad import full_gradients as full_gradients
+from camlib.methods.generic_attention import generic_attention as generic_attention
 from camlib.methods.grad_cam import grad_cam as grad_cam
 from camlib.methods.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
 from camlib.methods.guided import guided_backprop as guided_backprop

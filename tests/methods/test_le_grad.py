@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import camlib
-from camlib.methods.le_grad import LeGrad, _Attention
+from camlib.methods.attention import _Attention
+from camlib.methods.le_grad import LeGrad
 from tests import equations
 from tests.networks import small_cnn
 

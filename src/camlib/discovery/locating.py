@@ -92,6 +92,27 @@ def keys_layout(network: Network, inputs: Inputs, attention: Tensor, positions: 
     return None
 
 
+def queries_are_keys(inputs: Inputs, attention: Tensor, positions: Positions) -> bool:
+    """Whether the queries of an attention (N, heads, tokens, tokens) were seen to lie where its keys lie.
+
+    Args:
+        inputs: the network's inputs in the pass.
+        attention: from the pass.
+        positions: the positions that were followed in the pass.
+    """
+    place = positions.of(attention)
+    for axes in inputs.possible_axes():
+        pairs = [(place.get((axes.tensor, axis)), place.get((axes.tensor, ~axis))) for axis in axes.spatial]
+        if all(
+            queries is not None
+            and keys is not None
+            and torch.equal(queries.compact().values.mT.nan_to_num(-1), keys.compact().values.nan_to_num(-1))
+            for queries, keys in pairs
+        ):
+            return True
+    return False
+
+
 def image_axes(network: Network, inputs: Inputs, layers: Iterable[str]) -> ImageAxes | None:
     """Return where the images are that some located layers are maps of.
 

@@ -16,6 +16,7 @@ from camlib.methods.full_grad import FullGrad as FullGrad
 from camlib.methods.guided import GuidedBackprop as GuidedBackprop
 from camlib.methods.guided import GuidedGradCAM as GuidedGradCAM
 from camlib.methods.le_grad import LeGrad as LeGrad
+from camlib.methods.generic_attention import GenericAttention as GenericAttention
 from camlib.methods.cam import CAM as CAM
 from camlib.methods.eigen_cam import EigenCAM as EigenCAM
 from camlib.methods.kpca_cam import KPCACAM as KPCACAM
@@ -27,6 +28,7 @@ from camlib.methods.score_cam import ISCAM as ISCAM
 from camlib.methods.ablation_cam import AblationCAM as AblationCAM
 from camlib.methods.rise import RISE as RISE
 from camlib.methods.occlusion import Occlusion as Occlusion
+from camlib.methods.attention_rollout import AttentionRollout as AttentionRollout
 from camlib.methods.baselines import RandomCAM as RandomCAM
 from camlib.methods.baselines import CenterGaussian as CenterGaussian
 from camlib.methods.baselines import Sobel as Sobel
