@@ -1,4 +1,4 @@
-"""Methods that perturb, with options that make them cheap: the tests that every method passes need no more."""
+"""What tests of every method need: options that make a method cheap, and which methods need attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable
 import camlib
 
 OPTIONS = {"rise": {"samples": 16, "cells": 3}, "ss_cam": {"samples": 2}, "is_cam": {"samples": 2}}
+
+OF_ATTENTION = {name for name, method in camlib.METHODS.items() if method.reads == "attention"}
+"""Methods that explain only networks with attention."""
 
 
 def cheap(name: str) -> Callable[..., camlib.methods.Method]:

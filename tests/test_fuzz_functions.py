@@ -59,6 +59,7 @@ MADE_BY_CAMLIB = {
 """Types of results, and bases of classes: nobody but camlib makes them of numbers."""
 
 BOXES = torch.tensor([[1, 1, 5, 5], [2, 2, 6, 6]])
+SQUARE = torch.rand(2, 3, 4, 4)
 VALID: dict[str, Any] = {
     "model": MODEL, "inputs": IMAGES, "images": IMAGES, "loader": IMAGES, "explainer": CAM, "method": CAM,
     "explanations": EXPLANATION, "heatmaps": MAPS, "heatmap": MAPS[0], "maps": MAPS, "first": MAPS, "second": MAPS,
@@ -81,6 +82,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "functional.full_grad": {"input_term": FEATURES, "bias_terms": [FEATURES]},
     "functional.guided_grad_cam": {"gradients": IMAGES, "maps": MAPS},
     "functional.le_grad": {"gradients": [FEATURES]},
+    "functional.generic_attention": {"attention": [SQUARE], "gradients": [SQUARE]},
+    "functional.attention_rollout": {"attention": [SQUARE]},
     "functional.smooth_grad_cam_plus_plus": {"gradients": [FEATURES]},
     "functional.random_cam": {"generator": GENERATOR},
     "functional.rise": {"masks": torch.rand(4, 8, 8), "scores": SCORES},

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import camlib
 from camlib import targets
 from camlib.errors import NotFiniteError
+from tests.few_passes import OF_ATTENTION
 from tests.networks import small_cnn
 
 SHORT: dict[str, dict[str, Any]] = {
@@ -76,7 +77,7 @@ class Overflows(nn.Module):
 
 def network_for(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return Transformer().double().eval() if name == "le_grad" else cnn()
+    return Transformer().double().eval() if name in OF_ATTENTION else cnn()
 
 
 def methods(name: str, model: nn.Module) -> tuple[camlib.methods.Method, camlib.methods.Method]:
@@ -125,7 +126,7 @@ def test_images_with_nan_cost_only_themselves(name: str, bad: tuple[int, ...]) -
     assert_costs_only(cam(images(), 1), raising(images(), 1), ())
 
 
-@pytest.mark.parametrize("name", [name for name in camlib.METHODS if name != "le_grad"])
+@pytest.mark.parametrize("name", [name for name in camlib.METHODS if name not in OF_ATTENTION])
 @pytest.mark.filterwarnings("ignore:The tail of layer")
 def test_an_image_at_which_the_network_overflows_costs_only_itself(name: str) -> None:
     model, given = Overflows().eval(), images()

@@ -23,7 +23,7 @@ pictures, images = photographs("chelsea", "coffee")
 # The methods
 # -----------
 #
-# All of ``camlib.METHODS`` except LeGrad, which reads attention: this network has none. Methods that run the network on
+# All of ``camlib.METHODS`` except those that read attention: this network has none. Methods that run the network on
 # perturbed images would take minutes with the settings of their papers; here they get smaller ones, and their maps are
 # coarser. FullGrad is exact for networks of ReLUs; this one has ReLU6, which is constant above 6, so that a small
 # remainder has to be accepted.
@@ -36,7 +36,7 @@ small = {
     "occlusion": {"window": 48, "stride": 22},
     "full_grad": {"tolerance": 1e-3},
 }
-names = [name for name in camlib.METHODS if name != "le_grad"]
+names = [name for name, method in camlib.METHODS.items() if method.reads != "attention"]
 methods = [camlib.create(name, model, **small.get(name, {})) for name in names]
 
 # %%

@@ -29,6 +29,7 @@ from camlib.inputs import Inputs
 from camlib.metrics import METRICS
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Heatmaps
+from tests.few_passes import OF_ATTENTION
 from tests.networks import Network, small_cnn
 
 SIDE = 12
@@ -104,10 +105,10 @@ def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks)
         model, images[:2], "all", ["3"], {name: asked[name] for name in asked if "randomization" not in name},
         masks[:2], max_passes=200,
     )  # fmt: skip
-    assert set(found.left_out) == {TableRow("rise", ""), TableRow("le_grad", "")}
+    assert set(found.left_out) == {TableRow(name, "") for name in ("rise", *OF_ATTENTION)}
     assert found.left_out[TableRow("rise", "")] == "more than 200 forward passes an image"
     assert not found.failures
-    assert {row.method for row in found.rows} == set(camlib.METHODS) - {"rise", "le_grad"}
+    assert {row.method for row in found.rows} == set(camlib.METHODS) - {"rise"} - OF_ATTENTION
     for row in found.rows:
         for name in found.metrics:
             assert not found.values[row][name].isnan().any(), (row, name)

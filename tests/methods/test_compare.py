@@ -15,7 +15,7 @@ import camlib
 from camlib import targets
 from camlib.comparison import DEFAULT_METHODS
 from tests import networks
-from tests.few_passes import OPTIONS, cheap
+from tests.few_passes import OF_ATTENTION, OPTIONS, cheap
 
 ONE_PASS = [
     "grad_cam",
@@ -87,7 +87,7 @@ def alone(name: str, model: nn.Module, images: Any, target: Any = None, layer: A
 
 @pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.TopK(2)])
 def test_every_method_gives_what_it_gives_alone(model, images, target):
-    names = [name for name in camlib.METHODS if name != "le_grad"]
+    names = [name for name in camlib.METHODS if name not in OF_ATTENTION]
     few = {name: cheap(name)(model, None if camlib.METHODS[name].layerless else "stage2") for name in OPTIONS}
     comparison = camlib.compare(model, images, [few.get(name, name) for name in names], target, layer="stage2")
     assert list(comparison) == names
@@ -104,7 +104,7 @@ def test_transformers_are_compared_too():
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=4).eval()
     nn.init.normal_(model.heads.head.weight)
     x = torch.rand(2, 3, 32, 32)
-    names = ["grad_cam", "shapley_cam", "eigen_cam", *(name for name in camlib.METHODS if name == "le_grad")]
+    names = ["grad_cam", "shapley_cam", "eigen_cam", *sorted(OF_ATTENTION)]
     comparison = camlib.compare(model, x, names)
     for name in names:  # ShapleyCAM has attention run in another form, which rounds otherwise
         torch.testing.assert_close(comparison[name].maps, camlib.create(name, model)(x).maps, rtol=1e-4, atol=1e-7)

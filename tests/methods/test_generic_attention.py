@@ -234,13 +234,19 @@ def test_a_head_of_zeros_reads_no_token() -> None:
         camlib.AttentionRollout(model)(inputs, 1)
 
 
-def test_features_without_classes_need_a_target() -> None:
+def test_without_classes_the_tokens_that_the_outputs_hold_are_read() -> None:
     model, inputs = timm_vit(), images()
-    features = {"forward": lambda model, x: {"tokens": model.forward_features(x)}}
-    with pytest.raises(camlib.CamlibRuntimeError, match="not known from which token"):
-        camlib.AttentionRollout(model, **features)(inputs)
-    maps = camlib.AttentionRollout(model, **features)(inputs, lambda outputs: outputs["tokens"][:, 0, 0]).maps
-    torch.testing.assert_close(maps, camlib.AttentionRollout(model)(inputs, 1).maps)
+    each = [
+        camlib.AttentionRollout(model, forward=lambda model, x, t=token: {"tokens": model.forward_features(x)[:, t]})(
+            inputs
+        ).maps
+        for token in range(17)
+    ]
+    whole = camlib.AttentionRollout(model, forward=lambda model, x: {"tokens": model.forward_features(x)})(inputs).maps
+    torch.testing.assert_close(each[0], camlib.AttentionRollout(model)(inputs, 1).maps)
+    torch.testing.assert_close(whole, torch.stack(each).mean(0))
+    with pytest.raises(camlib.CamlibRuntimeError, match="attention does not lead to the score"):
+        camlib.AttentionRollout(model, forward=lambda model, x: {"no": model(x).detach()})(inputs)
 
 
 def test_the_functions_refuse_other_shapes() -> None:

@@ -11,8 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 import camlib
+from tests import equations
 from tests.equations import BROKEN_LAWS
-from tests.few_passes import cheap
+from tests.few_passes import OF_ATTENTION, cheap
 
 # The laws ------------------------------------------------------------------------------------------------------------
 
@@ -32,7 +33,7 @@ LAWS = {
 PIECEWISE_LINEAR = {"full_grad", "guided_backprop", "guided_grad_cam"}
 """Methods that take no SiLU: their network has a ReLU in its place."""
 
-OF_TRANSFORMERS = {"le_grad"}
+OF_TRANSFORMERS = OF_ATTENTION
 """Methods that read no convolutions; their laws are at the end."""
 
 METHODS = [name for name in camlib.METHODS if name not in OF_TRANSFORMERS]
@@ -347,7 +348,7 @@ def test_refine_cam_of_small_logits_is_the_product_of_the_limits() -> None:
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
 
 
-# LeGrad, on a vision transformer --------------------------------------------------------------------------------------
+# Attention, on a vision transformer -----------------------------------------------------------------------------------
 
 
 def transformer() -> nn.Module:
@@ -362,69 +363,69 @@ def patches() -> Tensor:
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def le_grad(model: nn.Module, images: Tensor) -> Tensor:
-    return camlib.LeGrad(model)(images, 1).maps
+def attended(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    return camlib.create(name, model)(images, 1).maps
 
 
-def attention_head(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def attention_head(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """One more head, which the outputs do not hold, reads the tokens."""
-    before, auxiliary = le_grad(model, images), nn.Linear(16, 5).double()
+    before, auxiliary = attended(name, model, images), nn.Linear(16, 5).double()
 
     def read(module: nn.Module, args: object, tokens: Tensor) -> None:
         auxiliary(tokens.mean(1))
 
     model.encoder.register_forward_hook(read)
-    return before, le_grad(model, images)
+    return before, attended(name, model, images)
 
 
-def attention_heads_order(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def attention_heads_order(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The two attention heads of 8 channels change places."""
-    before = le_grad(model, images)
+    before = attended(name, model, images)
     order = torch.arange(16).roll(8)
     for block in model.encoder.layers:
         attention = block.self_attention
         for packed in (attention.in_proj_weight, attention.in_proj_bias):
             packed.data = torch.cat([part[order] for part in packed.data.chunk(3)])
         attention.out_proj.weight.data = attention.out_proj.weight.data[:, order]
-    return before, le_grad(model, images)
+    return before, attended(name, model, images)
 
 
-def attention_class(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    before, head = le_grad(model, images), model.heads.head
+def attention_class(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before, head = attended(name, model, images), model.heads.head
     head.weight.data = torch.cat([head.weight.data, head.weight.data[1:2] + 0.1])
     head.bias.data = torch.cat([head.bias.data, head.bias.data[1:2]])
-    return before, le_grad(model, images)
+    return before, attended(name, model, images)
 
 
-def attention_bias(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    before = le_grad(model, images)
+def attention_bias(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before = attended(name, model, images)
     model.heads.head.bias.data += 10
-    return before, le_grad(model, images)
+    return before, attended(name, model, images)
 
 
-def attention_shift(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    return le_grad(model, images).roll((1, 2), (1, 2)), le_grad(model, images.roll((8, 16), (2, 3)))
+def attention_shift(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    return attended(name, model, images).roll((1, 2), (1, 2)), attended(name, model, images.roll((8, 16), (2, 3)))
 
 
-def attention_mirror(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    before = le_grad(model, images).flip(2)
+def attention_mirror(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    before = attended(name, model, images).flip(2)
     model.conv_proj.weight.data = model.conv_proj.weight.data.flip(3)
-    return before, le_grad(model, images.flip(3))
+    return before, attended(name, model, images.flip(3))
 
 
 def without_positions(
-    law: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
-) -> Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]:
+    law: Callable[[str, nn.Module, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[str, nn.Module, Tensor], tuple[Tensor, Tensor]]:
     """What the position embedding breaks holds where there is none."""
 
-    def on(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def on(name: str, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         nn.init.zeros_(model.encoder.pos_embedding)
-        return law(model, images)
+        return law(name, model, images)
 
     return on
 
 
-TRANSFORMERS: dict[str, tuple[Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]], str]] = {
+TRANSFORMERS: dict[str, tuple[Callable[[str, nn.Module, Tensor], tuple[Tensor, Tensor]], str]] = {
     "channels: the order of attention heads": (attention_heads_order, ""),
     "head": (attention_head, ""),
     "classes": (attention_class, ""),
@@ -437,10 +438,11 @@ TRANSFORMERS: dict[str, tuple[Callable[[nn.Module, Tensor], tuple[Tensor, Tensor
 """Each law, and the reason why it does not hold, if so."""
 
 
+@pytest.mark.parametrize("name", sorted(OF_ATTENTION))
 @pytest.mark.parametrize("law", TRANSFORMERS)
-def test_le_grad_obeys_the_law_or_breaks_it_for_a_reason(law: str) -> None:
+def test_attention_obeys_the_law_or_breaks_it_for_a_reason(law: str, name: str) -> None:
     change, reason = TRANSFORMERS[law]
-    before, after = change(transformer(), patches())
+    before, after = change(name, transformer(), patches())
     size = before.abs().amax()
     assert size > 0
     if reason:
@@ -451,9 +453,21 @@ def test_le_grad_obeys_the_law_or_breaks_it_for_a_reason(law: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
-def test_le_grad_does_not_depend_on_the_scale_of_the_logits(factor: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["le_grad", "attention_rollout"])
+def test_attention_does_not_depend_on_the_scale_of_the_logits(name: str, factor: float, dtype: torch.dtype) -> None:
     model, images = transformer().to(dtype), patches().to(dtype)
-    before = minmaxed(le_grad(model, images))
+    before = minmaxed(attended(name, model, images))
     model.heads.head.weight.data *= factor
     model.heads.head.bias.data *= factor
-    torch.testing.assert_close(minmaxed(le_grad(model, images)), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(minmaxed(attended(name, model, images)), before, rtol=0, atol=1e-5)
+
+
+def test_generic_attention_of_small_logits_adds_the_blocks() -> None:
+    """R is a product over the blocks: its first order, which is homogeneous, is their sum."""
+    model, images = transformer(), patches()
+    model.heads.head.weight.data *= 1e-7
+    model.heads.head.bias.data *= 1e-7
+    blocks = equations.vit_attention(model, images, lambda outputs: outputs[:, 1])
+    parts = [equations.generic_attention([block], (4, 4), [[0]] * 3)[0] for block in blocks]
+    found = camlib.GenericAttention(model)(images, 1).maps
+    torch.testing.assert_close(minmaxed(found), minmaxed(parts[0] + parts[1]), rtol=0, atol=1e-5)

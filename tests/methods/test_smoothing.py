@@ -17,7 +17,7 @@ import camlib
 from camlib import MultiScale, NoiseAveraging, targets
 from camlib import TestTimeAugmentation as Augmented  # pytest collects what is called Test
 from tests import equations, networks
-from tests.few_passes import cheap
+from tests.few_passes import OF_ATTENTION, cheap
 
 FACTORS = (1.0, 0.9, 1.1)
 ALL = {
@@ -110,7 +110,7 @@ def test_a_batch_gives_what_its_images_give(smoothed):
 @each_smoothing
 @pytest.mark.parametrize("name", camlib.METHODS)
 def test_every_method_can_be_smoothed(smoothed, name):
-    if name == "le_grad":
+    if name in OF_ATTENTION:
         model: nn.Module = torchvision.models.VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=4).eval()
         nn.init.normal_(model.heads.head.weight)
         x = torch.rand(2, 3, 32, 32)

@@ -25,7 +25,7 @@ from camlib.metrics import (
     randomization,
 )
 from camlib.metrics.sanity import PAIRS, default_stages
-from tests.few_passes import cheap
+from tests.few_passes import OF_ATTENTION, cheap
 from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
 STAGES = ("6", "2", "0")
@@ -460,7 +460,7 @@ def test_signals_pictures_and_volumes_in_single_precision(
     assert (found < 1).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(camlib.METHODS) - {"le_grad", "sobel", "center_gaussian"}))
+@pytest.mark.parametrize("name", sorted(set(camlib.METHODS) - OF_ATTENTION - {"sobel", "center_gaussian"}))
 def test_every_method_can_be_put_on_a_copy(name: str) -> None:
     found = independent_randomization(cheap(name)(small_cnn()), images().float(), similarity="spearman", stages=["2"])
     assert found.shape == (2,)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import camlib
 from camlib import targets
-from tests.few_passes import cheap
+from tests.few_passes import OF_ATTENTION, cheap
 from tests.networks import Network
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.5, -1.5], [0.5, -2.0, 0.0, 2.0]], dtype=torch.float64)
@@ -208,7 +208,7 @@ ELSEWHERE = {
     "cam": "explains logits only",
     "finer_cam": "explains logits only",
     "full_grad": "explains scores that are piecewise linear only",
-    "le_grad": "reads attention",
+    **dict.fromkeys(OF_ATTENTION, "reads attention"),
     "refine_cam": "reads several stages",
 }
 

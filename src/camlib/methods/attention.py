@@ -70,12 +70,8 @@ class AttentionMethod(Method):
 
     def maps_by_layer(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Return :meth:`relevance` of the patches, for each class."""
-        if isinstance(forward_pass.target, NoScore):
-            raise CamlibRuntimeError(
-                f"the outputs hold no classes, so it is not known from which token {type(self).__name__} should begin; "
-                "pass a target that reads it, such as camlib.targets.Similarity or a function of the outputs"
-            )
-        forward_pass.checks.finite("score", forward_pass.scores)
+        if not isinstance(forward_pass.target, NoScore):
+            forward_pass.checks.finite("score", forward_pass.scores)
         with torch.enable_grad():
             read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
             relevance = [one[..., None] for one in self.relevance(read, forward_pass)]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError, CamlibValueError
+from camlib.inputs.nested import tensors_in
 from camlib.methods.attention import AttentionMethod, check_attention, gradients_of, of_tokens_read
-from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.forward_pass import ForwardPass, NoScore
 from camlib.passes.numbers import single_or_double
 
 
@@ -55,7 +56,8 @@ class AttentionRollout(AttentionMethod):
     the perceptrons and the head of the network are not in the equation.
 
     The paper reads the row of the class token. camlib averages the rows of the tokens that the score reads, as
-    :class:`camlib.GenericAttention` does; a gradient of the score only shows which tokens these are.
+    :class:`camlib.GenericAttention` does; a gradient of the score only shows which tokens these are. Without a target,
+    a network whose outputs hold no classes is read at all tokens on which its outputs depend.
 
     The method reads attention as :class:`camlib.LeGrad` does; all of it must be self-attention of the same tokens.
     The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect.
@@ -90,6 +92,8 @@ class AttentionRollout(AttentionMethod):
         """Return the rows of :func:`camlib.functional.attention_rollout` that the score reads, for each class."""
         rollout = attention_rollout([single_or_double(one.detach()) for one in attention])
         first, *others = forward_pass.score_of_each_class
+        if isinstance(forward_pass.target, NoScore):
+            first = _of_outputs(forward_pass.outputs.raw)
         (gradient,) = gradients_of(first, attention[-1:])
         forward_pass.checks.never(
             ~gradient.flatten(1).any(1).all(),
@@ -103,3 +107,12 @@ class AttentionRollout(AttentionMethod):
     def fits(self, weights: Tensor, read: list[Tensor]) -> bool:
         """Whether an attention is self-attention of the same tokens as the others."""
         return super().fits(weights, read) and weights.shape[2] == weights.shape[3]
+
+
+def _of_outputs(outputs: object) -> Tensor:
+    """A number that depends on every element of the outputs, also where these are normalised."""
+    found = [one for one in tensors_in(outputs) if one.requires_grad]
+    return torch.stack(
+        [(one.flatten() * torch.arange(one.numel(), device=one.device).cos()).sum().float() for one in found]
+        or [torch.zeros(())]
+    )
