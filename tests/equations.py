@@ -9,6 +9,7 @@ function is named after its method; ``breaks`` says which laws the method breaks
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -156,13 +157,15 @@ def x_grad_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     return _over_channels(products, sizes)
 
 
-def hires_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
-    """Draelos 2020: sum_k G_k A_k, position by position."""
+def hires_cam(activations: Tensor, gradients: Tensor, pool: int = 1) -> MapsAndScale:
+    """Draelos 2020: sum_k G_k A_k, position by position; Hasany 2023: G_k as the mean over the window around it."""
     a, g = _array(activations), _array(gradients)
-    products = np.zeros_like(a)
-    for index in np.ndindex(a.shape):
-        products[index] = g[index] * a[index]
-    return _over_channels(products)
+    products, sizes = np.zeros_like(a), np.zeros_like(a)
+    for n, k, *position in np.ndindex(a.shape):
+        window = g[(n, k, *(slice(i // pool * pool, i // pool * pool + pool) for i in position))]
+        products[(n, k, *position)] = window.mean() * a[(n, k, *position)]
+        sizes[(n, k, *position)] = np.abs(window).mean() * a[(n, k, *position)]
+    return _over_channels(products, sizes)
 
 
 def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> MapsAndScale:
@@ -904,6 +907,25 @@ def ablation_cam(activations: Tensor, score: ScoreOfOne) -> MapsAndScale:
             sizes[k] = (abs(clean) + abs(without)) / abs(clean) * a[k]
     maps, scale = _over_channels(products[None], sizes[None])
     return maps[0], scale[0]
+
+
+def recipro_cam(activations: Tensor, score: ScoreOfOne, gaussian: bool = False) -> MapsAndScale:
+    """Byun 2022 of one image's A (C, *grid): the score with one cell left, or its Gaussian, less the lowest of them.
+
+    The Gaussian is the product over the axes of 1/4, 1/2, 1/4.
+    """
+    grid = activations.shape[1:]
+    scores = np.zeros(grid)
+    for cell in np.ndindex(*grid):
+        mask = torch.zeros(grid, dtype=activations.dtype)
+        mask[cell] = 1.0
+        for apart in itertools.product((-1, 0, 1), repeat=len(grid)) if gaussian else ():
+            other = tuple(i + step for i, step in zip(cell, apart, strict=True))
+            if all(0 <= i < side for i, side in zip(other, grid, strict=True)):
+                mask[other] = math.prod(0.25 if step else 0.5 for step in apart)
+        scores[cell] = score((activations * mask)[None])
+    maps = torch.from_numpy(scores - scores.min())
+    return maps, torch.full_like(maps, float(np.abs(scores).max()))
 
 
 def random_mask(grid: Tensor, offset: Sequence[int], size: tuple[int, int]) -> Tensor:

@@ -30,6 +30,7 @@ from camlib.methods.kpca_cam import kpca_cam as kpca_cam
 from camlib.methods.layer_cam import layer_cam as layer_cam
 from camlib.methods.le_grad import le_grad as le_grad
 from camlib.methods.occlusion import occlusion as occlusion
+from camlib.methods.recipro_cam import recipro_cam as recipro_cam
 from camlib.methods.rise import rise as rise
 from camlib.methods.score_cam import score_cam as score_cam
 from camlib.methods.shapley_cam import shapley_cam as shapley_cam

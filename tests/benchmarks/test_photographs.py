@@ -9,7 +9,9 @@ from benchmarks import photographs, results
 pytestmark = pytest.mark.slow
 
 PUBLISHED = results.load("photographs")["energy inside the box"]
-MANY_PASSES = {"ablation_cam", "is_cam", "occlusion", "rise", "score_cam", "smooth_grad_cam_plus_plus", "ss_cam"}
+MANY_PASSES = {
+    "ablation_cam", "is_cam", "occlusion", "recipro_cam", "rise", "score_cam", "smooth_grad_cam_plus_plus", "ss_cam",
+}  # fmt: skip
 
 
 def test_methods_of_few_passes_give_the_published_shares():

@@ -147,7 +147,9 @@ ELSEWHERE = {
     "guided_grad_cam": "test_guided.py",
     "le_grad": "test_le_grad.py",
     **dict.fromkeys(("generic_attention", "attention_rollout"), "test_generic_attention.py"),
-    **dict.fromkeys(("score_cam", "ss_cam", "is_cam", "ablation_cam", "rise", "occlusion"), "test_perturbation.py"),
+    **dict.fromkeys(
+        ("score_cam", "ss_cam", "is_cam", "ablation_cam", "recipro_cam", "rise", "occlusion"), "test_perturbation.py"
+    ),
 }
 """Methods whose oracles are in another file."""
 PLAIN = {

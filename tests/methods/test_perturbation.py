@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -88,8 +89,9 @@ def ablated(
     images: Tensor,
     target: Sequence[int],
     to_grid: Callable[[Tensor], Tensor] = _same,
+    equation: Callable[..., MapsAndScale] = equations.ablation_cam,
 ) -> MapsAndScale:
-    """Ablation-CAM by a hook and the whole network: nothing is cut. ``to_grid`` returns a view."""
+    """Ablation-CAM or Recipro-CAM by a hook and the whole network: nothing is cut. ``to_grid`` returns a view."""
 
     def of_one(n: int) -> MapsAndScale:
         one = images[n : n + 1]
@@ -101,7 +103,7 @@ def ablated(
             with returning(model.get_submodule(layer), lambda _: put.clone()):
                 return score_of(model, target[n])(one)
 
-        return equations.ablation_cam(to_grid(features)[0].clone(), score)
+        return equation(to_grid(features)[0].clone(), score)
 
     return each(images, of_one)
 
@@ -134,11 +136,13 @@ FEW = {
     "ss_cam": {"samples": 3},
     "is_cam": {"samples": 3},
     "ablation_cam": {},
+    "recipro_cam": {"gaussian": True},
     "rise": {"samples": 12, "cells": 3},
     "occlusion": {},
 }
 """The methods, with options that make few passes."""
 LAYERLESS = ("rise", "occlusion")
+OF_TAILS = ("ablation_cam", "recipro_cam")
 
 
 def explain(name: str, model: nn.Module, layer: str | list[str], **options: object) -> camlib.methods.Method:
@@ -164,6 +168,8 @@ def oracle(
         return masked(equations.is_cam, *of_layer, samples=3, to_grid=to_grid)
     if name == "ablation_cam":
         return ablated(*of_layer, to_grid=to_grid)
+    if name == "recipro_cam":
+        return ablated(*of_layer, to_grid=to_grid, equation=functools.partial(equations.recipro_cam, gaussian=True))
     if name == "rise":
         return rise(drawn_masks(size, 12, 3), model, images, target)
     return occluded(model, images, target, **default_window(size))
@@ -175,6 +181,8 @@ def well_posed(name: str, drawn: Drawn, target: Sequence[int]) -> bool:
         scores = drawn.model(drawn.images)[range(len(target)), list(target)]
     if name == "ablation_cam":
         return bool((scores.abs() > 1e-5).all())
+    if name == "recipro_cam":
+        return True
     return equations.channel_range(features_of(drawn.model, str(drawn.cut), drawn.images)) > 1e-6
 
 
@@ -481,7 +489,8 @@ def test_tokens_have_the_same_equations_and_the_class_token_stays(name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_maps_are_the_papers_equation_on_a_resnet(name: str) -> None:
-    """Its first stage: 64 channels, of which Score-CAM's relatives look at three."""
+    """Its first stage: 64 channels, of which Score-CAM's relatives look at three; 16 cells of a later one."""
+    layer = "layer3" if name == "recipro_cam" else "layer1"
     model = oracles.randomize(torchvision.models.resnet18(num_classes=4))
     images, target = torch.rand(1, 3, 64, 64, dtype=torch.float64), [2]
     options: dict[str, object] = {}
@@ -500,8 +509,8 @@ def test_maps_are_the_papers_equation_on_a_resnet(name: str) -> None:
         )
         expected = one[0][None], one[1][None]
     else:
-        expected = oracle(name, model, "layer1", images, target)
-    found = explain(name, model, "layer1", relu=False, **options)(images, target).maps
+        expected = oracle(name, model, layer, images, target)
+    found = explain(name, model, layer, relu=False, **options)(images, target).maps
     oracles.assert_close(found, *expected, TOLERANCE)
 
 
@@ -565,13 +574,14 @@ def test_forward_passes_are_those_of_the_docstrings_for_any_number_of_classes(n:
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 4, "auto"])
-def test_ablation_cam_runs_only_the_tail_for_its_channels(chunk: int | str, k: int) -> None:
-    """N + N C rows of it, and N in the pass itself; none of the trunk but those."""
+@pytest.mark.parametrize(("name", "changes"), [("ablation_cam", 5), ("recipro_cam", 8 * 9)])
+def test_only_the_tail_runs_for_each_channel_or_cell(name: str, changes: int, chunk: int | str, k: int) -> None:
+    """N + N C rows of it, or N + N h w, and N in the pass itself; none of the trunk but those."""
     model = networks.small_cnn(channels=5).eval()
     with rows_through(model[0]) as trunk, rows_through(model[6]) as tail:
-        camlib.AblationCAM(model, "2", chunk_size=chunk)(torch.rand(3, 3, 8, 9), classes(k, 3))
+        explain(name, model, "2", chunk_size=chunk)(torch.rand(3, 3, 8, 9), classes(k, 3))
     assert sum(trunk) == 3
-    assert sum(tail) == 3 + 3 + 3 * 5
+    assert sum(tail) == 3 + 3 + 3 * changes
     if chunk != "auto":
         assert max(tail[2:]) <= chunk
 
@@ -595,6 +605,45 @@ def test_constant_channels_share_a_pass_and_dead_ones_are_not_ablated() -> None:
     oracles.assert_close(found, *ablated(model, "3", images, [1, 1]), TOLERANCE)
     expected = masked(equations.score_cam, model, "3", images, [1, 1])
     oracles.assert_close(camlib.ScoreCAM(model, "3", relu=False)(images, 1).maps, *expected, TOLERANCE)
+
+
+# Recipro-CAM --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_recipro_cam_behind_a_mean_is_the_signed_cam_less_its_minimum(gaussian: bool) -> None:
+    """With Gaussian masks it is smoothed, with zeros around the map."""
+    model = networks.small_cnn(channels=5).double().eval()
+    images = torch.rand(3, 3, 8, 9, dtype=torch.float64)
+    cam = camlib.CAM(model, relu=False)(images, 1)
+    found = camlib.ReciproCAM(model, cam.layer, gaussian=gaussian)(images, 1).maps
+    signed = cam.maps[:, None]
+    if gaussian:
+        sides = torch.tensor([0.25, 0.5, 0.25]).double()
+        signed = nn.functional.conv2d(signed, sides.outer(sides)[None, None], padding=1)
+    expected = (signed - signed.amin((2, 3), keepdim=True))[:, 0] / cam.maps[0].numel()
+    torch.testing.assert_close(found, expected)
+    raw = camlib.ReciproCAM(model, cam.layer, gaussian=gaussian, relu=False)(images, 1).maps
+    assert torch.equal(raw, found)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_recipro_cam_of_a_transformer_keeps_the_class_token(gaussian: bool) -> None:
+    split = oracles.vit()
+    model = oracles.randomize(split.model)
+    images, target = torch.rand(2, 3, 32, 32, dtype=torch.float64), [2, 0]
+    equation = functools.partial(equations.recipro_cam, gaussian=gaussian)
+    expected, scale = ablated(model, split.layer, images, target, split.to_grid, equation)
+    with pytest.warns(camlib.CamlibWarning, match="Recipro-CAM runs the whole network for every cell"):
+        found = camlib.ReciproCAM(model, split.layer, gaussian=gaussian)(images, target).maps
+    oracles.assert_close(found, expected, scale, TOLERANCE)
+
+
+def test_recipro_cam_refuses_wrong_options_and_scores() -> None:
+    with pytest.raises(camlib.CamlibTypeError, match="gaussian"):
+        camlib.ReciproCAM(networks.small_cnn(), gaussian=1)
+    with pytest.raises(camlib.CamlibValueError, match=r"scores must be \(N, ...\)"):
+        camlib.functional.recipro_cam(torch.rand(3))
 
 
 # Ablation-CAM where the tail needs more than the layer --------------------------------------------------------------
@@ -718,7 +767,7 @@ def test_a_second_input_goes_with_its_image(name: str, n: int) -> None:
     expected, scale = each(images, of_one)
     for chunk in (1, 2, 5):
         explainer = explain(name, model, "layer", chunk_size=chunk, relu=False, forward=forward)
-        expects = pytest.warns(camlib.CamlibWarning) if name == "ablation_cam" else contextlib.nullcontext()
+        expects = pytest.warns(camlib.CamlibWarning) if name in OF_TAILS else contextlib.nullcontext()
         with expects:
             found = explainer((images, ages), 1).maps
         oracles.assert_close(found, expected, scale, TOLERANCE)
@@ -890,7 +939,7 @@ class Views(nn.Module):
 def test_networks_that_view_across_the_channels_are_explained(name: str) -> None:
     model = Views().double().eval()
     images = torch.rand(2, 3, 8, 10, dtype=torch.float64)
-    expects = pytest.warns(camlib.CamlibWarning) if name == "ablation_cam" else contextlib.nullcontext()
+    expects = pytest.warns(camlib.CamlibWarning) if name in OF_TAILS else contextlib.nullcontext()
     with expects:
         found = explain(name, model, "conv", relu=False)(images, [0, 2]).maps
     oracles.assert_close(found, *oracle(name, model, "conv", images, [0, 2]), TOLERANCE)
@@ -938,6 +987,7 @@ def test_progress_is_a_bar_to_the_last_row_or_nothing(name: str, capsys: pytest.
     model, images = networks.small_cnn(channels=5).eval(), torch.rand(2, 3, 8, 14)
     explain(name, model, "2", progress=True)(images, 1)
     each_image = {"score_cam": 5, "ss_cam": 15, "is_cam": 15, "ablation_cam": 5, "rise": 12, "occlusion": 8 * 13}
+    each_image["recipro_cam"] = 8 * 14
     shown = capsys.readouterr()
     assert f"{2 * each_image[name]}/{2 * each_image[name]}" in shown.err
     assert name in shown.err

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibWarning
-from camlib.layers.layouts import with_grid
 from camlib.methods.arithmetic import check_alike, check_tensor, divided, over_channels
 from camlib.methods.base import Layer, LayerMethod
+from camlib.methods.tails import tail_of, with_changed_grid
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
-from camlib.passes.numbers import single_or_double
-from camlib.passes.precision import restored
-from camlib.passes.tail import Tail, WholeNetwork
 
 
 def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
@@ -85,25 +79,18 @@ class AblationCAM(LayerMethod):
     def layer_maps(self, forward_pass: ForwardPass, layer: str) -> Tensor:
         """Return :func:`camlib.functional.ablation_cam`, for each class."""
         activations, features = forward_pass.activations(layer), forward_pass.features[layer]
-        tail, score = self._tail(forward_pass, layer)
+        tail, score = tail_of(forward_pass, layer, "Ablation-CAM", "channel")
         alive = activations.flatten(2).any(2)
         image, channel = alive.nonzero().unbind(1)
         if not len(image):
             return forward_pass.repeated(torch.zeros_like(activations[:, 0]))
 
         def outputs(rows: slice) -> object:
+            def ablate(grids: Tensor) -> None:
+                grids[torch.arange(len(grids), device=grids.device), channel[rows]] = 0
+
             copies = features.index_select(0, image[rows])
-            grids = forward_pass.to_grid(layer, copies)
-            grids[torch.arange(len(copies), device=copies.device), channel[rows]] = 0
-            is_copy = grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr()
-            if is_copy and self.network.reshape is None:
-                copies = with_grid(forward_pass.layout(layer), copies, grids)
-            elif is_copy:
-                raise CamlibTypeError(
-                    f"reshape copies the features of layer {layer!r}, so no channel can be set to zero in them; make "
-                    "it return a view, with permute, movedim, unflatten and slices"
-                )
-            return tail(copies, image[rows])
+            return tail(with_changed_grid(forward_pass, layer, copies, ablate), image[rows])
 
         scores = forward_pass.perturbed(self.name, self.chunks).of_outputs(image, outputs)
         table = score[:, None].expand(*alive.shape, *score.shape[1:]).clone()
@@ -112,41 +99,3 @@ class AblationCAM(LayerMethod):
             return ablation_cam(activations, score, table)
         of_classes = zip(score.unbind(1), table.unbind(2), strict=True)
         return forward_pass.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
-
-    def _tail(self, forward_pass: ForwardPass, layer: str) -> tuple[Tail, Tensor]:
-        """The tail, or the whole network where the layer's output is not enough; and the unchanged features' scores."""
-        made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
-        try:
-            tail = Tail(*made_of)
-            scores = self._scores(tail, forward_pass, layer)
-            if _agree(scores, forward_pass):
-                return tail, scores
-            why = "run alone, the tail gives other scores"
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # other tensors of the trunk have no rows here, which can fail in any way
-            why = f"run alone, the tail fails: {error}"
-        forward_pass.checks.finite("score", forward_pass.scores)
-        forward_pass.checks.evaluate()  # NaN agrees with nothing
-        whole = WholeNetwork(*made_of)
-        scores = self._scores(whole, forward_pass, layer)
-        warnings.warn(
-            f"The tail of layer {layer!r} needs more than that layer's output (the layer may be parallel to a skip "
-            "connection), so Ablation-CAM runs the whole network for every channel; a layer at the end of a block "
-            f"needs only one forward pass ({why})",
-            CamlibWarning,
-            stacklevel=6,
-        )
-        return whole, scores
-
-    def _scores(self, tail: Tail, forward_pass: ForwardPass, layer: str) -> Tensor:
-        with restored(forward_pass.precision):
-            outputs = tail(forward_pass.features[layer].clone(), forward_pass.image_index)
-            return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
-
-
-def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
-    """Whether scores equal those of the pass, up to rounding in the precision of that pass."""
-    expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
-    largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
-    return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())

@@ -26,6 +26,7 @@ from camlib.methods.score_cam import ScoreCAM as ScoreCAM
 from camlib.methods.score_cam import SSCAM as SSCAM
 from camlib.methods.score_cam import ISCAM as ISCAM
 from camlib.methods.ablation_cam import AblationCAM as AblationCAM
+from camlib.methods.recipro_cam import ReciproCAM as ReciproCAM
 from camlib.methods.rise import RISE as RISE
 from camlib.methods.occlusion import Occlusion as Occlusion
 from camlib.methods.attention_rollout import AttentionRollout as AttentionRollout

@@ -1,0 +1,94 @@
+"""The tail of a layer for changed features: of that layer alone if it is enough, else of the whole network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from camlib import targets
+from camlib.errors import CamlibTypeError, CamlibWarning
+from camlib.layers.layouts import with_grid
+from camlib.passes.forward_pass import ForwardPass
+from camlib.passes.numbers import single_or_double
+from camlib.passes.precision import restored
+from camlib.passes.tail import Tail, WholeNetwork
+
+
+def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> tuple[Tail, Tensor]:
+    """Return the tail, or the whole network where the layer's output is not enough; and the unchanged features' scores.
+
+    Args:
+        forward_pass: the pass.
+        layer: the layer's name.
+        method: the method's name, for the warning.
+        change: what a pass changes, for the warning, such as "channel".
+
+    Warns:
+        CamlibWarning: it is the whole network.
+    """
+    made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
+    try:
+        tail = Tail(*made_of)
+        scores = _scores(tail, forward_pass, layer)
+        if _agree(scores, forward_pass):
+            return tail, scores
+        why = "run alone, the tail gives other scores"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # other tensors of the trunk have no rows here, which can fail in any way
+        why = f"run alone, the tail fails: {error}"
+    forward_pass.checks.finite("score", forward_pass.scores)
+    forward_pass.checks.evaluate()  # NaN agrees with nothing
+    whole = WholeNetwork(*made_of)
+    scores = _scores(whole, forward_pass, layer)
+    warnings.warn(
+        f"The tail of layer {layer!r} needs more than that layer's output (the layer may be parallel to a skip "
+        f"connection), so {method} runs the whole network for every {change}; a layer at the end of a block "
+        f"needs only one forward pass ({why})",
+        CamlibWarning,
+        stacklevel=6,
+    )
+    return whole, scores
+
+
+def with_changed_grid(
+    forward_pass: ForwardPass, layer: str, copies: Tensor, change: Callable[[Tensor], object]
+) -> Tensor:
+    """Return copies of a layer's features after a change of their grid; tokens that are not on the grid stay.
+
+    Args:
+        forward_pass: the pass.
+        layer: the layer's name.
+        copies: (rows, ...), in the layer's own layout; they may change.
+        change: changes the grids (rows, C, ...) in place.
+
+    Raises:
+        CamlibTypeError: the user's ``reshape`` copies the features.
+    """
+    grids = forward_pass.to_grid(layer, copies)
+    change(grids)
+    is_copy = grids.untyped_storage().data_ptr() != copies.untyped_storage().data_ptr()
+    if is_copy and forward_pass.network.reshape is None:
+        return with_grid(forward_pass.layout(layer), copies, grids)
+    if is_copy:
+        raise CamlibTypeError(
+            f"reshape copies the features of layer {layer!r}, so nothing can be set to zero in them; make "
+            "it return a view, with permute, movedim, unflatten and slices"
+        )
+    return copies
+
+
+def _scores(tail: Tail, forward_pass: ForwardPass, layer: str) -> Tensor:
+    with restored(forward_pass.precision):
+        outputs = tail(forward_pass.features[layer].clone(), forward_pass.image_index)
+        return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
+
+
+def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
+    """Whether scores equal those of the pass, up to rounding in the precision of that pass."""
+    expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
+    largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
+    return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())
