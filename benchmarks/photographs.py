@@ -52,7 +52,9 @@ PHOTOGRAPHS = (
     Photograph("coffee", "espresso", 967, (172, 17, 410, 308)),
     Photograph("rocket", "missile", 657, (305, 125, 338, 408)),
 )
-LEFT_OUT = dict.fromkeys(("le_grad", "generic_attention", "attention_rollout"), "the network has no attention")
+LEFT_OUT = {
+    name: "the network has no attention" for name, method in camlib.METHODS.items() if method.reads == "attention"
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "full_grad": {"tolerance": math.inf},  # ReLU6 is not linear where it saturates: a part is missing
     "score_cam": {"channels": 64},

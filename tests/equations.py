@@ -587,6 +587,25 @@ def attention_rollout(
     return maps, maps.abs()
 
 
+def grad_eclip(
+    output_gradient: Tensor, values: Tensor, query: Tensor, keys: Tensor, grid: tuple[int, int]
+) -> MapsAndScale:
+    """Zhao 2024: sum_c w_c lambda_i v_ic for the class token's w (N, C), q (N, C), and v and k (N, patches, C).
+
+    w is the gradient with respect to the attention's output, lambda the cosine of q and k_i, in [0, 1] over patches.
+    """
+    w, v, q, k = (_array(one) for one in (output_gradient, values, query, keys))
+    maps, scale = np.zeros(v.shape[:2]), np.zeros(v.shape[:2])
+    for n in range(len(v)):
+        cosines = [float(q[n] @ one / (np.sqrt(q[n] @ q[n]) * np.sqrt(one @ one))) for one in k[n]]
+        for i, cosine in enumerate(cosines):
+            weight = (cosine - min(cosines)) / (max(cosines) - min(cosines))
+            for c in range(v.shape[2]):
+                maps[n, i] += w[n, c] * weight * v[n, i, c]
+                scale[n, i] += abs(w[n, c] * v[n, i, c])
+    return torch.from_numpy(maps.reshape(-1, *grid)), torch.from_numpy(scale.reshape(-1, *grid))
+
+
 def vit_attention(model: nn.Module, images: Tensor, score: Score) -> list[tuple[Tensor, Tensor]]:
     """Each block's attention and the gradient of the network's own score with respect to it."""
     logits, attentions, _ = vit_by_hand(model, images)

@@ -84,6 +84,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "functional.le_grad": {"gradients": [FEATURES]},
     "functional.generic_attention": {"attention": [SQUARE], "gradients": [SQUARE]},
     "functional.attention_rollout": {"attention": [SQUARE]},
+    "functional.grad_eclip": {"gradients": SQUARE, "query": SQUARE, "key": SQUARE},
     "functional.smooth_grad_cam_plus_plus": {"gradients": [FEATURES]},
     "functional.random_cam": {"generator": GENERATOR},
     "functional.rise": {"masks": torch.rand(4, 8, 8), "scores": SCORES},

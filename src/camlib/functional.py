@@ -21,6 +21,7 @@ from camlib.methods.full_grad import full_gradients as full_gradients
 from camlib.methods.generic_attention import generic_attention as generic_attention
 from camlib.methods.grad_cam import grad_cam as grad_cam
 from camlib.methods.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
+from camlib.methods.grad_eclip import grad_eclip as grad_eclip
 from camlib.methods.guided import guided_backprop as guided_backprop
 from camlib.methods.guided import guided_grad_cam as guided_grad_cam
 from camlib.methods.guided import guided_gradients as guided_gradients

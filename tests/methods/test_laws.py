@@ -453,7 +453,7 @@ def test_attention_obeys_the_law_or_breaks_it_for_a_reason(law: str, name: str) 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
-@pytest.mark.parametrize("name", ["le_grad", "attention_rollout"])
+@pytest.mark.parametrize("name", ["le_grad", "grad_eclip", "attention_rollout"])
 def test_attention_does_not_depend_on_the_scale_of_the_logits(name: str, factor: float, dtype: torch.dtype) -> None:
     model, images = transformer().to(dtype), patches().to(dtype)
     before = minmaxed(attended(name, model, images))

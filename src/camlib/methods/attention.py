@@ -74,18 +74,19 @@ class AttentionMethod(Method):
             forward_pass.checks.finite("score", forward_pass.scores)
         with torch.enable_grad():
             read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
-            relevance = [one[..., None] for one in self.relevance(read, forward_pass)]
+            relevance = self.relevance(read, forward_pass)
+        return {"": forward_pass.stacked([self.on_grid(one, read, forward_pass) for one in relevance])}
+
+    def on_grid(self, relevance: Tensor, read: list[Tensor], forward_pass: ForwardPass) -> Tensor:
+        """Return a number for each token (N, keys) as a map (N, ...) of the patches."""
         if self.network.reshape is not None:
-            axes = len(forward_pass.size or (0, 0))
-            grids = [self._reshaped(one, axes) for one in relevance]
-        else:
-            layout = self._layout(read, forward_pass)
-            grids = [layout.to_grid(one) for one in relevance]
-        return {"": forward_pass.stacked([grid.squeeze(1) for grid in grids])}
+            return self._reshaped(relevance[..., None], len(forward_pass.size or (0, 0))).squeeze(1)
+        grid: Tensor = self._layout(read, forward_pass).to_grid(relevance[..., None])
+        return grid.squeeze(1)
 
     @abstractmethod
     def relevance(self, attention: list[Tensor], forward_pass: ForwardPass) -> Sequence[Tensor]:
-        """Return the relevance of all tokens (N, keys), not negative, for each class.
+        """Return the relevance of all tokens (N, keys) for each class, before the final ReLU.
 
         Args:
             attention: (N, heads, queries, keys) of each block, after the softmax, in the autograd graph.
@@ -206,20 +207,25 @@ def check_attention(**given: Sequence[Tensor]) -> None:
         raise CamlibValueError(f"{' and '.join(shapes)} must have the same shapes, got {shapes}")
 
 
-def of_tokens_read(relevance: Tensor, gradient: Tensor) -> Tensor:
-    """Average the relevance over the tokens that the score reads.
+def tokens_read(gradient: Tensor) -> Tensor:
+    """Return which tokens the score reads, (N, queries), as 1 or 0.
 
     A token is read if the score has a gradient with respect to what the token attends to in the last block: the class
     token, all patches behind a mean over them, or the query of a detected object.
 
     Args:
-        relevance: (N, queries, keys).
         gradient: (N, heads, queries, keys), of the scores with respect to the last attention.
+    """
+    return gradient.ne(0).any(3).any(1).to(gradient.dtype)
+
+
+def of_tokens_read(relevance: Tensor, gradient: Tensor) -> Tensor:
+    """Average the relevance (N, queries, keys) over the tokens that the score reads (:func:`tokens_read`).
 
     Returns:
         (N, keys); zeros for an image whose score has no gradient.
     """
-    read = gradient.ne(0).any(3).any(1).to(relevance.dtype)
+    read = tokens_read(gradient).to(relevance.dtype)
     return torch.einsum("nq,nqk->nk", divided(read, read.sum(1, keepdim=True)), relevance)
 
 
@@ -250,6 +256,8 @@ class _Attention(ExplicitAttention):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
+        self.compared: dict[int, tuple[Tensor, Tensor]] = {}
+        """By the identity of an attention that torch computes, its query and its key."""
         self.origins: list[list[Tensor]] = []
         """The origins of each; see :class:`camlib.passes.origins.Origins`."""
         self._origins = Origins()
@@ -267,10 +275,12 @@ class _Attention(ExplicitAttention):
         self._origins.note(func, args, kwargs, output)
         return output
 
-    def keep(self, weights: Tensor) -> Tensor:
+    def keep(self, weights: Tensor, query: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         """Cut the graph at the first attention, and record each."""
         passed_on: Tensor
         weights, passed_on = tap(weights, "attention")
+        if query is not None and key is not None:
+            self.compared[id(weights)] = query.detach(), key.detach()
         self.seen.append(weights)
         self.origins.append(self._origins.of(self._arguments))
         return passed_on

@@ -17,6 +17,7 @@ from camlib.methods.guided import GuidedBackprop as GuidedBackprop
 from camlib.methods.guided import GuidedGradCAM as GuidedGradCAM
 from camlib.methods.le_grad import LeGrad as LeGrad
 from camlib.methods.generic_attention import GenericAttention as GenericAttention
+from camlib.methods.grad_eclip import GradECLIP as GradECLIP
 from camlib.methods.cam import CAM as CAM
 from camlib.methods.eigen_cam import EigenCAM as EigenCAM
 from camlib.methods.kpca_cam import KPCACAM as KPCACAM

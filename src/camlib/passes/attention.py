@@ -28,12 +28,15 @@ class ExplicitAttention(TorchFunctionMode):
             return _multi_head(self.keep, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def keep(self, weights: Tensor) -> Tensor:
-        """Receive the attention (N, heads, queries, keys) after its softmax; return the tensor to use in its place."""
+    def keep(self, weights: Tensor, query: Tensor | None = None, key: Tensor | None = None) -> Tensor:
+        """Receive the attention (N, heads, queries, keys) after its softmax; return the tensor to use in its place.
+
+        The query (N, heads, queries, channels) and the key (N, heads, keys, channels) are those of torch's functions.
+        """
         return weights
 
 
-Keep = Callable[[Tensor], Tensor]
+Keep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _scaled_dot_product(
@@ -55,7 +58,8 @@ def _scaled_dot_product(
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-    weights = keep(logits.softmax(-1).to(value.dtype))  # under autocast, softmax returns single precision
+    weights = logits.softmax(-1).to(value.dtype)  # under autocast, softmax returns single precision
+    weights = keep(weights, query, key)
     return torch.dropout(weights, dropout_p, True) @ value, weights
 
 
