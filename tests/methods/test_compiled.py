@@ -232,6 +232,42 @@ def test_a_compiler_that_fails_is_reported_once(images: Tensor) -> None:
     same(found, camlib.GradCAM(model, "norm")(images, 1))
 
 
+def test_a_compiler_that_computes_something_else_is_not_used(images: Tensor) -> None:
+    def wrong(graph: Any, inputs: Any) -> Any:
+        def run(*tensors: Tensor) -> Any:
+            maps, *others = graph(*tensors)
+            return (1.1 * maps, *others)
+
+        return run
+
+    model = Network().eval()
+    fast = camlib.GradCAM(model, "norm").compile(backend=wrong)
+    with pytest.warns(camlib.CamlibWarning, match="torch.compile gives other maps than an eager call"):
+        found = fast(images, 1)
+    same(found, camlib.GradCAM(model, "norm")(images, 1))
+
+
+def test_a_compiled_graph_that_fails_later_is_given_up(images: Tensor) -> None:
+    runs = []
+
+    def fails_later(graph: Any, inputs: Any) -> Any:
+        def run(*tensors: Tensor) -> Any:
+            runs.append(1)
+            if len(runs) == 2:
+                raise RuntimeError("out of memory")
+            return graph(*tensors)
+
+        return run
+
+    model = Network().eval()
+    fast, eager = camlib.GradCAM(model, "norm").compile(backend=fails_later), camlib.GradCAM(model, "norm")
+    fast(images, 1)
+    with pytest.warns(camlib.CamlibWarning, match="torch.compile failed: out of memory"):
+        same(fast(images, 1), eager(images, 1))
+    same(fast(images, 1), eager(images, 1))
+    assert len(runs) == 2
+
+
 def test_copies_are_compiled_for_their_own_model(images: Tensor) -> None:
     model = Network().eval()
     fast = compiled(camlib.GradCAM(model, "norm"))

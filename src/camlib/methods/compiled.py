@@ -177,13 +177,17 @@ def _refuse_output(value: Any) -> Any:
     raise CannotCompileError(f"the outputs hold not only tensors, but also a value of type {type(value).__name__}")
 
 
-def _refuse_difference(found: Explanation | None, expected: Explanation) -> None:
+def _refuse_difference(
+    found: Explanation | None,
+    expected: Explanation,
+    why: str = "the graph gives other {}: the model does not do the same in every call",
+) -> None:
     """Refuse a graph whose explanation is not that of the eager call."""
     if found is None or not _agree(found.maps, expected.maps):
-        raise CannotCompileError("the graph gives other maps: the model does not do the same in every call")
+        raise CannotCompileError(why.format("maps"))
     pairs = zip(tensors_in(found.outputs), tensors_in(expected.outputs), strict=True)
     if not all(_agree(one, other) for one, other in [(found.scores, expected.scores), *pairs]):
-        raise CannotCompileError("the graph gives other outputs: the model does not do the same in every call")
+        raise CannotCompileError(why.format("outputs"))
 
 
 @contextlib.contextmanager
@@ -335,33 +339,33 @@ class Compiled:
             key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
             if key not in self._graphs:
                 explanation = eager(inputs, target) if explanation is None else explanation
-                self._graphs[key] = self._compiled(method, eager, unchecked, inputs, classes, explanation)
+                try:
+                    recorded = record(unchecked, eager, method.model, inputs, classes, explanation)
+                    graph = Graph(torch.compile(recorded.run, **self.options), recorded.like)
+                    found = _run(graph, inputs, classes)
+                    _refuse_difference(found, explanation, "torch.compile gives other {} than an eager call")
+                except CannotCompileError as error:
+                    self._graphs[key] = str(error)
+                    raise
+                self._graphs[key] = graph
                 while len(self._graphs) > MAX_GRAPHS:
                     del self._graphs[next(iter(self._graphs))]
-            graph = self._graphs[key]
-        if isinstance(graph, str):
-            raise CannotCompileError(graph)
+                return found
+            known = self._graphs[key]
+        if isinstance(known, str):
+            raise CannotCompileError(known)
         try:
-            return graph.explanation(*_given_to_graph(inputs, classes))
-        except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
-            self._graphs[key] = f"torch.compile failed: {_short(error)}"
-            raise CannotCompileError(self._graphs[key]) from error
-
-    def _compiled(
-        self,
-        method: Compilable,
-        eager: Eager,
-        unchecked: Unchecked,
-        inputs: Inputs,
-        classes: Any,
-        explanation: Explanation,
-    ) -> Graph | str:
-        """The compiled graph of a call, or why there is none."""
-        try:
-            graph = record(unchecked, eager, method.model, inputs, classes, explanation)
+            return _run(known, inputs, classes)
         except CannotCompileError as error:
-            return str(error)
-        return Graph(torch.compile(graph.run, **self.options), graph.like)
+            self._graphs[key] = str(error)
+            raise
+
+
+def _run(graph: Graph, inputs: Inputs, classes: Any) -> Explanation | None:
+    try:
+        return graph.explanation(*_given_to_graph(inputs, classes))
+    except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
+        raise CannotCompileError(f"torch.compile failed: {_short(error)}") from error
 
 
 def _table_like(explanation: Explanation) -> Tensor | None:
