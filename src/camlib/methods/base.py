@@ -199,14 +199,15 @@ class Method(ABC):
         """Compile the calls of this method with ``torch.compile``: forward pass, tail gradient and maps as one graph.
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
-        Methods of gradients and activations are compiled, for the logits of classes. Other calls run eagerly, and a
-        warning says why: in float16, for other targets, and where the model's Python code reads numbers, draws random
-        numbers, changes the model's parameters or buffers, or returns more than tensors. Each graph is compared with
-        eager calls, also of other images, before it is used.
+        Methods of gradients and activations are compiled. One graph serves all classes; each other target has a graph.
+        Other calls run eagerly, and a warning says why: in float16, and where the Python code of the model or of the
+        target reads numbers, draws random numbers, changes the model's parameters or buffers, or returns more than
+        tensors. Each graph is compared with eager calls, also of other images, before and after it is compiled.
 
         A graph is recorded again after modules, parameters, buffers or hooks of the model are replaced, or options of
         the method. Numbers that change in place, as in training, need no new graph. Call :meth:`compile` again after
-        another change: of a module's other attributes, of an object that is an option, or of what ``forward=`` reads.
+        another change: of a module's other attributes, of an object that is an option or a target, or of what
+        ``forward=`` reads.
         The Python code of the model and of its hooks runs only while a graph is recorded. A warning of a saturated
         probability appears only then, too.
 

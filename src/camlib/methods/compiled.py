@@ -13,7 +13,8 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +81,7 @@ class Graph:
         if not bool(passed.all()):
             return None
         of_outputs = iter(others[len(self.like.layers) :])
-        fields = {
+        named = {
             **vars(self.like),
             "maps": maps,
             "scores": scores,
@@ -88,8 +89,8 @@ class Graph:
             "outputs": map_tensors(lambda like: _noted(next(of_outputs), like), self.like.outputs),
         }
         if isinstance(self.like.target, Tensor):
-            fields["target"] = classes
-        return Explanation(**fields)
+            named["target"] = classes
+        return Explanation(**named)
 
 
 def record(
@@ -102,7 +103,7 @@ def record(
         eager: the same with checks.
         model: the model, whose state a graph must not change.
         inputs: inputs that the method has explained before.
-        classes: None, :class:`camlib.TopK`, or class indices (N,) or (N, K).
+        classes: None, :class:`camlib.TopK`, class indices (N,) or (N, K), or another target.
         explanation: the explanation of these inputs.
 
     Raises:
@@ -113,7 +114,9 @@ def record(
     def call(*tensors: Tensor) -> list[Tensor]:
         parts = iter(tensors)
         own = inputs.map(lambda _: next(parts))
-        found, passed = unchecked(own, None if explanation.quantity == "none" else _Known(next(parts, classes)))
+        is_other = _is_other_target(classes)
+        of = classes if is_other else None if explanation.quantity == "none" else _Known(next(parts, classes))
+        found, passed = unchecked(own, of)
         explained = found.target if isinstance(found.target, Tensor) else found.scores
         return [found.maps, found.scores, explained, passed, *found.layers.values(), *tensors_in(found.outputs)]
 
@@ -314,8 +317,6 @@ class Compiled:
         if unchecked is None:
             raise CannotCompileError("only methods of gradients and activations are compiled")
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
-        if isinstance(classes, targets.Target) or callable(classes):
-            raise CannotCompileError("the target is neither class indices nor None; only the logits of classes compile")
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")
         if any(tensor.layout != torch.strided for tensor in inputs.tensors):
@@ -328,15 +329,21 @@ class Compiled:
                 self._tables.clear()
                 self._state = state
             explanation = None
-            if kind not in self._tables:
-                explanation = eager(inputs, target)
-                self._tables[kind] = _table_like(explanation)
-            table = self._tables[kind]
-            if classes is not None and table is None:
-                raise CannotCompileError("the outputs hold no scores of classes")
-            if table is not None and classes is not None and not isinstance(classes, targets.TopK):
-                classes = class_indices(classes, table)
-            key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
+            key: Hashable
+            if _is_other_target(classes):
+                key = kind, _named(classes)
+                if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+                    raise CannotCompileError(f"there are {MAX_GRAPHS} graphs, of other targets or inputs")
+            else:
+                if kind not in self._tables:
+                    explanation = eager(inputs, target)
+                    self._tables[kind] = _table_like(explanation)
+                table = self._tables[kind]
+                if classes is not None and table is None:
+                    raise CannotCompileError("the outputs hold no scores of classes")
+                if table is not None and classes is not None and not isinstance(classes, targets.TopK):
+                    classes = class_indices(classes, table)
+                key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
             if key not in self._graphs:
                 explanation = eager(inputs, target) if explanation is None else explanation
                 try:
@@ -390,6 +397,49 @@ def _kind(value: Any) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), value
     raise CannotCompileError(f"the inputs hold a {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class _Same:
+    """An object that equals only itself."""
+
+    it: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+def _is_other_target(target: Any) -> bool:
+    """Whether a target is something else than class indices."""
+    return isinstance(target, targets.Target) or callable(target)
+
+
+def _named(value: Any) -> Hashable:
+    """What two targets must share to run the same graph; of a function, also the variables that it reads."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_named, value)
+    if isinstance(value, FunctionType):
+        names = {name for code in _codes(value.__code__) for name in code.co_names}
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        read = [value.__globals__[name] for name in sorted(names & value.__globals__.keys())]
+        plain = [one if isinstance(one, (*_PLAIN, tuple, list)) else _Same(one) for one in (*cells, *read)]
+        return value.__code__, _Same(value.__globals__), *map(_named, (*plain, *(value.__defaults__ or ())))
+    if is_dataclass(value) and not isinstance(value, (type, _Same)):
+        return type(value), *(_named(getattr(value, one.name)) for one in fields(value))
+    return value if isinstance(value, _Same) else _Same(value)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function and of the functions inside it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
 
 
 def _autocast_of(device: torch.device) -> Hashable:
