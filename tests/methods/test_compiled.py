@@ -260,7 +260,7 @@ class Branching(Network):
 @pytest.mark.parametrize(
     ("make", "target", "why"),
     [
-        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only methods of gradients and activations"),
+        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only Ablation-CAM is compiled"),
         (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, int(y[0, 0] > 9)], "not a fixed sequence"),
         (lambda: camlib.GradCAM(Counting().eval(), "norm"), 1, "changes its own state"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibWarning
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.layers.layouts import with_grid
 from camlib.methods.arithmetic import check_alike, check_tensor, divided, over_channels
 from camlib.methods.base import Layer, LayerMethod
@@ -69,6 +69,7 @@ class AblationCAM(LayerMethod):
 
     name: ClassVar[str] = "ablation_cam"
     needs_gradients: ClassVar[bool] = False
+    compiles: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,8 +87,7 @@ class AblationCAM(LayerMethod):
         """Return :func:`camlib.functional.ablation_cam`, for each class."""
         activations, features = forward_pass.activations(layer), forward_pass.features[layer]
         tail, score = self._tail(forward_pass, layer)
-        alive = activations.flatten(2).any(2)
-        image, channel = alive.nonzero().unbind(1)
+        image, channel = _alive(activations, everything=forward_pass.checks.recorded)
         if not len(image):
             return forward_pass.repeated(torch.zeros_like(activations[:, 0]))
 
@@ -106,7 +106,7 @@ class AblationCAM(LayerMethod):
             return tail(copies, image[rows])
 
         scores = forward_pass.perturbed(self.name, self.chunks).of_outputs(image, outputs)
-        table = score[:, None].expand(*alive.shape, *score.shape[1:]).clone()
+        table = score[:, None].expand(*activations.shape[:2], *score.shape[1:]).clone()
         table[image, channel] = scores
         if table.dim() == 2:
             return ablation_cam(activations, score, table)
@@ -119,7 +119,11 @@ class AblationCAM(LayerMethod):
         try:
             tail = Tail(*made_of)
             scores = self._scores(tail, forward_pass, layer)
-            if _agree(scores, forward_pass):
+            agree = _agree(scores, forward_pass)
+            if forward_pass.checks.recorded:
+                forward_pass.checks.never(~agree, lambda: CamlibRuntimeError("run alone, the tail gives other scores"))
+                return tail, scores
+            if bool(agree):
                 return tail, scores
             why = "run alone, the tail gives other scores"
         except torch.OutOfMemoryError:
@@ -145,8 +149,19 @@ class AblationCAM(LayerMethod):
             return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
 
 
-def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
+def _alive(activations: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
+    """Each channel that is not zero everywhere, or each channel: its image and its number."""
+    images, channels = activations.shape[:2]
+    if everything:
+        number = torch.arange(images * channels, device=activations.device)
+        return number // channels, number % channels
+    image, channel = activations.flatten(2).any(2).nonzero().unbind(1)
+    return image, channel
+
+
+def _agree(scores: Tensor, forward_pass: ForwardPass) -> Tensor:
     """Whether scores equal those of the pass, up to rounding in the precision of that pass."""
     expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
     largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
-    return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())
+    agree: Tensor = ((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all()
+    return agree

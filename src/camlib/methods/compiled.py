@@ -315,7 +315,7 @@ class Compiled:
         self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation | None:
         if unchecked is None:
-            raise CannotCompileError("only methods of gradients and activations are compiled")
+            raise CannotCompileError("of the methods that perturb, only Ablation-CAM is compiled")
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")
