@@ -88,7 +88,7 @@ def test_other_targets(target: Any, images: Tensor) -> None:
         same(fast(given, target), eager(given, target))
 
 
-CLASS = 1
+CLASS, ARRAY = 1, np.array([1])
 
 
 def test_equal_targets_share_a_graph_and_variables_that_functions_read_are_noticed(
@@ -102,12 +102,16 @@ def test_equal_targets_share_a_graph_and_variables_that_functions_read_are_notic
         "closure": lambda index=0: lambda outputs: outputs[:, index],
         "global": lambda: lambda outputs: [outputs[:, CLASS]][0],
     }
+    settings = {"class": 0}
+    targets["dictionary"] = lambda: lambda outputs: outputs[:, settings["class"]]
     for name, make in targets.items():
         fast(images, make())
         passes = model.passes
         same(fast(images, make()), eager(images, make()))
         assert model.passes == passes, f"a new graph was recorded for the same {name}"
     same(fast(images, targets["closure"](2)), eager(images, targets["closure"](2)))
+    settings["class"] = 2
+    same(fast(images, targets["dictionary"]()), eager(images, targets["dictionary"]()))
     monkeypatch.setattr(f"{__name__}.CLASS", 2)
     same(fast(images, targets["global"]()), eager(images, targets["global"]()))
 
@@ -263,6 +267,8 @@ class Branching(Network):
         (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only Ablation-CAM is compiled"),
         (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, int(y[0, 0] > 9)], "not a fixed sequence"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, ARRAY[0]], "reads a ndarray"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), nn.Linear(3, 2), "reads a Linear, whose changes"),
         (lambda: camlib.GradCAM(Counting().eval(), "norm"), 1, "changes its own state"),
         (lambda: camlib.GradCAM(Branching().eval(), "norm"), 1, "not a fixed sequence"),
     ],

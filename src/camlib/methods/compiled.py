@@ -14,7 +14,8 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from types import CodeType, FunctionType
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -399,7 +400,7 @@ def _kind(value: Any) -> Hashable:
     raise CannotCompileError(f"the inputs hold a {type(value).__name__}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Same:
     """An object that equals only itself."""
 
@@ -417,21 +418,48 @@ def _is_other_target(target: Any) -> bool:
     return isinstance(target, targets.Target) or callable(target)
 
 
-def _named(value: Any) -> Hashable:
-    """What two targets must share to run the same graph; of a function, also the variables that it reads."""
+def _named(value: Any, seen: tuple[Any, ...] = ()) -> Hashable:
+    """What two targets must share to run the same graph; of a function, also the variables that it reads.
+
+    Raises:
+        CannotCompileError: a target reads an object whose changes would not be noticed.
+    """
+    if any(value is one for one in seen):  # a function that calls itself
+        return None
+    seen = (*seen, value)
     if isinstance(value, _PLAIN):
         return type(value), value
-    if isinstance(value, (tuple, list)):
-        return type(value), *map(_named, value)
+    if isinstance(value, Tensor) or _is_fixed(value):
+        return _Same(value)
+    if isinstance(value, (tuple, list, Mapping)):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return type(value), *((key, _named(one, seen)) for key, one in pairs)
     if isinstance(value, FunctionType):
-        names = {name for code in _codes(value.__code__) for name in code.co_names}
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        read = [value.__globals__[name] for name in sorted(names & value.__globals__.keys())]
-        plain = [one if isinstance(one, (*_PLAIN, tuple, list)) else _Same(one) for one in (*cells, *read)]
-        return value.__code__, _Same(value.__globals__), *map(_named, (*plain, *(value.__defaults__ or ())))
-    if is_dataclass(value) and not isinstance(value, (type, _Same)):
-        return type(value), *(_named(getattr(value, one.name)) for one in fields(value))
-    return value if isinstance(value, _Same) else _Same(value)
+        read = (*_variables(value), value.__defaults__ or (), value.__kwdefaults__ or {})
+        return value.__code__, *(_named(one, seen) for one in read)
+    if isinstance(value, partial):
+        return partial, *(_named(one, seen) for one in (value.func, value.args, value.keywords))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(_named(getattr(value, one.name), seen) for one in fields(value))
+    raise CannotCompileError(f"the target reads a {type(value).__name__}, whose changes would not be noticed")
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value is Python's or torch's own: a module, a class, a function, a data type."""
+    owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
+    is_code = isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType))
+    return isinstance(value, (torch.dtype, torch.device)) or (
+        is_code and owner.partition(".")[0] in ("torch", "torchvision", "builtins", "math")
+    )
+
+
+def _variables(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function reads from outside."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
+    for name in sorted(names & function.__globals__.keys()):
+        yield function.__globals__[name]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
