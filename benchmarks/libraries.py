@@ -61,7 +61,7 @@ def network(name: str, images: int, side: int = 224, device: str = "cpu") -> tup
     return model, batch, camlib.find_layer(model, batch[:1])
 
 
-def bare(model: nn.Module, images: Tensor) -> Call:
+def bare(model: Callable[[Tensor], Any], images: Tensor) -> Call:
     """The forward pass alone, in inference mode."""
 
     def call() -> Any:

@@ -1,9 +1,9 @@
 """The overhead of Grad-CAM: by camlib, by thirty lines without checks, and by other libraries.
 
 ``benchmarks/run price`` measures on a CPU, in one thread, with images of 32 px, for which the network has little to
-compute. ``python -m benchmarks.price --device cuda`` measures batches of 1, 8, 32 and 128 images
-of 224 px on a GPU, with peers where they are installed (four minutes). Subjects take turns; times are medians over
-rounds. The results are ``price.json`` and ``price_cuda.json``.
+compute. ``benchmarks/run gpu`` measures batches of 1, 8, 32 and 128 images of 224 px on a GPU, with peers where they
+are installed (four minutes). Some calls are also compiled. Subjects take turns; times are medians over rounds. The
+results are ``price.json`` and ``price_cuda.json``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ NETWORKS = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_large", "convne
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
 SIDES = {"cpu": 32, "cuda": 224}
 ROUNDS = {"cpu": 30, "cuda": 12}
+COMPILED = {("resnet18", 1), ("resnet50", 1), ("resnet50", 32)}
+"""Networks and batches that are also compiled, with CUDA graphs on a GPU; each takes up to a minute to compile."""
 PEERS = {"torchcam": "torchcam", "captum": "captum", "grad-cam": "pytorch_grad_cam"}
 """The module of each peer."""
 
@@ -58,6 +60,14 @@ def naive_cut(model: nn.Module, images: Tensor, layer: str, tokens: bool) -> Cal
     return call
 
 
+def compiled(model: nn.Module, images: Tensor, layer: str, device: str) -> dict[str, Call]:
+    """The compiled forward pass and the compiled Grad-CAM."""
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if device == "cuda" else {}
+    fast = torch.compile(model, fullgraph=True, dynamic=False, **options)
+    cam = camlib.GradCAM(model, layer).compile(**options)
+    return {"compiled forward": bare(fast, images), "camlib, compiled": lambda: cam(images)}
+
+
 def _as_grid(tokens: Tensor) -> Tensor:
     side = int((tokens.shape[1] - 1) ** 0.5)
     grid: Tensor = tokens[:, 1:].mT.unflatten(2, (side, side))
@@ -78,6 +88,8 @@ def subjects(name: str, model: nn.Module, images: Tensor, layer: str, device: st
         for peer, module in PEERS.items():
             if importlib.util.find_spec(module):
                 calls[peer] = build(peer, "grad_cam", model, images, layer, [1])[1]
+    if (name, len(images)) in COMPILED:
+        calls |= compiled(model, images, layer, device)
     return calls
 
 

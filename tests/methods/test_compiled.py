@@ -44,7 +44,10 @@ def same(one: camlib.Explanation, other: camlib.Explanation) -> None:
     for layer in one.layers:
         torch.testing.assert_close(one.layers[layer], other.layers[layer], rtol=1e-4, atol=1e-6)
     assert type(one.target) is type(other.target)
-    assert torch.equal(torch.as_tensor(one.target), torch.as_tensor(other.target))
+    if isinstance(one.target, Tensor):
+        assert torch.equal(one.target, other.target)
+    else:
+        assert one.target == other.target
     for name in ("method", "layer", "input_size", "extent", "origin", "class_agnostic", "quantity", "relu"):
         assert getattr(one, name) == getattr(other, name)
 
@@ -65,6 +68,66 @@ def test_several_classes_and_target_objects(target: Any, images: Tensor) -> None
     eager, fast = camlib.GradCAM(model, "norm"), compiled(camlib.GradCAM(model, "norm"))
     for given in (images, 2 * images):
         same(fast(given, target), eager(given, target))
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+@pytest.mark.parametrize(
+    "target",
+    [
+        camlib.targets.Probability(1),
+        camlib.targets.Probability(),
+        camlib.targets.ReST(1),
+        lambda outputs: outputs[:, 1] - outputs[:, 0],
+        lambda outputs: outputs[:, :2],
+    ],
+)
+def test_other_targets(target: Any, images: Tensor) -> None:
+    model = Network().eval()
+    eager, fast = camlib.GradCAM(model, "norm"), compiled(camlib.GradCAM(model, "norm"))
+    for given in (images, 0.5 * images):
+        same(fast(given, target), eager(given, target))
+
+
+CLASS, ARRAY = 1, np.array([1])
+
+
+def test_equal_targets_share_a_graph_and_variables_that_functions_read_are_noticed(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Network().eval()
+    eager = camlib.GradCAM(copy.deepcopy(model), "norm")
+    fast = compiled(camlib.GradCAM(model, "norm"))
+    targets: dict[str, Any] = {
+        "object": lambda: camlib.targets.Probability(1),
+        "closure": lambda index=0: lambda outputs: outputs[:, index],
+        "global": lambda: lambda outputs: [outputs[:, CLASS]][0],
+    }
+    settings = {"class": 0}
+    targets["dictionary"] = lambda: lambda outputs: outputs[:, settings["class"]]
+    for name, make in targets.items():
+        fast(images, make())
+        passes = model.passes
+        same(fast(images, make()), eager(images, make()))
+        assert model.passes == passes, f"a new graph was recorded for the same {name}"
+    same(fast(images, targets["closure"](2)), eager(images, targets["closure"](2)))
+    settings["class"] = 2
+    same(fast(images, targets["dictionary"]()), eager(images, targets["dictionary"]()))
+    monkeypatch.setattr(f"{__name__}.CLASS", 2)
+    same(fast(images, targets["global"]()), eager(images, targets["global"]()))
+
+
+def test_many_different_targets_run_eagerly(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camlib.methods.compiled.MAX_GRAPHS", 2)
+    fast = compiled(camlib.GradCAM(Network().eval(), "norm"))
+
+    def explain(scale: int) -> None:
+        fast(images, lambda outputs: scale * outputs[:, 1])
+
+    explain(1)
+    explain(2)
+    with pytest.warns(camlib.CamlibWarning, match="2 graphs, of other targets"):
+        explain(3)
+    explain(4)
 
 
 def test_ints_lists_and_arrays_share_one_graph(images: Tensor) -> None:
@@ -201,10 +264,11 @@ class Branching(Network):
 @pytest.mark.parametrize(
     ("make", "target", "why"),
     [
-        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only methods of gradients and activations"),
+        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only Ablation-CAM is compiled"),
         (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
-        (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, 0], "neither class indices nor None"),
-        (lambda: camlib.GradCAM(Network().eval(), "norm"), camlib.targets.Probability(1), "neither class indices"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, int(y[0, 0] > 9)], "not a fixed sequence"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, ARRAY[0]], "reads a ndarray"),
+        (lambda: camlib.GradCAM(Network().eval(), "norm"), nn.Linear(3, 2), "reads a Linear, whose changes"),
         (lambda: camlib.GradCAM(Counting().eval(), "norm"), 1, "changes its own state"),
         (lambda: camlib.GradCAM(Branching().eval(), "norm"), 1, "not a fixed sequence"),
     ],
@@ -230,6 +294,42 @@ def test_a_compiler_that_fails_is_reported_once(images: Tensor) -> None:
     with pytest.warns(camlib.CamlibWarning, match="torch.compile failed: .*no C"):
         found = fast(images, 1)
     same(found, camlib.GradCAM(model, "norm")(images, 1))
+
+
+def test_a_compiler_that_computes_something_else_is_not_used(images: Tensor) -> None:
+    def wrong(graph: Any, inputs: Any) -> Any:
+        def run(*tensors: Tensor) -> Any:
+            maps, *others = graph(*tensors)
+            return (1.1 * maps, *others)
+
+        return run
+
+    model = Network().eval()
+    fast = camlib.GradCAM(model, "norm").compile(backend=wrong)
+    with pytest.warns(camlib.CamlibWarning, match="torch.compile gives other maps than an eager call"):
+        found = fast(images, 1)
+    same(found, camlib.GradCAM(model, "norm")(images, 1))
+
+
+def test_a_compiled_graph_that_fails_later_is_given_up(images: Tensor) -> None:
+    runs = []
+
+    def fails_later(graph: Any, inputs: Any) -> Any:
+        def run(*tensors: Tensor) -> Any:
+            runs.append(1)
+            if len(runs) == 2:
+                raise RuntimeError("out of memory")
+            return graph(*tensors)
+
+        return run
+
+    model = Network().eval()
+    fast, eager = camlib.GradCAM(model, "norm").compile(backend=fails_later), camlib.GradCAM(model, "norm")
+    fast(images, 1)
+    with pytest.warns(camlib.CamlibWarning, match="torch.compile failed: out of memory"):
+        same(fast(images, 1), eager(images, 1))
+    same(fast(images, 1), eager(images, 1))
+    assert len(runs) == 2
 
 
 def test_copies_are_compiled_for_their_own_model(images: Tensor) -> None:

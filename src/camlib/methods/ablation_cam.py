@@ -63,6 +63,7 @@ class AblationCAM(LayerMethod):
 
     name: ClassVar[str] = "ablation_cam"
     needs_gradients: ClassVar[bool] = False
+    compiles: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -80,8 +81,7 @@ class AblationCAM(LayerMethod):
         """Return :func:`camlib.functional.ablation_cam`, for each class."""
         activations, features = forward_pass.activations(layer), forward_pass.features[layer]
         tail, score = tail_of(forward_pass, layer, "Ablation-CAM", "channel")
-        alive = activations.flatten(2).any(2)
-        image, channel = alive.nonzero().unbind(1)
+        image, channel = _alive(activations, everything=forward_pass.checks.recorded)
         if not len(image):
             return forward_pass.repeated(torch.zeros_like(activations[:, 0]))
 
@@ -93,9 +93,19 @@ class AblationCAM(LayerMethod):
             return tail(with_changed_grid(forward_pass, layer, copies, ablate), image[rows])
 
         scores = forward_pass.perturbed(self.name, self.chunks).of_outputs(image, outputs)
-        table = score[:, None].expand(*alive.shape, *score.shape[1:]).clone()
+        table = score[:, None].expand(*activations.shape[:2], *score.shape[1:]).clone()
         table[image, channel] = scores
         if table.dim() == 2:
             return ablation_cam(activations, score, table)
         of_classes = zip(score.unbind(1), table.unbind(2), strict=True)
         return forward_pass.stacked([ablation_cam(activations, one, lost) for one, lost in of_classes])
+
+
+def _alive(activations: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
+    """Each channel that is not zero everywhere, or each channel: its image and its number."""
+    images, channels = activations.shape[:2]
+    if everything:
+        number = torch.arange(images * channels, device=activations.device)
+        return number // channels, number % channels
+    image, channel = activations.flatten(2).any(2).nonzero().unbind(1)
+    return image, channel

@@ -199,16 +199,17 @@ class Method(ABC):
         """Compile the calls of this method with ``torch.compile``: forward pass, tail gradient and maps as one graph.
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
-        Methods of gradients and activations are compiled, for the logits of classes. Other calls run eagerly, and a
-        warning says why: in float16, for other targets, and where the model's Python code reads numbers, draws random
-        numbers, changes the model's parameters or buffers, or returns more than tensors. Each graph is compared with
-        eager calls, also of other images, before it is used.
+        Ablation-CAM, Recipro-CAM and the methods of gradients and activations are compiled. One graph serves all
+        classes; each other target has a graph. Other calls run eagerly, and a warning says why: in float16, and where the Python code of
+        the model or of the target reads numbers, draws random numbers, changes the model's parameters or buffers, or
+        returns more than tensors. Each graph is compared with eager calls, also of other images, before and after it
+        is compiled.
 
         A graph is recorded again after modules, parameters, buffers or hooks of the model are replaced, or options of
         the method. Numbers that change in place, as in training, need no new graph. Call :meth:`compile` again after
-        another change: of a module's other attributes, of an object that is an option, or of what ``forward=`` reads.
-        The Python code of the model and of its hooks runs only while a graph is recorded. A warning of a saturated
-        probability appears only then, too.
+        another change: of a module's other attributes, of an object that is an option or a target, or of what
+        ``forward=`` reads. The Python code of the model and of its hooks runs only while a graph is recorded. A warning
+        of a saturated probability appears only then, too.
 
         Args:
             **options: those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
@@ -232,6 +233,7 @@ class Method(ABC):
     def _unchecked(self, inputs: Inputs, target: Any) -> tuple[Explanation, Tensor]:
         """The explanation, and whether each number that a call would check is finite."""
         with _unchecked_pass([self], inputs, target) as (forward_pass,):
+            forward_pass.checks.recorded = True
             explanation = self.explanation(forward_pass)
             return explanation, forward_pass.checks.passed()
 

@@ -13,7 +13,9 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +82,7 @@ class Graph:
         if not bool(passed.all()):
             return None
         of_outputs = iter(others[len(self.like.layers) :])
-        fields = {
+        named = {
             **vars(self.like),
             "maps": maps,
             "scores": scores,
@@ -88,8 +90,8 @@ class Graph:
             "outputs": map_tensors(lambda like: _noted(next(of_outputs), like), self.like.outputs),
         }
         if isinstance(self.like.target, Tensor):
-            fields["target"] = classes
-        return Explanation(**fields)
+            named["target"] = classes
+        return Explanation(**named)
 
 
 def record(
@@ -102,7 +104,7 @@ def record(
         eager: the same with checks.
         model: the model, whose state a graph must not change.
         inputs: inputs that the method has explained before.
-        classes: None, :class:`camlib.TopK`, or class indices (N,) or (N, K).
+        classes: None, :class:`camlib.TopK`, class indices (N,) or (N, K), or another target.
         explanation: the explanation of these inputs.
 
     Raises:
@@ -113,7 +115,9 @@ def record(
     def call(*tensors: Tensor) -> list[Tensor]:
         parts = iter(tensors)
         own = inputs.map(lambda _: next(parts))
-        found, passed = unchecked(own, None if explanation.quantity == "none" else _Known(next(parts, classes)))
+        is_other = _is_other_target(classes)
+        of = classes if is_other else None if explanation.quantity == "none" else _Known(next(parts, classes))
+        found, passed = unchecked(own, of)
         explained = found.target if isinstance(found.target, Tensor) else found.scores
         return [found.maps, found.scores, explained, passed, *found.layers.values(), *tensors_in(found.outputs)]
 
@@ -177,13 +181,17 @@ def _refuse_output(value: Any) -> Any:
     raise CannotCompileError(f"the outputs hold not only tensors, but also a value of type {type(value).__name__}")
 
 
-def _refuse_difference(found: Explanation | None, expected: Explanation) -> None:
+def _refuse_difference(
+    found: Explanation | None,
+    expected: Explanation,
+    why: str = "the graph gives other {}: the model does not do the same in every call",
+) -> None:
     """Refuse a graph whose explanation is not that of the eager call."""
     if found is None or not _agree(found.maps, expected.maps):
-        raise CannotCompileError("the graph gives other maps: the model does not do the same in every call")
+        raise CannotCompileError(why.format("maps"))
     pairs = zip(tensors_in(found.outputs), tensors_in(expected.outputs), strict=True)
     if not all(_agree(one, other) for one, other in [(found.scores, expected.scores), *pairs]):
-        raise CannotCompileError("the graph gives other outputs: the model does not do the same in every call")
+        raise CannotCompileError(why.format("outputs"))
 
 
 @contextlib.contextmanager
@@ -308,10 +316,8 @@ class Compiled:
         self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation | None:
         if unchecked is None:
-            raise CannotCompileError("only methods of gradients and activations are compiled")
+            raise CannotCompileError("of the methods that perturb, only Ablation-CAM is compiled")
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
-        if isinstance(classes, targets.Target) or callable(classes):
-            raise CannotCompileError("the target is neither class indices nor None; only the logits of classes compile")
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")
         if any(tensor.layout != torch.strided for tensor in inputs.tensors):
@@ -324,44 +330,50 @@ class Compiled:
                 self._tables.clear()
                 self._state = state
             explanation = None
-            if kind not in self._tables:
-                explanation = eager(inputs, target)
-                self._tables[kind] = _table_like(explanation)
-            table = self._tables[kind]
-            if classes is not None and table is None:
-                raise CannotCompileError("the outputs hold no scores of classes")
-            if table is not None and classes is not None and not isinstance(classes, targets.TopK):
-                classes = class_indices(classes, table)
-            key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
+            key: Hashable
+            if _is_other_target(classes):
+                key = kind, _named(classes)
+                if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+                    raise CannotCompileError(f"there are {MAX_GRAPHS} graphs, of other targets or inputs")
+            else:
+                if kind not in self._tables:
+                    explanation = eager(inputs, target)
+                    self._tables[kind] = _table_like(explanation)
+                table = self._tables[kind]
+                if classes is not None and table is None:
+                    raise CannotCompileError("the outputs hold no scores of classes")
+                if table is not None and classes is not None and not isinstance(classes, targets.TopK):
+                    classes = class_indices(classes, table)
+                key = kind, tuple(classes.shape) if isinstance(classes, Tensor) else classes
             if key not in self._graphs:
                 explanation = eager(inputs, target) if explanation is None else explanation
-                self._graphs[key] = self._compiled(method, eager, unchecked, inputs, classes, explanation)
+                try:
+                    recorded = record(unchecked, eager, method.model, inputs, classes, explanation)
+                    graph = Graph(torch.compile(recorded.run, **self.options), recorded.like)
+                    found = _run(graph, inputs, classes)
+                    _refuse_difference(found, explanation, "torch.compile gives other {} than an eager call")
+                except CannotCompileError as error:
+                    self._graphs[key] = str(error)
+                    raise
+                self._graphs[key] = graph
                 while len(self._graphs) > MAX_GRAPHS:
                     del self._graphs[next(iter(self._graphs))]
-            graph = self._graphs[key]
-        if isinstance(graph, str):
-            raise CannotCompileError(graph)
+                return found
+            known = self._graphs[key]
+        if isinstance(known, str):
+            raise CannotCompileError(known)
         try:
-            return graph.explanation(*_given_to_graph(inputs, classes))
-        except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
-            self._graphs[key] = f"torch.compile failed: {_short(error)}"
-            raise CannotCompileError(self._graphs[key]) from error
-
-    def _compiled(
-        self,
-        method: Compilable,
-        eager: Eager,
-        unchecked: Unchecked,
-        inputs: Inputs,
-        classes: Any,
-        explanation: Explanation,
-    ) -> Graph | str:
-        """The compiled graph of a call, or why there is none."""
-        try:
-            graph = record(unchecked, eager, method.model, inputs, classes, explanation)
+            return _run(known, inputs, classes)
         except CannotCompileError as error:
-            return str(error)
-        return Graph(torch.compile(graph.run, **self.options), graph.like)
+            self._graphs[key] = str(error)
+            raise
+
+
+def _run(graph: Graph, inputs: Inputs, classes: Any) -> Explanation | None:
+    try:
+        return graph.explanation(*_given_to_graph(inputs, classes))
+    except Exception as error:  # a compiler can fail in any way, such as for want of a C++ compiler
+        raise CannotCompileError(f"torch.compile failed: {_short(error)}") from error
 
 
 def _table_like(explanation: Explanation) -> Tensor | None:
@@ -386,6 +398,76 @@ def _kind(value: Any) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), value
     raise CannotCompileError(f"the inputs hold a {type(value).__name__}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that equals only itself."""
+
+    it: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+def _is_other_target(target: Any) -> bool:
+    """Whether a target is something else than class indices."""
+    return isinstance(target, targets.Target) or callable(target)
+
+
+def _named(value: Any, seen: tuple[Any, ...] = ()) -> Hashable:
+    """What two targets must share to run the same graph; of a function, also the variables that it reads.
+
+    Raises:
+        CannotCompileError: a target reads an object whose changes would not be noticed.
+    """
+    if any(value is one for one in seen):  # a function that calls itself
+        return None
+    seen = (*seen, value)
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, Tensor) or _is_fixed(value):
+        return _Same(value)
+    if isinstance(value, (tuple, list, Mapping)):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return type(value), *((key, _named(one, seen)) for key, one in pairs)
+    if isinstance(value, FunctionType):
+        read = (*_variables(value), value.__defaults__ or (), value.__kwdefaults__ or {})
+        return value.__code__, *(_named(one, seen) for one in read)
+    if isinstance(value, partial):
+        return partial, *(_named(one, seen) for one in (value.func, value.args, value.keywords))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(_named(getattr(value, one.name), seen) for one in fields(value))
+    raise CannotCompileError(f"the target reads a {type(value).__name__}, whose changes would not be noticed")
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value is Python's or torch's own: a module, a class, a function, a data type."""
+    owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
+    is_code = isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType))
+    return isinstance(value, (torch.dtype, torch.device)) or (
+        is_code and owner.partition(".")[0] in ("torch", "torchvision", "builtins", "math")
+    )
+
+
+def _variables(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function reads from outside."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
+    for name in sorted(names & function.__globals__.keys()):
+        yield function.__globals__[name]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function and of the functions inside it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
 
 
 def _autocast_of(device: torch.device) -> Hashable:

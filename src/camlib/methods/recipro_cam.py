@@ -81,6 +81,7 @@ class ReciproCAM(LayerMethod):
 
     name: ClassVar[str] = "recipro_cam"
     needs_gradients: ClassVar[bool] = False
+    compiles: ClassVar[bool] = True
 
     def __init__(
         self,

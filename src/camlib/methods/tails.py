@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibTypeError, CamlibWarning
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.layers.layouts import with_grid
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.numbers import single_or_double
@@ -33,7 +33,11 @@ def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> 
     try:
         tail = Tail(*made_of)
         scores = _scores(tail, forward_pass, layer)
-        if _agree(scores, forward_pass):
+        agree = _agree(scores, forward_pass)
+        if forward_pass.checks.recorded:
+            forward_pass.checks.never(~agree, lambda: CamlibRuntimeError("run alone, the tail gives other scores"))
+            return tail, scores
+        if bool(agree):
             return tail, scores
         why = "run alone, the tail gives other scores"
     except torch.OutOfMemoryError:
@@ -87,8 +91,9 @@ def _scores(tail: Tail, forward_pass: ForwardPass, layer: str) -> Tensor:
         return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
 
 
-def _agree(scores: Tensor, forward_pass: ForwardPass) -> bool:
+def _agree(scores: Tensor, forward_pass: ForwardPass) -> Tensor:
     """Whether scores equal those of the pass, up to rounding in the precision of that pass."""
     expected, outputs = forward_pass.scores.detach(), forward_pass.outputs.main
     largest = expected.abs().max() if outputs is None else torch.maximum(expected.abs().max(), outputs.abs().max())
-    return bool(((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all())
+    agree: Tensor = ((scores - expected).abs() <= torch.finfo(expected.dtype).eps ** 0.5 * largest).all()
+    return agree

@@ -329,6 +329,7 @@ class ForwardPass:
             precision=self.precision,
             chunks=chunks,
             what=what,
+            checks=self.checks,
         )
 
     def _picture_size(self, layers: Iterable[str]) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from camlib.inputs.nested import map_tensors
 from camlib.passes.calling import lazy
@@ -44,7 +45,7 @@ class _Kept:
         if self.training:
             module.training = True
         for name, (buffer, values, version) in self.buffers.items():
-            if buffer._version != version or _observes(module):
+            if buffer._version != version or _observes(type(module)):
                 if buffer.shape != values.shape:
                     buffer.resize_(values.shape)
                 buffer.copy_(values)
@@ -66,9 +67,14 @@ _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _observes(module: nn.Module) -> bool:
-    """Whether a module is torch.ao's: its observers' buffers grow, and their kernels count no change of them."""
-    return type(module).__module__.startswith("torch.ao.")
+def _observes(kind: type[nn.Module]) -> bool:
+    """Whether modules are torch.ao's: its observers' buffers grow, and their kernels count no change of them."""
+    return kind.__module__.startswith("torch.ao.")
+
+
+def _may_change(kind: type[nn.Module]) -> bool:
+    """Whether a pass in eval mode may change modules of a class; torch's own keep nothing, unless they are lazy."""
+    return not kind.__module__.startswith("torch.") or _observes(kind) or issubclass(kind, LazyModuleMixin)
 
 
 def _changeable(module: nn.Module) -> dict[str, Tensor]:
@@ -80,11 +86,9 @@ def _changeable(module: nn.Module) -> dict[str, Tensor]:
 
 def _kept_from_pass_to_pass(module: nn.Module) -> dict[str, Any]:
     """A module's attributes that may hold tensors of an earlier pass."""
-    return {
-        name: value
-        for name, value in module.__dict__.items()
-        if type(value) not in _PLAIN and name not in _OF_EVERY_MODULE
-    }
+    attributes = module.__dict__
+    own = attributes.keys() - _OF_EVERY_MODULE
+    return {name: attributes[name] for name in own if type(attributes[name]) not in _PLAIN}
 
 
 def _dicts(attributes: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
@@ -146,15 +150,17 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
     with undone(release):
         modules = modules_of(model)
         with _lock:
+            may_change = {kind: _may_change(kind) for kind in set(map(type, modules))}
             for module in modules:
-                if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-                    raise lazy()
                 buffers, caches = {}, {}
-                # torch's other modules keep nothing in eval mode
-                if not type(module).__module__.startswith("torch.") or _observes(module):
-                    attributes = _kept_from_pass_to_pass(module)
-                    _renew(module, attributes)
-                    buffers, caches = _changeable(module), _dicts(attributes)
+                if may_change[type(module)]:
+                    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                        raise lazy()
+                    if attributes := _kept_from_pass_to_pass(module):
+                        _renew(module, attributes)
+                        caches = _dicts(attributes)
+                    if module._buffers:
+                        buffers = _changeable(module)
                 if module.training or buffers or caches or module in _kept:
                     hold(module, buffers, caches)
         yield modules
@@ -208,7 +214,8 @@ def _random_numbers() -> Iterator[None]:
     import numpy as np
 
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    of_python, of_torch = random.getstate(), torch.get_rng_state()
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     of_cuda = {index: torch.cuda.get_rng_state(index) for index in devices}
 
     def restore() -> None:

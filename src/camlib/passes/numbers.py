@@ -31,6 +31,8 @@ class Checks:
     def __init__(self, image_index: Tensor | None = None) -> None:
         self._image_index = image_index
         self._asked: list[tuple[Tensor, Callable[[], Exception | None]]] = []
+        self.recorded = False
+        """Whether a graph is recorded, so that no number may be read from the device."""
 
     def finite(self, what: str, tensor: Tensor, image_index: Tensor | None = None) -> None:
         """Require that all numbers are finite.

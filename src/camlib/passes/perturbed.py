@@ -13,7 +13,7 @@ from camlib import targets
 from camlib.inputs import Inputs, Outputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
-from camlib.passes.numbers import not_finite, single_or_double
+from camlib.passes.numbers import Checks, single_or_double
 from camlib.passes.precision import Precision, restored
 from camlib.passes.rows import check_rows, with_known_rows
 
@@ -38,6 +38,8 @@ class PerturbedPasses:
     """How many rows run at a time."""
     what: str = "rows"
     """The title of the progress bar."""
+    checks: Checks | None = None
+    """Where the check of the scores is added; None to check them at once."""
 
     def of_images(self, image_index: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Return the scores of perturbed images.
@@ -87,12 +89,12 @@ class PerturbedPasses:
         """Check that the scores of all rows are finite.
 
         Raises:
-            CamlibRuntimeError: naming the images whose rows are not.
+            CamlibRuntimeError: naming the images whose rows are not, unless the check is added to others.
         """
-        if not bool(scores.sum().isfinite()) and not bool((finite := scores.isfinite()).all()):
-            known = torch.ones(self.count, dtype=torch.bool, device=scores.device)
-            known[image_index[~finite.reshape(len(finite), -1).all(1)]] = False
-            raise not_finite("score of a perturbed image", known)
+        checks = Checks() if self.checks is None else self.checks
+        checks.finite("score of a perturbed image", scores, image_index)
+        if self.checks is None:
+            checks.evaluate()
 
 
 class _LaidOut:

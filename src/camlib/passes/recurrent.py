@@ -22,7 +22,7 @@ def differentiable(modules: Iterable[nn.Module]) -> contextlib.AbstractContextMa
         ...     print(torch.backends.cudnn.enabled)
         False
     """
-    if not any(isinstance(module, nn.RNNBase) for module in modules):
+    if not any(issubclass(kind, nn.RNNBase) for kind in set(map(type, modules))):
         return contextlib.nullcontext()
     return _without_cudnn()
 
