@@ -200,10 +200,10 @@ class Method(ABC):
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
         Ablation-CAM, Recipro-CAM and the methods of gradients and activations are compiled. One graph serves all
-        classes; each other target has a graph. Other calls run eagerly, and a warning says why: in float16, and where the Python code of
-        the model or of the target reads numbers, draws random numbers, changes the model's parameters or buffers, or
-        returns more than tensors. Each graph is compared with eager calls, also of other images, before and after it
-        is compiled.
+        classes; each other target has a graph. Other calls run eagerly, and a warning says why: in float16, and where
+        the Python code of the model or of the target reads numbers, draws random numbers, changes the model's
+        parameters or buffers, or returns more than tensors. Each graph is compared with eager calls, also of other
+        images, before and after it is compiled.
 
         A graph is recorded again after modules, parameters, buffers or hooks of the model are replaced, or options of
         the method. Numbers that change in place, as in training, need no new graph. Call :meth:`compile` again after
