@@ -99,8 +99,8 @@ def detections_of(outputs: Any, target: str) -> list[Detections]:
         what = f"a tensor {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise CamlibTypeError(
             f"{target} needs detections: a list with a mapping of 'boxes' and 'scores' for each image, or the outputs "
-            f"of a detector of Hugging Face or ultralytics; the model returns {what}. Put a detector in eval mode, or pass "
-            "forward= to make such a list"
+            f"of a detector of Hugging Face or ultralytics; the model returns {what}. Put a detector in eval mode, or "
+            "pass forward= to make such a list"
         )
     return found
 
