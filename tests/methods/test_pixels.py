@@ -186,6 +186,20 @@ def test_a_single_step_leaves_a_residual_that_is_what_the_values_leave_out() -> 
     assert (found.residual.abs() > 1e-3).all()
 
 
+def test_the_residual_tells_of_a_jump_between_the_nodes() -> None:
+    """A network that normalises its input: from zero, the score jumps at the start of the line."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.LayerNorm(12, eps=1e-12, elementwise_affine=False), nn.Linear(12, 2)
+    ).double()
+    images = torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    from_zero = camlib.IntegratedGradients(model).attributions(images, 1)
+    change = from_zero.scores - from_zero.baseline_scores
+    torch.testing.assert_close(from_zero.residual, change, rtol=1e-6, atol=0)
+    other = camlib.IntegratedGradients(model, baseline=torch.rand(3, 2, 2)).attributions(images, 1)
+    assert (other.residual.abs() < 1e-6 * change.abs()).all()
+
+
 def test_the_residual_of_input_times_gradient_is_that_of_the_linear_network() -> None:
     """Complete for a linear network; of the sum of squares, twice the score is attributed."""
     images = torch.rand(2, 1, 2, 2, dtype=torch.float64)

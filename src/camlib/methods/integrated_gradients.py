@@ -87,8 +87,10 @@ class IntegratedGradients(PixelMethod):
     https://arxiv.org/abs/1703.01365. The integral is taken by the Gauss-Legendre rule. The signed values sum to the
     score minus that of the baseline, but for the rule's error, which
     :meth:`~camlib.methods.pixels.PixelMethod.attributions` gives as ``residual``: raise ``steps`` if it is not small.
-    The map is the signed sum over the channels, whose negative values are set to zero, like those of other methods;
-    ``relu=False`` keeps them.
+    Where a network normalises its first features, as ConvNeXt does, darker copies of an image have the same score, so
+    that nearly all of the change from a baseline of zero happens at its very start, between the nodes: the residual is
+    then most of the score, and another baseline is better. The map is the signed sum over the channels, whose negative
+    values are set to zero, like those of other methods; ``relu=False`` keeps them.
 
     The method reads no layer: the maps (N, ...) have the input's resolution, or one cell for each window of ``pool``.
 
