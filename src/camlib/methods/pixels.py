@@ -30,14 +30,14 @@ class Attributions:
     """
 
     values: Tensor
-    """(N, C, ...), signed: the share of each value of the image in the score."""
+    """(N, C, ...), the share of each value of the image in the score, signed."""
     scores: Tensor
     """(N,), the scores that are attributed."""
     baseline_scores: Tensor
     """(N,), the scores of the baseline; for several baselines, the mean."""
     residual: Tensor
-    """(N,), what the values leave out: the scores minus those of the baseline, minus the sum of the values. It is the
-    error of completeness, which the axioms of integrated gradients set to zero."""
+    """(N,), the scores minus those of the baseline, minus the sum of the values. It is the error of completeness, which
+    is zero for integrals without an error."""
 
 
 class PixelMethod(Method):
