@@ -84,7 +84,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Tensor|Figure|NDArray|Any|Callable|Sequence|Mapping|Iterator|optional|PathLike|ImageLike|ArrayLike)"),
     (
         r"py:.*",
-        r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|.*\bBoundTarget"
+        r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|Baseline|Gamma"
+        r"|Weights|Average|.*\bBoundTarget"
         r"|.*\bCovered|targets\.Link|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
         r"|camlib\.metrics\.declaration\.R)",
     ),

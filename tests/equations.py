@@ -760,6 +760,48 @@ def guided_grad_cam(guided: Tensor, maps: Tensor) -> MapsAndScale:
     return _over_channels(products)
 
 
+def _gradient_at(score: Score, image: Tensor) -> Array:
+    """The gradient of the score of one image (C, *size)."""
+    leaf = image.detach().clone()[None].requires_grad_()
+    (found,) = torch.autograd.grad(score(leaf).sum(), leaf)
+    return _array(found[0])
+
+
+def _along_line(score: Score, image: Tensor, line: Sequence[tuple[float, float, Tensor]]) -> Array:
+    """Of each weight, fraction and baseline b: the sum of weight (x - b) times the gradient at b + fraction (x - b)."""
+    total = np.zeros(image.shape)
+    for weight, fraction, baseline in line:
+        difference = image - baseline
+        total += weight * _array(difference) * _gradient_at(score, baseline + fraction * difference)
+    return total
+
+
+def input_x_gradient(images: Tensor, score: Score) -> MapsAndScale:
+    """Shrikumar 2016: the sum over channels of x_c ds/dx_c. ``score`` is of the images, (rows, C, *size) -> (rows,)."""
+    return _over_channels(np.stack([_array(one) * _gradient_at(score, one) for one in images]))
+
+
+def integrated_gradients(images: Tensor, score: Score, baselines: Tensor, steps: int) -> MapsAndScale:
+    """Sundararajan 2017, equation 1, by the Gauss-Legendre rule: its nodes are the roots of the Legendre polynomial."""
+    found = []
+    polynomial = np.polynomial.legendre.Legendre.basis(steps)
+    for image, baseline in zip(images, baselines, strict=True):
+        line = [
+            (1 / ((1 - root**2) * polynomial.deriv()(root) ** 2), (1 + root) / 2, baseline)
+            for root in polynomial.roots().tolist()
+        ]
+        found.append(_along_line(score, image, line))
+    return _over_channels(np.stack(found))
+
+
+def expected_gradients(
+    images: Tensor, score: Score, baselines: Sequence[Tensor], fractions: Sequence[float]
+) -> MapsAndScale:
+    """Erion 2021, equation 2: the mean over draws of a baseline and a fraction of the line from it to the image."""
+    line = [(1 / len(fractions), fraction, one) for one, fraction in zip(baselines, fractions, strict=True)]
+    return _over_channels(np.stack([_along_line(score, image, line) for image in images]))
+
+
 # Baselines ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 import camlib
 
-OPTIONS = {"rise": {"samples": 16, "cells": 3}, "ss_cam": {"samples": 2}, "is_cam": {"samples": 2}}
+OPTIONS = {
+    "rise": {"samples": 16, "cells": 3},
+    "ss_cam": {"samples": 2},
+    "is_cam": {"samples": 2},
+    "integrated_gradients": {"steps": 3},
+    "expected_gradients": {"baselines": 0.0, "samples": 3},  # images of any size have this baseline
+}
 
 OF_ATTENTION = {name for name, method in camlib.METHODS.items() if method.reads == "attention"}
 """Methods that explain only networks with attention."""

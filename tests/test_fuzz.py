@@ -43,7 +43,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
 
 TIMES = 5 if os.environ.get("CI") else 1
 """Continuous integration makes this many times as many calls, more than 20,000."""
-FEW: dict[str, Any] = {"samples": 2, "chunk_size": 4, "tolerance": math.inf}
+FEW: dict[str, Any] = {"samples": 2, "steps": 2, "chunk_size": 4, "tolerance": math.inf, "baselines": 0.0}
 """Options that keep a call short, by name."""
 
 

@@ -106,6 +106,8 @@ FEW = {
     "occlusion": {"window": 4, "stride": 2, "relu": False},
     "ss_cam": {"samples": 2},
     "is_cam": {"samples": 2},
+    "integrated_gradients": {"steps": 3},
+    "expected_gradients": {"baselines": 0.0, "samples": 3},
 }
 
 

@@ -26,6 +26,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "ss_cam": {"samples": 2},
     "is_cam": {"samples": 2},
     "full_grad": {"tolerance": float("inf")},
+    "integrated_gradients": {"steps": 3},
+    "expected_gradients": {"baselines": 0.0, "samples": 3},
 }
 """Options that keep a call short."""
 

@@ -14,6 +14,7 @@ from camlib.methods.cam import cam as cam
 from camlib.methods.eigen_cam import eigen_cam as eigen_cam
 from camlib.methods.eigen_cam import eigen_grad_cam as eigen_grad_cam
 from camlib.methods.eigen_cam import seg_eigen_cam as seg_eigen_cam
+from camlib.methods.expected_gradients import expected_gradients as expected_gradients
 from camlib.methods.fem import fem as fem
 from camlib.methods.full_grad import FullGradients as FullGradients
 from camlib.methods.full_grad import full_grad as full_grad
@@ -27,6 +28,8 @@ from camlib.methods.guided import guided_grad_cam as guided_grad_cam
 from camlib.methods.guided import guided_gradients as guided_gradients
 from camlib.methods.hires_cam import grad_cam_element_wise as grad_cam_element_wise
 from camlib.methods.hires_cam import hires_cam as hires_cam
+from camlib.methods.input_x_gradient import input_x_gradient as input_x_gradient
+from camlib.methods.integrated_gradients import integrated_gradients as integrated_gradients
 from camlib.methods.kpca_cam import kpca_cam as kpca_cam
 from camlib.methods.layer_cam import layer_cam as layer_cam
 from camlib.methods.le_grad import le_grad as le_grad

@@ -105,10 +105,12 @@ def test_every_method_and_every_metric_work_or_say_why_not(model, images, masks)
         model, images[:2], "all", ["3"], {name: asked[name] for name in asked if "randomization" not in name},
         masks[:2], max_passes=200,
     )  # fmt: skip
-    assert set(found.left_out) == {TableRow(name, "") for name in ("rise", *OF_ATTENTION)}
+    left_out = {"rise", "expected_gradients"} | OF_ATTENTION
+    assert set(found.left_out) == {TableRow(name, "") for name in left_out}
+    assert "give baselines=" in found.left_out[TableRow("expected_gradients", "")]
     assert found.left_out[TableRow("rise", "")] == "more than 200 forward passes an image"
     assert not found.failures
-    assert {row.method for row in found.rows} == set(camlib.METHODS) - {"rise"} - OF_ATTENTION
+    assert {row.method for row in found.rows} == set(camlib.METHODS) - left_out
     for row in found.rows:
         for name in found.metrics:
             assert not found.values[row][name].isnan().any(), (row, name)

@@ -3,7 +3,7 @@
 Three forms are read.
 
 - **Lists of mappings**, one for each image, of "boxes" and "scores" and usually "labels", as torchvision's detectors
-  return them.
+  return them; an "objectness" is read, too.
 - **Hugging Face's outputs** with logits (N, Q, C) and boxes (N, Q, 4). Whether their scores are a softmax, whose last
   class is "no object", or sigmoids, is what the model's post-processor does; no tensor says it, so the class of the
   outputs decides.
@@ -70,6 +70,7 @@ class Detections:
         labels: (M,), the class of each score; None if there are none, or if the scores are of all classes.
         relative: whether the boxes are in units of the image's width and height, not in pixels.
         size: (2,), the image's height and width, if the boxes may reach beyond it and are reported without that part.
+        objectness: (M,), the probability that there is an object at all; None if the detector reports none.
     """
 
     boxes: Tensor | None
@@ -77,6 +78,7 @@ class Detections:
     labels: Tensor | None = None
     relative: bool = False
     size: Tensor | None = None
+    objectness: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -169,7 +171,10 @@ def detections_in(raw: Any) -> list[Detections] | None:
         True
     """
     if is_listed(raw):
-        return [Detections(found["boxes"], found["scores"], found.get("labels")) for found in raw]
+        return [
+            Detections(found["boxes"], found["scores"], found.get("labels"), objectness=found.get("objectness"))
+            for found in raw
+        ]
     if (queries := _queries(raw)) is not None:
         return queries
     decoded = _decoded(raw)
@@ -308,10 +313,12 @@ def _queries(raw: Any) -> list[Detections] | None:
     if boxes.shape != (*logits.shape[:2], 4):
         return None
     kinds = {kind.__name__ for kind in type(raw).__mro__}
+    objectness: list[Tensor | None]
     if kinds & SOFTMAX:
         scores = logits.softmax(-1)[..., :-1]
+        objectness = list(scores.sum(-1))  # all but the last class, "no object"
     elif kinds & SIGMOID:
-        scores = logits.sigmoid()
+        scores, objectness = logits.sigmoid(), [None] * len(logits)
     else:
         raise CamlibTypeError(
             f"the model returns a {type(raw).__name__} with logits {tuple(logits.shape)} and pred_boxes, and nothing "
@@ -320,7 +327,8 @@ def _queries(raw: Any) -> list[Detections] | None:
             "(M,): for sigmoids, 'scores': logits.sigmoid().amax(1) and 'labels': logits.argmax(1)"
         )
     return [
-        Detections(corners, of_image, relative=True) for corners, of_image in zip(_corners(boxes), scores, strict=True)
+        Detections(corners, of_image, relative=True, objectness=there)
+        for corners, of_image, there in zip(_corners(boxes), scores, objectness, strict=True)
     ]
 
 

@@ -15,6 +15,9 @@ from camlib.methods.refine_cam import RefineCAM as RefineCAM
 from camlib.methods.full_grad import FullGrad as FullGrad
 from camlib.methods.guided import GuidedBackprop as GuidedBackprop
 from camlib.methods.guided import GuidedGradCAM as GuidedGradCAM
+from camlib.methods.input_x_gradient import InputXGradient as InputXGradient
+from camlib.methods.integrated_gradients import IntegratedGradients as IntegratedGradients
+from camlib.methods.expected_gradients import ExpectedGradients as ExpectedGradients
 from camlib.methods.le_grad import LeGrad as LeGrad
 from camlib.methods.generic_attention import GenericAttention as GenericAttention
 from camlib.methods.grad_eclip import GradECLIP as GradECLIP

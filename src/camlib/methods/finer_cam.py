@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,8 @@ class FinerCAM(GradientMethod):
     r"""Finer-CAM: what distinguishes a class from the most similar classes.
 
     Grad-CAM of a contrast: :math:`s_c - \gamma \operatorname{mean}_{d \in D} s_d`, where D is the set of classes whose
-    logits are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. Common evidence cancels.
+    logits are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. Common evidence cancels. The
+    authors' code is ``FinerCAM(model, weight=1.0, average="probability")``.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -26,11 +27,13 @@ class FinerCAM(GradientMethod):
         layer: as for :class:`camlib.methods.Method`.
         weight: gamma, the share of the nearest classes' mean score that is subtracted.
         nearest: the number of classes in D.
+        average: "mean", or "probability" for a mean that weights each class of D by its probability.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
         CamlibTypeError: ``weight`` is not a number, or ``nearest`` is not an int.
-        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1.
+        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1, or there is no such
+            ``average``.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -41,11 +44,21 @@ class FinerCAM(GradientMethod):
 
     name: ClassVar[str] = "finer_cam"
 
-    def __init__(self, model: Any, layer: Any = None, *, weight: float = 0.6, nearest: int = 3, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layer: Any = None,
+        *,
+        weight: float = 0.6,
+        nearest: int = 3,
+        average: Literal["mean", "probability"] = "mean",
+        **options: Any,
+    ) -> None:
         super().__init__(model, layer, **options)
-        targets.Contrast(weight=weight, nearest=nearest)  # checks them now rather than in the first call
+        targets.Contrast(weight=weight, nearest=nearest, average=average)  # checks them before the first call
         self.weight = weight
         self.nearest = nearest
+        self.average = average
 
     def about(self, forward_pass: ForwardPass) -> ForwardPass:
         """Return the pass with the contrast as its target.
@@ -58,7 +71,7 @@ class FinerCAM(GradientMethod):
                 f"Finer-CAM contrasts a class with others, got target {forward_pass.target.explained!r}; use "
                 "camlib.GradCAM for other scores"
             )
-        contrast = targets.Contrast(weight=self.weight, nearest=self.nearest)
+        contrast = targets.Contrast(weight=self.weight, nearest=self.nearest, average=self.average)
         return forward_pass.about(contrast.of_indices(forward_pass.target.classes, forward_pass.outputs.raw))
 
     def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:

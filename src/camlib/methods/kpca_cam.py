@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibValueError, positive_number
+from camlib.errors import CamlibValueError, boolean, positive_number
 from camlib.methods.arithmetic import centered, check_alike, divided, eigenvectors
 from camlib.methods.base import ActivationMethod
 from camlib.methods.eigen_cam import towards
@@ -24,7 +24,11 @@ MOST_POSITIONS = 2**14
 """The most positions of a map."""
 
 
-def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = None) -> Tensor:
+Gamma = float | Literal["1/C"] | None
+"""A number, one over the number of channels, or None."""
+
+
+def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: Gamma = None, *, center: bool = False) -> Tensor:
     r"""Return the first kernel principal component of the positions' features: :math:`\sqrt{\lambda_1} u_1`.
 
     :math:`u_1` is the first eigenvector of the kernel matrix between positions, centred in feature space. The sign is
@@ -35,13 +39,15 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
         kernel: "rbf": :math:`e^{-\gamma |x - y|^2}`, "sigmoid": :math:`\tanh(\gamma x \cdot y + 1)`, or "linear",
             which is centred EigenCAM.
         gamma: by default one over the variance of the image's features, summed over the channels: the average squared
-            distance between two positions is then 2 / gamma, regardless of the scale of the features.
+            distance between two positions is then 2 / gamma, regardless of the scale of the features. "1/C" for one
+            over the number of channels.
+        center: whether to subtract each channel's mean over the positions first, which changes the "sigmoid" kernel.
 
     Returns:
         (N, ...), signed.
 
     Raises:
-        CamlibTypeError: ``gamma`` is not a number.
+        CamlibTypeError: ``gamma`` is not a number, or ``center`` not a bool.
         CamlibValueError: ``kernel`` is unknown, ``gamma`` is not positive and finite, or there are more than 16384
             positions, whose kernel matrix would take gigabytes and hours.
 
@@ -52,6 +58,8 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     """
     check_alike(activations)
     _check(kernel, gamma)
+    activations = centered(activations) if boolean("center", center) else activations
+    gamma = 1 / activations.shape[1] if isinstance(gamma, str) else gamma
     features = single_or_double(activations).flatten(2).transpose(1, 2)
     if features.shape[1] > MOST_POSITIONS:
         raise CamlibValueError(
@@ -69,11 +77,11 @@ def kpca_cam(activations: Tensor, kernel: str = "rbf", gamma: float | None = Non
     return towards(component.reshape(activations.shape[0], *activations.shape[2:]), activations)
 
 
-def _check(kernel: str, gamma: float | None) -> None:
+def _check(kernel: str, gamma: Gamma) -> None:
     if not isinstance(kernel, str) or kernel not in KERNELS:
         raise CamlibValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if gamma is not None:
-        positive_number("gamma, if not None,", gamma)
+    if gamma is not None and not (isinstance(gamma, str) and gamma == "1/C"):
+        positive_number('gamma, if not None or "1/C",', gamma)
 
 
 def _of_unit_variance(features: Tensor) -> Tensor:
@@ -87,7 +95,8 @@ class KPCACAM(ActivationMethod):
     """KPCA-CAM: EigenCAM for nonlinear patterns of the features.
 
     See :func:`camlib.functional.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267.
-    grad-cam uses the sigmoid kernel, which saturates where activations are large.
+    The authors' code, which is also in grad-cam, is ``KPCACAM(model, kernel="sigmoid", gamma="1/C", center=True)``, but
+    for the sign, which it leaves to chance. The sigmoid kernel saturates where activations are large.
 
     One forward pass, no gradient: the same map for every target. Memory grows with the square of the number of
     positions, time with its third power.
@@ -97,6 +106,7 @@ class KPCACAM(ActivationMethod):
         layer: as for :class:`camlib.methods.Method`.
         kernel: as for :func:`camlib.functional.kpca_cam`.
         gamma: as for :func:`camlib.functional.kpca_cam`.
+        center: as for :func:`camlib.functional.kpca_cam`.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
@@ -112,13 +122,21 @@ class KPCACAM(ActivationMethod):
     name: ClassVar[str] = "kpca_cam"
 
     def __init__(
-        self, model: Any, layer: Any = None, *, kernel: str = "rbf", gamma: float | None = None, **options: Any
+        self,
+        model: Any,
+        layer: Any = None,
+        *,
+        kernel: str = "rbf",
+        gamma: Gamma = None,
+        center: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(model, layer, **options)
         _check(kernel, gamma)
+        self.center = boolean("center", center)
         self.kernel = kernel
         self.gamma = gamma
 
     def maps(self, activations: Tensor) -> Tensor:
         """Return :func:`camlib.functional.kpca_cam`."""
-        return kpca_cam(activations, self.kernel, self.gamma)
+        return kpca_cam(activations, self.kernel, self.gamma, center=self.center)

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
+from camlib.errors import CamlibValueError
 from camlib.methods.arithmetic import check_tensor
 from camlib.methods.base import Method, Reads
+from camlib.methods.fill import check_fill, fill_for
 from camlib.methods.masks import Masks, SlidingWindows, check_masked, mean_under, scores_under
+from camlib.methods.sides import checked_sides, of_each_side
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.forward_pass import ForwardPass
 
@@ -90,10 +92,9 @@ class Occlusion(Method):
     ) -> None:
         super().__init__(model, layer, **options)
         self.chunks = Chunks(chunk_size, progress)
-        if not isinstance(baseline, Tensor):
-            number("baseline, if not a tensor,", baseline)
-        self.window = _checked_sides("window", window)
-        self.stride = _checked_sides("stride", stride)
+        check_fill(baseline)
+        self.window = checked_sides("window", window)
+        self.stride = checked_sides("stride", stride)
         self.baseline = baseline
 
     @property
@@ -105,24 +106,15 @@ class Occlusion(Method):
         """Return :func:`camlib.functional.occlusion`, for each class."""
         images = forward_pass.inputs.images
         windows = self._windows(tuple(images.shape[2:]), images.device)
-        if isinstance(self.baseline, Tensor) and self.baseline.is_meta:
-            raise CamlibTypeError("baseline is on the meta device and has no values; give a tensor with values")
-        baseline = torch.as_tensor(self.baseline).to(images)
-        try:
-            baseline.expand(images.shape[1:])
-        except RuntimeError as error:
-            raise CamlibValueError(
-                f"baseline of shape {tuple(baseline.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
-                "give a number, or a tensor with one value per channel, (C, 1, 1)"
-            ) from error
+        baseline = fill_for(self.baseline, images)
         passes = forward_pass.perturbed(self.name, self.chunks)
         of_classes = scores_under(passes, windows, lambda images, covered: torch.where(covered, baseline, images))
         clean = [score.detach() for score in forward_pass.score_of_each_class]
         return {"": forward_pass.stacked([occlusion(windows, *both) for both in zip(clean, of_classes, strict=True)])}
 
     def _windows(self, size: tuple[int, ...], device: torch.device) -> SlidingWindows:
-        window = _of_each_side("window", self.window, size) or tuple(max(round(side / 7), 1) for side in size)
-        stride = _of_each_side("stride", self.stride, size) or tuple(max(side // 2, 1) for side in window)
+        window = of_each_side("window", self.window, size) or tuple(max(round(side / 7), 1) for side in size)
+        stride = of_each_side("stride", self.stride, size) or tuple(max(side // 2, 1) for side in window)
         if any(width > side for width, side in zip(window, size, strict=True)):
             raise CamlibValueError(f"window {window} is larger than the image, {size}; choose a smaller one")
         if any(step > width for step, width in zip(stride, window, strict=True)):
@@ -130,21 +122,3 @@ class Occlusion(Method):
                 f"stride {stride} is larger than the window, {window}, and would leave pixels uncovered"
             )
         return SlidingWindows(size, window, stride, device)
-
-
-def _checked_sides(name: str, sides: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    if sides is None:
-        return None
-    return (
-        tuple(positive_int(name, side) for side in sides) if isinstance(sides, Sequence) else positive_int(name, sides)
-    )
-
-
-def _of_each_side(name: str, sides: int | tuple[int, ...] | None, size: tuple[int, ...]) -> tuple[int, ...]:
-    """One number per side of the image; an empty tuple if none were given."""
-    if sides is None:
-        return ()
-    each = sides if isinstance(sides, tuple) else (sides,) * len(size)
-    if len(each) != len(size):
-        raise CamlibValueError(f"{name} has {len(each)} sides, {each}, but the image has {len(size)}, {size}")
-    return each

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from camlib.errors import positive_int
+from camlib import targets
+from camlib.errors import CamlibValueError, positive_int
 from camlib.imaging.extent import Covered
 from camlib.imaging.normalization import is_constant
 from camlib.inputs.noise import check_noise, normal, own_generator
@@ -21,7 +22,11 @@ from camlib.passes.forward_pass import ForwardPass
 Variation = Callable[[Tensor, Tensor], Tensor]
 
 
-def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
+Weights = Literal["softmax", "probability"]
+"""What the weights of the channels are."""
+
+
+def score_cam(activations: Tensor, scores: Tensor, weights: Weights = "softmax") -> Tensor:
     r"""Weight each channel by the score of the image masked by it: :math:`\sum_k \operatorname{softmax}_k(s_k) A_k`.
 
     The paper subtracts the score of a baseline image from each :math:`s_k`, which cancels in the softmax.
@@ -29,6 +34,8 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
     Args:
         activations: (N, C, ...).
         scores: (N, C), the scores of the image with each channel's mask applied; -inf for channels to ignore.
+        weights: "softmax" over the channels; or "probability" if the scores are probabilities, which weight the
+            channels as they are: :math:`\sum_k s_k A_k`.
 
     Returns:
         (N, ...), signed where activations are.
@@ -40,7 +47,14 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
     """
     check_alike(activations)
     check_tensor("scores", scores, "(N, C)", activations, 2)
-    return over_channels(scores.softmax(1), activations)
+    _check(weights)
+    of_channels = scores.softmax(1) if weights == "softmax" else scores.masked_fill(scores == -torch.inf, 0)
+    return over_channels(of_channels, activations)
+
+
+def _check(weights: object) -> None:
+    if not isinstance(weights, str) or weights not in get_args(Weights):
+        raise CamlibValueError(f'weights must be "softmax" or "probability", got {weights!r}')
 
 
 class ScoreCAM(LayerMethod):
@@ -48,7 +62,9 @@ class ScoreCAM(LayerMethod):
 
     The score of channel k is :math:`s_k = s(x \circ \operatorname{minmax}(\operatorname{up}(A_k)))`: A_k is upsampled
     to the image, normalised to [0, 1], and multiplied with the image; a constant channel's mask is 0. See
-    :func:`camlib.functional.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279.
+    :func:`camlib.functional.score_cam` for the map; Wang et al. 2020, https://arxiv.org/abs/1910.01279. In the authors'
+    code a channel's weight is the probability of the class for the masked image, without a softmax over the channels:
+    ``weights="probability"``.
 
     ``N + N C`` single-image forward passes for any number K of classes, none of them of a baseline image; the constant
     channels of an image share one. The peak memory is that of a forward pass of ``chunk_size`` masked images,
@@ -60,12 +76,15 @@ class ScoreCAM(LayerMethod):
         layer: as for :class:`camlib.methods.Method`.
         channels: None to use all channels. A number uses only that many channels of each image, those with the highest
             variance over positions, and ignores the others: ``N + N channels`` passes, an approximation.
+        weights: as for :func:`camlib.functional.score_cam`; with "probability", classes are explained by their softmax
+            or sigmoid, and other scores as they are, which must not be negative.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``channels`` is neither None nor a positive int.
+        CamlibTypeError, CamlibValueError: ``channels`` is neither None nor a positive int, or there are no such
+            ``weights``; when called, if scores that are to be weights are negative.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -83,6 +102,7 @@ class ScoreCAM(LayerMethod):
         layer: Layer = None,
         *,
         channels: int | None = None,
+        weights: Weights = "softmax",
         chunk_size: ChunkSize = "auto",
         progress: bool = False,
         **options: Any,
@@ -90,12 +110,21 @@ class ScoreCAM(LayerMethod):
         super().__init__(model, layer, **options)
         self.chunks = Chunks(chunk_size, progress)
         self.channels = None if channels is None else positive_int("channels", channels)
+        _check(weights)
+        self.weights = weights
         self.samples = 1
 
     @property
     def forward_passes(self) -> int | None:
         """None: the number depends on how many channels the layer has."""
         return None
+
+    def about(self, forward_pass: ForwardPass) -> ForwardPass:
+        """Return the pass with the probabilities of its classes, if these are the weights."""
+        target = forward_pass.target
+        if self.weights == "softmax" or not isinstance(target, targets.BoundLogits):
+            return forward_pass
+        return forward_pass.about(targets.Confidence(target.classes).bind(forward_pass.outputs.raw))
 
     def variation(self, like: Tensor) -> Variation:
         """Return a function of masks (rows, ...) and their sample numbers (rows,) that varies masks between samples.
@@ -119,7 +148,9 @@ class ScoreCAM(LayerMethod):
         of_first = table[torch.arange(len(table), device=table.device), first.int().argmax(1)]
         table = torch.where(shared.reshape(*shared.shape, *[1] * (table.dim() - 2)), of_first[:, None], table)
         of_classes = table.unbind(2) if table.dim() == 3 else (table,)
-        return forward_pass.stacked([score_cam(activations, one) for one in of_classes])
+        if self.weights == "probability":
+            forward_pass.checks.never(((scores < 0) & scores.isfinite()).any(), _negative)
+        return forward_pass.stacked([score_cam(activations, one, self.weights) for one in of_classes])
 
     def _looked_at(self, activations: Tensor) -> Tensor:
         """(N, C) bool: which channels are used."""
@@ -142,6 +173,13 @@ class ScoreCAM(LayerMethod):
 
         scores = forward_pass.perturbed(self.name, self.chunks).of_images(image, through)
         return scores.reshape(-1, self.samples, *scores.shape[1:]).mean(1)
+
+
+def _negative() -> CamlibValueError:
+    return CamlibValueError(
+        'weights="probability" takes the scores as weights, and some are negative; explain a class or a probability, '
+        'or leave weights at "softmax"'
+    )
 
 
 class SSCAM(ScoreCAM):

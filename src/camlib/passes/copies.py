@@ -48,7 +48,11 @@ class Copies:
 
     def by_copy(self, values: Tensor, rows: slice) -> Tensor:
         """Return values (rows, ...) of a slice of rows as (copies, N, ...); rows outside the slice are 0."""
-        images = self.inputs.count
-        before, after = rows.start % images, -rows.stop % images
-        padded = F.pad(values, (0, 0) * (values.dim() - 1) + (before, after)) if before or after else values
-        return padded.reshape(-1, images, *values.shape[1:])
+        return by_copy(values, rows, self.inputs.count)
+
+
+def by_copy(values: Tensor, rows: slice, images: int) -> Tensor:
+    """Return values (rows, ...) of a slice of rows as (copies, N, ...), of N images; rows outside the slice are 0."""
+    before, after = rows.start % images, -rows.stop % images
+    padded = F.pad(values, (0, 0) * (values.dim() - 1) + (before, after)) if before or after else values
+    return padded.reshape(-1, images, *values.shape[1:])

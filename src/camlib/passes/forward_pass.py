@@ -21,6 +21,7 @@ from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
+from camlib.passes.leaf import as_leaf, gradient
 from camlib.passes.network import Network, Reshape, modules_of, state
 from camlib.passes.norms import right_norms
 from camlib.passes.numbers import Checks, single_or_double
@@ -140,6 +141,33 @@ class ForwardPass:
             rows = run(self.network, inputs, modules, modules, self.target, image_index=image_index.to(self.device))
         rows.checks = Checks(rows.image_index)
         return rows
+
+    def input_gradients(self, inputs: Inputs, image_index: Tensor) -> list[Tensor]:
+        """Run the network on rows, which are changed images, and differentiate each class's score at their images.
+
+        The target stays bound to the outputs of this pass.
+
+        Args:
+            inputs: the inputs of the rows.
+            image_index: (rows,), the number of each row's image.
+
+        Returns:
+            (rows, C, ...) for each class, in single or double precision.
+
+        Raises:
+            CamlibRuntimeError: the scores do not depend on the images, or the outputs have another number of rows.
+            NotFiniteError: a score or a gradient is not finite.
+        """
+        leaf, ready = as_leaf(inputs)
+        with restored(self.precision), torch.enable_grad():
+            rows = run(self.network, ready, {}, (), self.target, leaf=leaf, image_index=image_index.to(self.device))
+        rows.checks = Checks(rows.image_index)
+        gradients = [single_or_double(gradient(one, leaf)) for one in rows.score_of_each_class]
+        rows.checks.finite("score", rows.scores)
+        for one in gradients:
+            rows.checks.finite("gradient at the images", one)
+        rows.checks.evaluate()
+        return gradients
 
     @property
     def score_of_each_class(self) -> tuple[Tensor, ...]:

@@ -3,6 +3,8 @@
 from camlib.targets.base import BoundTarget, Score, Target, score
 from camlib.targets.box import Box
 from camlib.targets.classes import BoundLogits, Classes, Confidence, Contrast, Probability, ReST, bind
+from camlib.targets.detection import Detection
+from camlib.targets.difference import Difference
 from camlib.targets.indices import Link, TopK, class_logits, class_outputs, class_probabilities, two_class_logits
 from camlib.targets.labels import BinaryLogit, MultiLabel, Output
 from camlib.targets.region import Region
@@ -16,6 +18,8 @@ __all__ = [
     "Classes",
     "Confidence",
     "Contrast",
+    "Detection",
+    "Difference",
     "Link",
     "MultiLabel",
     "Output",

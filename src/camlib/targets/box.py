@@ -8,14 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, number
-from camlib.inputs import Detections, detections_in
-from camlib.inputs.detections import candidates_in, sizes_of
+from camlib.errors import CamlibValueError, number
+from camlib.inputs import Detections
 from camlib.targets.base import BoundTarget, Target
-from camlib.targets.indices import as_tensor, check_range, image_indices, integers
-
-RELATIVE = 2.0
-"""Where the model's boxes are fractions of the image, given boxes up to this are fractions, too, and others pixels."""
+from camlib.targets.boxes import best_boxes, checked_boxes, detections_of, given_boxes, in_units_of
+from camlib.targets.indices import check_range, image_indices, integers
 
 
 class Box(Target):
@@ -52,21 +49,21 @@ class Box(Target):
     """
 
     def __init__(self, boxes: Any = None, labels: Any = None, iou: float = 0.5) -> None:
-        self._boxes = None if boxes is None else _checked_boxes(boxes)
+        self._boxes = None if boxes is None else checked_boxes(boxes)
         self._labels = None if labels is None else integers(labels, "label")
         self._iou = number("iou", iou, above=0, at_most=1)
 
     def bind(self, outputs: Any) -> BoundBox:
         """Return the scores of the detections that match the boxes; without boxes, of the best detections."""
-        detections = _detections(outputs)
+        detections = detections_of(outputs, Box.__name__)
         labels = None if self._labels is None else image_indices(self._labels, len(detections), None, "label")
         if labels is not None and (classes := detections[0].classes) is not None:
             check_range(labels, classes, "label")
         if self._boxes is None:
-            boxes, labels = _best(detections, labels)
+            boxes, labels = best_boxes(detections, labels)
         else:
-            given = _in_units_of(outputs, detections, self._boxes)
-            boxes, labels = _given(given, detections, labels)
+            given = in_units_of(outputs, detections, self._boxes)
+            boxes, labels = given_boxes(given, detections, labels)
         bound = BoundBox(boxes, labels, self._iou, detections[0].relative)
         for image, detection in enumerate(detections):
             overlaps, _ = bound.match(detection, image)
@@ -117,13 +114,22 @@ class BoundBox(BoundTarget):
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the matching detections, (rows,) or (rows, K); 0 where there is none."""
         rows = []
-        for detection, image in zip(_detections(outputs), image_index.tolist(), strict=True):
+        for detection, image in zip(detections_of(outputs, Box.__name__), image_index.tolist(), strict=True):
             overlaps, scores = self.match(detection, image)
             rows.append(torch.where(overlaps >= self.iou, scores, 0))
         return torch.stack(rows).reshape(len(rows), *self.boxes.shape[1:-1])
 
     def match(self, detection: Detections, image: int) -> tuple[Tensor, Tensor]:
         """Return the IoU and the score, (K,) each, of the detection that overlaps best with each box of an image."""
+        overlaps, scores, best = self._best(detection, image)
+        return overlaps, scores.gather(1, best[:, None])[:, 0]
+
+    def places(self, detection: Detections, image: int) -> Tensor:
+        """Return the number (K,) of the detection that overlaps best with each box of an image."""
+        return self._best(detection, image)[2]
+
+    def _best(self, detection: Detections, image: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best IoU (K,), all scores (K, M + 1), and the place (K,) of the best; place M is that of none."""
         from torchvision.ops import box_iou
 
         boxes = self.boxes[image].reshape(-1, 4).double()
@@ -138,98 +144,4 @@ class BoundBox(BoundTarget):
         scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
         most = overlaps.amax(1)
         # of detections that overlap equally, such as one box with two labels, the highest score counts
-        best = scores.detach().masked_fill(overlaps < most[:, None], -torch.inf).argmax(1)
-        return most, scores.gather(1, best[:, None])[:, 0]
-
-
-def _best(detections: list[Detections], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the box (N, 4) and label (N, 1) of each image's best detection, among those with the labels given."""
-    if labels is not None and labels.dim() == 2:
-        raise CamlibValueError("several labels of each image need a box for each: give boxes= (N, K, 4)")
-    boxes, found = [], []
-    for image, detection in enumerate(detections):
-        scores, own = detection.best()
-        eligible = _have_area(detection.corners)
-        if labels is not None:
-            of_label, has_label = detection.of_labels(labels[image : image + 1])
-            scores, own, eligible = of_label[0], labels[image].expand(len(detection)), eligible & has_label[0]
-        if not bool(eligible.any()):
-            which = "" if labels is None else f" and label {int(labels[image])}"
-            raise CamlibValueError(
-                f"image {image} has no detection with an area{which}, of {len(scores)}; leave it out, or lower the "
-                "model's score threshold"
-            )
-        place = scores.detach().masked_fill(~eligible, -torch.inf).argmax()
-        boxes.append(detection.corners[place].detach())
-        found.append(None if own is None else own.to(scores.device)[place])
-    known = [label for label in found if label is not None]
-    return torch.stack(boxes), torch.stack(known)[:, None] if len(known) == len(found) else None
-
-
-def _given(boxes: Tensor, detections: list[Detections], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the boxes of each image, (N, 4) or (N, K, 4), and their labels (N, K)."""
-    images, device = len(detections), detections[0].corners.device
-    boxes = (boxes.expand(images, 4) if boxes.dim() == 1 else boxes).to(device)
-    if len(boxes) != images:
-        raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)} for {images} images; give {images} of them")
-    if labels is None:
-        return boxes, None
-    each = boxes.reshape(images, -1, 4).shape[:2]
-    if labels.dim() == 2 and labels.shape != each:
-        raise CamlibValueError(
-            f"labels have shape {tuple(labels.shape)} for boxes {tuple(boxes.shape)}; give a label for each box"
-        )
-    return boxes, labels.reshape(images, -1).expand(each).to(device)
-
-
-def _have_area(boxes: Tensor) -> Tensor:
-    """Whether each of (..., 4) boxes has a positive width and height."""
-    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
-
-
-def _in_units_of(outputs: Any, detections: list[Detections], boxes: Tensor) -> Tensor:
-    """Return given boxes in the units of the model's boxes: as they are, or divided by the size of each image.
-
-    Raises:
-        CamlibValueError: the sizes are not known.
-    """
-    if not detections[0].relative or bool(boxes.abs().amax() <= RELATIVE):
-        return boxes
-    sizes = sizes_of(outputs)
-    if sizes is None:
-        raise CamlibValueError(
-            f"boxes go up to {boxes.abs().amax().item():g}, and this model's are fractions of the image's width and "
-            "height; outside of a call of camlib, where the size of the image is not known, divide x by the width and "
-            "y by the height"
-        )
-    sides = sizes.to(boxes.device).flip(-1).repeat(1, 2)  # (N or 1, 4), as (w, h, w, h)
-    if boxes.dim() == 1:
-        boxes = boxes.expand(len(detections), 4)
-    if len(sides) not in (1, len(boxes)):
-        return boxes  # not one for each image, which is refused later
-    return boxes / (sides if boxes.dim() == 2 else sides[:, None])
-
-
-def _detections(outputs: Any) -> list[Detections]:
-    found = candidates_in(outputs) if isinstance(outputs, Tensor) else detections_in(outputs)
-    if found is None:
-        what = f"a tensor {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise CamlibTypeError(
-            f"Box needs detections: a list with a mapping of 'boxes' and 'scores' for each image, or the outputs of a "
-            f"detector of Hugging Face or ultralytics; the model returns {what}. Put a detector in eval mode, or pass "
-            "forward= to make such a list"
-        )
-    return found
-
-
-def _checked_boxes(given: Any) -> Tensor:
-    boxes = as_tensor(given, f"boxes {given!r} are not understood; give numbers (x1, y1, x2, y2)").detach()
-    if boxes.dim() not in (1, 2, 3) or boxes.shape[-1] != 4 or not boxes.numel():
-        raise CamlibValueError(f"boxes have shape {tuple(boxes.shape)}; give (4,), (N, 4) or (N, K, 4)")
-    if boxes.dtype == torch.bool or boxes.is_complex():
-        raise CamlibTypeError(f"boxes hold {boxes.dtype} values; give numbers (x1, y1, x2, y2)")
-    if len(empty := boxes[~_have_area(boxes)]):
-        raise CamlibValueError(
-            f"box {empty[0].tolist()} has no area as (x1, y1, x2, y2); convert it if it is (x, y, width, height)"
-        )
-    return boxes
+        return most, scores, scores.detach().masked_fill(overlaps < most[:, None], -torch.inf).argmax(1)

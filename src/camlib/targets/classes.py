@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ SATURATED = 0.99
 """Above this probability, its gradient is less than a hundredth of the gradient of the log odds."""
 
 
+Average = Literal["mean", "probability"]
+"""How the logits of several other classes become one number."""
 Table = Callable[[Any], Tensor]
 """From what the model returned to the scores of all classes (rows, C); (rows, 2) for a network with one output."""
 
@@ -298,15 +300,23 @@ class BoundContrast(BoundClasses):
         table: the logits of all classes.
         rivals: (N, R) or (N, K, R) indices, the R other classes for each class.
         weight: the factor of their mean.
+        average: as for :class:`Contrast`.
     """
 
     rivals: Tensor
     weight: float
+    average: Average = "mean"
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the contrasts, (rows,) or (rows, K)."""
-        others = picked(self.table(outputs), self.rivals[image_index]).mean(-1)
-        return super().scores(outputs, image_index) - self.weight * others
+        logits, rivals = self.table(outputs), self.rivals[image_index]
+        others = picked(logits, rivals)
+        if self.average == "probability":
+            shares = picked(logits, rivals).softmax(-1)  # the probabilities of the others, divided by their sum
+            mean = (shares * others).sum(-1)
+        else:
+            mean = others.mean(-1)
+        return super().scores(outputs, image_index) - self.weight * mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,11 +332,13 @@ class Contrast(_OfClasses):
             None for the ``nearest`` of each c. With several c, each is contrasted with all R.
         weight: the factor of the mean of the other classes.
         nearest: the number of classes to contrast with where ``against`` is None; all others if there are fewer.
+        average: "mean" of the other classes; or "probability" to weight each by its softmax probability, as Finer-CAM's
+            authors do in their code, with a weight of 1. The probabilities have gradients, too.
 
     Raises:
         CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
-        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, a class is contrasted with itself, or the network
-            has a single logit.
+        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, there is no such ``average``, a class is contrasted
+            with itself, or the network has a single logit.
 
     Example:
         >>> import camlib, torch
@@ -341,10 +353,13 @@ class Contrast(_OfClasses):
     against: Any = None
     weight: float = 1.0
     nearest: int = 3
+    average: Average = "mean"
 
     def __post_init__(self) -> None:
         number("weight", self.weight)
         positive_int("nearest", self.nearest)
+        if not isinstance(self.average, str) or self.average not in get_args(Average):
+            raise CamlibValueError(f'average must be "mean" or "probability", got {self.average!r}')
 
     def bind(self, outputs: Any) -> BoundContrast:
         """Return the contrast of the classes of each image with the others."""
@@ -358,7 +373,8 @@ class Contrast(_OfClasses):
                 "Contrast needs the logits of two classes or more, and the outputs have a single logit; explain the "
                 "class itself"
             )
-        return BoundContrast(classes, self._table, self._rivals(logits, classes), self.weight, quantity=self.quantity)
+        rivals = self._rivals(logits, classes)
+        return BoundContrast(classes, self._table, rivals, self.weight, self.average, quantity=self.quantity)
 
     def _rivals(self, logits: Tensor, classes: Tensor) -> Tensor:
         if self.against is None:

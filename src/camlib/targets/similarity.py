@@ -50,7 +50,7 @@ class Similarity(Target):
 
     def bind(self, outputs: Any) -> BoundSimilarity:
         """Return the similarity; the reference is checked against the outputs."""
-        found = _embeddings(outputs).detach()
+        found = embeddings_of(outputs, Similarity.__name__).detach()
         given = self._reference
         if given.shape[-1] != found.shape[1] or (given.dim() > 1 and len(given) != len(found)):
             rows, width = found.shape
@@ -86,7 +86,7 @@ class BoundSimilarity(BoundTarget):
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the similarities, (rows,) or (rows, K), in [-1, 1]; float32 for outputs in half precision."""
-        embeddings = _embeddings(outputs)
+        embeddings = embeddings_of(outputs, Similarity.__name__)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         references = self.references.to(embeddings)[image_index]
         directions = _unit(embeddings)
@@ -99,13 +99,22 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / length.masked_fill(length == 0, 1)
 
 
-def _embeddings(outputs: Any) -> Tensor:
+def embeddings_of(outputs: Any, target: str) -> Tensor:
+    """Return the embeddings (rows, D) in a model's outputs.
+
+    Args:
+        outputs: what the model returned.
+        target: the name of the target that needs them, for errors.
+
+    Raises:
+        CamlibTypeError: the outputs are no floating-point vectors.
+    """
     embeddings = Outputs(outputs).named(("image_embeds", *NAMES))
     if embeddings is not None and embeddings.dim() > 2 and set(embeddings.shape[2:]) == {1}:
         embeddings = embeddings.flatten(1)
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise CamlibTypeError(
-            f"Similarity needs embeddings (rows, D); the model returns {described(embeddings, outputs)}. Pass forward= "
+            f"{target} needs embeddings (rows, D); the model returns {described(embeddings, outputs)}. Pass forward= "
             "to pick or pool them"
         )
     return embeddings
