@@ -49,7 +49,7 @@ def average_drop(heatmaps: ScoredHeatmaps) -> Tensor:
     return drop.to(torch.result_type(drop, heatmaps.values))
 
 
-@metric(ScoredHeatmaps, "higher", like=average_drop)
+@metric(ScoredHeatmaps, "higher", "1 or 0", like=average_drop)
 def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
     r"""Whether the score rises when the image is multiplied by its heatmap: "increase in confidence".
 
@@ -60,9 +60,6 @@ def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
     images in per cent. Higher is better. An equal score is not an increase.
 
     ``2 N`` forward passes of an image.
-
-    Returns:
-        (N,), 1 or 0.
 
     Raises:
         CamlibValueError: heatmaps not in [0, 1].

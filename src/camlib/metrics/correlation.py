@@ -23,7 +23,7 @@ SHARES_OF_SETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the pixels in the sets that sensitivity-n removes."""
 
 
-@metric(ScoredHeatmaps, "higher")
+@metric(ScoredHeatmaps, "higher", "in [-1, 1]")
 def faithfulness_correlation(
     heatmaps: ScoredHeatmaps,
     *,
@@ -53,9 +53,6 @@ def faithfulness_correlation(
         baseline: what replaces pixels: "zero", "blur", a number, or a tensor that is broadcast to an image (C, ...).
         generator: for the sets; without one, every call draws the same.
 
-    Returns:
-        (N,), in [-1, 1].
-
     Raises:
         CamlibTypeError: a baseline of another type.
         CamlibValueError: fewer than 2 samples, or a share that is not between 0 and 1, or rounds to none or all of the
@@ -64,7 +61,7 @@ def faithfulness_correlation(
     return _correlations(heatmaps, samples, [share], baseline, generator)[:, 0]
 
 
-@metric(ScoredHeatmaps, "higher", like=faithfulness_correlation)
+@metric(ScoredHeatmaps, "higher", "in [-1, 1]", like=faithfulness_correlation)
 def sensitivity_n(
     heatmaps: ScoredHeatmaps,
     *,
@@ -89,9 +86,6 @@ def sensitivity_n(
         samples: how many sets of each size, at least 2.
         shares: Q, the shares of the pixels that are in a set, between 0 and 1.
         generator: for the sets, drawn size by size; without one, every call draws the same.
-
-    Returns:
-        (N,), in [-1, 1].
 
     Raises:
         CamlibTypeError: a baseline of another type, or shares that are not a sequence.

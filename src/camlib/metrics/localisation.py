@@ -11,7 +11,7 @@ from camlib.metrics.masks import checked_share
 from camlib.metrics.readings import LocatedHeatmaps, in_unit_range
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "1 or 0")
 def pointing_game(
     heatmaps: LocatedHeatmaps, *, tolerance: float = 15, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -26,9 +26,6 @@ def pointing_game(
     Args:
         tolerance: Euclidean distance in pixels.
         generator: for the draw, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), 1 or 0.
 
     Raises:
         CamlibTypeError: the tolerance is not a number.
@@ -51,7 +48,7 @@ def pointing_game(
     return (inside & near).flatten(1).any(1).to(maps.dtype)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
     r"""Share of the heatmap that lies on the object: the relevance mass.
 
@@ -64,9 +61,6 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
 
     Args:
         heatmaps: (N, H, W), not negative, a tensor or an array; with masks also (N, L) or (N, T, H, W).
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibValueError: a negative heatmap.
@@ -89,7 +83,7 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
     return (energy * heatmaps.inside.flatten(1)).sum(1) / total.masked_fill(total == 0, 1)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | None = None) -> Tensor:
     r"""Share of the K highest pixels that lie on the object, which has K pixels.
 
@@ -101,9 +95,6 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
 
     Args:
         generator: for the shuffle, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), in [0, 1].
 
     Example:
         >>> import torch
@@ -117,7 +108,7 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
     return (chosen & found).sum(1).to(heatmaps.values.dtype) / counts.clamp(min=1)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: torch.Generator | None = None) -> Tensor:
     r"""Share of the k highest pixels that lie on the object.
 
@@ -130,9 +121,6 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
     Args:
         k: pixels, at most those of a heatmap.
         generator: for the shuffle, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibTypeError: k is not an int.
@@ -150,7 +138,7 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
     return heatmaps.inside.flatten(1).gather(1, chosen).sum(1).to(heatmaps.values.dtype) / k
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     r"""Intersection over union of the object and the pixels that reach a threshold.
 
@@ -162,9 +150,6 @@ def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array; with masks also (N, L) or (N, T, H, W).
         threshold: t, in (0, 1].
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibTypeError: the threshold is not a number.

@@ -101,7 +101,7 @@ def randomization(
     return Randomization(names, found, pair, order, explained.explanation.method)
 
 
-@metric(Explained, "lower")
+@metric(Explained, "lower", "at most 1")
 def cascading_randomization(
     explained: Explained,
     *,
@@ -124,9 +124,6 @@ def cascading_randomization(
         stages: as for :func:`camlib.metrics.randomization`.
         generator: for the parameters; without one, every call draws the same.
 
-    Returns:
-        (N,), at most 1.
-
     Raises:
         CamlibError: as for :func:`camlib.metrics.randomization`.
     """
@@ -134,7 +131,7 @@ def cascading_randomization(
     return found[similarity].mean(0)
 
 
-@metric(Explained, "lower", like=cascading_randomization)
+@metric(Explained, "lower", "at most 1", like=cascading_randomization)
 def independent_randomization(
     explained: Explained,
     *,
@@ -151,15 +148,12 @@ def independent_randomization(
     https://arxiv.org/abs/1810.03292). Lower is better, down to the similarity of random pairs.
 
     ``1 + |stages|`` explanations.
-
-    Returns:
-        (N,), at most 1.
     """
     _, found = _similarities(explained, "independent", [similarity], stages, own_generator(generator))
     return found[similarity].mean(0)
 
 
-@metric(Explained, "lower")
+@metric(Explained, "lower", "at most 1")
 def random_logit(explained: Explained, *, similarity: str = "ssim", generator: torch.Generator | None = None) -> Tensor:
     r"""Similarity of the heatmaps of the class and of another one, drawn at random.
 
@@ -177,9 +171,6 @@ def random_logit(explained: Explained, *, similarity: str = "ssim", generator: t
             one int per image, or :class:`camlib.targets.Classes`.
         similarity: a key of :data:`camlib.metrics.SIMILARITIES`.
         generator: for k; without one, every call draws the same.
-
-    Returns:
-        (N,), at most 1.
 
     Raises:
         CamlibTypeError: a target that is not a class, or outputs without classes.
