@@ -222,118 +222,57 @@ def torchvision_networks() -> dict[str, Network]:
 
 # timm
 
-TIMM: dict[str, tuple[int, dict[str, Any]]] = {
+TIMM = {
+    112: "convmixer_1024_20_ks9_p14",
+    128: """caformer_s18 convformer_s18 convnext_atto convnextv2_atto cspresnet50 darknet53 davit_tiny densenet121 dla34
+        dpn48b eca_nfnet_l0 edgenext_xx_small efficientnet_b0 efficientvit_b0 ese_vovnet19b_dw fasternet_t0
+        fastvit_t8 focalnet_tiny_srf gernet_s ghostnet_050 ghostnetv2_100 hardcorenas_a hgnetv2_b0 hrnet_w18_small
+        inception_next_atto mambaout_femto mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium
+        mobileone_s0 mobilevit_xxs mobilevitv2_050 nextvit_small nf_resnet26 poolformer_s12 poolformerv2_s12
+        pvt_v2_b0 rdnet_tiny regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s
+        resnest14d resnet18 resnetv2_50 rexnet_100 selecsls42b seresnet18 skresnet18 starnet_s1 swiftformer_xs
+        tresnet_m twins_pcpvt_small vovnet39a xception41""",
+    224: """efficientformer_l1 efficientformerv2_s0 efficientvit_m0 gcvit_xxtiny inception_resnet_v2 levit_128s
+        levit_conv_128s nest_tiny shvit_s1 tiny_vit_5m_224 twins_svt_small visformer_tiny volo_d1_224""",
+    240: "crossvit_tiny_240",
+    256: "botnet26t_256",
+}
+"""The names by the size of the picture."""
+TIMM_SIZED = {
+    96: "gmlp_ti16_224 resmlp_12_224 tnt_s_patch16_224",
+    112: "swin_tiny_patch4_window7_224 swinv2_cr_tiny_224",
+    128: """coat_lite_tiny coatnet_nano_rw_224 maxvit_nano_rw_256 mvitv2_tiny pit_ti_224 pit_ti_distilled_224
+        resnet50_clip vitamin_small_224""",
+    144: "swinv2_tiny_window8_256",
+}
+"""Those that are built for the size."""
+TIMM_OPTIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "beit_base_patch16_224": (224, {"depth": 3, "embed_dim": 192, "num_heads": 3}),
-    "botnet26t_256": (256, {}),
-    "caformer_s18": (128, {}),
     "cait_xxs24_224": (128, {"img_size": 128, "depth": 6}),
-    "coat_lite_tiny": (128, {"img_size": 128}),
-    "coatnet_nano_rw_224": (128, {"img_size": 128}),
-    "convformer_s18": (128, {}),
     "convit_tiny": (96, {"img_size": 96, "depth": 6, "local_up_to_layer": 4}),
-    "convmixer_1024_20_ks9_p14": (112, {}),
-    "convnext_atto": (128, {}),
-    "convnextv2_atto": (128, {}),
-    "crossvit_tiny_240": (240, {}),
-    "cspresnet50": (128, {}),
-    "darknet53": (128, {}),
-    "davit_tiny": (128, {}),
     "deit_tiny_distilled_patch16_224": (96, {"img_size": 96, "depth": 4}),
     "deit3_small_patch16_224": (96, {"img_size": 96, "depth": 4}),
-    "densenet121": (128, {}),
-    "dla34": (128, {}),
-    "dpn48b": (128, {}),
-    "eca_nfnet_l0": (128, {}),
-    "edgenext_xx_small": (128, {}),
-    "efficientformer_l1": (224, {}),
-    "efficientformerv2_s0": (224, {}),
-    "efficientnet_b0": (128, {}),
-    "efficientvit_b0": (128, {}),
-    "efficientvit_m0": (224, {}),
-    "ese_vovnet19b_dw": (128, {}),
     "eva02_tiny_patch14_224": (84, {"img_size": 84, "depth": 4}),
-    "fasternet_t0": (128, {}),
-    "fastvit_t8": (128, {}),
-    "focalnet_tiny_srf": (128, {}),
-    "gcvit_xxtiny": (224, {}),
-    "gernet_s": (128, {}),
-    "ghostnet_050": (128, {}),
-    "ghostnetv2_100": (128, {}),
-    "gmlp_ti16_224": (96, {"img_size": 96}),
-    "hardcorenas_a": (128, {}),
-    "hgnetv2_b0": (128, {}),
     "hiera_tiny_224": (224, {"embed_dim": 48}),
-    "hrnet_w18_small": (128, {}),
-    "inception_next_atto": (128, {}),
-    "inception_resnet_v2": (224, {}),
-    "levit_128s": (224, {}),
-    "levit_conv_128s": (224, {}),
-    "mambaout_femto": (128, {}),
-    "maxvit_nano_rw_256": (128, {"img_size": 128}),
-    "mobilenetv3_small_050": (128, {}),
-    "mobilenetv4_conv_small": (128, {}),
-    "mobilenetv4_hybrid_medium": (128, {}),
-    "mobileone_s0": (128, {}),
-    "mobilevit_xxs": (128, {}),
-    "mobilevitv2_050": (128, {}),
-    "mvitv2_tiny": (128, {"img_size": 128}),
-    "nest_tiny": (224, {}),
-    "nextvit_small": (128, {}),
-    "nf_resnet26": (128, {}),
-    "pit_ti_224": (128, {"img_size": 128}),
-    "pit_ti_distilled_224": (128, {"img_size": 128}),
-    "poolformer_s12": (128, {}),
-    "poolformerv2_s12": (128, {}),
-    "pvt_v2_b0": (128, {}),
-    "rdnet_tiny": (128, {}),
-    "regnety_002": (128, {}),
-    "regnetz_b16": (128, {}),
-    "repghostnet_050": (128, {}),
-    "repvgg_a0": (128, {}),
-    "repvit_m0_9": (128, {}),
-    "res2net50_14w_8s": (128, {}),
-    "resmlp_12_224": (96, {"img_size": 96}),
-    "resnest14d": (128, {}),
-    "resnet18": (128, {}),
-    "resnet50_clip": (128, {"img_size": 128}),
-    "resnetv2_50": (128, {}),
-    "rexnet_100": (128, {}),
     "samvit_base_patch16": (128, {"img_size": 128, "embed_dim": 96, "depth": 4, "num_heads": 3}),
-    "selecsls42b": (128, {}),
     "sequencer2d_s": (112, {"img_size": 112, "layers": [1, 1, 1, 1]}),
-    "seresnet18": (128, {}),
-    "shvit_s1": (224, {}),
-    "skresnet18": (128, {}),
-    "starnet_s1": (128, {}),
-    "swiftformer_xs": (128, {}),
-    "swin_tiny_patch4_window7_224": (112, {"img_size": 112}),
-    "swinv2_tiny_window8_256": (144, {"img_size": 144}),
-    "swinv2_cr_tiny_224": (112, {"img_size": 112}),
-    "tiny_vit_5m_224": (224, {}),
-    "tnt_s_patch16_224": (96, {"img_size": 96}),
-    "tresnet_m": (128, {}),
-    "twins_pcpvt_small": (128, {}),
-    "twins_svt_small": (224, {}),
-    "visformer_tiny": (224, {}),
     "vit_tiny_patch16_224": (96, {"img_size": 96, "depth": 4}),
     "vit_tiny_patch16_224 pooled": (96, {"img_size": 96, "depth": 4, "global_pool": "avg"}),
     "vit_small_patch14_reg4_dinov2": (84, {"img_size": 84, "depth": 3}),
     "vit_base_patch16_siglip_224": (96, {"img_size": 96, "depth": 2}),
     "vit_relpos_small_patch16_224": (96, {"img_size": 96, "depth": 3}),
     "vit_tiny_r_s16_p8_224": (224, {"depth": 3}),
-    "vitamin_small_224": (128, {"img_size": 128}),
-    "volo_d1_224": (224, {}),
-    "vovnet39a": (128, {}),
-    "xception41": (128, {}),
     "xcit_nano_12_p16_224": (128, {"depth": 6}),
 }
-"""The size of the picture and the options of each; what stands behind a name tells variants apart."""
+"""The size and the options of the others; what stands behind a name tells variants apart."""
 
 
 def timm_networks() -> dict[str, Network]:
     """Networks of timm's families, and one that keeps activation checkpointing on."""
+    wanted = {name: (side, {}) for side, names in TIMM.items() for name in names.split()} | TIMM_OPTIONS
+    wanted |= {name: (side, {"img_size": side}) for side, names in TIMM_SIZED.items() for name in names.split()}
     found = {}
-    for name, (side, options) in TIMM.items():
+    for name, (side, options) in sorted(wanted.items()):
         build = called("timm", "create_model", name.split()[0], pretrained=False, num_classes=LABELS, **options)
         found[f"timm {name}"] = Network("timm", build, pictures(side, side))
 
