@@ -419,12 +419,7 @@ def text_and_picture(prefix: str, picture: dict[str, Any], **options: Any) -> Ca
 
 def mask_former() -> Any:
     """The configuration of a small MaskFormer."""
-    decoder = config(
-        "DetrConfig",
-        backbone_config=small_resnet(),
-        num_queries=5,
-        **FORMER,
-    )
+    decoder = config("DetrConfig", backbone_config=small_resnet(), num_queries=5, **FORMER)
     return config(
         "MaskFormerConfig",
         backbone_config=small_swin(),

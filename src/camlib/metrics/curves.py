@@ -155,8 +155,7 @@ def _scores_of_kept(counts: list[int], order: Tensor, heatmaps: ScoredHeatmaps, 
     instead = baseline_images(heatmaps.scorer.images, baseline)
     kept = torch.tensor(counts, device=order.device).reshape(-1, *[1] * (order.dim() - 1))
     return heatmaps.scorer.scores_of_variants(
-        len(counts),
-        lambda images, index, k: torch.where((order[index] < kept[k])[:, None], images, instead[index]),
+        len(counts), lambda images, index, k: torch.where((order[index] < kept[k])[:, None], images, instead[index])
     )
 
 
