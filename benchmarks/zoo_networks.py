@@ -269,8 +269,12 @@ TIMM_OPTIONS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def timm_networks() -> dict[str, Network]:
     """Networks of timm's families, and one that keeps activation checkpointing on."""
-    wanted = {name: (side, {}) for side, names in TIMM.items() for name in names.split()} | TIMM_OPTIONS
-    wanted |= {name: (side, {"img_size": side}) for side, names in TIMM_SIZED.items() for name in names.split()}
+    wanted: dict[str, tuple[int, dict[str, Any]]] = {
+        name: (side, {}) for side, names in TIMM.items() for name in names.split()
+    }
+    wanted |= TIMM_OPTIONS | {
+        name: (side, {"img_size": side}) for side, names in TIMM_SIZED.items() for name in names.split()
+    }
     found = {}
     for name, (side, options) in sorted(wanted.items()):
         build = called("timm", "create_model", name.split()[0], pretrained=False, num_classes=LABELS, **options)

@@ -1,4 +1,4 @@
-"""What replaces the pixels that a metric removes."""
+"""How many pixels a metric removes, and what replaces them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_number
 from camlib.passes.numbers import single_or_double
 
 Baseline = float | Tensor | Literal["zero", "blur"]
@@ -62,6 +62,30 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
             f"baseline of shape {tuple(values.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
             "give a number, or a tensor with one value for each channel, (C, 1, 1)"
         ) from error
+
+
+def removed_counts(shares: object, pixels: int) -> list[int]:
+    """Return how many of the pixels each share is.
+
+    Args:
+        shares: a sequence of numbers between 0 and 1.
+        pixels: P, of an image.
+
+    Raises:
+        CamlibTypeError: not a sequence of numbers.
+        CamlibValueError: an empty sequence, or a share that is not between 0 and 1, or rounds to none or all pixels.
+    """
+    given = items("shares", shares, "a sequence of numbers such as (0.1, 0.5)")
+    if not given:
+        raise CamlibValueError("shares is empty; give at least one number between 0 and 1")
+    counts = [round(positive_number("each share", share, below=1) * pixels) for share in given]
+    for share, count in zip(given, counts, strict=True):
+        if not 0 < count < pixels:
+            raise CamlibValueError(
+                f"a share of {share:g} of {pixels} pixels comes to {'none' if count == 0 else 'all'} of them; at least "
+                "one must be removed, and one left"
+            )
+    return counts
 
 
 def _blurred(images: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_number
+from camlib.errors import CamlibValueError, number
 from camlib.inputs.noise import normal, own_generator
 from camlib.metrics.declaration import after, metric
+from camlib.metrics.fills import removed_counts
 from camlib.metrics.imputation import impute
 from camlib.metrics.ranking import least_first, ranks
 from camlib.metrics.readings import ScoredHeatmaps
@@ -58,7 +59,7 @@ def imputing(
             f"ROAD imputes images (N, C, H, W), and the inputs are {tuple(scorer.images.shape)}; "
             "camlib.metrics.deletion also takes signals, videos and volumes"
         )
-    counts = _counts(shares, math.prod(scorer.size))
+    counts = removed_counts(shares, math.prod(scorer.size))
     number("noise", noise, at_least=0)
     own = own_generator(generator)
     order = ranks(heatmaps.values, own)
@@ -126,17 +127,3 @@ def road_combined(imputing: Imputing) -> Tensor:
     """
     order, change = imputing
     return (change(least_first(order)) - change(order)) / 2
-
-
-def _counts(shares: Sequence[float], pixels: int) -> list[int]:
-    if isinstance(shares, str) or not isinstance(shares, Sequence):
-        raise CamlibTypeError(f"shares must be a sequence of numbers such as (0.2, 0.4), got {shares!r}")
-    if not shares:
-        raise CamlibValueError("shares is empty; give at least one number between 0 and 1")
-    counts = [round(positive_number("each of the shares", share, below=1) * pixels) for share in shares]
-    for share, count in zip(shares, counts, strict=True):
-        if not 0 < count < pixels:
-            raise CamlibValueError(
-                f"a share of {share:g} is {count} of the {pixels} pixels; at least one must be imputed, and one left"
-            )
-    return counts
