@@ -363,6 +363,44 @@ def complexity(heatmap: Array) -> float:
     return sum(abs(value) for value in np.ravel(heatmap)) / heatmap.size
 
 
+# Mosaics, regions, completeness ---------------------------------------------------------------------------------------
+
+
+def grid_pointing_game(heatmap: Array, mask: Array) -> float:
+    """Böhle 2021, Rao 2022: the positive values on the tile over all positive values; 0 where there is none."""
+    return energy_pointing_game(np.where(heatmap > 0, heatmap, 0), mask)
+
+
+def completeness(signed_map: Array, score: float, of_baseline: float) -> float:
+    """Sundararajan 2017: how far the sum of the map is from s(x) - s(x')."""
+    return abs(sum(signed_map[position] for position in np.ndindex(signed_map.shape)) - (score - of_baseline))
+
+
+def scores_without_regions(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> list[float]:
+    """The scores while regions are replaced, that of the highest mean first."""
+    members = {label: [at for at in np.ndindex(labels.shape) if labels[at] == label] for label in np.unique(labels)}
+    means = {label: sum(heatmap[at] for at in those) / len(those) for label, those in members.items()}
+    assert len(set(means.values())) == len(means), "ties are not decided here"
+    scores = [score(picture)]
+    for label in sorted(means, key=lambda one: -means[one]):
+        picture = replaced(picture, members[label], by)
+        scores.append(score(picture))
+    return scores
+
+
+def region_perturbation(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> float:
+    """Samek 2017: the mean of s(x) - s(x_k) over k = 0, ..., L."""
+    scores = scores_without_regions(picture, heatmap, score, labels=labels, by=by)
+    return sum(scores[0] - one for one in scores) / len(scores)
+
+
+def irof(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> float:
+    """Rieger 2020: the area over s(x_k) / s(x), by trapezoids, for k / L from 0 to 1."""
+    scores = scores_without_regions(picture, heatmap, score, labels=labels, by=by)
+    under = sum((one + next_) / 2 for one, next_ in itertools.pairwise(scores)) / (len(scores) - 1)
+    return 1 - under / scores[0]
+
+
 # Coherency, robustness ------------------------------------------------------------------------------------------------
 
 

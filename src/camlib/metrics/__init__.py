@@ -20,11 +20,15 @@ from camlib.metrics.road import road_combined as road_combined
 from camlib.metrics.infidelity import infidelity as infidelity
 from camlib.metrics.correlation import faithfulness_correlation as faithfulness_correlation
 from camlib.metrics.correlation import sensitivity_n as sensitivity_n
+from camlib.metrics.regions import region_perturbation as region_perturbation
+from camlib.metrics.regions import irof as irof
+from camlib.metrics.completeness import completeness as completeness
 from camlib.metrics.coherency import coherency as coherency
 from camlib.metrics.coherency import adcc as adcc
 from camlib.metrics.coherency import arcc as arcc
 from camlib.metrics.localisation import pointing_game as pointing_game
 from camlib.metrics.localisation import energy_pointing_game as energy_pointing_game
+from camlib.metrics.localisation import grid_pointing_game as grid_pointing_game
 from camlib.metrics.localisation import relevance_rank as relevance_rank
 from camlib.metrics.localisation import top_k_intersection as top_k_intersection
 from camlib.metrics.localisation import iou as iou
@@ -49,6 +53,8 @@ from camlib.metrics.declaration import Measure as Measure
 from camlib.metrics.declaration import Metric as Metric
 from camlib.metrics.imputation import impute as impute
 from camlib.metrics.masks import box_masks as box_masks
+from camlib.metrics.mosaics import Mosaics as Mosaics
+from camlib.metrics.mosaics import mosaics as mosaics
 from camlib.metrics.randomization_result import Randomization as Randomization
 from camlib.metrics.ranking import ranked as ranked
 from camlib.metrics.ranking import ranks as ranks

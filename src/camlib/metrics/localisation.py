@@ -76,11 +76,30 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
             f"heatmaps reach down to {lowest:.3g}; shares of a sum need values of at least 0: heatmaps.clamp(min=0) "
             "keeps the positive part, and heatmaps.abs() the magnitude"
         )
-    energy = heatmaps.values.flatten(1)
-    highest = energy.amax(1, keepdim=True)
-    energy = energy / highest.masked_fill(highest == 0, 1)  # or the sum of large values overflows
-    total = energy.sum(1)
-    return (energy * heatmaps.inside.flatten(1)).sum(1) / total.masked_fill(total == 0, 1)
+    return _share_inside(heatmaps)
+
+
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
+def grid_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
+    r"""Share of the heatmap's positive part that lies on the tile of the explained class, in a mosaic of images.
+
+    .. math::
+        \frac{\sum_{p \in M} \max(0, H_p)}{\sum_p \max(0, H_p)}
+
+    of a mosaic of n x n images of different classes (:func:`camlib.metrics.mosaics`), where M is the tile of the class
+    that H explains: none of the others shows it. Böhle et al. 2021, https://arxiv.org/abs/2104.00032, and Rao et al.
+    2022, https://arxiv.org/abs/2205.10435 (GridPG), for each tile of a mosaic. 0 without a positive value. Higher is
+    better; an even heatmap has 1 / n².
+
+    The papers take raw maps. A heatmap that is scaled from its lowest value to its highest has no negative values any
+    more, so explain with ReLU, or give ``explanation.maps.clamp(min=0)``, resized. No forward pass.
+
+    Example:
+        >>> import torch
+        >>> grid_pointing_game(torch.tensor([[[-1.0, 1.0], [2.0, 1.0]]]), torch.tensor([[[0, 0], [1, 0]]]))
+        tensor([0.5000])
+    """
+    return _share_inside(heatmaps)
 
 
 @metric(LocatedHeatmaps, "higher", "in [0, 1]")
@@ -163,3 +182,12 @@ def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     checked_share("threshold", threshold)
     found, inside = (in_unit_range(heatmaps.values) >= threshold).flatten(1), heatmaps.inside.flatten(1)
     return (found & inside).sum(1).to(heatmaps.values.dtype) / (found | inside).sum(1).clamp(min=1)
+
+
+def _share_inside(heatmaps: LocatedHeatmaps) -> Tensor:
+    """Return the share (N,) of the positive values that lies inside the masks."""
+    energy = heatmaps.values.flatten(1).clamp(min=0)
+    highest = energy.amax(1, keepdim=True)
+    energy = energy / highest.masked_fill(highest == 0, 1)  # or the sum of large values overflows
+    total = energy.sum(1)
+    return (energy * heatmaps.inside.flatten(1)).sum(1) / total.masked_fill(total == 0, 1)
