@@ -426,3 +426,23 @@ def lipschitz_estimate(heatmap: Array, of_copies: Sequence[Array], shifts: Seque
         math.sqrt(((copy - heatmap) ** 2).sum()) / math.sqrt((shift**2).sum())
         for copy, shift in zip(of_copies, shifts, strict=True)
     )
+
+
+def relative_stability(
+    signed_map: Array, of_copies: Sequence[Array], changes: Sequence[float], *, least: float
+) -> float:
+    """Agarwal 2022: the largest || (M(x') - M(x)) / M(x) || / max(change, least); a value of 0 is divided by least."""
+    ratios = []
+    for copy, change in zip(of_copies, changes, strict=True):
+        shares = [
+            (copy[at] - signed_map[at]) / (least if signed_map[at] == 0 else signed_map[at])
+            for at in np.ndindex(signed_map.shape)
+        ]
+        ratios.append(math.sqrt(sum(share**2 for share in shares)) / max(change, least))
+    return max(ratios)
+
+
+def histogram_entropy(heatmap: Array, bins: int) -> float:
+    """Hedström 2024: the entropy of the histogram of values, whose bins divide their range equally."""
+    counts, _ = np.histogram(heatmap, bins)
+    return float(scipy.stats.entropy(counts))

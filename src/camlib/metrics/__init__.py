@@ -35,8 +35,11 @@ from camlib.metrics.localisation import iou as iou
 from camlib.metrics.robustness import max_sensitivity as max_sensitivity
 from camlib.metrics.robustness import average_sensitivity as average_sensitivity
 from camlib.metrics.robustness import lipschitz_estimate as lipschitz_estimate
+from camlib.metrics.stability import relative_input_stability as relative_input_stability
+from camlib.metrics.stability import relative_output_stability as relative_output_stability
 from camlib.metrics.sanity import cascading_randomization as cascading_randomization
 from camlib.metrics.sanity import independent_randomization as independent_randomization
+from camlib.metrics.sanity import efficient_randomization as efficient_randomization
 from camlib.metrics.sanity import random_logit as random_logit
 from camlib.metrics.shape import sparseness as sparseness
 from camlib.metrics.shape import entropy as entropy

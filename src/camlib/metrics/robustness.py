@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from camlib.errors import positive_int, positive_number
+from camlib.explanation import Explanation
 from camlib.inputs.noise import own_generator
 from camlib.metrics.declaration import after, metric
 from camlib.metrics.readings import Explained
@@ -41,16 +43,11 @@ def with_noise(
     Raises:
         CamlibValueError: ``radius`` is not a positive number, or ``samples`` not a positive int.
     """
-    radius, own = positive_number("radius", radius), own_generator(generator)
-    positive_int("samples", samples)
-    heatmaps, images = explained.heatmaps, explained.images
-    of_heatmaps, of_images = [], []
-    for _ in range(samples):
-        drawn = torch.rand(images.shape[1:], generator=own, device=own.device, dtype=torch.float64)
-        step = radius * (2 * drawn - 1)
-        of_heatmaps.append(_norms(explained.again(images + step.to(images)) - heatmaps))
+    heatmaps, of_heatmaps, of_images = explained.heatmaps, [], []
+    for step, noisy in explanations_with_noise(explained, radius, samples, generator):
+        of_heatmaps.append(norms(noisy.heatmaps() - heatmaps))
         of_images.append(step.norm().to(heatmaps))
-    return Changes(torch.stack(of_heatmaps), _norms(heatmaps), torch.stack(of_images))
+    return Changes(torch.stack(of_heatmaps), norms(heatmaps), torch.stack(of_images))
 
 
 @metric(Explained, "lower", "not negative")
@@ -104,6 +101,19 @@ def lipschitz_estimate(changes: Changes) -> Tensor:
     return (changes.of_heatmaps / changes.of_images[:, None]).amax(0)
 
 
-def _norms(heatmaps: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(heatmaps.flatten(1), dim=1)
-    return norms
+def explanations_with_noise(
+    explained: Explained, radius: float, samples: int, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Explanation]]:
+    """Yield noise (C, ...) in double precision, with the explanation of the images with it, of the same classes."""
+    radius, own = positive_number("radius", radius), own_generator(generator)
+    images = explained.images
+    for _ in range(positive_int("samples", samples)):
+        drawn = torch.rand(images.shape[1:], generator=own, device=own.device, dtype=torch.float64)
+        step = radius * (2 * drawn - 1)
+        yield step, explained.anew(images + step.to(images))
+
+
+def norms(values: Tensor) -> Tensor:
+    """Return the Euclidean norm (N,) of each image's values (N, ...)."""
+    found: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return found
