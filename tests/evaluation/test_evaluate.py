@@ -592,7 +592,7 @@ def test_options_of_every_type_are_distinguished():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_recorded(name):
-    json.dumps(as_json(METRICS[name].of))
+    json.dumps([as_json(part) for part in METRICS[name].parts])
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

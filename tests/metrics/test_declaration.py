@@ -87,6 +87,8 @@ def test_metrics_share_a_step_with_its_options_and_their_documentation() -> None
 
     assert str(inspect.signature(some)) == "(heatmaps: 'Any', *, least: 'float' = 0.5) -> 'Tensor'"
     assert some.name == "some"
+    assert [part.__name__ for part in some.parts] == ["above", "some"]
+    assert some.parts[0] is above
     assert inspect.getdoc(some).startswith("Whether a pixel is high.\n\nArgs:\n    heatmaps: ")
     assert "    least: the lowest that counts.\n\nReturns:" in inspect.getdoc(some)
     assert "    CamlibValueError: never." in inspect.getdoc(some)

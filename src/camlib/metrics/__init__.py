@@ -56,8 +56,8 @@ from camlib.metrics.declaration import Measure as Measure
 from camlib.metrics.declaration import Metric as Metric
 from camlib.metrics.imputation import impute as impute
 from camlib.metrics.masks import box_masks as box_masks
-from camlib.metrics.mosaics import Mosaics as Mosaics
-from camlib.metrics.mosaics import mosaics as mosaics
+from camlib.metrics.mosaic import Mosaics as Mosaics
+from camlib.metrics.mosaic import mosaics as mosaics
 from camlib.metrics.randomization_result import Randomization as Randomization
 from camlib.metrics.ranking import ranked as ranked
 from camlib.metrics.ranking import ranks as ranks

@@ -64,6 +64,9 @@ class Measure(Generic[R, P]):
         functools.update_wrapper(self, of)
         self.of = of
         """The declared function, from what it reads and its own options to a tensor."""
+        step = getattr(of, "step", None)
+        self.parts: tuple[Callable[..., Any], ...] = (of,) if step is None else (step, inspect.unwrap(of))
+        """The functions that it consists of, by which a record of an evaluation recognises it."""
         self.reads = reads
         self.values = values
         """Which values there are, in words."""
@@ -74,7 +77,7 @@ class Measure(Generic[R, P]):
         shared = list(inspect.signature(self._given).parameters.values())
         asked = [one for one in shared if one.kind is one.POSITIONAL_OR_KEYWORD]
         self.__signature__ = inspect.Signature([*asked, *own, *shared[len(asked) :]], return_annotation="Tensor")
-        self.__doc__ = self._documentation(like or getattr(of, "step", None))
+        self.__doc__ = self._documentation(like or step)
 
     # What type checkers see: the public arguments, then the options.
     # fmt: off
