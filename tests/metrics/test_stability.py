@@ -12,25 +12,29 @@ import torch
 from torch import Tensor, nn
 
 import camlib
-from camlib.metrics import relative_input_stability, relative_output_stability
+from camlib.metrics import (
+    relative_input_stability,
+    relative_output_stability,
+    relative_representation_stability,
+)
 from tests import metric_equations as equations
 from tests.metrics.test_oracles import assert_close, cnn
 from tests.metrics.test_robustness import explanation_of
 from tests.networks import signal_cnn
 
-BOTH = [relative_input_stability, relative_output_stability]
-each = pytest.mark.parametrize("metric", BOTH, ids=lambda metric: metric.name)
+EACH = [relative_input_stability, relative_output_stability, relative_representation_stability]
+each = pytest.mark.parametrize("metric", EACH, ids=lambda metric: metric.name)
 
 
-class Recorded:
-    """An explainer that keeps the images and its explanations."""
+class Recorded(camlib.GradCAM):
+    """Grad-CAM that keeps the images and its explanations."""
 
-    def __init__(self, explainer: Any) -> None:
-        self.explainer = explainer
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.images, self.explanations = list[Tensor](), list[camlib.Explanation]()
 
     def __call__(self, inputs: Any, target: Any = None) -> camlib.Explanation:
-        self.explanations.append(self.explainer(inputs, target))
+        self.explanations.append(super().__call__(inputs, target))
         self.images.append(inputs)
         return self.explanations[-1]
 
@@ -50,8 +54,8 @@ def test_they_are_the_equations(radius: float, relu: bool, least: float) -> None
     model: Any = cnn()
     with torch.no_grad():
         model[-1].bias -= model(images).mean(0)  # images near the borders between classes
-    recorded = Recorded(camlib.GradCAM(model, "3", relu=relu))
-    found = [metric(recorded, images, radius=radius, samples=6, least=least) for metric in BOTH]
+    recorded = Recorded(model, "3", relu=relu)
+    found = [metric(recorded, images, radius=radius, samples=6, least=least) for metric in EACH]
     first, others = recorded.explanations[0], recorded.explanations[1:7]
     classes = first.outputs.argmax(1)
     changed = 0
@@ -62,14 +66,18 @@ def test_they_are_the_equations(radius: float, relu: bool, least: float) -> None
         divisor = np.where(image == 0, least, image)
         by_image = [norm((recorded.images[1 + k][n].numpy() - image) / divisor) for k in same]
         by_output = [norm((others[k].outputs[n] - first.outputs[n]).numpy()) for k in same]
-        for metric, changes in zip(found, (by_image, by_output), strict=True):
+        features = model[:4](images[n : n + 1])[0].detach().numpy()
+        divided = np.where(features == 0, least, features)
+        copies = [model[:4](recorded.images[1 + k][n : n + 1])[0].detach().numpy() for k in same]
+        by_layer = [norm((copy - features) / divided) for copy in copies]
+        for metric, changes in zip(found, (by_image, by_output, by_layer), strict=True):
             whole = first.maps[n].numpy()
             expected = equations.relative_stability(whole, maps, changes, least=least) if maps else math.nan
             assert_close(metric[n : n + 1], [expected], 1e-7)
     assert (changed > 0) == (radius == 2.0)
 
 
-@each
+@pytest.mark.parametrize("metric", EACH[:2])
 def test_the_scale_of_the_map_does_not_count(metric: Any) -> None:
     cam, images = camlib.GradCAM(cnn(), "3", relu=False), torch.randn(2, 3, 8, 7).double()
 

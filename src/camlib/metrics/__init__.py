@@ -37,6 +37,7 @@ from camlib.metrics.robustness import average_sensitivity as average_sensitivity
 from camlib.metrics.robustness import lipschitz_estimate as lipschitz_estimate
 from camlib.metrics.stability import relative_input_stability as relative_input_stability
 from camlib.metrics.stability import relative_output_stability as relative_output_stability
+from camlib.metrics.stability import relative_representation_stability as relative_representation_stability
 from camlib.metrics.sanity import cascading_randomization as cascading_randomization
 from camlib.metrics.sanity import independent_randomization as independent_randomization
 from camlib.metrics.sanity import efficient_randomization as efficient_randomization

@@ -83,7 +83,10 @@ def mosaics(
     """
     if not isinstance(images, Tensor):
         raise CamlibTypeError(f"images must be a tensor (N, C, H, W), got {type(images).__name__}")
-    labels = torch.as_tensor(classes)
+    try:
+        labels = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CamlibTypeError(f"classes must be integers (N,), got {classes!r}") from error
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise CamlibTypeError(f"classes must be integers (N,), got {labels.dtype}")
     if images.dim() != 4 or labels.shape != images.shape[:1]:
