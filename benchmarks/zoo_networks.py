@@ -355,11 +355,10 @@ def config(name: str, **options: Any) -> Any:
     return entry("transformers", name)(**options)
 
 
-def small_resnet(*stages: str) -> Any:
+def small_resnet() -> Any:
     """The configuration of a small ResNet as a backbone."""
-    return config(
-        "ResNetConfig", embedding_size=8, **PYRAMID | {"depths": [1, 1, 1, 1]}, out_features=list(stages or ["stage4"])
-    )
+    depths = {"depths": [1, 1, 1, 1], "out_features": ["stage4"]}
+    return config("ResNetConfig", embedding_size=8, **PYRAMID | depths)
 
 
 def small_swin() -> Any:
@@ -368,14 +367,16 @@ def small_swin() -> Any:
     return config("SwinConfig", **SWIN | four)
 
 
-def detr(name: str, **options: Any) -> Builder:
-    """A detector of DETR's kind with a small ResNet."""
+def detr(name: str) -> Any:
+    """The configuration of a detector of DETR's kind with a small ResNet."""
+    options = FORMER | {"backbone_config": small_resnet(), "num_queries": 5, "num_labels": LABELS}
+    return entry("transformers", name).config_class(**options)
 
-    def configuration() -> Any:
-        cls = entry("transformers", name)
-        return cls.config_class(backbone_config=small_resnet(), num_queries=5, num_labels=LABELS, **FORMER, **options)
 
-    return hugging_face(name, configuration)
+def upernet() -> Any:
+    """The configuration of a small UperNet."""
+    options = {"hidden_size": 16, "num_labels": LABELS, "use_auxiliary_head": False}
+    return config("UperNetConfig", backbone_config=small_swin(), **options)
 
 
 def rt_detr() -> Any:
@@ -495,11 +496,6 @@ def depth_of_the_left(outputs: Tensor) -> Tensor:
     return outputs[..., : outputs.shape[-1] // 2].mean((1, 2))
 
 
-def mean_feature(outputs: Tensor) -> Tensor:
-    """One feature of an embedding."""
-    return outputs.flatten(1)[:, CLASS]
-
-
 def per_query(outputs: Any) -> Tensor:
     """The largest logit of each class over a detector's queries."""
     largest: Tensor = outputs.logits.amax(1)
@@ -508,294 +504,130 @@ def per_query(outputs: Any) -> Tensor:
 
 def hugging_face_networks() -> dict[str, Network]:
     """Classifiers, segmentation, detection, depth, video, audio, two towers and language models that see."""
-    network = partial(Network, "Hugging Face")
-    hf, picture = hugging_face, pictures(64, 64)
+    found: dict[str, Network] = {}
+
+    def add(name: str, options: dict[str, Any] | Callable[[], Any], inputs: Any, *how: Any, **fields: Any) -> None:
+        """Add a model of a class by the options of its configuration, or by a function that makes one."""
+        cls = name.split()[0]
+        build = hugging_face(cls, **options) if isinstance(options, dict) else hugging_face(cls, options)
+        found[f"transformers {name}"] = Network("Hugging Face", build, inputs, *how, **fields)
+
+    def interpolated(model: Any, x: Tensor) -> Any:
+        return model(x, interpolate_pos_encoding=True)
+
+    def reconstructed(model: Any, x: Tensor) -> Any:
+        return model(x, noise=torch.linspace(0, 1, 64).roll(7)[None]).logits
+
+    def mean(outputs: Tensor) -> Tensor:
+        return outputs.mean((1, 2))
+
+    picture, clip = pictures(64, 64), random(1, 4, 3, 64, 64)
     vit: dict[str, Any] = TRANSFORMER | LABELLED
-    odd = {"image_size": 224, "patch_size": 32} | {
-        k: v for k, v in vit.items() if k not in ("image_size", "patch_size")
-    }
-    interpolated: dict[str, Any] = {"forward": lambda model, x: model(x, interpolate_pos_encoding=True)}
+    staged, without_patch = PYRAMID | LABELLED, {key: value for key, value in vit.items() if key != "patch_size"}
+    for name in ("ViT", "DeiT", "ViTMSN", "IJepa", "Beit", "Data2VecVision"):
+        add(f"{name}ForImageClassification", vit, picture)
+    add("DeiTForImageClassificationWithTeacher", vit, picture)
+    add("Dinov2ForImageClassification", DINO | LABELLED, picture)
+    add("Dinov2WithRegistersForImageClassification", DINO | LABELLED, picture)
+    add("SwinForImageClassification", SWIN | LABELLED, picture)
+    add("Swinv2ForImageClassification", SWIN | LABELLED, picture)
+    for name in ("ConvNext", "ConvNextV2", "PoolFormer"):
+        add(f"{name}ForImageClassification", staged, pictures(128, 128))
+    for name, more in {
+        "ResNet": staged | {"embedding_size": 8},
+        "RegNet": staged | {"embedding_size": 8, "groups_width": 8},
+        "Bit": staged | {"embedding_size": 8, "num_groups": 4},
+        "MobileNetV2": LABELLED | {"depth_multiplier": 0.35},
+        "MobileViT": LABELLED | {"image_size": 64},
+        "MobileViTV2": LABELLED | {"image_size": 64, "width_multiplier": 0.5},
+        "EfficientNet": LABELLED | {"width_coefficient": 0.5, "hidden_dim": 640},
+        "SwiftFormer": LABELLED | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]},
+        "Pvt": staged | STAGES_OF_FOUR | {"image_size": 128},
+        "PvtV2": staged | STAGES_OF_FOUR | {"image_size": 128},
+    }.items():
+        add(f"{name}ForImageClassification", more, pictures(128, 128))
+    focal = {"image_size": 64, "embed_dim": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
+    add("FocalNetForImageClassification", LABELLED | focal, picture)
+    add("SegformerForImageClassification", staged | STAGES_OF_FOUR, pictures(128, 160))
+    cvt = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4]}
+    add("CvtForImageClassification", LABELLED | cvt, pictures(128, 160))
+    hiera = {"embed_dim": 16, "image_size": [224, 224], "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1]}
+    add("HieraForImageClassification", LABELLED | hiera, pictures(224, 224))
+    levit = {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]}
+    add("LevitForImageClassification", LABELLED | levit, pictures(224, 224))
+    odd = vit | {"image_size": 224, "patch_size": 32}
+    for side in (112, 240):
+        add(f"ViTForImageClassification {side} px, patch 32", odd, pictures(side, side), interpolated)
     swinv2 = SWIN | LABELLED | {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
-    classifiers: dict[str, dict[str, Any]] = {
-        "ViTForImageClassification": vit,
-        "DeiTForImageClassification": vit,
-        "DeiTForImageClassificationWithTeacher": vit,
-        "ViTMSNForImageClassification": vit,
-        "IJepaForImageClassification": vit,
-        "BeitForImageClassification": vit,
-        "Data2VecVisionForImageClassification": vit,
-        "Dinov2ForImageClassification": DINO | LABELLED,
-        "Dinov2WithRegistersForImageClassification": DINO | LABELLED,
-        "SwinForImageClassification": SWIN | LABELLED,
-        "Swinv2ForImageClassification": SWIN | LABELLED,
-        "ConvNextForImageClassification": PYRAMID | LABELLED,
-        "ConvNextV2ForImageClassification": PYRAMID | LABELLED,
-        "ResNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8},
-        "RegNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "groups_width": 8},
-        "BitForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "num_groups": 4},
-        "PoolFormerForImageClassification": PYRAMID | LABELLED,
-        "MobileNetV2ForImageClassification": LABELLED | {"depth_multiplier": 0.35},
-        "MobileViTForImageClassification": LABELLED | {"image_size": 64},
-        "MobileViTV2ForImageClassification": LABELLED | {"image_size": 64, "width_multiplier": 0.5},
-        "EfficientNetForImageClassification": LABELLED | {"width_coefficient": 0.5, "hidden_dim": 640},
-        "SwiftFormerForImageClassification": LABELLED | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]},
-        "FocalNetForImageClassification": LABELLED
-        | {"image_size": 64, "embed_dim": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
-        "SegformerForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED,
-        "PvtForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
-        "PvtV2ForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
-        "CvtForImageClassification": LABELLED | {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4]},
-    }
-    found = {
-        name: network(hf(name, **options), pictures(128, 128) if "patch_size" not in options else picture)
-        for name, options in classifiers.items()
-    }
-    sized = {"SegformerForImageClassification", "CvtForImageClassification"}
-    found |= {name: network(found[name].build, pictures(128, 160)) for name in sized}
-    found |= {
-        name: network(found[name].build, picture)
-        for name in classifiers
-        if classifiers[name].get("image_size") == 64 and "MobileViT" not in name
-    }
-    hiera: dict[str, Any] = LABELLED | {
-        "embed_dim": 16,
-        "image_size": [224, 224],
-        "num_heads": [1, 2, 4, 8],
-        "depths": [1, 1, 2, 1],
-    }
-    levit: dict[str, Any] = LABELLED | {
-        "hidden_sizes": [32, 48, 64],
-        "num_attention_heads": [2, 3, 4],
-        "depths": [1, 1, 1],
-    }
-    found |= {
-        "HieraForImageClassification": network(hf("HieraForImageClassification", **hiera), pictures(224, 224)),
-        "LevitForImageClassification": network(hf("LevitForImageClassification", **levit), pictures(224, 224)),
-        "ViTForImageClassification 112 px, patch 32": network(
-            hf("ViTForImageClassification", **odd), pictures(112, 112), **interpolated
-        ),
-        "ViTForImageClassification 240 px, patch 32": network(
-            hf("ViTForImageClassification", **odd), pictures(240, 240), **interpolated
-        ),
-        "SwinForImageClassification 80 px": network(found["SwinForImageClassification"].build, pictures(80, 80)),
-        "Swinv2ForImageClassification 80 px": network(hf("Swinv2ForImageClassification", **swinv2), pictures(80, 80)),
-        "Swinv2ForImageClassification 144 px": network(
-            hf("Swinv2ForImageClassification", **swinv2), pictures(144, 144)
-        ),
-        "ImageGPTForImageClassification": network(
-            hf(
-                "ImageGPTForImageClassification",
-                n_positions=64,
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                vocab_size=17,
-                **LABELLED,
-            ),
-            lambda: torch.randint(0, 16, (1, 64)),
-        ),
-        "SegformerForSemanticSegmentation": network(
-            hf("SegformerForSemanticSegmentation", **PYRAMID, **STAGES_OF_FOUR, **LABELLED, decoder_hidden_size=16),
-            pictures(64, 96),
-            **left(16, 24),
-        ),
-        "UperNetForSemanticSegmentation": network(
-            hf(
-                "UperNetForSemanticSegmentation",
-                lambda: config(
-                    "UperNetConfig",
-                    backbone_config=small_swin(),
-                    hidden_size=16,
-                    num_labels=LABELS,
-                    use_auxiliary_head=False,
-                ),
-            ),
-            picture,
-            **left(64, 64),
-        ),
-        "MaskFormerForInstanceSegmentation": network(
-            hf("MaskFormerForInstanceSegmentation", mask_former),
-            pictures(128, 128),
-            picked(categories),
-            **(left(32, 32) | {"target": left(32, 32)["score"]}),
-        ),
-        "Mask2FormerForUniversalSegmentation": network(
-            hf("Mask2FormerForUniversalSegmentation", mask2former),
-            pictures(128, 128),
-            picked(categories),
-            **(left(32, 32) | {"target": left(32, 32)["score"]}),
-        ),
-        "DetrForObjectDetection": network(detr("DetrForObjectDetection"), pictures(128, 160), picked(per_query)),
-        "ConditionalDetrForObjectDetection": network(
-            detr("ConditionalDetrForObjectDetection"), pictures(128, 160), picked(per_query)
-        ),
-        "RTDetrForObjectDetection": network(
-            hf("RTDetrForObjectDetection", rt_detr), pictures(128, 128), picked(per_query)
-        ),
-        "YolosForObjectDetection": network(
-            hf("YolosForObjectDetection", **vit | {"image_size": [64, 96], "num_detection_tokens": 10}),
-            pictures(64, 96),
-            picked(per_query),
-        ),
-        "OwlViTForObjectDetection": network(
-            hf("OwlViTForObjectDetection", text_and_picture("OwlViT", TRANSFORMER, projection_dim=32)),
-            with_words(),
-            named(per_query),
-        ),
-        "DPTForDepthEstimation": network(
-            hf(
-                "DPTForDepthEstimation",
-                **TRANSFORMER
-                | {
-                    "num_hidden_layers": 4,
-                    "backbone_out_indices": [0, 1, 2, 3],
-                    "neck_hidden_sizes": [8, 16, 24, 32],
-                    "fusion_hidden_size": 16,
-                    "is_hybrid": False,
-                },
-            ),
-            picture,
-            picked(lambda outputs: outputs.predicted_depth),
-            depth_of_the_left,
-            depth_of_the_left,
-        ),
-        "GLPNForDepthEstimation": network(
-            hf("GLPNForDepthEstimation", **PYRAMID, **STAGES_OF_FOUR, decoder_hidden_size=16),
-            pictures(64, 96),
-            picked(lambda outputs: outputs.predicted_depth),
-            depth_of_the_left,
-            depth_of_the_left,
-        ),
-        "ViTMAEForPreTraining": network(
-            hf(
-                "ViTMAEForPreTraining",
-                **TRANSFORMER,
-                decoder_hidden_size=32,
-                decoder_num_hidden_layers=1,
-                decoder_num_attention_heads=2,
-                decoder_intermediate_size=64,
-            ),
-            picture,
-            lambda model, x: model(x, noise=torch.linspace(0, 1, 64).roll(7)[None]).logits,
-            lambda outputs: outputs.mean((1, 2)),
-            lambda outputs: outputs.mean((1, 2)),
-        ),
-        "VideoMAEForVideoClassification": network(
-            hf("VideoMAEForVideoClassification", **vit | {"num_frames": 4, "tubelet_size": 2}),
-            random(1, 4, 3, 64, 64),
-            axes=(1, 3, 4),
-        ),
-        "TimesformerForVideoClassification": network(
-            hf("TimesformerForVideoClassification", **vit | {"num_frames": 4}), random(1, 4, 3, 64, 64), axes=(1, 3, 4)
-        ),
-        "VivitForVideoClassification": network(
-            hf(
-                "VivitForVideoClassification",
-                **{k: v for k, v in vit.items() if k != "patch_size"},
-                num_frames=4,
-                tubelet_size=[2, 16, 16],
-            ),
-            random(1, 4, 3, 64, 64),
-            axes=(1, 3, 4),
-        ),
-        "ASTForAudioClassification": network(
-            hf(
-                "ASTForAudioClassification",
-                **{k: v for k, v in vit.items() if "size" not in k},
-                hidden_size=32,
-                intermediate_size=64,
-                num_mel_bins=64,
-                max_length=128,
-                frequency_stride=10,
-                time_stride=10,
-                patch_size=16,
-            ),
-            random(1, 128, 64),
-            axes=(1, 2),
-        ),
-        "WhisperForAudioClassification": network(
-            hf(
-                "WhisperForAudioClassification",
-                **FORMER,
-                num_mel_bins=16,
-                max_source_positions=40,
-                vocab_size=100,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-                decoder_start_token_id=1,
-                **LABELLED,
-            ),
-            random(1, 16, 80),
-        ),
-        "Wav2Vec2ForSequenceClassification": network(
-            hf(
-                "Wav2Vec2ForSequenceClassification",
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                conv_dim=[16, 16, 16],
-                conv_stride=[5, 4, 2],
-                conv_kernel=[10, 8, 4],
-                num_feat_extract_layers=3,
-                num_conv_pos_embeddings=4,
-                num_conv_pos_embedding_groups=2,
-                classifier_proj_size=16,
-                **LABELLED,
-            ),
-            random(1, 2000),
-        ),
-        "CLIPVisionModelWithProjection": network(
-            hf("CLIPVisionModelWithProjection", **TRANSFORMER, projection_dim=16),
-            picture,
-            picked(lambda outputs: outputs.image_embeds),
-        ),
-        "CLIPModel": network(
-            hf("CLIPModel", text_and_picture("CLIP", TRANSFORMER, projection_dim=16)),
-            with_words(),
-            named(lambda outputs: outputs.logits_per_image),
-        ),
-        "SiglipModel": network(
-            hf("SiglipModel", text_and_picture("Siglip", TRANSFORMER)),
-            with_words(),
-            named(lambda outputs: outputs.logits_per_image),
-        ),
-        "BlipForConditionalGeneration": network(
-            hf("BlipForConditionalGeneration", blip),
-            with_words(input_ids=WORDS[:1]),
-            named(lambda outputs: outputs.logits[:, -1]),
-        ),
-        "LlavaForConditionalGeneration": network(
-            hf("LlavaForConditionalGeneration", llava),
-            lambda: {"pixel_values": torch.rand(1, 3, 64, 64), "input_ids": torch.tensor([[1, *[99] * 64, 5, 6, 7]])},
-            named(lambda outputs: outputs.logits[:, -1]),
-        ),
-        "Dinov2Model": network(hf("Dinov2Model", **DINO), picture, picked(lambda o: o.pooler_output)),
-        "DINOv3ViTModel": network(hf("DINOv3ViTModel", **TRANSFORMER), picture, picked(lambda o: o.pooler_output)),
-    }
-    return {f"transformers {name}": one for name, one in found.items()}
+    add("SwinForImageClassification 80 px", SWIN | LABELLED, pictures(80, 80))
+    add("Swinv2ForImageClassification 80 px", swinv2, pictures(80, 80))
+    add("Swinv2ForImageClassification 144 px", swinv2, pictures(144, 144))
+    gpt = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 17}
+    add("ImageGPTForImageClassification", gpt | LABELLED, lambda: torch.randint(0, 16, (1, 64)))
+
+    segformer = staged | STAGES_OF_FOUR | {"decoder_hidden_size": 16}
+    add("SegformerForSemanticSegmentation", segformer, pictures(64, 96), **left(16, 24))
+    add("UperNetForSemanticSegmentation", upernet, picture, **left(64, 64))
+    masks = left(32, 32) | {"target": left(32, 32)["score"]}
+    add("MaskFormerForInstanceSegmentation", mask_former, pictures(128, 128), picked(categories), **masks)
+    add("Mask2FormerForUniversalSegmentation", mask2former, pictures(128, 128), picked(categories), **masks)
+
+    for name in ("DetrForObjectDetection", "ConditionalDetrForObjectDetection"):
+        add(name, partial(detr, name), pictures(128, 160), picked(per_query))
+    add("RTDetrForObjectDetection", rt_detr, pictures(128, 128), picked(per_query))
+    yolos = vit | {"image_size": [64, 96], "num_detection_tokens": 10}
+    add("YolosForObjectDetection", yolos, pictures(64, 96), picked(per_query))
+    towers = text_and_picture("OwlViT", TRANSFORMER, projection_dim=32)
+    add("OwlViTForObjectDetection", towers, with_words(), named(per_query))
+
+    depth = picked(lambda outputs: outputs.predicted_depth), depth_of_the_left, depth_of_the_left
+    dpt = {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32]}
+    dpt |= {"fusion_hidden_size": 16, "is_hybrid": False}
+    add("DPTForDepthEstimation", TRANSFORMER | dpt, picture, *depth)
+    add("GLPNForDepthEstimation", PYRAMID | STAGES_OF_FOUR | {"decoder_hidden_size": 16}, pictures(64, 96), *depth)
+
+    mae = TRANSFORMER | {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
+    mae |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
+    add("ViTMAEForPreTraining", mae, picture, reconstructed, mean, mean)
+    frames = {"axes": (1, 3, 4)}
+    add("VideoMAEForVideoClassification", vit | {"num_frames": 4, "tubelet_size": 2}, clip, **frames)
+    add("TimesformerForVideoClassification", vit | {"num_frames": 4}, clip, **frames)
+    add("VivitForVideoClassification", without_patch | {"num_frames": 4, "tubelet_size": [2, 16, 16]}, clip, **frames)
+    ast = {"num_mel_bins": 64, "max_length": 128, "frequency_stride": 10, "time_stride": 10, "patch_size": 16}
+    without_side = {key: value for key, value in vit.items() if key != "image_size"}
+    add("ASTForAudioClassification", without_side | ast, random(1, 128, 64), axes=(1, 2))
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    whisper = {"num_mel_bins": 16, "max_source_positions": 40, "vocab_size": 100}
+    add("WhisperForAudioClassification", FORMER | LABELLED | ids | whisper, random(1, 16, 80))
+    wav2vec: dict[str, Any] = {"conv_dim": [16, 16, 16], "conv_stride": [5, 4, 2], "conv_kernel": [10, 8, 4]}
+    wav2vec |= {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    wav2vec |= {key: TEXT[key] for key in TEXT if key.startswith(("hidden", "num", "inter"))}
+    add("Wav2Vec2ForSequenceClassification", LABELLED | wav2vec | {"classifier_proj_size": 16}, random(1, 2000))
+
+    embeds, similarities = picked(lambda outputs: outputs.image_embeds), named(lambda outputs: outputs.logits_per_image)
+    last_word = named(lambda outputs: outputs.logits[:, -1])
+    add("CLIPVisionModelWithProjection", TRANSFORMER | {"projection_dim": 16}, picture, embeds)
+    add("CLIPModel", text_and_picture("CLIP", TRANSFORMER, projection_dim=16), with_words(), similarities)
+    add("SiglipModel", text_and_picture("Siglip", TRANSFORMER), with_words(), similarities)
+    add("BlipForConditionalGeneration", blip, with_words(input_ids=WORDS[:1]), last_word)
+    asked = with_words(input_ids=torch.tensor([[1, *[99] * 64, 5, 6, 7]]))
+    add("LlavaForConditionalGeneration", llava, asked, last_word)
+    add("Dinov2Model", DINO, picture, picked(lambda outputs: outputs.pooler_output))
+    add("DINOv3ViTModel", TRANSFORMER, picture, picked(lambda outputs: outputs.pooler_output))
+    return found
 
 
 # segmentation_models_pytorch, MONAI, ultralytics, open_clip
+
+
+DECODERS = "Unet UnetPlusPlus FPN DeepLabV3Plus PSPNet Linknet MAnet PAN Segformer UPerNet"
 
 
 def segmentation_networks() -> dict[str, Network]:
     """Decoders of segmentation_models_pytorch on small encoders."""
     package = "segmentation_models_pytorch"
     found = {}
-    for name in (
-        "Unet",
-        "UnetPlusPlus",
-        "FPN",
-        "DeepLabV3Plus",
-        "PSPNet",
-        "Linknet",
-        "MAnet",
-        "PAN",
-        "Segformer",
-        "UPerNet",
-    ):
+    for name in DECODERS.split():
         build = called(package, name, "resnet18", encoder_weights=None, classes=LABELS)
         found[f"smp {name}"] = Network(package, build, pictures(128, 192), **left(128, 192))
     build = called(package, "Unet", "mit_b0", encoder_weights=None, classes=LABELS)
@@ -804,85 +636,40 @@ def segmentation_networks() -> dict[str, Network]:
 
 def monai_networks() -> dict[str, Network]:
     """Networks of MONAI for volumes, and its multiple-instance learning."""
-    network, nets = partial(Network, "MONAI"), "monai.networks.nets"
-    cube, square = random(1, 1, 32, 32, 32), random(1, 1, 64, 64)
-    unet: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "channels": (4, 8, 16), "strides": (2, 2)}
+    found: dict[str, Network] = {}
+
+    def add(name: str, given: tuple[Any, ...], options: dict[str, Any], inputs: Any, *how: Any, **fields: Any) -> None:
+        """Add a network of a class; what stands behind a comma tells variants apart."""
+        build = called("monai.networks.nets", name.split(",")[0], *given, **options)
+        found[f"monai {name}"] = Network("MONAI", build, inputs, *how, **fields)
+
+    cube, large, square = random(1, 1, 32, 32, 32), random(1, 1, 64, 64, 64), random(1, 1, 64, 64)
+    of_cube, of_square = left(32, 32, 32), left(64, 64)
+    one: dict[str, Any] = {"in_channels": 1, "out_channels": 2}
     classes = {"in_channels": 1, "out_channels": LABELS}
-    vit: dict[str, Any] = {
-        "in_channels": 1,
-        "patch_size": (8, 8, 8),
-        "hidden_size": 48,
-        "mlp_dim": 64,
-        "num_layers": 2,
-        "num_heads": 3,
-        "classification": True,
-        "num_classes": LABELS,
-    }
-    swin: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": (1, 1, 1, 1)}
-    densenet: dict[str, Any] = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2)}
-    found = {
-        "UNet": network(called(nets, "UNet", 3, num_res_units=0, **unet), cube, **left(32, 32, 32)),
-        "UNet, residual units": network(called(nets, "UNet", 3, num_res_units=2, **unet), cube, **left(32, 32, 32)),
-        "UNet, residual units, 2-D": network(called(nets, "UNet", 2, num_res_units=2, **unet), square, **left(64, 64)),
-        "AttentionUnet": network(called(nets, "AttentionUnet", 2, **unet), square, **left(64, 64)),
-        "BasicUNet": network(called(nets, "BasicUNet", 2, 1, 2, features=(4, 4, 8, 8, 16, 4)), square, **left(64, 64)),
-        "SegResNet": network(
-            called(nets, "SegResNet", 3, init_filters=8, in_channels=1, out_channels=2), cube, **left(32, 32, 32)
-        ),
-        "DenseNet121, small": network(called(nets, "DenseNet", 3, **classes, **densenet), cube),
-        "DenseNet121": network(called(nets, "DenseNet121", 3, **classes), random(1, 1, 64, 64, 64)),
-        "ResNet": network(
-            called(
-                nets,
-                "ResNet",
-                "basic",
-                [1, 1, 1, 1],
-                [8, 16, 32, 64],
-                n_input_channels=1,
-                num_classes=LABELS,
-                conv1_t_stride=2,
-            ),
-            random(1, 1, 64, 64, 64),
-        ),
-        "EfficientNetBN": network(
-            called(
-                nets,
-                "EfficientNetBN",
-                "efficientnet-b0",
-                pretrained=False,
-                spatial_dims=2,
-                in_channels=1,
-                num_classes=LABELS,
-            ),
-            random(1, 1, 128, 128),
-        ),
-        "ViT": network(called(nets, "ViT", img_size=(32, 32, 32), **vit), cube, picked(lambda outputs: outputs[0])),
-        "SwinUNETR": network(called(nets, "SwinUNETR", **swin), random(1, 1, 64, 64, 64), **left(64, 64, 64)),
-        "UNETR": network(
-            called(
-                nets,
-                "UNETR",
-                in_channels=1,
-                out_channels=2,
-                img_size=(32, 32, 32),
-                feature_size=8,
-                hidden_size=48,
-                mlp_dim=64,
-                num_heads=3,
-            ),
-            cube,
-            **left(32, 32, 32),
-        ),
-    } | {
-        f"MILModel, {mode}": network(
-            called(nets, "MILModel", num_classes=LABELS, mil_mode=mode, pretrained=False),
-            random(1, 4, 3, 128, 128),
-            axes=(1, 3, 4),
-            grid=(4, 4, 4),
-        )
-        for mode in ("mean", "att", "att_trans")
-    }
-    return {f"monai {name}": one for name, one in found.items()}
+    unet = one | {"channels": (4, 8, 16), "strides": (2, 2)}
+    add("UNet", (3,), unet | {"num_res_units": 0}, cube, **of_cube)
+    add("UNet, residual units", (3,), unet | {"num_res_units": 2}, cube, **of_cube)
+    add("UNet, residual units, 2-D", (2,), unet | {"num_res_units": 2}, square, **of_square)
+    add("AttentionUnet", (2,), unet, square, **of_square)
+    add("BasicUNet", (2, 1, 2), {"features": (4, 4, 8, 8, 16, 4)}, square, **of_square)
+    add("SegResNet", (3,), one | {"init_filters": 8}, cube, **of_cube)
+    small = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2)}
+    add("DenseNet, small", (3,), classes | small, cube)
+    add("DenseNet121", (3,), classes, large)
+    resnet = {"n_input_channels": 1, "num_classes": LABELS, "conv1_t_stride": 2}
+    add("ResNet", ("basic", [1, 1, 1, 1], [8, 16, 32, 64]), resnet, large)
+    efficientnet = {"pretrained": False, "spatial_dims": 2, "in_channels": 1, "num_classes": LABELS}
+    add("EfficientNetBN", ("efficientnet-b0",), efficientnet, random(1, 1, 128, 128))
+    transformer = {"in_channels": 1, "img_size": (32, 32, 32), "hidden_size": 48, "mlp_dim": 64, "num_heads": 3}
+    vit = transformer | {"patch_size": (8, 8, 8), "num_layers": 2, "classification": True, "num_classes": LABELS}
+    add("ViT", (), vit, cube, picked(lambda outputs: outputs[0]))
+    add("SwinUNETR", (), one | {"feature_size": 12, "depths": (1, 1, 1, 1)}, large, **left(64, 64, 64))
+    add("UNETR", (), transformer | {"out_channels": 2, "feature_size": 8}, cube, **of_cube)
+    for mode in ("mean", "att", "att_trans"):
+        options = {"num_classes": LABELS, "mil_mode": mode, "pretrained": False}
+        add(f"MILModel, {mode}", (), options, random(1, 4, 3, 128, 128), axes=(1, 3, 4), grid=(4, 4, 4))
+    return found
 
 
 def yolo(name: str) -> Builder:
