@@ -27,7 +27,7 @@ def completeness(explained: Explained, *, baseline: Baseline | None = "zero") ->
     2 explanations; 1 with ``baseline=None``.
 
     Args:
-        baseline: the image x' that adds nothing: "zero", "blur", a number or a tensor (C, 1, 1), as for
+        baseline: the image x' that adds nothing: "zero", "mean", "blur", a number or a tensor (C, 1, 1), as for
             :func:`camlib.metrics.fills.baseline_images`; None for a score of 0.
 
     Raises:

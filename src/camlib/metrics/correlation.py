@@ -50,7 +50,7 @@ def faithfulness_correlation(
             videos.
         samples: how many sets, at least 2.
         share: the share of the pixels that are in a set, between 0 and 1.
-        baseline: what replaces pixels: "zero", "blur", a number, or a tensor that is broadcast to an image (C, ...).
+        baseline: what replaces pixels, as for :func:`camlib.metrics.fills.baseline_images`.
         generator: for the sets; without one, every call draws the same.
 
     Raises:
