@@ -113,6 +113,7 @@ def irof(removal: Removal) -> Tensor:
     ``N (1 + L)`` forward passes of an image.
 
     Raises:
+        CamlibTypeError: ``regions`` that are no integers, or a ``baseline`` of another type.
         CamlibValueError: an image with a score of 0 or less; ``regions`` of another shape, or not a positive int, or a
             ``baseline`` that cannot be broadcast.
         CamlibRuntimeError: only images of probability 0.
