@@ -34,26 +34,12 @@ REASONS = {
     ("grad-cam", "eigen_grad_cam"): "grad-cam: centred features, and the sign left to chance; as center=True",
     ("grad-cam", "fem"): "grad-cam: activations weighted by the share of rare positions, not these by the mean",
     ("grad-cam", "seg_eigen_cam"): "grad-cam: centred features; the paper's projection is of the features themselves",
-    (
-        "grad-cam",
-        "finer_cam",
-    ): "grad-cam and the authors' code: others weighted by probability, and by 1, not 0.6; as "
-    'FinerCAM(weight=1.0, average="probability"), but for an absolute epsilon',
-    (
-        "grad-cam",
-        "refine_cam",
-    ): "grad-cam and the authors' code: maps are resized to the image, then multiplied; as upsample=True",
+    ("grad-cam", "finer_cam"): 'grad-cam: as FinerCAM(weight=1.0, average="probability"), but for an absolute epsilon',
+    ("grad-cam", "refine_cam"): "grad-cam and the authors' code: as upsample=True; maps are resized, then multiplied",
     ("grad-cam", "score_cam"): "grad-cam: masks are resized with aligned corners",
     ("torchcam", "score_cam"): "torchcam: masks are normalised before they are resized",
-    (
-        "torchcam",
-        "le_grad",
-    ): "torchcam and the paper: a separate score for each block; camlib: the network's score",
-    (
-        "grad-cam",
-        "kpca_cam",
-    ): "grad-cam and the authors' code: sigmoid kernel on centred features, the sign left to "
-    'chance; as KPCACAM(kernel="sigmoid", gamma="1/C", center=True)',
+    ("torchcam", "le_grad"): "torchcam and the paper: a separate score for each block; camlib: the network's score",
+    ("grad-cam", "kpca_cam"): 'grad-cam: as KPCACAM(kernel="sigmoid", gamma="1/C", center=True), sign left to chance',
 }
 AS_HEATMAPS = ("shapley_cam", "seg_eigen_cam", "finer_cam", "ablation_cam", "score_cam", "refine_cam", "full_grad")
 """Methods that are compared once, as heatmaps."""

@@ -222,118 +222,61 @@ def torchvision_networks() -> dict[str, Network]:
 
 # timm
 
-TIMM: dict[str, tuple[int, dict[str, Any]]] = {
+TIMM = {
+    112: "convmixer_1024_20_ks9_p14",
+    128: """caformer_s18 convformer_s18 convnext_atto convnextv2_atto cspresnet50 darknet53 davit_tiny densenet121 dla34
+        dpn48b eca_nfnet_l0 edgenext_xx_small efficientnet_b0 efficientvit_b0 ese_vovnet19b_dw fasternet_t0
+        fastvit_t8 focalnet_tiny_srf gernet_s ghostnet_050 ghostnetv2_100 hardcorenas_a hgnetv2_b0 hrnet_w18_small
+        inception_next_atto mambaout_femto mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium
+        mobileone_s0 mobilevit_xxs mobilevitv2_050 nextvit_small nf_resnet26 poolformer_s12 poolformerv2_s12
+        pvt_v2_b0 rdnet_tiny regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s
+        resnest14d resnet18 resnetv2_50 rexnet_100 selecsls42b seresnet18 skresnet18 starnet_s1 swiftformer_xs
+        tresnet_m twins_pcpvt_small vovnet39a xception41""",
+    224: """efficientformer_l1 efficientformerv2_s0 efficientvit_m0 gcvit_xxtiny inception_resnet_v2 levit_128s
+        levit_conv_128s nest_tiny shvit_s1 tiny_vit_5m_224 twins_svt_small visformer_tiny volo_d1_224""",
+    240: "crossvit_tiny_240",
+    256: "botnet26t_256",
+}
+"""The names by the size of the picture."""
+TIMM_SIZED = {
+    96: "gmlp_ti16_224 resmlp_12_224 tnt_s_patch16_224",
+    112: "swin_tiny_patch4_window7_224 swinv2_cr_tiny_224",
+    128: """coat_lite_tiny coatnet_nano_rw_224 maxvit_nano_rw_256 mvitv2_tiny pit_ti_224 pit_ti_distilled_224
+        resnet50_clip vitamin_small_224""",
+    144: "swinv2_tiny_window8_256",
+}
+"""Those that are built for the size."""
+TIMM_OPTIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "beit_base_patch16_224": (224, {"depth": 3, "embed_dim": 192, "num_heads": 3}),
-    "botnet26t_256": (256, {}),
-    "caformer_s18": (128, {}),
     "cait_xxs24_224": (128, {"img_size": 128, "depth": 6}),
-    "coat_lite_tiny": (128, {"img_size": 128}),
-    "coatnet_nano_rw_224": (128, {"img_size": 128}),
-    "convformer_s18": (128, {}),
     "convit_tiny": (96, {"img_size": 96, "depth": 6, "local_up_to_layer": 4}),
-    "convmixer_1024_20_ks9_p14": (112, {}),
-    "convnext_atto": (128, {}),
-    "convnextv2_atto": (128, {}),
-    "crossvit_tiny_240": (240, {}),
-    "cspresnet50": (128, {}),
-    "darknet53": (128, {}),
-    "davit_tiny": (128, {}),
     "deit_tiny_distilled_patch16_224": (96, {"img_size": 96, "depth": 4}),
     "deit3_small_patch16_224": (96, {"img_size": 96, "depth": 4}),
-    "densenet121": (128, {}),
-    "dla34": (128, {}),
-    "dpn48b": (128, {}),
-    "eca_nfnet_l0": (128, {}),
-    "edgenext_xx_small": (128, {}),
-    "efficientformer_l1": (224, {}),
-    "efficientformerv2_s0": (224, {}),
-    "efficientnet_b0": (128, {}),
-    "efficientvit_b0": (128, {}),
-    "efficientvit_m0": (224, {}),
-    "ese_vovnet19b_dw": (128, {}),
     "eva02_tiny_patch14_224": (84, {"img_size": 84, "depth": 4}),
-    "fasternet_t0": (128, {}),
-    "fastvit_t8": (128, {}),
-    "focalnet_tiny_srf": (128, {}),
-    "gcvit_xxtiny": (224, {}),
-    "gernet_s": (128, {}),
-    "ghostnet_050": (128, {}),
-    "ghostnetv2_100": (128, {}),
-    "gmlp_ti16_224": (96, {"img_size": 96}),
-    "hardcorenas_a": (128, {}),
-    "hgnetv2_b0": (128, {}),
     "hiera_tiny_224": (224, {"embed_dim": 48}),
-    "hrnet_w18_small": (128, {}),
-    "inception_next_atto": (128, {}),
-    "inception_resnet_v2": (224, {}),
-    "levit_128s": (224, {}),
-    "levit_conv_128s": (224, {}),
-    "mambaout_femto": (128, {}),
-    "maxvit_nano_rw_256": (128, {"img_size": 128}),
-    "mobilenetv3_small_050": (128, {}),
-    "mobilenetv4_conv_small": (128, {}),
-    "mobilenetv4_hybrid_medium": (128, {}),
-    "mobileone_s0": (128, {}),
-    "mobilevit_xxs": (128, {}),
-    "mobilevitv2_050": (128, {}),
-    "mvitv2_tiny": (128, {"img_size": 128}),
-    "nest_tiny": (224, {}),
-    "nextvit_small": (128, {}),
-    "nf_resnet26": (128, {}),
-    "pit_ti_224": (128, {"img_size": 128}),
-    "pit_ti_distilled_224": (128, {"img_size": 128}),
-    "poolformer_s12": (128, {}),
-    "poolformerv2_s12": (128, {}),
-    "pvt_v2_b0": (128, {}),
-    "rdnet_tiny": (128, {}),
-    "regnety_002": (128, {}),
-    "regnetz_b16": (128, {}),
-    "repghostnet_050": (128, {}),
-    "repvgg_a0": (128, {}),
-    "repvit_m0_9": (128, {}),
-    "res2net50_14w_8s": (128, {}),
-    "resmlp_12_224": (96, {"img_size": 96}),
-    "resnest14d": (128, {}),
-    "resnet18": (128, {}),
-    "resnet50_clip": (128, {"img_size": 128}),
-    "resnetv2_50": (128, {}),
-    "rexnet_100": (128, {}),
     "samvit_base_patch16": (128, {"img_size": 128, "embed_dim": 96, "depth": 4, "num_heads": 3}),
-    "selecsls42b": (128, {}),
     "sequencer2d_s": (112, {"img_size": 112, "layers": [1, 1, 1, 1]}),
-    "seresnet18": (128, {}),
-    "shvit_s1": (224, {}),
-    "skresnet18": (128, {}),
-    "starnet_s1": (128, {}),
-    "swiftformer_xs": (128, {}),
-    "swin_tiny_patch4_window7_224": (112, {"img_size": 112}),
-    "swinv2_tiny_window8_256": (144, {"img_size": 144}),
-    "swinv2_cr_tiny_224": (112, {"img_size": 112}),
-    "tiny_vit_5m_224": (224, {}),
-    "tnt_s_patch16_224": (96, {"img_size": 96}),
-    "tresnet_m": (128, {}),
-    "twins_pcpvt_small": (128, {}),
-    "twins_svt_small": (224, {}),
-    "visformer_tiny": (224, {}),
     "vit_tiny_patch16_224": (96, {"img_size": 96, "depth": 4}),
     "vit_tiny_patch16_224 pooled": (96, {"img_size": 96, "depth": 4, "global_pool": "avg"}),
     "vit_small_patch14_reg4_dinov2": (84, {"img_size": 84, "depth": 3}),
     "vit_base_patch16_siglip_224": (96, {"img_size": 96, "depth": 2}),
     "vit_relpos_small_patch16_224": (96, {"img_size": 96, "depth": 3}),
     "vit_tiny_r_s16_p8_224": (224, {"depth": 3}),
-    "vitamin_small_224": (128, {"img_size": 128}),
-    "volo_d1_224": (224, {}),
-    "vovnet39a": (128, {}),
-    "xception41": (128, {}),
     "xcit_nano_12_p16_224": (128, {"depth": 6}),
 }
-"""The size of the picture and the options of each; what stands behind a name tells variants apart."""
+"""The size and the options of the others; what stands behind a name tells variants apart."""
 
 
 def timm_networks() -> dict[str, Network]:
     """Networks of timm's families, and one that keeps activation checkpointing on."""
+    wanted: dict[str, tuple[int, dict[str, Any]]] = {
+        name: (side, {}) for side, names in TIMM.items() for name in names.split()
+    }
+    wanted |= TIMM_OPTIONS | {
+        name: (side, {"img_size": side}) for side, names in TIMM_SIZED.items() for name in names.split()
+    }
     found = {}
-    for name, (side, options) in TIMM.items():
+    for name, (side, options) in sorted(wanted.items()):
         build = called("timm", "create_model", name.split()[0], pretrained=False, num_classes=LABELS, **options)
         found[f"timm {name}"] = Network("timm", build, pictures(side, side))
 
@@ -412,11 +355,10 @@ def config(name: str, **options: Any) -> Any:
     return entry("transformers", name)(**options)
 
 
-def small_resnet(*stages: str) -> Any:
+def small_resnet() -> Any:
     """The configuration of a small ResNet as a backbone."""
-    return config(
-        "ResNetConfig", embedding_size=8, **PYRAMID | {"depths": [1, 1, 1, 1]}, out_features=list(stages or ["stage4"])
-    )
+    depths = {"depths": [1, 1, 1, 1], "out_features": ["stage4"]}
+    return config("ResNetConfig", embedding_size=8, **PYRAMID | depths)
 
 
 def small_swin() -> Any:
@@ -425,14 +367,16 @@ def small_swin() -> Any:
     return config("SwinConfig", **SWIN | four)
 
 
-def detr(name: str, **options: Any) -> Builder:
-    """A detector of DETR's kind with a small ResNet."""
+def detr(name: str) -> Any:
+    """The configuration of a detector of DETR's kind with a small ResNet."""
+    options = FORMER | {"backbone_config": small_resnet(), "num_queries": 5, "num_labels": LABELS}
+    return entry("transformers", name).config_class(**options)
 
-    def configuration() -> Any:
-        cls = entry("transformers", name)
-        return cls.config_class(backbone_config=small_resnet(), num_queries=5, num_labels=LABELS, **FORMER, **options)
 
-    return hugging_face(name, configuration)
+def upernet() -> Any:
+    """The configuration of a small UperNet."""
+    options = {"hidden_size": 16, "num_labels": LABELS, "use_auxiliary_head": False}
+    return config("UperNetConfig", backbone_config=small_swin(), **options)
 
 
 def rt_detr() -> Any:
@@ -480,12 +424,7 @@ def text_and_picture(prefix: str, picture: dict[str, Any], **options: Any) -> Ca
 
 def mask_former() -> Any:
     """The configuration of a small MaskFormer."""
-    decoder = config(
-        "DetrConfig",
-        backbone_config=small_resnet(),
-        num_queries=5,
-        **FORMER,
-    )
+    decoder = config("DetrConfig", backbone_config=small_resnet(), num_queries=5, **FORMER)
     return config(
         "MaskFormerConfig",
         backbone_config=small_swin(),
@@ -557,11 +496,6 @@ def depth_of_the_left(outputs: Tensor) -> Tensor:
     return outputs[..., : outputs.shape[-1] // 2].mean((1, 2))
 
 
-def mean_feature(outputs: Tensor) -> Tensor:
-    """One feature of an embedding."""
-    return outputs.flatten(1)[:, CLASS]
-
-
 def per_query(outputs: Any) -> Tensor:
     """The largest logit of each class over a detector's queries."""
     largest: Tensor = outputs.logits.amax(1)
@@ -570,294 +504,130 @@ def per_query(outputs: Any) -> Tensor:
 
 def hugging_face_networks() -> dict[str, Network]:
     """Classifiers, segmentation, detection, depth, video, audio, two towers and language models that see."""
-    network = partial(Network, "Hugging Face")
-    hf, picture = hugging_face, pictures(64, 64)
+    found: dict[str, Network] = {}
+
+    def add(name: str, options: dict[str, Any] | Callable[[], Any], inputs: Any, *how: Any, **fields: Any) -> None:
+        """Add a model of a class by the options of its configuration, or by a function that makes one."""
+        cls = name.split()[0]
+        build = hugging_face(cls, **options) if isinstance(options, dict) else hugging_face(cls, options)
+        found[f"transformers {name}"] = Network("Hugging Face", build, inputs, *how, **fields)
+
+    def interpolated(model: Any, x: Tensor) -> Any:
+        return model(x, interpolate_pos_encoding=True)
+
+    def reconstructed(model: Any, x: Tensor) -> Any:
+        return model(x, noise=torch.linspace(0, 1, 64).roll(7)[None]).logits
+
+    def mean(outputs: Tensor) -> Tensor:
+        return outputs.mean((1, 2))
+
+    picture, clip = pictures(64, 64), random(1, 4, 3, 64, 64)
     vit: dict[str, Any] = TRANSFORMER | LABELLED
-    odd = {"image_size": 224, "patch_size": 32} | {
-        k: v for k, v in vit.items() if k not in ("image_size", "patch_size")
-    }
-    interpolated: dict[str, Any] = {"forward": lambda model, x: model(x, interpolate_pos_encoding=True)}
+    staged, without_patch = PYRAMID | LABELLED, {key: value for key, value in vit.items() if key != "patch_size"}
+    for name in ("ViT", "DeiT", "ViTMSN", "IJepa", "Beit", "Data2VecVision"):
+        add(f"{name}ForImageClassification", vit, picture)
+    add("DeiTForImageClassificationWithTeacher", vit, picture)
+    add("Dinov2ForImageClassification", DINO | LABELLED, picture)
+    add("Dinov2WithRegistersForImageClassification", DINO | LABELLED, picture)
+    add("SwinForImageClassification", SWIN | LABELLED, picture)
+    add("Swinv2ForImageClassification", SWIN | LABELLED, picture)
+    for name in ("ConvNext", "ConvNextV2", "PoolFormer"):
+        add(f"{name}ForImageClassification", staged, pictures(128, 128))
+    for name, more in {
+        "ResNet": staged | {"embedding_size": 8},
+        "RegNet": staged | {"embedding_size": 8, "groups_width": 8},
+        "Bit": staged | {"embedding_size": 8, "num_groups": 4},
+        "MobileNetV2": LABELLED | {"depth_multiplier": 0.35},
+        "MobileViT": LABELLED | {"image_size": 64},
+        "MobileViTV2": LABELLED | {"image_size": 64, "width_multiplier": 0.5},
+        "EfficientNet": LABELLED | {"width_coefficient": 0.5, "hidden_dim": 640},
+        "SwiftFormer": LABELLED | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]},
+        "Pvt": staged | STAGES_OF_FOUR | {"image_size": 128},
+        "PvtV2": staged | STAGES_OF_FOUR | {"image_size": 128},
+    }.items():
+        add(f"{name}ForImageClassification", more, pictures(128, 128))
+    focal = {"image_size": 64, "embed_dim": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
+    add("FocalNetForImageClassification", LABELLED | focal, picture)
+    add("SegformerForImageClassification", staged | STAGES_OF_FOUR, pictures(128, 160))
+    cvt = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4]}
+    add("CvtForImageClassification", LABELLED | cvt, pictures(128, 160))
+    hiera = {"embed_dim": 16, "image_size": [224, 224], "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1]}
+    add("HieraForImageClassification", LABELLED | hiera, pictures(224, 224))
+    levit = {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]}
+    add("LevitForImageClassification", LABELLED | levit, pictures(224, 224))
+    odd = vit | {"image_size": 224, "patch_size": 32}
+    for side in (112, 240):
+        add(f"ViTForImageClassification {side} px, patch 32", odd, pictures(side, side), interpolated)
     swinv2 = SWIN | LABELLED | {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
-    classifiers: dict[str, dict[str, Any]] = {
-        "ViTForImageClassification": vit,
-        "DeiTForImageClassification": vit,
-        "DeiTForImageClassificationWithTeacher": vit,
-        "ViTMSNForImageClassification": vit,
-        "IJepaForImageClassification": vit,
-        "BeitForImageClassification": vit,
-        "Data2VecVisionForImageClassification": vit,
-        "Dinov2ForImageClassification": DINO | LABELLED,
-        "Dinov2WithRegistersForImageClassification": DINO | LABELLED,
-        "SwinForImageClassification": SWIN | LABELLED,
-        "Swinv2ForImageClassification": SWIN | LABELLED,
-        "ConvNextForImageClassification": PYRAMID | LABELLED,
-        "ConvNextV2ForImageClassification": PYRAMID | LABELLED,
-        "ResNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8},
-        "RegNetForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "groups_width": 8},
-        "BitForImageClassification": PYRAMID | LABELLED | {"embedding_size": 8, "num_groups": 4},
-        "PoolFormerForImageClassification": PYRAMID | LABELLED,
-        "MobileNetV2ForImageClassification": LABELLED | {"depth_multiplier": 0.35},
-        "MobileViTForImageClassification": LABELLED | {"image_size": 64},
-        "MobileViTV2ForImageClassification": LABELLED | {"image_size": 64, "width_multiplier": 0.5},
-        "EfficientNetForImageClassification": LABELLED | {"width_coefficient": 0.5, "hidden_dim": 640},
-        "SwiftFormerForImageClassification": LABELLED | {"depths": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]},
-        "FocalNetForImageClassification": LABELLED
-        | {"image_size": 64, "embed_dim": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
-        "SegformerForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED,
-        "PvtForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
-        "PvtV2ForImageClassification": PYRAMID | STAGES_OF_FOUR | LABELLED | {"image_size": 128},
-        "CvtForImageClassification": LABELLED | {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4]},
-    }
-    found = {
-        name: network(hf(name, **options), pictures(128, 128) if "patch_size" not in options else picture)
-        for name, options in classifiers.items()
-    }
-    sized = {"SegformerForImageClassification", "CvtForImageClassification"}
-    found |= {name: network(found[name].build, pictures(128, 160)) for name in sized}
-    found |= {
-        name: network(found[name].build, picture)
-        for name in classifiers
-        if classifiers[name].get("image_size") == 64 and "MobileViT" not in name
-    }
-    hiera: dict[str, Any] = LABELLED | {
-        "embed_dim": 16,
-        "image_size": [224, 224],
-        "num_heads": [1, 2, 4, 8],
-        "depths": [1, 1, 2, 1],
-    }
-    levit: dict[str, Any] = LABELLED | {
-        "hidden_sizes": [32, 48, 64],
-        "num_attention_heads": [2, 3, 4],
-        "depths": [1, 1, 1],
-    }
-    found |= {
-        "HieraForImageClassification": network(hf("HieraForImageClassification", **hiera), pictures(224, 224)),
-        "LevitForImageClassification": network(hf("LevitForImageClassification", **levit), pictures(224, 224)),
-        "ViTForImageClassification 112 px, patch 32": network(
-            hf("ViTForImageClassification", **odd), pictures(112, 112), **interpolated
-        ),
-        "ViTForImageClassification 240 px, patch 32": network(
-            hf("ViTForImageClassification", **odd), pictures(240, 240), **interpolated
-        ),
-        "SwinForImageClassification 80 px": network(found["SwinForImageClassification"].build, pictures(80, 80)),
-        "Swinv2ForImageClassification 80 px": network(hf("Swinv2ForImageClassification", **swinv2), pictures(80, 80)),
-        "Swinv2ForImageClassification 144 px": network(
-            hf("Swinv2ForImageClassification", **swinv2), pictures(144, 144)
-        ),
-        "ImageGPTForImageClassification": network(
-            hf(
-                "ImageGPTForImageClassification",
-                n_positions=64,
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                vocab_size=17,
-                **LABELLED,
-            ),
-            lambda: torch.randint(0, 16, (1, 64)),
-        ),
-        "SegformerForSemanticSegmentation": network(
-            hf("SegformerForSemanticSegmentation", **PYRAMID, **STAGES_OF_FOUR, **LABELLED, decoder_hidden_size=16),
-            pictures(64, 96),
-            **left(16, 24),
-        ),
-        "UperNetForSemanticSegmentation": network(
-            hf(
-                "UperNetForSemanticSegmentation",
-                lambda: config(
-                    "UperNetConfig",
-                    backbone_config=small_swin(),
-                    hidden_size=16,
-                    num_labels=LABELS,
-                    use_auxiliary_head=False,
-                ),
-            ),
-            picture,
-            **left(64, 64),
-        ),
-        "MaskFormerForInstanceSegmentation": network(
-            hf("MaskFormerForInstanceSegmentation", mask_former),
-            pictures(128, 128),
-            picked(categories),
-            **(left(32, 32) | {"target": left(32, 32)["score"]}),
-        ),
-        "Mask2FormerForUniversalSegmentation": network(
-            hf("Mask2FormerForUniversalSegmentation", mask2former),
-            pictures(128, 128),
-            picked(categories),
-            **(left(32, 32) | {"target": left(32, 32)["score"]}),
-        ),
-        "DetrForObjectDetection": network(detr("DetrForObjectDetection"), pictures(128, 160), picked(per_query)),
-        "ConditionalDetrForObjectDetection": network(
-            detr("ConditionalDetrForObjectDetection"), pictures(128, 160), picked(per_query)
-        ),
-        "RTDetrForObjectDetection": network(
-            hf("RTDetrForObjectDetection", rt_detr), pictures(128, 128), picked(per_query)
-        ),
-        "YolosForObjectDetection": network(
-            hf("YolosForObjectDetection", **vit | {"image_size": [64, 96], "num_detection_tokens": 10}),
-            pictures(64, 96),
-            picked(per_query),
-        ),
-        "OwlViTForObjectDetection": network(
-            hf("OwlViTForObjectDetection", text_and_picture("OwlViT", TRANSFORMER, projection_dim=32)),
-            with_words(),
-            named(per_query),
-        ),
-        "DPTForDepthEstimation": network(
-            hf(
-                "DPTForDepthEstimation",
-                **TRANSFORMER
-                | {
-                    "num_hidden_layers": 4,
-                    "backbone_out_indices": [0, 1, 2, 3],
-                    "neck_hidden_sizes": [8, 16, 24, 32],
-                    "fusion_hidden_size": 16,
-                    "is_hybrid": False,
-                },
-            ),
-            picture,
-            picked(lambda outputs: outputs.predicted_depth),
-            depth_of_the_left,
-            depth_of_the_left,
-        ),
-        "GLPNForDepthEstimation": network(
-            hf("GLPNForDepthEstimation", **PYRAMID, **STAGES_OF_FOUR, decoder_hidden_size=16),
-            pictures(64, 96),
-            picked(lambda outputs: outputs.predicted_depth),
-            depth_of_the_left,
-            depth_of_the_left,
-        ),
-        "ViTMAEForPreTraining": network(
-            hf(
-                "ViTMAEForPreTraining",
-                **TRANSFORMER,
-                decoder_hidden_size=32,
-                decoder_num_hidden_layers=1,
-                decoder_num_attention_heads=2,
-                decoder_intermediate_size=64,
-            ),
-            picture,
-            lambda model, x: model(x, noise=torch.linspace(0, 1, 64).roll(7)[None]).logits,
-            lambda outputs: outputs.mean((1, 2)),
-            lambda outputs: outputs.mean((1, 2)),
-        ),
-        "VideoMAEForVideoClassification": network(
-            hf("VideoMAEForVideoClassification", **vit | {"num_frames": 4, "tubelet_size": 2}),
-            random(1, 4, 3, 64, 64),
-            axes=(1, 3, 4),
-        ),
-        "TimesformerForVideoClassification": network(
-            hf("TimesformerForVideoClassification", **vit | {"num_frames": 4}), random(1, 4, 3, 64, 64), axes=(1, 3, 4)
-        ),
-        "VivitForVideoClassification": network(
-            hf(
-                "VivitForVideoClassification",
-                **{k: v for k, v in vit.items() if k != "patch_size"},
-                num_frames=4,
-                tubelet_size=[2, 16, 16],
-            ),
-            random(1, 4, 3, 64, 64),
-            axes=(1, 3, 4),
-        ),
-        "ASTForAudioClassification": network(
-            hf(
-                "ASTForAudioClassification",
-                **{k: v for k, v in vit.items() if "size" not in k},
-                hidden_size=32,
-                intermediate_size=64,
-                num_mel_bins=64,
-                max_length=128,
-                frequency_stride=10,
-                time_stride=10,
-                patch_size=16,
-            ),
-            random(1, 128, 64),
-            axes=(1, 2),
-        ),
-        "WhisperForAudioClassification": network(
-            hf(
-                "WhisperForAudioClassification",
-                **FORMER,
-                num_mel_bins=16,
-                max_source_positions=40,
-                vocab_size=100,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-                decoder_start_token_id=1,
-                **LABELLED,
-            ),
-            random(1, 16, 80),
-        ),
-        "Wav2Vec2ForSequenceClassification": network(
-            hf(
-                "Wav2Vec2ForSequenceClassification",
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                conv_dim=[16, 16, 16],
-                conv_stride=[5, 4, 2],
-                conv_kernel=[10, 8, 4],
-                num_feat_extract_layers=3,
-                num_conv_pos_embeddings=4,
-                num_conv_pos_embedding_groups=2,
-                classifier_proj_size=16,
-                **LABELLED,
-            ),
-            random(1, 2000),
-        ),
-        "CLIPVisionModelWithProjection": network(
-            hf("CLIPVisionModelWithProjection", **TRANSFORMER, projection_dim=16),
-            picture,
-            picked(lambda outputs: outputs.image_embeds),
-        ),
-        "CLIPModel": network(
-            hf("CLIPModel", text_and_picture("CLIP", TRANSFORMER, projection_dim=16)),
-            with_words(),
-            named(lambda outputs: outputs.logits_per_image),
-        ),
-        "SiglipModel": network(
-            hf("SiglipModel", text_and_picture("Siglip", TRANSFORMER)),
-            with_words(),
-            named(lambda outputs: outputs.logits_per_image),
-        ),
-        "BlipForConditionalGeneration": network(
-            hf("BlipForConditionalGeneration", blip),
-            with_words(input_ids=WORDS[:1]),
-            named(lambda outputs: outputs.logits[:, -1]),
-        ),
-        "LlavaForConditionalGeneration": network(
-            hf("LlavaForConditionalGeneration", llava),
-            lambda: {"pixel_values": torch.rand(1, 3, 64, 64), "input_ids": torch.tensor([[1, *[99] * 64, 5, 6, 7]])},
-            named(lambda outputs: outputs.logits[:, -1]),
-        ),
-        "Dinov2Model": network(hf("Dinov2Model", **DINO), picture, picked(lambda o: o.pooler_output)),
-        "DINOv3ViTModel": network(hf("DINOv3ViTModel", **TRANSFORMER), picture, picked(lambda o: o.pooler_output)),
-    }
-    return {f"transformers {name}": one for name, one in found.items()}
+    add("SwinForImageClassification 80 px", SWIN | LABELLED, pictures(80, 80))
+    add("Swinv2ForImageClassification 80 px", swinv2, pictures(80, 80))
+    add("Swinv2ForImageClassification 144 px", swinv2, pictures(144, 144))
+    gpt = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 17}
+    add("ImageGPTForImageClassification", gpt | LABELLED, lambda: torch.randint(0, 16, (1, 64)))
+
+    segformer = staged | STAGES_OF_FOUR | {"decoder_hidden_size": 16}
+    add("SegformerForSemanticSegmentation", segformer, pictures(64, 96), **left(16, 24))
+    add("UperNetForSemanticSegmentation", upernet, picture, **left(64, 64))
+    masks = left(32, 32) | {"target": left(32, 32)["score"]}
+    add("MaskFormerForInstanceSegmentation", mask_former, pictures(128, 128), picked(categories), **masks)
+    add("Mask2FormerForUniversalSegmentation", mask2former, pictures(128, 128), picked(categories), **masks)
+
+    for name in ("DetrForObjectDetection", "ConditionalDetrForObjectDetection"):
+        add(name, partial(detr, name), pictures(128, 160), picked(per_query))
+    add("RTDetrForObjectDetection", rt_detr, pictures(128, 128), picked(per_query))
+    yolos = vit | {"image_size": [64, 96], "num_detection_tokens": 10}
+    add("YolosForObjectDetection", yolos, pictures(64, 96), picked(per_query))
+    towers = text_and_picture("OwlViT", TRANSFORMER, projection_dim=32)
+    add("OwlViTForObjectDetection", towers, with_words(), named(per_query))
+
+    depth = picked(lambda outputs: outputs.predicted_depth), depth_of_the_left, depth_of_the_left
+    dpt = {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32]}
+    dpt |= {"fusion_hidden_size": 16, "is_hybrid": False}
+    add("DPTForDepthEstimation", TRANSFORMER | dpt, picture, *depth)
+    add("GLPNForDepthEstimation", PYRAMID | STAGES_OF_FOUR | {"decoder_hidden_size": 16}, pictures(64, 96), *depth)
+
+    mae = TRANSFORMER | {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
+    mae |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
+    add("ViTMAEForPreTraining", mae, picture, reconstructed, mean, mean)
+    frames = {"axes": (1, 3, 4)}
+    add("VideoMAEForVideoClassification", vit | {"num_frames": 4, "tubelet_size": 2}, clip, **frames)
+    add("TimesformerForVideoClassification", vit | {"num_frames": 4}, clip, **frames)
+    add("VivitForVideoClassification", without_patch | {"num_frames": 4, "tubelet_size": [2, 16, 16]}, clip, **frames)
+    ast = {"num_mel_bins": 64, "max_length": 128, "frequency_stride": 10, "time_stride": 10, "patch_size": 16}
+    without_side = {key: value for key, value in vit.items() if key != "image_size"}
+    add("ASTForAudioClassification", without_side | ast, random(1, 128, 64), axes=(1, 2))
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    whisper = {"num_mel_bins": 16, "max_source_positions": 40, "vocab_size": 100}
+    add("WhisperForAudioClassification", FORMER | LABELLED | ids | whisper, random(1, 16, 80))
+    wav2vec: dict[str, Any] = {"conv_dim": [16, 16, 16], "conv_stride": [5, 4, 2], "conv_kernel": [10, 8, 4]}
+    wav2vec |= {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    wav2vec |= {key: TEXT[key] for key in TEXT if key.startswith(("hidden", "num", "inter"))}
+    add("Wav2Vec2ForSequenceClassification", LABELLED | wav2vec | {"classifier_proj_size": 16}, random(1, 2000))
+
+    embeds, similarities = picked(lambda outputs: outputs.image_embeds), named(lambda outputs: outputs.logits_per_image)
+    last_word = named(lambda outputs: outputs.logits[:, -1])
+    add("CLIPVisionModelWithProjection", TRANSFORMER | {"projection_dim": 16}, picture, embeds)
+    add("CLIPModel", text_and_picture("CLIP", TRANSFORMER, projection_dim=16), with_words(), similarities)
+    add("SiglipModel", text_and_picture("Siglip", TRANSFORMER), with_words(), similarities)
+    add("BlipForConditionalGeneration", blip, with_words(input_ids=WORDS[:1]), last_word)
+    asked = with_words(input_ids=torch.tensor([[1, *[99] * 64, 5, 6, 7]]))
+    add("LlavaForConditionalGeneration", llava, asked, last_word)
+    add("Dinov2Model", DINO, picture, picked(lambda outputs: outputs.pooler_output))
+    add("DINOv3ViTModel", TRANSFORMER, picture, picked(lambda outputs: outputs.pooler_output))
+    return found
 
 
 # segmentation_models_pytorch, MONAI, ultralytics, open_clip
+
+
+DECODERS = "Unet UnetPlusPlus FPN DeepLabV3Plus PSPNet Linknet MAnet PAN Segformer UPerNet"
 
 
 def segmentation_networks() -> dict[str, Network]:
     """Decoders of segmentation_models_pytorch on small encoders."""
     package = "segmentation_models_pytorch"
     found = {}
-    for name in (
-        "Unet",
-        "UnetPlusPlus",
-        "FPN",
-        "DeepLabV3Plus",
-        "PSPNet",
-        "Linknet",
-        "MAnet",
-        "PAN",
-        "Segformer",
-        "UPerNet",
-    ):
+    for name in DECODERS.split():
         build = called(package, name, "resnet18", encoder_weights=None, classes=LABELS)
         found[f"smp {name}"] = Network(package, build, pictures(128, 192), **left(128, 192))
     build = called(package, "Unet", "mit_b0", encoder_weights=None, classes=LABELS)
@@ -866,85 +636,40 @@ def segmentation_networks() -> dict[str, Network]:
 
 def monai_networks() -> dict[str, Network]:
     """Networks of MONAI for volumes, and its multiple-instance learning."""
-    network, nets = partial(Network, "MONAI"), "monai.networks.nets"
-    cube, square = random(1, 1, 32, 32, 32), random(1, 1, 64, 64)
-    unet: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "channels": (4, 8, 16), "strides": (2, 2)}
+    found: dict[str, Network] = {}
+
+    def add(name: str, given: tuple[Any, ...], options: dict[str, Any], inputs: Any, *how: Any, **fields: Any) -> None:
+        """Add a network of a class; what stands behind a comma tells variants apart."""
+        build = called("monai.networks.nets", name.split(",")[0], *given, **options)
+        found[f"monai {name}"] = Network("MONAI", build, inputs, *how, **fields)
+
+    cube, large, square = random(1, 1, 32, 32, 32), random(1, 1, 64, 64, 64), random(1, 1, 64, 64)
+    of_cube, of_square = left(32, 32, 32), left(64, 64)
+    one: dict[str, Any] = {"in_channels": 1, "out_channels": 2}
     classes = {"in_channels": 1, "out_channels": LABELS}
-    vit: dict[str, Any] = {
-        "in_channels": 1,
-        "patch_size": (8, 8, 8),
-        "hidden_size": 48,
-        "mlp_dim": 64,
-        "num_layers": 2,
-        "num_heads": 3,
-        "classification": True,
-        "num_classes": LABELS,
-    }
-    swin: dict[str, Any] = {"in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": (1, 1, 1, 1)}
-    densenet: dict[str, Any] = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2)}
-    found = {
-        "UNet": network(called(nets, "UNet", 3, num_res_units=0, **unet), cube, **left(32, 32, 32)),
-        "UNet, residual units": network(called(nets, "UNet", 3, num_res_units=2, **unet), cube, **left(32, 32, 32)),
-        "UNet, residual units, 2-D": network(called(nets, "UNet", 2, num_res_units=2, **unet), square, **left(64, 64)),
-        "AttentionUnet": network(called(nets, "AttentionUnet", 2, **unet), square, **left(64, 64)),
-        "BasicUNet": network(called(nets, "BasicUNet", 2, 1, 2, features=(4, 4, 8, 8, 16, 4)), square, **left(64, 64)),
-        "SegResNet": network(
-            called(nets, "SegResNet", 3, init_filters=8, in_channels=1, out_channels=2), cube, **left(32, 32, 32)
-        ),
-        "DenseNet121, small": network(called(nets, "DenseNet", 3, **classes, **densenet), cube),
-        "DenseNet121": network(called(nets, "DenseNet121", 3, **classes), random(1, 1, 64, 64, 64)),
-        "ResNet": network(
-            called(
-                nets,
-                "ResNet",
-                "basic",
-                [1, 1, 1, 1],
-                [8, 16, 32, 64],
-                n_input_channels=1,
-                num_classes=LABELS,
-                conv1_t_stride=2,
-            ),
-            random(1, 1, 64, 64, 64),
-        ),
-        "EfficientNetBN": network(
-            called(
-                nets,
-                "EfficientNetBN",
-                "efficientnet-b0",
-                pretrained=False,
-                spatial_dims=2,
-                in_channels=1,
-                num_classes=LABELS,
-            ),
-            random(1, 1, 128, 128),
-        ),
-        "ViT": network(called(nets, "ViT", img_size=(32, 32, 32), **vit), cube, picked(lambda outputs: outputs[0])),
-        "SwinUNETR": network(called(nets, "SwinUNETR", **swin), random(1, 1, 64, 64, 64), **left(64, 64, 64)),
-        "UNETR": network(
-            called(
-                nets,
-                "UNETR",
-                in_channels=1,
-                out_channels=2,
-                img_size=(32, 32, 32),
-                feature_size=8,
-                hidden_size=48,
-                mlp_dim=64,
-                num_heads=3,
-            ),
-            cube,
-            **left(32, 32, 32),
-        ),
-    } | {
-        f"MILModel, {mode}": network(
-            called(nets, "MILModel", num_classes=LABELS, mil_mode=mode, pretrained=False),
-            random(1, 4, 3, 128, 128),
-            axes=(1, 3, 4),
-            grid=(4, 4, 4),
-        )
-        for mode in ("mean", "att", "att_trans")
-    }
-    return {f"monai {name}": one for name, one in found.items()}
+    unet = one | {"channels": (4, 8, 16), "strides": (2, 2)}
+    add("UNet", (3,), unet | {"num_res_units": 0}, cube, **of_cube)
+    add("UNet, residual units", (3,), unet | {"num_res_units": 2}, cube, **of_cube)
+    add("UNet, residual units, 2-D", (2,), unet | {"num_res_units": 2}, square, **of_square)
+    add("AttentionUnet", (2,), unet, square, **of_square)
+    add("BasicUNet", (2, 1, 2), {"features": (4, 4, 8, 8, 16, 4)}, square, **of_square)
+    add("SegResNet", (3,), one | {"init_filters": 8}, cube, **of_cube)
+    small = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2)}
+    add("DenseNet, small", (3,), classes | small, cube)
+    add("DenseNet121", (3,), classes, large)
+    resnet = {"n_input_channels": 1, "num_classes": LABELS, "conv1_t_stride": 2}
+    add("ResNet", ("basic", [1, 1, 1, 1], [8, 16, 32, 64]), resnet, large)
+    efficientnet = {"pretrained": False, "spatial_dims": 2, "in_channels": 1, "num_classes": LABELS}
+    add("EfficientNetBN", ("efficientnet-b0",), efficientnet, random(1, 1, 128, 128))
+    transformer = {"in_channels": 1, "img_size": (32, 32, 32), "hidden_size": 48, "mlp_dim": 64, "num_heads": 3}
+    vit = transformer | {"patch_size": (8, 8, 8), "num_layers": 2, "classification": True, "num_classes": LABELS}
+    add("ViT", (), vit, cube, picked(lambda outputs: outputs[0]))
+    add("SwinUNETR", (), one | {"feature_size": 12, "depths": (1, 1, 1, 1)}, large, **left(64, 64, 64))
+    add("UNETR", (), transformer | {"out_channels": 2, "feature_size": 8}, cube, **of_cube)
+    for mode in ("mean", "att", "att_trans"):
+        options = {"num_classes": LABELS, "mil_mode": mode, "pretrained": False}
+        add(f"MILModel, {mode}", (), options, random(1, 4, 3, 128, 128), axes=(1, 3, 4), grid=(4, 4, 4))
+    return found
 
 
 def yolo(name: str) -> Builder:

@@ -363,6 +363,44 @@ def complexity(heatmap: Array) -> float:
     return sum(abs(value) for value in np.ravel(heatmap)) / heatmap.size
 
 
+# Mosaics, regions, completeness ---------------------------------------------------------------------------------------
+
+
+def grid_pointing_game(heatmap: Array, mask: Array) -> float:
+    """Böhle 2021, Rao 2022: the positive values on the tile over all positive values; 0 where there is none."""
+    return energy_pointing_game(np.where(heatmap > 0, heatmap, 0), mask)
+
+
+def completeness(signed_map: Array, score: float, of_baseline: float) -> float:
+    """Sundararajan 2017: how far the sum of the map is from s(x) - s(x')."""
+    return abs(sum(signed_map[position] for position in np.ndindex(signed_map.shape)) - (score - of_baseline))
+
+
+def scores_without_regions(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> list[float]:
+    """The scores while regions are replaced, that of the highest mean first."""
+    members = {label: [at for at in np.ndindex(labels.shape) if labels[at] == label] for label in np.unique(labels)}
+    means = {label: sum(heatmap[at] for at in those) / len(those) for label, those in members.items()}
+    assert len(set(means.values())) == len(means), "ties are not decided here"
+    scores = [score(picture)]
+    for label in sorted(means, key=lambda one: -means[one]):
+        picture = replaced(picture, members[label], by)
+        scores.append(score(picture))
+    return scores
+
+
+def region_perturbation(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> float:
+    """Samek 2017: the mean of s(x) - s(x_k) over k = 0, ..., L."""
+    scores = scores_without_regions(picture, heatmap, score, labels=labels, by=by)
+    return sum(scores[0] - one for one in scores) / len(scores)
+
+
+def irof(picture: Array, heatmap: Array, score: Score, *, labels: Array, by: Array) -> float:
+    """Rieger 2020: the area over s(x_k) / s(x), by trapezoids, for k / L from 0 to 1."""
+    scores = scores_without_regions(picture, heatmap, score, labels=labels, by=by)
+    under = sum((one + next_) / 2 for one, next_ in itertools.pairwise(scores)) / (len(scores) - 1)
+    return 1 - under / scores[0]
+
+
 # Coherency, robustness ------------------------------------------------------------------------------------------------
 
 
@@ -388,3 +426,23 @@ def lipschitz_estimate(heatmap: Array, of_copies: Sequence[Array], shifts: Seque
         math.sqrt(((copy - heatmap) ** 2).sum()) / math.sqrt((shift**2).sum())
         for copy, shift in zip(of_copies, shifts, strict=True)
     )
+
+
+def relative_stability(
+    signed_map: Array, of_copies: Sequence[Array], changes: Sequence[float], *, least: float
+) -> float:
+    """Agarwal 2022: the largest || (M(x') - M(x)) / M(x) || / max(change, least); a value of 0 is divided by least."""
+    ratios = []
+    for copy, change in zip(of_copies, changes, strict=True):
+        shares = [
+            (copy[at] - signed_map[at]) / (least if signed_map[at] == 0 else signed_map[at])
+            for at in np.ndindex(signed_map.shape)
+        ]
+        ratios.append(math.sqrt(sum(share**2 for share in shares)) / max(change, least))
+    return max(ratios)
+
+
+def histogram_entropy(heatmap: Array, bins: int) -> float:
+    """Hedström 2024: the entropy of the histogram of values, whose bins divide their range equally."""
+    counts, _ = np.histogram(heatmap, bins)
+    return float(scipy.stats.entropy(counts))

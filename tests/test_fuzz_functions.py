@@ -109,6 +109,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "Geometry.apply": {"pictures": torch.rand(2, 3, 12, 10)},
     "Geometry.then": {"following": imaging.Resize((6, 6), (8, 8))},
     "metrics.top_k_intersection": {"k": 4},
+    "metrics.mosaics": {"images": torch.rand(4, 3, 8, 8), "classes": [0, 1, 2, 3], "count": 1},
     "reporting.Chart": {"figure": PNG},
 }
 """Valid values that the names of the arguments do not say."""

@@ -595,7 +595,7 @@ def test_options_of_every_type_are_distinguished():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_recorded(name):
-    json.dumps(as_json(METRICS[name].of))
+    json.dumps([as_json(part) for part in METRICS[name].parts])
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -687,9 +687,11 @@ def test_every_metric_of_single_images_is_in_the_table():
     assert list(METRICS) == [
         "average_drop", "average_increase", "insertion", "deletion", "road_most_relevant_first",
         "road_least_relevant_first", "road_combined", "infidelity", "faithfulness_correlation", "sensitivity_n",
-        "coherency", "adcc", "arcc", "pointing_game", "energy_pointing_game", "relevance_rank", "top_k_intersection",
-        "iou", "max_sensitivity", "average_sensitivity", "lipschitz_estimate", "cascading_randomization",
-        "independent_randomization", "random_logit", "sparseness", "entropy", "complexity",
+        "region_perturbation", "irof", "completeness", "coherency", "adcc", "arcc", "pointing_game",
+        "energy_pointing_game", "grid_pointing_game", "relevance_rank", "top_k_intersection", "iou", "max_sensitivity",
+        "average_sensitivity", "lipschitz_estimate", "relative_input_stability", "relative_output_stability",
+        "relative_representation_stability", "cascading_randomization", "independent_randomization",
+        "efficient_randomization", "random_logit", "sparseness", "entropy", "complexity",
     ]  # fmt: skip
     assert all(METRICS[name] is getattr(metrics, name) for name in METRICS)
 

@@ -15,6 +15,8 @@ METRICS = {
     "deletion": {"steps": 4},
     "insertion": {"steps": 4},
     "road_combined": {"shares": [0.5]},
+    "region_perturbation": {"regions": 3},
+    "irof": {"regions": 3},
     "infidelity": {"samples": 3},
     "faithfulness_correlation": {"samples": 4},
     "sensitivity_n": {"samples": 3, "shares": [0.3]},

@@ -264,7 +264,7 @@ def test_signals_pictures_and_volumes_in_single_precision(
     [
         ({"samples": 0}, ValueError, "samples must be an int of at least 1, got 0"),
         ({"samples": 1}, ValueError, "samples must be at least 2, got 1"),
-        ({"baseline": "mean"}, TypeError, "baseline must be"),
+        ({"baseline": "grey"}, TypeError, "baseline must be"),
         ({"generator": 7}, TypeError, "generator must be a torch.Generator"),
     ],
 )

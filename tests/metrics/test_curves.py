@@ -276,7 +276,7 @@ def test_values_that_cannot_work_are_refused(metric, options: dict[str, Any], ma
     ("options", "match"),
     [
         *[({"steps": steps}, "steps must be an int of at least 1") for steps in (2.5, True)],
-        ({"baseline": "grey"}, 'baseline must be "zero", "blur", a number or a tensor, got str: \'grey\''),
+        ({"baseline": "grey"}, 'baseline must be "zero", "mean", "blur", a number or a tensor, got str: \'grey\''),
         ({"baseline": True}, "baseline must be .*, got bool: True"),
         ({"baseline": None}, "baseline must be .*, got NoneType"),
         ({"generator": 3}, "generator must be a torch.Generator, got int"),

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from camlib import metrics
 from camlib.metrics import METRICS, deletion
-from camlib.metrics.declaration import measure, metric
+from camlib.metrics.declaration import after, measure, metric
 from camlib.metrics.readings import Heatmaps, LocatedHeatmaps
 
 
-@metric(LocatedHeatmaps, "higher", share=0.5)
+@metric(LocatedHeatmaps, "higher", "in [0, 1]", share=0.5)
 def covered(heatmaps: LocatedHeatmaps, *, share: float = 1) -> Tensor:
     """Share of the object that is covered.
 
@@ -52,17 +52,48 @@ def test_the_signature_has_the_public_arguments_then_the_options() -> None:
 
 
 def test_what_metrics_share_is_documented_for_each() -> None:
-    titles, arguments = ["Args", "Raises", "Example"], ["heatmaps", "masks", "share", "empty"]
+    titles, arguments = ["Args", "Returns", "Raises"], ["heatmaps", "masks", "share", "empty"]
     for one in (covered, uncovered):
         doc = inspect.getdoc(one)
-        assert [line[:-1] for line in doc.splitlines() if line[:1].isupper() and line.endswith(":")][:2] == titles[:2]
+        assert [line[:-1] for line in doc.splitlines() if line[:1].isupper() and line.endswith(":")][:3] == titles
         assert [line.split(":")[0].strip() for line in doc.splitlines() if line[:4] == "    " != line[4:8]][
             :4
         ] == arguments
         assert "of the highest value\n        that counts" in doc
         assert doc.index("no share") < doc.index("not tensors or arrays")
+    assert "Returns:\n    (N,), in [0, 1].\n" in inspect.getdoc(covered)
+    assert "Returns:\n    (N,).\n" in inspect.getdoc(uncovered)
     assert "1 + 1" in inspect.getdoc(covered)
     assert "1 + 1" not in inspect.getdoc(uncovered)
+
+
+def test_metrics_share_a_step_with_its_options_and_their_documentation() -> None:
+    def above(heatmaps: Heatmaps, *, least: float = 0.5) -> Tensor:
+        """Find high pixels.
+
+        Args:
+            least: the lowest that counts.
+
+        Raises:
+            CamlibValueError: never.
+        """
+        return heatmaps.values >= least
+
+    @metric(Heatmaps, "lower")
+    @after(above)
+    def some(above: Tensor) -> Tensor:
+        """Whether a pixel is high."""
+        return above.flatten(1).any(1)
+
+    assert str(inspect.signature(some)) == "(heatmaps: 'Any', *, least: 'float' = 0.5) -> 'Tensor'"
+    assert some.name == "some"
+    assert [part.__name__ for part in some.parts] == ["above", "some"]
+    assert some.parts[0] is above
+    assert inspect.getdoc(some).startswith("Whether a pixel is high.\n\nArgs:\n    heatmaps: ")
+    assert "    least: the lowest that counts.\n\nReturns:" in inspect.getdoc(some)
+    assert "    CamlibValueError: never." in inspect.getdoc(some)
+    assert some(torch.tensor([[[0.4]], [[0.6]]])).tolist() == [False, True]
+    assert some(torch.tensor([[[0.4]], [[0.6]]]), least=0.3).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("name", METRICS)

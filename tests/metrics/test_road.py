@@ -205,7 +205,7 @@ def test_signals_cannot_be_imputed(metric) -> None:
         metric(signal_cnn(), torch.randn(2, 2, 20), torch.rand(2, 20))
 
 
-SHARE = r"each of the shares must be a number in \(0, 1\)"
+SHARE = r"each share must be a number in \(0, 1\)"
 NOISE = "noise must be a number of at least 0, got"
 
 
@@ -215,8 +215,8 @@ NOISE = "noise must be a number of at least 0, got"
     [
         *[({"shares": [0.5, share]}, SHARE) for share in (0, 1, -0.2, 1.5)],
         ({"shares": []}, "shares is empty; give at least one number"),
-        ({"shares": [0.01]}, "a share of 0.01 is 0 of the 42 pixels; at least one"),
-        ({"shares": [0.99]}, "a share of 0.99 is 42 of the 42 pixels; at least one"),
+        ({"shares": [0.01]}, "a share of 0.01 of 42 pixels comes to none of them; at least one"),
+        ({"shares": [0.99]}, "a share of 0.99 of 42 pixels comes to all of them; at least one"),
         *[({"noise": noise}, NOISE) for noise in (-0.1, float("nan"), float("inf"))],
         ({"tolerance": 0}, "tolerance must be a positive number"),
         ({"tolerance": 1e-7}, "tolerance must be at least 4e-06 in torch.float32"),

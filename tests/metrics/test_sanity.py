@@ -20,11 +20,13 @@ from camlib.metrics import (
     SIMILARITIES,
     Randomization,
     cascading_randomization,
+    efficient_randomization,
     independent_randomization,
     random_logit,
     randomization,
 )
 from camlib.metrics.sanity import PAIRS, default_stages
+from tests import metric_equations as equations
 from tests.few_passes import OF_ATTENTION, cheap
 from tests.networks import Network, signal_cnn, small_cnn, volume_cnn
 
@@ -34,6 +36,11 @@ STAGES = ("6", "2", "0")
 each = pytest.mark.parametrize(
     "metric",
     [cascading_randomization, independent_randomization, random_logit],
+    ids=lambda metric: metric.__name__,
+)
+every = pytest.mark.parametrize(
+    "metric",
+    [cascading_randomization, independent_randomization, random_logit, efficient_randomization],
     ids=lambda metric: metric.__name__,
 )
 orders = pytest.mark.parametrize("order", ["cascading", "independent"])
@@ -67,6 +74,11 @@ def seeded(seed: int) -> torch.Generator:
 
 def grad_cam(model: nn.Module | None = None) -> camlib.GradCAM:
     return camlib.GradCAM(small_cnn().double() if model is None else model, "3", relu=False)
+
+
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same, NaN included: a heatmap of zeros has no complexity that could rise."""
+    return torch.equal(one.nan_to_num(-9), other.nan_to_num(-9))
 
 
 def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -352,17 +364,40 @@ def test_classes_can_be_given_as_a_target() -> None:
     assert torch.equal(random_logit(cam, x, camlib.targets.Classes([2, 0])), random_logit(cam, x, [2, 0]))
 
 
+# Complexity -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [7, 100])
+def test_the_rise_of_complexity_is_that_of_the_randomised_networks_heatmap(bins: int) -> None:
+    model, x = small_cnn().double(), images(4)
+    clean, *_, random = by_hand(model, x, "cascading")
+    before, after = ([equations.histogram_entropy(one.numpy(), bins) for one in those] for those in (clean, random))
+    expected = [(b - a) / a if a else math.nan for a, b in zip(before, after, strict=True)]
+    found = efficient_randomization(grad_cam(model), x, bins=bins)
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12, equal_nan=True)
+    assert (found.abs() > 1e-3).any()
+
+
+def test_the_complexity_of_a_picture_does_not_rise_and_that_of_one_bin_is_none() -> None:
+    model, x = small_cnn().double(), images()
+    assert efficient_randomization(camlib.Sobel(model), x).tolist() == [0, 0]
+    assert efficient_randomization(camlib.Sobel(model), x, bins=1).isnan().all()
+    with pytest.raises(camlib.CamlibValueError, match="bins must be an int of at least 1"):
+        efficient_randomization(camlib.Sobel(model), x, bins=0)
+
+
 # What every metric keeps to -------------------------------------------------------------------------------------------
 
 
-@each
+@every
 @pytest.mark.parametrize("smoothed", [False, True])
 def test_a_batch_gives_what_its_images_give(metric: Callable[..., Tensor], smoothed: bool) -> None:
     cam: Any = grad_cam()
     cam, x = camlib.NoiseAveraging(cam, samples=2) if smoothed else cam, images(3)
     together = metric(cam, x, [2, 0, 1])
     alone = [metric(cam, x[n : n + 1], [2, 0, 1][n]) for n in range(3)]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-9)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-9, equal_nan=True)
 
 
 class Spied(camlib.GradCAM):
@@ -383,13 +418,14 @@ def test_explanations_are_as_few_as_promised() -> None:
         (functools.partial(randomization, similarities=["ssim", "spearman"]), 1 + 3),
         (functools.partial(randomization, stages=["2"]), 1 + 1),
         (random_logit, 2),
+        (efficient_randomization, 2),
     ]:
         Spied.calls.clear()
         metric(cam, x)
         assert Spied.calls == [2] * calls
 
 
-@each
+@every
 def test_the_explainer_its_model_and_the_random_numbers_of_torch_are_left_alone(metric: Callable[..., Tensor]) -> None:
     model, x = Network().double().train(), images()
     model.features.requires_grad_(False)
@@ -407,15 +443,15 @@ def test_the_explainer_its_model_and_the_random_numbers_of_torch_are_left_alone(
     assert [parameter.requires_grad for parameter in model.features.parameters()] == [False] * 6
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not found.requires_grad
-    assert torch.equal(metric(cam, x), found)
+    assert identical(metric(cam, x), found)
 
 
-@each
+@every
 def test_draws_come_from_the_generator(metric: Callable[..., Tensor]) -> None:
     cam, x = grad_cam(small_cnn(9).double()), images()
     one, same, *others = (metric(cam, x, generator=seeded(n)) for n in (1, 1, 2, 3, 4))
-    assert torch.equal(one, same)
-    assert any(not torch.equal(one, other) for other in others)
+    assert identical(one, same)
+    assert any(not identical(one, other) for other in others)
 
 
 def test_random_pairs_come_from_the_generator() -> None:
@@ -425,21 +461,21 @@ def test_random_pairs_come_from_the_generator() -> None:
     assert one != other
 
 
-@each
+@every
 def test_a_layer_that_is_found_is_found_on_the_network_itself(metric: Callable[..., Tensor]) -> None:
     model, x = small_cnn().double(), images()
     cam = camlib.GradCAM(model)
     found = metric(cam, x)
     assert cam(x).layer == "3"
-    assert torch.equal(found, metric(camlib.GradCAM(model, "3"), x))
+    assert identical(found, metric(camlib.GradCAM(model, "3"), x))
 
 
-@each
+@every
 def test_in_inference_mode_too(metric: Callable[..., Tensor]) -> None:
     cam, x = grad_cam(), images()
     expected = metric(cam, x)
     with torch.inference_mode():
-        assert torch.equal(metric(cam, x), expected)
+        assert identical(metric(cam, x), expected)
 
 
 @each
@@ -514,7 +550,7 @@ def test_an_unknown_similarity_is_refused(metric: Callable[..., Tensor]) -> None
         metric(grad_cam(), images(), similarity="mse")
 
 
-@each
+@every
 def test_what_explains_nothing_is_refused(metric: Callable[..., Tensor]) -> None:
     with pytest.raises(camlib.CamlibTypeError, match=r"camlib.GradCAM\(model\)"):
         metric(small_cnn(), images())

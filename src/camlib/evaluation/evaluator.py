@@ -76,7 +76,10 @@ class Evaluator:
         """Return as JSON what must be the same to resume, except for the target."""
         return {
             "methods": [[*row_of(one), as_json(type(one)), _options(one)] for one in explainers],
-            "metrics": [[metric.name, as_json(metric.of), as_json(set_)] for metric, set_ in self._columns.items()],
+            "metrics": [
+                [metric.name, [as_json(part) for part in metric.parts], as_json(set_)]
+                for metric, set_ in self._columns.items()
+            ],
             "score": as_json(self._score),
             "link": self._link,
             "max_passes": self._max_passes,

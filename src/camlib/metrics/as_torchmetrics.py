@@ -22,7 +22,7 @@ from camlib.errors import CamlibValueError, positive_int
 from camlib.metrics.masks import checked_share
 from camlib.metrics.readings import LocatedHeatmaps
 
-ACRONYMS = {"adcc": "ADCC", "arcc": "ARCC", "iou": "IoU", "road": "ROAD"}
+ACRONYMS = {"adcc": "ADCC", "arcc": "ARCC", "irof": "IROF", "iou": "IoU", "road": "ROAD"}
 
 
 class Apart(torchmetrics.Metric):

@@ -16,7 +16,7 @@ from camlib.metrics.shape import complexity
 from camlib.metrics.similarity import pearson
 
 
-@metric(Explained, "higher")
+@metric(Explained, "higher", "in [0, 1]")
 def coherency(explained: Explained) -> Tensor:
     r"""Does the explanation stay the same when the image is multiplied by its heatmap?
 
@@ -28,15 +28,12 @@ def coherency(explained: Explained) -> Tensor:
     heatmap counts as 0, and its coherency is 0.5.
 
     2 explanations.
-
-    Returns:
-        (N,), in [0, 1].
     """
     heatmaps, images = explained.heatmaps, explained.images
     return (1 + pearson(heatmaps, explained.again(images * heatmaps[:, None].to(images)))) / 2
 
 
-@metric(HeatmapCase, "higher")
+@metric(HeatmapCase, "higher", "in [0, 1]")
 def adcc(case: HeatmapCase) -> Tensor:
     r"""ADCC: harmonic mean of coherency, simplicity and the share of the score that is left.
 
@@ -49,14 +46,11 @@ def adcc(case: HeatmapCase) -> Tensor:
     better.
 
     2 explanations and ``N`` forward passes of an image; ``2 N`` with ``forward``.
-
-    Returns:
-        (N,), in [0, 1].
     """
     return _with_coherency_and_simplicity(case, 1 - case.once(average_drop.evaluate))
 
 
-@metric(HeatmapCase, "higher")
+@metric(HeatmapCase, "higher", "in [0, 1]")
 def arcc(
     case: HeatmapCase,
     *,
@@ -81,9 +75,6 @@ def arcc(
         shares: as for :func:`camlib.metrics.road_combined`.
         noise: as for :func:`camlib.metrics.road_combined`.
         generator: as for :func:`camlib.metrics.road_combined`.
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibValueError: as for :func:`camlib.metrics.road_combined`.

@@ -8,6 +8,7 @@ from torch import Tensor
 from camlib.errors import CamlibRuntimeError, CamlibValueError
 from camlib.metrics.declaration import metric
 from camlib.metrics.readings import ScoredHeatmaps
+from camlib.metrics.scorer import Scorer
 from camlib.targets.base import image_list
 
 
@@ -36,20 +37,12 @@ def average_drop(heatmaps: ScoredHeatmaps) -> Tensor:
         CamlibValueError: heatmaps not in [0, 1], or an image with another score of 0 or less.
         CamlibRuntimeError: only images of probability 0.
     """
-    clean = heatmaps.scorer.clean
-    undefined = (clean <= 0) & heatmaps.scorer.known
-    lost = undefined & (clean == 0) & heatmaps.scorer.is_probability
-    if bool((undefined & ~lost).any()) or bool(lost.all()):
-        raise (CamlibRuntimeError if bool(lost.all()) else CamlibValueError)(
-            f"the score of {image_list(undefined)} is {float(clean[undefined].min()):.3g}, and the average drop is "
-            "undefined for scores <= 0; evaluate by the probability (leave score out and give a class as the target), "
-            "of a class whose probability does not underflow"
-        )
-    drop = ((clean - heatmaps.masked_scores).clamp(min=0) / clean).masked_fill(lost, torch.nan)
+    clean = positive_scores(heatmaps.scorer, "the average drop")
+    drop = (clean - heatmaps.masked_scores).clamp(min=0) / clean
     return drop.to(torch.result_type(drop, heatmaps.values))
 
 
-@metric(ScoredHeatmaps, "higher", like=average_drop)
+@metric(ScoredHeatmaps, "higher", "1 or 0", like=average_drop)
 def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
     r"""Whether the score rises when the image is multiplied by its heatmap: "increase in confidence".
 
@@ -61,11 +54,31 @@ def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
 
     ``2 N`` forward passes of an image.
 
-    Returns:
-        (N,), 1 or 0.
-
     Raises:
         CamlibValueError: heatmaps not in [0, 1].
     """
     clean = heatmaps.scorer.clean
     return (heatmaps.masked_scores > clean).to(torch.result_type(clean, heatmaps.values))
+
+
+def positive_scores(scorer: Scorer, what: str) -> Tensor:
+    """Return the scores (N,) of the images as they are, NaN for a probability of 0.
+
+    Args:
+        scorer: the scorer of the images.
+        what: what divides by them, for the error.
+
+    Raises:
+        CamlibValueError: an image with another score of 0 or less.
+        CamlibRuntimeError: only images of probability 0.
+    """
+    clean = scorer.clean
+    undefined = (clean <= 0) & scorer.known
+    lost = undefined & (clean == 0) & scorer.is_probability
+    if bool((undefined & ~lost).any()) or bool(lost.all()):
+        raise (CamlibRuntimeError if bool(lost.all()) else CamlibValueError)(
+            f"the score of {image_list(undefined)} is {float(clean[undefined].min()):.3g}, and {what} is undefined for "
+            "scores <= 0; evaluate by the probability (leave score out and give a class as the target), of a class "
+            "whose probability does not underflow"
+        )
+    return clean.masked_fill(lost, torch.nan)

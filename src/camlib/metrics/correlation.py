@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int, positive_number
+from camlib.errors import CamlibValueError, positive_int
 from camlib.imaging.normalization import normalized
 from camlib.inputs.noise import own_generator
 from camlib.metrics.declaration import metric
-from camlib.metrics.fills import Baseline, baseline_images
+from camlib.metrics.fills import Baseline, baseline_images, removed_counts
 from camlib.metrics.readings import ScoredHeatmaps
 from camlib.metrics.scorer import Scorer
 from camlib.metrics.similarity import pearson
@@ -23,7 +23,7 @@ SHARES_OF_SETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the pixels in the sets that sensitivity-n removes."""
 
 
-@metric(ScoredHeatmaps, "higher")
+@metric(ScoredHeatmaps, "higher", "in [-1, 1]")
 def faithfulness_correlation(
     heatmaps: ScoredHeatmaps,
     *,
@@ -50,11 +50,8 @@ def faithfulness_correlation(
             videos.
         samples: how many sets, at least 2.
         share: the share of the pixels that are in a set, between 0 and 1.
-        baseline: what replaces pixels: "zero", "blur", a number, or a tensor that is broadcast to an image (C, ...).
+        baseline: what replaces pixels, as for :func:`camlib.metrics.fills.baseline_images`.
         generator: for the sets; without one, every call draws the same.
-
-    Returns:
-        (N,), in [-1, 1].
 
     Raises:
         CamlibTypeError: a baseline of another type.
@@ -64,7 +61,7 @@ def faithfulness_correlation(
     return _correlations(heatmaps, samples, [share], baseline, generator)[:, 0]
 
 
-@metric(ScoredHeatmaps, "higher", like=faithfulness_correlation)
+@metric(ScoredHeatmaps, "higher", "in [-1, 1]", like=faithfulness_correlation)
 def sensitivity_n(
     heatmaps: ScoredHeatmaps,
     *,
@@ -90,18 +87,11 @@ def sensitivity_n(
         shares: Q, the shares of the pixels that are in a set, between 0 and 1.
         generator: for the sets, drawn size by size; without one, every call draws the same.
 
-    Returns:
-        (N,), in [-1, 1].
-
     Raises:
         CamlibTypeError: a baseline of another type, or shares that are not a sequence.
         CamlibValueError: fewer than 2 samples, no shares, or a share as :func:`camlib.metrics.faithfulness_correlation`
             refuses it.
     """
-    if isinstance(shares, str) or not isinstance(shares, Sequence):
-        raise CamlibTypeError(f"shares must be a sequence of numbers such as (0.1, 0.5), got {shares!r}")
-    if not shares:
-        raise CamlibValueError("shares is empty; give at least one number between 0 and 1")
     return _correlations(heatmaps, samples, shares, baseline, generator).mean(1)
 
 
@@ -117,7 +107,7 @@ def _correlations(
         raise CamlibValueError("samples must be at least 2, got 1: one pair of numbers has no correlation")
     scorer, own = heatmaps.scorer, own_generator(generator)
     count, pixels = len(scorer.images), heatmaps.values[0].numel()
-    sizes = [_size(share, pixels) for share in shares]
+    sizes = removed_counts(shares, pixels)
     at_once = max(AT_ONCE // pixels, 1)
     blocks = [(size, min(at_once, samples - done)) for size in sizes for done in range(0, samples, at_once)]
     # An offset and a factor cancel in the correlation of sets of one size; a constant becomes exact zeros.
@@ -139,16 +129,6 @@ def _scores_without(scorer: Scorer, removed: Tensor, instead: Tensor) -> Tensor:
     return scorer.scores_of_variants(
         len(removed), lambda images, index, k: torch.where(removed[k], instead[index], images)
     )
-
-
-def _size(share: float, pixels: int) -> int:
-    size = round(positive_number("share", share, below=1) * pixels)
-    if not 0 < size < pixels:
-        raise CamlibValueError(
-            f"a share of {share} of {pixels} pixels comes to {'none' if size == 0 else 'all'} of them, so all sets "
-            "are the same; take another share"
-        )
-    return size
 
 
 def _random_sets(pixels: int, size: int, samples: int, generator: torch.Generator) -> Tensor:

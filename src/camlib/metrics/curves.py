@@ -3,22 +3,74 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from camlib.errors import positive_int
-from camlib.metrics.declaration import measure, metric
+from camlib.metrics.declaration import after, measure, metric
 from camlib.metrics.fills import Baseline, baseline_images
 from camlib.metrics.ranking import least_first, ranks
 from camlib.metrics.readings import ScoredHeatmaps
-from camlib.metrics.scorer import Scorer
+
+
+class Curve(NamedTuple):
+    """Scores over the share of the pixels that are replaced or inserted."""
+
+    scores: Tensor
+    """(N, steps + 1)."""
+    shares: Tensor
+    """(steps + 1,), from 0 to 1."""
+
+
+def deleted(
+    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "zero", generator: torch.Generator | None = None
+) -> Curve:
+    """Replace the most important pixels, step by step.
+
+    Args:
+        steps: in how many steps all pixels are replaced; RISE replaces 224 x 8 pixels at a time, which is 28 steps of
+            224 x 224.
+        baseline: what replaces them: "zero" (RISE's choice), "blur", a number or a tensor (C, 1, 1); see
+            :func:`camlib.metrics.fills.baseline_images`.
+        generator: shuffles ties, which a ReLU'd map has many of; without one, every call draws the same.
+
+    Raises:
+        CamlibTypeError: a ``baseline`` or ``generator`` of another type.
+        CamlibValueError: ``steps`` is not a positive int, or ``baseline`` cannot be broadcast.
+    """
+    removed = _counts(heatmaps, steps)
+    kept = [removed[-1] - count for count in removed[1:]]
+    scores = _scores_of_kept(kept, least_first(ranks(heatmaps.values, generator)), heatmaps, baseline)
+    return _curve(torch.cat([heatmaps.scorer.clean[:, None], scores], 1), removed, heatmaps)
+
+
+def inserted(
+    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "blur", generator: torch.Generator | None = None
+) -> Curve:
+    """Insert the most important pixels, step by step.
+
+    Args:
+        steps: in how many steps all pixels are inserted; RISE inserts 224 x 8 pixels at a time, which is 28 steps of
+            224 x 224.
+        baseline: the image that they are inserted into: "blur" (RISE's choice, as sharp borders on grey are features,
+            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`. RISE's code
+            pads with zeros before it blurs, with a kernel that is nearly flat: on three photographs, insertion is then
+            0.716, 0.673 and 0.178 instead of 0.755, 0.686 and 0.161.
+        generator: as for :func:`camlib.metrics.deletion`.
+
+    Raises:
+        CamlibError: as for :func:`camlib.metrics.deletion`.
+    """
+    kept = _counts(heatmaps, steps)
+    scores = _scores_of_kept(kept[:-1], ranks(heatmaps.values, generator), heatmaps, baseline)
+    return _curve(torch.cat([scores, heatmaps.scorer.clean[:, None]], 1), kept, heatmaps)
 
 
 @measure(ScoredHeatmaps)
-def deletion_curve(
-    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "zero", generator: torch.Generator | None = None
-) -> Tensor:
+@after(deleted)
+def deletion_curve(curve: Curve) -> Tensor:
     r"""Score while the most important pixels are removed, step by step.
 
     .. math::
@@ -30,52 +82,15 @@ def deletion_curve(
 
     ``N (1 + steps)`` forward passes of an image.
 
-    Args:
-        steps: in how many steps all pixels are replaced; RISE replaces 224 x 8 pixels at a time, which is 28 steps of
-            224 x 224.
-        baseline: what replaces them: "zero" (RISE's choice), "blur", a number or a tensor (C, 1, 1); see
-            :func:`camlib.metrics.fills.baseline_images`.
-        generator: shuffles ties, which a ReLU'd map has many of; without one, every call draws the same.
-
     Returns:
         (N, steps + 1), in the precision of the scores.
-
-    Raises:
-        CamlibTypeError: a ``baseline`` or ``generator`` of another type.
-        CamlibValueError: ``steps`` is not a positive int, or ``baseline`` cannot be broadcast.
     """
-    removed = _counts(heatmaps, steps)
-    kept = [removed[-1] - count for count in removed[1:]]
-    scores = _scores_of_kept(kept, least_first(ranks(heatmaps.values, generator)), heatmaps.scorer, baseline)
-    return torch.cat([heatmaps.scorer.clean[:, None], scores], 1)
+    return curve.scores
 
 
-@metric(ScoredHeatmaps, "lower", like=deletion_curve)
-def deletion(
-    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "zero", generator: torch.Generator | None = None
-) -> Tensor:
-    r"""Area under the score while the most important pixels are removed.
-
-    .. math::
-        \sum_{j=1}^{steps} \frac{c_{j-1} + c_j}{2} \cdot \frac{n_j - n_{j-1}}{P}, \qquad
-        n_j = \operatorname{round}(j P / steps)
-
-    where c_j is the score of the image whose n_j most important of P pixels are replaced by the baseline: see
-    :func:`camlib.metrics.deletion_curve`. Petsiuk et al. 2018 (RISE), section 4.2, https://arxiv.org/abs/1806.07421.
-    Lower is better: the score falls early without the pixels that it depends on. Only the order of the pixels counts.
-
-    ``N (1 + steps)`` forward passes of an image.
-
-    Returns:
-        (N,), between the lowest and the highest score of the curve.
-    """
-    return _area(heatmaps, deletion_curve.of(heatmaps, steps=steps, baseline=baseline, generator=generator))
-
-
-@measure(ScoredHeatmaps, like=deletion_curve)
-def insertion_curve(
-    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "blur", generator: torch.Generator | None = None
-) -> Tensor:
+@measure(ScoredHeatmaps)
+@after(inserted)
+def insertion_curve(curve: Curve) -> Tensor:
     r"""Score while the most important pixels are inserted, step by step.
 
     .. math::
@@ -87,24 +102,33 @@ def insertion_curve(
 
     ``N (1 + steps)`` forward passes of an image.
 
-    Args:
-        baseline: the image that they are inserted into: "blur" (RISE's choice, as sharp borders on grey are features,
-            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`. RISE's code
-            pads with zeros before it blurs, with a kernel that is nearly flat: on three photographs, insertion is then
-            0.716, 0.673 and 0.178 instead of 0.755, 0.686 and 0.161.
-
     Returns:
         (N, steps + 1), in the precision of the scores.
     """
-    kept = _counts(heatmaps, steps)[:-1]
-    scores = _scores_of_kept(kept, ranks(heatmaps.values, generator), heatmaps.scorer, baseline)
-    return torch.cat([scores, heatmaps.scorer.clean[:, None]], 1)
+    return curve.scores
 
 
-@metric(ScoredHeatmaps, "higher", like=insertion_curve)
-def insertion(
-    heatmaps: ScoredHeatmaps, *, steps: int = 28, baseline: Baseline = "blur", generator: torch.Generator | None = None
-) -> Tensor:
+@metric(ScoredHeatmaps, "lower", "between the lowest and the highest score of the curve")
+@after(deleted)
+def deletion(curve: Curve) -> Tensor:
+    r"""Area under the score while the most important pixels are removed.
+
+    .. math::
+        \sum_{j=1}^{steps} \frac{c_{j-1} + c_j}{2} \cdot \frac{n_j - n_{j-1}}{P}, \qquad
+        n_j = \operatorname{round}(j P / steps)
+
+    where c_j is the score of the image whose n_j most important of P pixels are replaced by the baseline: see
+    :func:`camlib.metrics.deletion_curve`. Petsiuk et al. 2018 (RISE), section 4.2, https://arxiv.org/abs/1806.07421.
+    Lower is better: the score falls early without the pixels that it depends on. Only the order of the pixels counts.
+
+    ``N (1 + steps)`` forward passes of an image.
+    """
+    return torch.trapezoid(*curve)
+
+
+@metric(ScoredHeatmaps, "higher", "between the lowest and the highest score of the curve")
+@after(inserted)
+def insertion(curve: Curve) -> Tensor:
     r"""Area under the score while the most important pixels are inserted.
 
     .. math::
@@ -116,11 +140,8 @@ def insertion(
     Higher is better: the score rises early with the pixels that it depends on. Only the order of the pixels counts.
 
     ``N (1 + steps)`` forward passes of an image.
-
-    Returns:
-        (N,), between the lowest and the highest score of the curve.
     """
-    return _area(heatmaps, insertion_curve.of(heatmaps, steps=steps, baseline=baseline, generator=generator))
+    return torch.trapezoid(*curve)
 
 
 def _counts(heatmaps: ScoredHeatmaps, steps: int) -> list[int]:
@@ -129,18 +150,15 @@ def _counts(heatmaps: ScoredHeatmaps, steps: int) -> list[int]:
     return [round(step * pixels / steps) for step in range(positive_int("steps", steps) + 1)]
 
 
-def _scores_of_kept(counts: list[int], order: Tensor, scorer: Scorer, baseline: Baseline) -> Tensor:
+def _scores_of_kept(counts: list[int], order: Tensor, heatmaps: ScoredHeatmaps, baseline: Baseline) -> Tensor:
     """Return the scores (N, counts) of images that keep so many pixels, the first of an order (N, ...) of ranks."""
-    instead = baseline_images(scorer.images, baseline)
+    instead = baseline_images(heatmaps.scorer.images, baseline)
     kept = torch.tensor(counts, device=order.device).reshape(-1, *[1] * (order.dim() - 1))
-    return scorer.scores_of_variants(
-        len(counts),
-        lambda images, index, k: torch.where((order[index] < kept[k])[:, None], images, instead[index]),
+    return heatmaps.scorer.scores_of_variants(
+        len(counts), lambda images, index, k: torch.where((order[index] < kept[k])[:, None], images, instead[index])
     )
 
 
-def _area(heatmaps: ScoredHeatmaps, scores: Tensor) -> Tensor:
-    """Return the area (N,) under a curve (N, steps + 1) by trapezoids, over the share of pixels."""
-    counts = torch.tensor(_counts(heatmaps, scores.shape[1] - 1), device=scores.device)
-    shares = counts.to(torch.result_type(scores, heatmaps.values)) / counts[-1]
-    return torch.trapezoid(scores, shares)
+def _curve(scores: Tensor, counts: list[int], heatmaps: ScoredHeatmaps) -> Curve:
+    pixels = torch.tensor(counts, device=scores.device).to(torch.result_type(scores, heatmaps.values))
+    return Curve(scores, pixels / counts[-1])

@@ -21,7 +21,7 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -42,6 +42,7 @@ from camlib.passes.network import Forward
 from camlib.smoothing import Explainer
 
 R = TypeVar("R", bound=Reading)
+S = TypeVar("S")
 P = ParamSpec("P")
 Better = Literal["higher", "lower"]
 Scored = Callable[[Any], targets.Target]
@@ -54,12 +55,21 @@ class Measure(Generic[R, P]):
     __signature__: inspect.Signature
 
     def __init__(
-        self, of: Callable[Concatenate[R, P], Tensor], reads: type[R], like: Measure[R, ...] | None = None
+        self,
+        of: Callable[Concatenate[R, P], Tensor],
+        reads: type[R],
+        values: str = "",
+        like: Callable[..., Any] | None = None,
     ) -> None:
         functools.update_wrapper(self, of)
         self.of = of
         """The declared function, from what it reads and its own options to a tensor."""
+        step = getattr(of, "step", None)
+        self.parts: tuple[Callable[..., Any], ...] = (of,) if step is None else (step, inspect.unwrap(of))
+        """The functions that it consists of, by which a record of an evaluation recognises it."""
         self.reads = reads
+        self.values = values
+        """Which values there are, in words."""
         self.name = of.__name__
         _, *own = inspect.signature(of).parameters.values()
         self._own = [option.name for option in own]
@@ -67,7 +77,7 @@ class Measure(Generic[R, P]):
         shared = list(inspect.signature(self._given).parameters.values())
         asked = [one for one in shared if one.kind is one.POSITIONAL_OR_KEYWORD]
         self.__signature__ = inspect.Signature([*asked, *own, *shared[len(asked) :]], return_annotation="Tensor")
-        self.__doc__ = _documentation(of, like, self._given, reads.example, self.__signature__.parameters)
+        self.__doc__ = self._documentation(like or step)
 
     # What type checkers see: the public arguments, then the options.
     # fmt: off
@@ -109,6 +119,20 @@ class Measure(Generic[R, P]):
         function: Callable[..., Tensor] = self.of
         return read.nan_where_unknown(function(read, **options))
 
+    def _documentation(self, like: Callable[..., Any] | None) -> str:
+        """Return a docstring with the arguments and errors of all that made the signature, in its order."""
+        own, shared, others = (_sections(one) for one in (self.of, self._given, like))
+        entries = _entries(shared) | _entries(others) | _entries(own)
+        own["Args"] = "\n".join(entries[name] for name in self.__signature__.parameters if name in entries)
+        errors = [own["Raises"], shared["Raises"]] if "Raises" in own else [others.get("Raises", shared["Raises"])]
+        own["Raises"] = "\n".join(errors)
+        own.setdefault("Returns", f"    (N,), {self.values}." if self.values else "    (N,).")
+        if self.reads.example and "Example" not in own:
+            example = inspect.cleandoc(self.reads.example.replace("NAME", self.name))
+            own["Example"] = textwrap.indent(example, "    ")
+        titles = ("Args", "Returns", "Raises", "Example")
+        return "\n\n".join([own[""], *(f"{title}:\n{own[title]}" for title in titles if own.get(title))]) + "\n"
+
     # Like a function, a measure is pickled by its name, and is a routine for help(), Sphinx and inspect.
 
     def __reduce__(self) -> str:
@@ -132,10 +156,11 @@ class Metric(Measure[R, P]):
         of: Callable[Concatenate[R, P], Tensor],
         reads: type[R],
         better: Better,
-        like: Measure[R, ...] | None,
+        values: str,
+        like: Callable[..., Any] | None,
         in_evaluation: Mapping[str, Any],
     ) -> None:
-        super().__init__(of, reads, like)
+        super().__init__(of, reads, values, like)
         self.better: Better = better
         """Which values are better, as far as its paper says so."""
         self.in_evaluation = in_evaluation
@@ -147,49 +172,50 @@ class Metric(Measure[R, P]):
 
 
 def measure(
-    reads: type[R], *, like: Measure[R, ...] | None = None
+    reads: type[R], values: str = "", *, like: Callable[..., Any] | None = None
 ) -> Callable[[Callable[Concatenate[R, P], Tensor]], Measure[R, P]]:
     """Declare a measure, in place of the function.
 
     Args:
         reads: what the function takes first.
-        like: another measure, whose documentation of options and errors stands for what is left out.
+        values: which values there are, in words, for the documentation: "in [0, 1]".
+        like: another function, whose documentation of options and errors stands for what is left out.
     """
-    return lambda of: Measure(of, reads, like)
+    return lambda of: Measure(of, reads, values, like)
 
 
 def metric(
-    reads: type[R], better: Better, *, like: Measure[R, ...] | None = None, **in_evaluation: Any
+    reads: type[R], better: Better, values: str = "", *, like: Callable[..., Any] | None = None, **in_evaluation: Any
 ) -> Callable[[Callable[Concatenate[R, P], Tensor]], Metric[R, P]]:
     """Declare a metric, in place of the function.
 
     Args:
         reads: what the function takes first.
         better: which values are better.
-        like: another metric, whose documentation of options and errors stands for what is left out.
+        values: which values there are, in words, for the documentation: "in [0, 1]".
+        like: another function, whose documentation of options and errors stands for what is left out.
         **in_evaluation: options that :func:`camlib.evaluate` sets unless they are given.
     """
-    return lambda of: Metric(of, reads, better, like, in_evaluation)
+    return lambda of: Metric(of, reads, better, values, like, in_evaluation)
 
 
-def _documentation(
-    of: Callable[..., Any],
-    like: Measure[Any, ...] | None,
-    given: Callable[..., Any],
-    example: str | None,
-    names: Iterable[str],
-) -> str:
-    """Return a docstring with the arguments and errors of all that made the signature, in its order."""
-    own, shared, others = (_sections(one) for one in (of, given, like))
-    entries = _entries(shared) | _entries(others) | _entries(own)
-    own["Args"] = "\n".join(entries[name] for name in names if name in entries)
-    errors = [own["Raises"], shared["Raises"]] if "Raises" in own else [others.get("Raises", shared["Raises"])]
-    own["Raises"] = "\n".join(errors)
-    own.setdefault("Returns", others.get("Returns", ""))
-    if example and "Example" not in own:
-        own["Example"] = textwrap.indent(inspect.cleandoc(example.replace("NAME", of.__name__)), "    ")
-    titles = ("Args", "Returns", "Raises", "Example")
-    return "\n\n".join([own[""], *(f"{title}:\n{own[title]}" for title in titles if own.get(title))]) + "\n"
+def after(
+    step: Callable[Concatenate[R, P], S],
+) -> Callable[[Callable[[S], Tensor]], Callable[Concatenate[R, P], Tensor]]:
+    """Make a function of what a step returns a function of what the step reads and of the step's options.
+
+    Several metrics then share the step, its options and their documentation. Stands under :func:`metric`.
+    """
+
+    def decorated(of: Callable[[S], Tensor]) -> Callable[Concatenate[R, P], Tensor]:
+        def composed(read: R, /, *args: P.args, **options: P.kwargs) -> Tensor:
+            return of(step(read, *args, **options))
+
+        vars(composed).update(__signature__=inspect.signature(step), step=step)
+        functools.update_wrapper(composed, of)
+        return composed
+
+    return decorated
 
 
 def _sections(function: Callable[..., Any] | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What replaces the pixels that a metric removes."""
+"""How many pixels a metric removes, and what replaces them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError
+from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_number
 from camlib.passes.numbers import single_or_double
 
-Baseline = float | Tensor | Literal["zero", "blur"]
+Baseline = float | Tensor | Literal["zero", "mean", "blur"]
 
 SIGMA = 5.0
 """Standard deviation of the Gaussian blur, in pixels."""
@@ -25,9 +25,9 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
 
     Args:
         images: (N, C, ...), of floats.
-        baseline: "zero", which is grey where images are normalised; "blur", each image under a Gaussian of sigma 5
-            pixels and 11 taps along each side, borders replicated; a number; or a tensor that is broadcast to an image
-            (C, ...), such as the mean of each channel (C, 1, 1).
+        baseline: "zero", which is grey where images are normalised; "mean", of each channel of each image; "blur", each
+            image under a Gaussian of sigma 5 pixels and 11 taps along each side, borders replicated; a number; or a
+            tensor that is broadcast to an image (C, ...), such as a data set's mean of each channel (C, 1, 1).
 
     Returns:
         (N, C, ...), like the images; it may share memory, so do not write into it.
@@ -45,10 +45,14 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
     """
     if isinstance(baseline, str) and baseline == "blur":
         return _blurred(images)
+    if isinstance(baseline, str) and baseline == "mean":
+        means = single_or_double(images.detach()).flatten(2).mean(2).to(images.dtype)
+        return means.reshape(*means.shape, *[1] * (images.dim() - 2)).expand(images.shape)
     value = 0 if isinstance(baseline, str) and baseline == "zero" else baseline
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise CamlibTypeError(
-            f'baseline must be "zero", "blur", a number or a tensor, got {type(baseline).__name__}: {baseline!r}'
+            'baseline must be "zero", "mean", "blur", a number or a tensor, got '
+            f"{type(baseline).__name__}: {baseline!r}"
         )
     if isinstance(value, Tensor) and (value.is_meta or value.is_complex()):
         raise CamlibValueError(f"baseline must hold real numbers, got {value.dtype} on {value.device}")
@@ -62,6 +66,30 @@ def baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
             f"baseline of shape {tuple(values.shape)} cannot be broadcast to images {tuple(images.shape[1:])}; "
             "give a number, or a tensor with one value for each channel, (C, 1, 1)"
         ) from error
+
+
+def removed_counts(shares: object, pixels: int) -> list[int]:
+    """Return how many of the pixels each share is.
+
+    Args:
+        shares: a sequence of numbers between 0 and 1.
+        pixels: P, of an image.
+
+    Raises:
+        CamlibTypeError: not a sequence of numbers.
+        CamlibValueError: an empty sequence, or a share that is not between 0 and 1, or rounds to none or all pixels.
+    """
+    given = items("shares", shares, "a sequence of numbers such as (0.1, 0.5)")
+    if not given:
+        raise CamlibValueError("shares is empty; give at least one number between 0 and 1")
+    counts = [round(positive_number("each share", share, below=1) * pixels) for share in given]
+    for share, count in zip(given, counts, strict=True):
+        if not 0 < count < pixels:
+            raise CamlibValueError(
+                f"a share of {share:g} of {pixels} pixels comes to {'none' if count == 0 else 'all'} of them; at least "
+                "one must be removed, and one left"
+            )
+    return counts
 
 
 def _blurred(images: Tensor) -> Tensor:

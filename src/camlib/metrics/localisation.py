@@ -11,7 +11,7 @@ from camlib.metrics.masks import checked_share
 from camlib.metrics.readings import LocatedHeatmaps, in_unit_range
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "1 or 0")
 def pointing_game(
     heatmaps: LocatedHeatmaps, *, tolerance: float = 15, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -26,9 +26,6 @@ def pointing_game(
     Args:
         tolerance: Euclidean distance in pixels.
         generator: for the draw, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), 1 or 0.
 
     Raises:
         CamlibTypeError: the tolerance is not a number.
@@ -51,7 +48,7 @@ def pointing_game(
     return (inside & near).flatten(1).any(1).to(maps.dtype)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
     r"""Share of the heatmap that lies on the object: the relevance mass.
 
@@ -64,9 +61,6 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
 
     Args:
         heatmaps: (N, H, W), not negative, a tensor or an array; with masks also (N, L) or (N, T, H, W).
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibValueError: a negative heatmap.
@@ -82,14 +76,33 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
             f"heatmaps reach down to {lowest:.3g}; shares of a sum need values of at least 0: heatmaps.clamp(min=0) "
             "keeps the positive part, and heatmaps.abs() the magnitude"
         )
-    energy = heatmaps.values.flatten(1)
-    highest = energy.amax(1, keepdim=True)
-    energy = energy / highest.masked_fill(highest == 0, 1)  # or the sum of large values overflows
-    total = energy.sum(1)
-    return (energy * heatmaps.inside.flatten(1)).sum(1) / total.masked_fill(total == 0, 1)
+    return _share_inside(heatmaps)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
+def grid_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
+    r"""Share of the heatmap's positive part that lies on the tile of the explained class, in a mosaic of images.
+
+    .. math::
+        \frac{\sum_{p \in M} \max(0, H_p)}{\sum_p \max(0, H_p)}
+
+    of a mosaic of n x n images of different classes (:func:`camlib.metrics.mosaics`), where M is the tile of the class
+    that H explains: none of the others shows it. Böhle et al. 2021, https://arxiv.org/abs/2104.00032, and Rao et al.
+    2022, https://arxiv.org/abs/2205.10435 (GridPG), for each tile of a mosaic. 0 without a positive value. Higher is
+    better; an even heatmap has 1 / n².
+
+    The papers take raw maps. A heatmap that is scaled from its lowest value to its highest has no negative values any
+    more, so explain with ReLU, or give ``explanation.maps.clamp(min=0)``, resized. No forward pass.
+
+    Example:
+        >>> import torch
+        >>> grid_pointing_game(torch.tensor([[[-1.0, 1.0], [2.0, 1.0]]]), torch.tensor([[[0, 0], [1, 0]]]))
+        tensor([0.5000])
+    """
+    return _share_inside(heatmaps)
+
+
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | None = None) -> Tensor:
     r"""Share of the K highest pixels that lie on the object, which has K pixels.
 
@@ -101,9 +114,6 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
 
     Args:
         generator: for the shuffle, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), in [0, 1].
 
     Example:
         >>> import torch
@@ -117,7 +127,7 @@ def relevance_rank(heatmaps: LocatedHeatmaps, *, generator: torch.Generator | No
     return (chosen & found).sum(1).to(heatmaps.values.dtype) / counts.clamp(min=1)
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: torch.Generator | None = None) -> Tensor:
     r"""Share of the k highest pixels that lie on the object.
 
@@ -130,9 +140,6 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
     Args:
         k: pixels, at most those of a heatmap.
         generator: for the shuffle, which differs for each image; without one, every call draws the same.
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibTypeError: k is not an int.
@@ -150,7 +157,7 @@ def top_k_intersection(heatmaps: LocatedHeatmaps, *, k: int = 1000, generator: t
     return heatmaps.inside.flatten(1).gather(1, chosen).sum(1).to(heatmaps.values.dtype) / k
 
 
-@metric(LocatedHeatmaps, "higher")
+@metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     r"""Intersection over union of the object and the pixels that reach a threshold.
 
@@ -162,9 +169,6 @@ def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array; with masks also (N, L) or (N, T, H, W).
         threshold: t, in (0, 1].
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibTypeError: the threshold is not a number.
@@ -178,3 +182,12 @@ def iou(heatmaps: LocatedHeatmaps, *, threshold: float = 0.5) -> Tensor:
     checked_share("threshold", threshold)
     found, inside = (in_unit_range(heatmaps.values) >= threshold).flatten(1), heatmaps.inside.flatten(1)
     return (found & inside).sum(1).to(heatmaps.values.dtype) / (found | inside).sum(1).clamp(min=1)
+
+
+def _share_inside(heatmaps: LocatedHeatmaps) -> Tensor:
+    """Return the share (N,) of the positive values that lies inside the masks."""
+    energy = heatmaps.values.flatten(1).clamp(min=0)
+    highest = energy.amax(1, keepdim=True)
+    energy = energy / highest.masked_fill(highest == 0, 1)  # or the sum of large values overflows
+    total = energy.sum(1)
+    return (energy * heatmaps.inside.flatten(1)).sum(1) / total.masked_fill(total == 0, 1)

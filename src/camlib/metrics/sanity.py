@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from camlib import targets
-from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, items
+from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, items, positive_int
 from camlib.explanation import Explanation
 from camlib.inputs.noise import own_generator
 from camlib.layers.names import resolve_layers
@@ -101,7 +101,7 @@ def randomization(
     return Randomization(names, found, pair, order, explained.explanation.method)
 
 
-@metric(Explained, "lower")
+@metric(Explained, "lower", "at most 1")
 def cascading_randomization(
     explained: Explained,
     *,
@@ -124,9 +124,6 @@ def cascading_randomization(
         stages: as for :func:`camlib.metrics.randomization`.
         generator: for the parameters; without one, every call draws the same.
 
-    Returns:
-        (N,), at most 1.
-
     Raises:
         CamlibError: as for :func:`camlib.metrics.randomization`.
     """
@@ -134,7 +131,7 @@ def cascading_randomization(
     return found[similarity].mean(0)
 
 
-@metric(Explained, "lower", like=cascading_randomization)
+@metric(Explained, "lower", "at most 1", like=cascading_randomization)
 def independent_randomization(
     explained: Explained,
     *,
@@ -151,15 +148,63 @@ def independent_randomization(
     https://arxiv.org/abs/1810.03292). Lower is better, down to the similarity of random pairs.
 
     ``1 + |stages|`` explanations.
-
-    Returns:
-        (N,), at most 1.
     """
     _, found = _similarities(explained, "independent", [similarity], stages, own_generator(generator))
     return found[similarity].mean(0)
 
 
-@metric(Explained, "lower")
+@metric(Explained, "higher", "at least -1; NaN for a heatmap whose values fall into one bin")
+def efficient_randomization(
+    explained: Explained, *, bins: int = 100, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""eMPRT: by which share the heatmap becomes more complex when the whole network is randomised.
+
+    .. math::
+        \frac{\xi(H_{\theta'}) - \xi(H_\theta)}{\xi(H_\theta)}, \qquad \xi(H) = -\sum_{b=1}^{B} p_b \log p_b
+
+    where :math:`p_b` is the share of the pixels whose values fall into the b-th of B equal bins between the lowest and
+    the highest value. Hedström et al. 2024, https://arxiv.org/abs/2401.06465, with the random parameters of
+    :func:`camlib.metrics.randomization`. Higher is better: the explanation of a random network should be a random one,
+    whose values spread. It asks no similarity of heatmaps, which favours noise.
+
+    The other test of that paper, sMPRT, averages explanations over noisy copies first: it is
+    :func:`camlib.metrics.cascading_randomization` of :class:`camlib.NoiseAveraging`.
+
+    2 explanations.
+
+    Args:
+        bins: B.
+        generator: for the parameters; without one, every call draws the same.
+
+    Raises:
+        CamlibTypeError: an explainer without a model.
+        CamlibValueError: ``bins`` is not a positive int, or a model without parameters.
+        CamlibRuntimeError: the model cannot be copied.
+    """
+    positive_int("bins", bins)
+    model = method_of(explained.explainer).model
+    stages, heatmaps = _checked_stages(model, None), explained.heatmaps
+    with torch.inference_mode(False), torch.no_grad():
+        random, other = _randomized(model, own_generator(generator)), _copied(explained.explainer)
+        for stage in stages:
+            _load_stage(method_of(other).model, random, stage)
+        changed = explained.again(explainer=other)
+    before, after = (_histogram_entropy(one.flatten(1), bins) for one in (heatmaps, changed))
+    return ((after - before) / before).masked_fill(before == 0, torch.nan)
+
+
+def _histogram_entropy(rows: Tensor, bins: int) -> Tensor:
+    """Return the entropy (N,) of the histogram of each row (N, P) between its lowest and its highest value."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    span = (high - low).masked_fill(high == low, 1)
+    place = ((rows - low) / span * bins).long().clamp(max=bins - 1)
+    counts = torch.zeros(len(rows), bins, dtype=torch.float64, device=rows.device)
+    counts = counts.scatter_add(1, place, torch.ones_like(place, dtype=torch.float64))
+    entropies: Tensor = torch.special.entr(counts / rows.shape[1]).sum(1)
+    return entropies.to(rows.dtype)
+
+
+@metric(Explained, "lower", "at most 1")
 def random_logit(explained: Explained, *, similarity: str = "ssim", generator: torch.Generator | None = None) -> Tensor:
     r"""Similarity of the heatmaps of the class and of another one, drawn at random.
 
@@ -177,9 +222,6 @@ def random_logit(explained: Explained, *, similarity: str = "ssim", generator: t
             one int per image, or :class:`camlib.targets.Classes`.
         similarity: a key of :data:`camlib.metrics.SIMILARITIES`.
         generator: for k; without one, every call draws the same.
-
-    Returns:
-        (N,), at most 1.
 
     Raises:
         CamlibTypeError: a target that is not a class, or outputs without classes.

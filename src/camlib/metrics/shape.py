@@ -11,7 +11,7 @@ from camlib.metrics.declaration import metric
 from camlib.metrics.readings import Heatmaps, in_unit_range
 
 
-@metric(Heatmaps, "higher")
+@metric(Heatmaps, "higher", "in [0, 1 - 1/P]")
 def sparseness(heatmaps: Heatmaps) -> Tensor:
     r"""Gini index of the heatmap's magnitudes: how unequal the pixels are.
 
@@ -21,9 +21,6 @@ def sparseness(heatmaps: Heatmaps) -> Tensor:
     with :math:`|H|_{(i)}` in ascending order; Chalasani et al. 2020, https://arxiv.org/abs/1810.06583. 0 if all pixels
     are equal, and for a heatmap of zeros; 1 - 1/P if one pixel has everything. Higher is better: simpler. No forward
     pass.
-
-    Returns:
-        (N,), in [0, 1 - 1/P].
 
     Example:
         >>> import torch
@@ -36,7 +33,7 @@ def sparseness(heatmaps: Heatmaps) -> Tensor:
     return (weights * shares).sum(1).clamp(min=0)  # rounding may give less than 0 if all are equal
 
 
-@metric(Heatmaps, "lower")
+@metric(Heatmaps, "lower", "in [0, log P]")
 def entropy(heatmaps: Heatmaps) -> Tensor:
     r"""Entropy of the heatmap's magnitudes as a distribution, in nats: the complexity of Bhatt et al.
 
@@ -45,9 +42,6 @@ def entropy(heatmaps: Heatmaps) -> Tensor:
 
     Bhatt et al. 2020, https://arxiv.org/abs/2005.00631. 0 if one pixel has everything; log P if all are equal, and for
     a heatmap of zeros, which prefers no pixel. Lower is better: simpler. No forward pass.
-
-    Returns:
-        (N,), in [0, log P].
 
     Example:
         >>> import torch
@@ -60,7 +54,7 @@ def entropy(heatmaps: Heatmaps) -> Tensor:
     return terms.sum(1).masked_fill(nothing, math.log(shares.shape[1]))
 
 
-@metric(Heatmaps, "lower")
+@metric(Heatmaps, "lower", "in [0, 1]")
 def complexity(heatmaps: Heatmaps) -> Tensor:
     r"""Mean of the heatmap: the share of the image that it covers.
 
@@ -72,9 +66,6 @@ def complexity(heatmaps: Heatmaps) -> Tensor:
 
     Args:
         heatmaps: (N, H, W) in [0, 1], a tensor or an array; also (N, L) or (N, T, H, W).
-
-    Returns:
-        (N,), in [0, 1].
 
     Raises:
         CamlibValueError: heatmaps not in [0, 1].

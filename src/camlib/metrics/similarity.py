@@ -26,7 +26,7 @@ CLIP, FLOOR = 0.2, 1e-5
 """HOG's limit on the value of one orientation, and the length of a block that counts as without edges."""
 
 
-@measure(HeatmapPair)
+@measure(HeatmapPair, "in [-1, 1]")
 def pearson(heatmaps: HeatmapPair) -> Tensor:
     r"""Correlate the values of each pair of heatmaps.
 
@@ -37,9 +37,6 @@ def pearson(heatmaps: HeatmapPair) -> Tensor:
     1 for heatmaps that differ by an offset and a positive factor only. The correlation with a heatmap
     that is constant up to rounding (:func:`camlib.imaging.is_constant`) is 0/0, and counts as 0. No forward pass.
 
-    Returns:
-        (N,), in [-1, 1].
-
     Example:
         >>> import torch
         >>> pearson(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[15.0, 10.0, 25.0, 20.0]]))
@@ -48,16 +45,13 @@ def pearson(heatmaps: HeatmapPair) -> Tensor:
     return _correlation(heatmaps.values.flatten(1), heatmaps.others.flatten(1))
 
 
-@measure(HeatmapPair)
+@measure(HeatmapPair, "in [-1, 1]")
 def spearman(heatmaps: HeatmapPair) -> Tensor:
     r"""Correlate the ranks of each pair of heatmaps' pixels.
 
     :func:`pearson` of :math:`\operatorname{rank}(a)` and :math:`\operatorname{rank}(b)`; pixels of equal value share
     their mean rank. 1 if one heatmap is an increasing function of the other. The correlation with a heatmap that is
     constant up to rounding counts as 0. No forward pass.
-
-    Returns:
-        (N,), in [-1, 1].
 
     Example:
         >>> import torch
@@ -67,7 +61,7 @@ def spearman(heatmaps: HeatmapPair) -> Tensor:
     return _correlation(_mean_ranks(heatmaps.values.flatten(1)), _mean_ranks(heatmaps.others.flatten(1)))
 
 
-@measure(HeatmapPair)
+@measure(HeatmapPair, "in [-1, 1]; 1 for equal heatmaps")
 def ssim(heatmaps: HeatmapPair) -> Tensor:
     r"""Compare the local means, contrasts and structures of each pair of heatmaps.
 
@@ -80,9 +74,6 @@ def ssim(heatmaps: HeatmapPair) -> Tensor:
     with sample variances (divided by 48); Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861, as scikit-image's
     ``structural_similarity`` with ``data_range=1``. For heatmaps with a side under 7 pixels, the window is the largest
     odd one that fits. No forward pass.
-
-    Returns:
-        (N,), in [-1, 1]; 1 for equal heatmaps.
 
     Raises:
         CamlibValueError: heatmaps that are not of images, with a side under 3 pixels, or not in [0, 1].
@@ -103,7 +94,7 @@ def ssim(heatmaps: HeatmapPair) -> Tensor:
     return (means * structures).flatten(1).mean(1)
 
 
-@measure(HeatmapPair)
+@measure(HeatmapPair, "in [-1, 1]; 1 for equal heatmaps")
 def hog(heatmaps: HeatmapPair) -> Tensor:
     r"""Correlate the histograms of oriented gradients (HOG) of each pair of heatmaps: do their edges agree?
 
@@ -114,9 +105,6 @@ def hog(heatmaps: HeatmapPair) -> Tensor:
     Each block of 3 x 3 cells is divided by its length (L2-Hys): :math:`v / \sqrt{|v|^2 + \epsilon^2}`, cut off at 0.2,
     and divided once more; :math:`\epsilon = 10^{-5}`, so that rounding makes no edge in a heatmap in [0, 1]. The
     correlation with a heatmap without edges counts as 0. No forward pass.
-
-    Returns:
-        (N,), in [-1, 1]; 1 for equal heatmaps.
 
     Raises:
         CamlibValueError: heatmaps that are not of images, or with a side under 6 pixels.
