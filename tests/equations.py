@@ -165,6 +165,12 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     return _over_channels(products)
 
 
+def libra_grad(activations: Tensor, gradients: Tensor) -> MapsAndScale:
+    """Mehri 2025: input times gradient; ``methods/test_libra_grad.py`` restates which gradient it is."""
+    a, g = _array(activations), _array(gradients)
+    return _over_channels(np.stack([a_n * g_n for a_n, g_n in zip(a, g, strict=True)]))
+
+
 def grad_cam_element_wise(activations: Tensor, gradients: Tensor) -> MapsAndScale:
     """Pillai 2021: sum_k ReLU(G_k A_k), position by position."""
     a, g = _array(activations), _array(gradients)

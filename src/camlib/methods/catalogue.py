@@ -16,6 +16,7 @@ from camlib.methods.full_grad import FullGrad as FullGrad
 from camlib.methods.guided import GuidedBackprop as GuidedBackprop
 from camlib.methods.guided import GuidedGradCAM as GuidedGradCAM
 from camlib.methods.le_grad import LeGrad as LeGrad
+from camlib.methods.libra_grad import LibraGrad as LibraGrad
 from camlib.methods.cam import CAM as CAM
 from camlib.methods.eigen_cam import EigenCAM as EigenCAM
 from camlib.methods.kpca_cam import KPCACAM as KPCACAM
