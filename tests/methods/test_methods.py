@@ -146,6 +146,7 @@ ELSEWHERE = {
     "guided_backprop": "test_guided.py",
     "guided_grad_cam": "test_guided.py",
     "le_grad": "test_le_grad.py",
+    "libra_grad": "test_libra_grad.py",
     **dict.fromkeys(("score_cam", "ss_cam", "is_cam", "ablation_cam", "rise", "occlusion"), "test_perturbation.py"),
 }
 """Methods whose oracles are in another file."""

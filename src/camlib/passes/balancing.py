@@ -124,8 +124,8 @@ class _Factors:
             one = waiting[-1]
             below = self._followed(one)
             missing = [other for other in below if other not in self._ranks]
-            if _is_factor(one) or not below or operation(one) not in _FOLLOWED:
-                own = 2 if _is_factor(one) else _EITHER.get(operation(one), 0)
+            if _is_factor(one) or not below or _name(one) not in _FOLLOWED:
+                own = 2 if _is_factor(one) else _EITHER.get(_name(one), 0)
                 self._ranks[waiting.pop()] = own
             elif missing:
                 waiting += missing
@@ -136,14 +136,23 @@ class _Factors:
     def _followed(self, node: Node) -> list[Node]:
         """The nodes that a node's value depends on, without divisors."""
         inputs = self._paths.inputs(node)
-        return [below for number, below in inputs.items() if number == 0 or operation(node) != "Div"]
+        return [below for number, below in inputs.items() if number == 0 or _name(node) != "Div"]
+
+
+def _name(node: Any) -> str:
+    """The operation of a node; CopySlices is one in place on a part of a tensor, of which newer versions of torch tell.
+
+    An arrangement or a sum is the same on a part of a tensor; what else is done there has no rule.
+    """
+    on_part = getattr(node, "_wrapped_node", None)
+    return operation(on_part if on_part is not None and operation(on_part) in _LINEAR else node)
 
 
 def _is_factor(node: Any) -> bool:
     """Whether an operation returns a weight, a gate or a scale."""
     exponent = getattr(node, "_saved_exponent", None)
-    is_root = operation(node) == "Pow" and isinstance(exponent, (int, float)) and exponent < 1
-    return is_root or operation(node) in _FACTORS
+    is_root = _name(node) == "Pow" and isinstance(exponent, (int, float)) and exponent < 1
+    return is_root or _name(node) in _FACTORS
 
 
 def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list[int]:
@@ -152,7 +161,7 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
     Raises:
         CamlibRuntimeError: the node has no rule.
     """
-    name = operation(node)
+    name = _name(node)
     if name in _PRODUCTS:
         multiplied = [number for number in _PRODUCTS[name] if number in inputs]
         ranks = [factors.rank(inputs[number]) for number in multiplied]
@@ -161,15 +170,15 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
         return [
             number for number, (below, _) in enumerate(node.next_functions) if below and number != _OF_ONE_INPUT[name]
         ]
-    if name in _RULES or name in _LINEAR:
-        return []
     if name in _EITHER or name == "Div" or _is_factor(node):
         raise CamlibRuntimeError(
             f"the score depends on {name} (as autograd names it) otherwise than as a factor of features, and balanced "
             "gradients have rules only for weights, gates and scales. If it turns the outputs into probabilities, "
             "explain the model without it, with forward=; else use the method without camlib.balanced"
         )
-    raise _no_rule(name)
+    if name not in _RULES and name not in _LINEAR:
+        raise _no_rule(name)
+    return []
 
 
 def _no_rule(name: str) -> CamlibRuntimeError:
@@ -182,7 +191,7 @@ def _no_rule(name: str) -> CamlibRuntimeError:
 
 def _hook(node: Node, inputs: Mapping[int, Node], constant: Sequence[int]) -> Hook | None:
     """The hook that balances the gradient of a node; None if the ordinary gradient is balanced."""
-    name = operation(node)
+    name = _name(node)
     if name in _RULES:
         return _RULES[name](node)
     shared = [number for number in _PRODUCTS.get(name, ()) if number in inputs and number not in constant]
@@ -217,7 +226,7 @@ def _activation(gate: Callable[[Tensor, Any], Tensor]) -> Callable[[Any], Hook]:
 
     def rule(node: Any) -> Hook:
         if not hasattr(node, "_saved_self"):
-            raise _no_rule(f"{operation(node)} in place")
+            raise _no_rule(f"{_name(node)} in place")
         of_input = gate(node._saved_self.detach(), node)
         return _of_first_input(lambda start: start * of_input)
 
@@ -243,10 +252,18 @@ def _hardswish_gate(x: Tensor, node: Any) -> Tensor:
 
 
 def _elu_gate(x: Tensor, node: Any) -> Tensor:
-    """That of ELU, CELU and SELU; at zero it is the limit from below."""
+    """That of ELU and SELU."""
     alpha, scale, of_input = node._saved_alpha, node._saved_scale, node._saved_input_scale
-    below = torch.where(x == 0, of_input, torch.expm1(of_input * x) / x)
-    return torch.where(x > 0, scale, alpha * scale * below)
+    return torch.where(x > 0, scale, alpha * scale * _expm1_gate(x, of_input))
+
+
+def _celu_gate(x: Tensor, node: Any) -> Tensor:
+    alpha = node._saved_alpha
+    return torch.where(x > 0, 1.0, alpha * _expm1_gate(x, 1 / alpha))
+
+
+def _expm1_gate(x: Tensor, of_input: float) -> Tensor:
+    return torch.where(x == 0, of_input, torch.expm1(of_input * x) / x)
 
 
 def _power(node: Any) -> Hook:
@@ -321,6 +338,7 @@ _RULES: dict[str, Callable[[Any], Hook | None]] = {
     "Mish": _activation(_mish_gate),
     "Hardswish": _activation(_hardswish_gate),
     "Elu": _activation(_elu_gate),
+    "Celu": _activation(_celu_gate),
     "Pow": _power,
     "Glu": _glu,
     "NativeLayerNorm": _layer_norm,
@@ -359,12 +377,13 @@ _EITHER: dict[str, int] = {"Tanh": 1, "Erf": 1}
 _LINEAR = frozenset({
     # arrangements
     "Alias", "AsStrided", "Cat", "ChannelShuffle", "Clone", "Col2Im", "ConstantPadNd", "Copy", "CopyBackwards",
-    "Diagonal", "Expand", "Flip", "Gather", "Im2Col", "Index", "IndexAdd", "IndexCopy", "IndexPut", "IndexSelect",
-    "MaskedFill", "MaskedScatter", "MaskedSelect", "Permute", "PixelShuffle", "PixelUnshuffle", "ReflectionPad1D",
-    "ReflectionPad2D", "ReflectionPad3D", "Repeat", "ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D",
-    "ReshapeAlias", "Roll", "Scatter", "ScatterAdd", "Select", "SelectScatter", "Slice", "SliceScatter", "Split",
-    "SplitWithSizes", "Squeeze", "Stack", "T", "Take", "ToCopy", "Transpose", "Tril", "Triu", "Unbind", "Unfold",
-    "UnsafeSplit", "UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze", "View", "ViewAsComplex", "ViewAsReal",
+    "Diagonal", "Expand", "Fill", "Flip", "Gather", "Im2Col", "Index", "IndexAdd", "IndexCopy", "IndexPut",
+    "IndexSelect", "MaskedFill", "MaskedScatter", "MaskedSelect", "Permute", "PixelShuffle", "PixelUnshuffle",
+    "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "Repeat", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "ReshapeAlias", "Roll", "Scatter", "ScatterAdd", "Select", "SelectScatter", "Slice",
+    "SliceScatter", "Split", "SplitWithSizes", "Squeeze", "Stack", "T", "Take", "ToCopy", "Transpose", "Tril",
+    "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze", "View",
+    "ViewAsComplex", "ViewAsReal", "Zero",
     # sums and resizing
     "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "Add", "AvgPool2D", "AvgPool3D", "Cumsum", "FftC2C", "FftC2R", "FftR2C",
     "Mean", "NativeDropout", "Neg", "Rsub", "Sub", "Sum", "Trace", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
