@@ -238,10 +238,13 @@ class _Found:
         return [*sorted(stages.values(), key=lambda record: record.order), self.last]
 
     def entry(self) -> Tapped:
-        """The last map before the first branch: what enters the first block of a transformer or residual network."""
+        """The last map before the first branch: what enters the first block of a transformer or residual network.
+
+        Branches inside the stem, which end before the first map through which everything passes, do not count.
+        """
         of_images = [record for record in self.candidates if self.located[record][0] == self.axes]
-        before = list(itertools.takewhile(self.graph.all_pass, of_images))
-        return before[-1] if before else self.last
+        behind_stem = itertools.dropwhile(lambda record: not self.graph.all_pass(record), of_images)
+        return next(reversed(list(itertools.takewhile(self.graph.all_pass, behind_stem))), self.last)
 
 
 def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:

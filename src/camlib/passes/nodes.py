@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 
@@ -59,10 +60,16 @@ def operation(node: Node) -> str:
     Raises:
         CamlibRuntimeError: it is a checkpoint, which hides its operations.
     """
-    name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    name = _without_ending(node.name())
     if name == "CheckpointFunction":
         raise checkpointed()
     return name
+
+
+@functools.cache
+def _without_ending(name: str) -> str:
+    """The operation in the full name of a node, such as torch::autograd::CopySlices or GeluBackward0."""
+    return re.sub(r"Backward\d*$", "", name.rpartition("::")[2])
 
 
 def _nodes_behind(roots: Sequence[Node], without: Collection[Node] = ()) -> dict[Node, None]:
