@@ -36,9 +36,9 @@ def balanced(method: AnyMethod) -> AnyMethod:
 
     Then the sum of activation times gradient over a layer through which everything passes, plus that of all constants
     added behind it (biases, position embeddings, class tokens), is the score. The forward pass and the scores are
-    unchanged, to the last bit. The paper has rules for LayerNorm, attention, GELU, SiLU, gated MLPs and the
-    normalisation of embeddings; the others follow from the same principle. ReLU, pooling, convolutions and batch norms
-    keep their gradients, so for most convolutional networks nothing changes.
+    unchanged, to the last bit. The authors' code has these rules for LayerNorm, attention, GELU, SiLU, gated MLPs and
+    the normalisation of embeddings; the others follow from the same principle. ReLU, pooling, convolutions and batch
+    norms keep their gradients, so for most convolutional networks nothing changes.
 
     An operation without a rule on a path from the layer to the outputs is an error that names it: a tanh or sigmoid as
     an activation, recurrent layers, custom kernels and autograd functions, scripted modules. What the target computes
