@@ -649,6 +649,89 @@ def le_grad_layer_gradients(model: nn.Module, images: Tensor, score: Score) -> l
     return gradients
 
 
+def libra_grad(model: nn.Module, images: Tensor, target: Sequence[int]) -> MapsAndScale:
+    """Mehri 2025: token times gradient, where each part's Jacobian is that of the part with constant factors.
+
+    The Jacobian of each part is written out as a matrix, of all tokens together, (T C, T C). The model is
+    ``SmallTransformer`` of ``methods/test_libra_grad.py``: attention with LayerNorm and LayerScale, a gated perceptron
+    with RMSNorm, and a head that reads the class token after a LayerNorm. Its patches follow the class token.
+    """
+    maps, scales = [], []
+    for image, label in zip(images, target, strict=True):
+        x = first = _array(model.tokens(image[None]))[0]
+        count, width = x.shape
+        identity = np.eye(count * width)
+        jacobian = identity
+        for block in model.blocks:
+            part, y = _attention_part(block, *_layer_norm_part(block.norm1, x))
+            scale = np.kron(np.eye(count), np.diag(_array(block.scale)))
+            x, jacobian = x + y * _array(block.scale), (identity + scale @ part) @ jacobian
+            part, y = _gated_part(block, *_rms_norm_part(block.norm2, x))
+            x, jacobian = x + y, (identity + part) @ jacobian
+        part, _ = _layer_norm_part(model.norm, x)
+        reads_class_token = np.kron(np.eye(count)[0], _array(model.head.weight)[label])
+        gradient = (reads_class_token @ part @ jacobian).reshape(count, width)
+        products = (first * gradient)[1:].reshape(*model.grid, width)
+        maps.append(products.sum(-1))
+        scales.append(np.abs(products).sum(-1))
+    return torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(scales))
+
+
+def _layer_norm_part(norm: nn.Module, x: Array) -> tuple[Array, Array]:
+    """The Jacobian of a LayerNorm with a constant standard deviation, and its result."""
+    (count, width), weight = x.shape, _array(norm.weight)
+    jacobian, y = np.zeros((count, width, count, width)), np.zeros_like(x)
+    for t in range(count):
+        deviation = np.sqrt(x[t].var() + norm.eps)
+        jacobian[t, :, t] = np.diag(weight) @ (np.eye(width) - 1 / width) / deviation
+        y[t] = weight * (x[t] - x[t].mean()) / deviation + _array(norm.bias)
+    return jacobian.reshape(count * width, -1), y
+
+
+def _rms_norm_part(norm: nn.Module, x: Array) -> tuple[Array, Array]:
+    """The same of an RMSNorm with a constant root mean square."""
+    (count, width), weight = x.shape, _array(norm.weight)
+    jacobian, y = np.zeros((count, width, count, width)), np.zeros_like(x)
+    for t in range(count):
+        root = np.sqrt((x[t] ** 2).mean() + norm.eps)
+        jacobian[t, :, t], y[t] = np.diag(weight / root), weight * x[t] / root
+    return jacobian.reshape(count * width, -1), y
+
+
+def _attention_part(block: nn.Module, before: Array, x: Array) -> tuple[Array, Array]:
+    """The Jacobian of attention with constant weights, after that of what precedes it, and its result."""
+    count, width = x.shape
+    size = width // block.heads
+    projections = np.split(_array(block.qkv.weight), 3)
+    (of_q, of_k, of_v), (q_bias, k_bias, v_bias) = projections, np.split(_array(block.qkv.bias), 3)
+    q, k, v = x @ of_q.T + q_bias, x @ of_k.T + k_bias, x @ of_v.T + v_bias
+    jacobian, mixed = np.zeros((count, width, count, width)), np.zeros_like(x)
+    for head in range(block.heads):
+        own = slice(head * size, (head + 1) * size)
+        for t in range(count):
+            logits = np.array([q[t, own] @ k[s, own] for s in range(count)]) / np.sqrt(size)
+            weights = np.exp(logits - logits.max())
+            weights /= weights.sum()
+            for s in range(count):
+                mixed[t, own] += weights[s] * v[s, own]
+                jacobian[t, :, s] += _array(block.proj.weight)[:, own] @ (weights[s] * of_v[own])
+    y = mixed @ _array(block.proj.weight).T + _array(block.proj.bias)
+    return jacobian.reshape(count * width, -1) @ before, y
+
+
+def _gated_part(block: nn.Module, before: Array, x: Array) -> tuple[Array, Array]:
+    """The Jacobian of W (silu(G x) * U x), whose two factors get half each and whose sigmoid is constant."""
+    count, width = x.shape
+    gate, up, down = (_array(linear.weight) for linear in (block.gate, block.up, block.down))
+    jacobian, y = np.zeros((count, width, count, width)), np.zeros_like(x)
+    for t in range(count):
+        g, u = gate @ x[t] + _array(block.gate.bias), up @ x[t] + _array(block.up.bias)
+        sigmoid = 1 / (1 + np.exp(-g))
+        jacobian[t, :, t] = down @ (np.diag(sigmoid * u) @ gate + np.diag(sigmoid * g) @ up) / 2
+        y[t] = down @ (sigmoid * g * u) + _array(block.down.bias)
+    return jacobian.reshape(count * width, -1) @ before, y
+
+
 # Input gradients ------------------------------------------------------------------------------------------------------
 
 

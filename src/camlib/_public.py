@@ -28,6 +28,7 @@ from camlib.imaging import overlay as overlay
 from camlib.imaging import read_image as read_image
 from camlib.imaging import resize as resize
 from camlib.methods.catalogue import *  # noqa: F403
+from camlib.methods.libra_grad import balanced as balanced
 from camlib.methods.registry import METHODS as METHODS
 from camlib.methods.registry import create as create
 from camlib.passes.capture import capture as capture

@@ -141,7 +141,7 @@ def compare(
     wanted = items("methods", methods, "a list")
     layers = None if layer is None else list(resolve_layers(network.module, layer))
     given = [on_network(method, network, layers, on_nonfinite=on_nonfinite) for method in wanted]
-    names = [method.name for method in given]
+    names = [method.title for method in given]
     if not names:
         raise CamlibValueError("methods is empty; give at least one, such as 'grad_cam'")
     if len(set(names)) < len(names):
@@ -149,12 +149,12 @@ def compare(
     sharing = [method for method in given if shares_pass(method) and method.network.is_called_as(network)]
     found: dict[str, Explanation] = {}
     if sharing:
-        found = dict(zip((method.name for method in sharing), explain_together(sharing, images, target), strict=True))
-        target = bound_target(found[sharing[0].name], target)
+        found = dict(zip((method.title for method in sharing), explain_together(sharing, images, target), strict=True))
+        target = bound_target(found[sharing[0].title], target)
     for method in given:
-        if method.name not in found:
-            found[method.name] = method(images, target)
-            target = bound_target(found[method.name], target)
+        if method.title not in found:
+            found[method.title] = method(images, target)
+            target = bound_target(found[method.title], target)
     return Comparison({name: found[name] for name in names})
 
 

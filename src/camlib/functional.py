@@ -33,6 +33,7 @@ from camlib.methods.integrated_gradients import integrated_gradients as integrat
 from camlib.methods.kpca_cam import kpca_cam as kpca_cam
 from camlib.methods.layer_cam import layer_cam as layer_cam
 from camlib.methods.le_grad import le_grad as le_grad
+from camlib.methods.libra_grad import libra_grad as libra_grad
 from camlib.methods.occlusion import occlusion as occlusion
 from camlib.methods.recipro_cam import recipro_cam as recipro_cam
 from camlib.methods.rise import rise as rise

@@ -37,6 +37,10 @@ ONE_PASS = [
 """All that need no more than one forward pass, and one tail gradient at most."""
 
 
+OF_TRANSFORMERS = (*sorted(OF_ATTENTION), "libra_grad")
+"""Methods that read attention, or have no rule for a custom function such as Counted."""
+
+
 class Counted(torch.autograd.Function):
     """The identity, which counts the gradients that pass through it."""
 
@@ -87,7 +91,7 @@ def alone(name: str, model: nn.Module, images: Any, target: Any = None, layer: A
 
 @pytest.mark.parametrize("target", [None, 3, [1, 4], [[1, 4, 0], [2, 2, 3]], camlib.TopK(2)])
 def test_every_method_gives_what_it_gives_alone(model, images, target):
-    names = [name for name in camlib.METHODS if name not in OF_ATTENTION]
+    names = [name for name in camlib.METHODS if name not in OF_TRANSFORMERS]
     few = {name: cheap(name)(model, None if camlib.METHODS[name].layerless else "stage2") for name in OPTIONS}
     comparison = camlib.compare(model, images, [few.get(name, name) for name in names], target, layer="stage2")
     assert list(comparison) == names
@@ -104,7 +108,7 @@ def test_transformers_are_compared_too():
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=4).eval()
     nn.init.normal_(model.heads.head.weight)
     x = torch.rand(2, 3, 32, 32)
-    names = ["grad_cam", "shapley_cam", "eigen_cam", *sorted(OF_ATTENTION)]
+    names = ["grad_cam", "shapley_cam", "eigen_cam", *OF_TRANSFORMERS]
     comparison = camlib.compare(model, x, names)
     for name in names:  # ShapleyCAM has attention run in another form, which rounds otherwise
         torch.testing.assert_close(comparison[name].maps, camlib.create(name, model)(x).maps, rtol=1e-4, atol=1e-7)

@@ -146,6 +146,7 @@ ELSEWHERE = {
     "guided_backprop": "test_guided.py",
     "guided_grad_cam": "test_guided.py",
     "le_grad": "test_le_grad.py",
+    "libra_grad": "test_libra_grad.py",
     **dict.fromkeys(("input_x_gradient", "integrated_gradients", "expected_gradients"), "test_pixels.py"),
     "grad_eclip": "test_grad_eclip.py",
     **dict.fromkeys(("generic_attention", "attention_rollout"), "test_generic_attention.py"),

@@ -23,6 +23,7 @@ returned by no module, and the last module's map is several layers ahead of it. 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import warnings
@@ -179,6 +180,15 @@ def find_stages_in(network: Network, inputs: Inputs) -> list[str]:
     return _named(found, found.stages())
 
 
+def find_entry_in(network: Network, inputs: Inputs) -> str:
+    """Return the last feature map before the network's first branch, which enters its first block.
+
+    Without branches this is the layer of :func:`find_layer`.
+    """
+    found = _find(network, inputs)
+    return found.name(found.entry())
+
+
 def _named(found: _Found, records: list[Tapped]) -> list[str]:
     """The names of the maps, and of the one to explain."""
     return list(dict.fromkeys(map(found.name, [*records, found.last])))
@@ -226,6 +236,15 @@ class _Found:
                 best = stages.setdefault(self.grid(record), record)
                 stages[self.grid(record)] = record if record.name.count(".") <= best.name.count(".") else best
         return [*sorted(stages.values(), key=lambda record: record.order), self.last]
+
+    def entry(self) -> Tapped:
+        """The last map before the first branch: what enters the first block of a transformer or residual network.
+
+        Branches inside the stem, which end before the first map through which everything passes, do not count.
+        """
+        of_images = [record for record in self.candidates if self.located[record][0] == self.axes]
+        behind_stem = itertools.dropwhile(lambda record: not self.graph.all_pass(record), of_images)
+        return next(reversed(list(itertools.takewhile(self.graph.all_pass, behind_stem))), self.last)
 
 
 def axes_of_images(network: Network, inputs: Inputs) -> ImageAxes | None:

@@ -28,7 +28,7 @@ Columns = Mapping[AnyMetric, Mapping[str, Any]]
 
 def row_of(explainer: Method) -> TableRow:
     """Return the table's row for an explainer."""
-    return TableRow(explainer.name, " + ".join(explainer.layers or ()))
+    return TableRow(explainer.title, " + ".join(explainer.layers or ()))
 
 
 def columns_of(metrics: Any, *, with_masks: bool) -> Columns:

@@ -153,7 +153,7 @@ class Method(ABC):
         """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
         other._compiled = copy.copy(self._compiled)
-        other.network = Network.of(model, self.network.forward, self.network.reshape)
+        other.network = self.network.on(model)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
         return other
@@ -324,11 +324,16 @@ class Method(ABC):
             placed = forward_pass.placed(layers)
             fused = fuse(list(placed.values()), self.fuse, "minmax" if self.relu else "signed", dims)
         own = {} if self.layerless else layers
-        return forward_pass.explanation(self.name, fused, own, self.class_agnostic, self.relu)
+        return forward_pass.explanation(self.title, fused, own, self.class_agnostic, self.relu)
+
+    @property
+    def title(self) -> str:
+        """Its name in results, which also says if its gradients are not the ordinary ones."""
+        return f"{self.network.gradients.label}{self.name}"
 
     def __repr__(self) -> str:
         layer = "none" if self.layerless else "to be found" if self.layers is None else repr(" + ".join(self.layers))
-        return f"{type(self).__name__}({type(self.model).__name__}, layer={layer})"
+        return f"{self.network.gradients.label}{type(self).__name__}({type(self.model).__name__}, layer={layer})"
 
 
 class LayerMethod(Method):

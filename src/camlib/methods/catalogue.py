@@ -19,6 +19,7 @@ from camlib.methods.input_x_gradient import InputXGradient as InputXGradient
 from camlib.methods.integrated_gradients import IntegratedGradients as IntegratedGradients
 from camlib.methods.expected_gradients import ExpectedGradients as ExpectedGradients
 from camlib.methods.le_grad import LeGrad as LeGrad
+from camlib.methods.libra_grad import LibraGrad as LibraGrad
 from camlib.methods.generic_attention import GenericAttention as GenericAttention
 from camlib.methods.grad_eclip import GradECLIP as GradECLIP
 from camlib.methods.cam import CAM as CAM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -19,9 +18,10 @@ from camlib.explanation import Explanation
 from camlib.methods.arithmetic import check_tensor
 from camlib.methods.base import Method, Reads, one_pass
 from camlib.methods.grad_cam import GradCAM
-from camlib.passes.checkpoints import checkpointed, no_checkpoints
+from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.leaf import gradient
+from camlib.passes.nodes import Paths, operation
 from camlib.passes.numbers import single_or_double
 from camlib.passes.precision import restored
 
@@ -235,51 +235,21 @@ def _check_guided(forward_pass: ForwardPass, leaf: Tensor) -> None:
     Raises:
         CamlibRuntimeError: naming the first one found.
     """
-    score = forward_pass.scores.grad_fn
-    if score is None:
-        return  # computing the gradient raises the error
-    used = _nodes_behind([score])
-    outputs = [tensor.grad_fn for tensor in forward_pass.outputs.tensors if tensor.grad_fn in used]
-    nodes = _nodes_behind(outputs or [score])
-    users: dict[Any, list[Any]] = {}
-    for node in nodes:
-        for below, _ in node.next_functions:
-            users.setdefault(below, []).append(node)
-    reached = dict.fromkeys(node for node in nodes if getattr(node, "variable", None) is leaf)
-    waiting = list(reached)
     with no_checkpoints():
-        while waiting:
-            node = waiting.pop()
+        for node in Paths(forward_pass.scores, forward_pass.outputs.tensors, [leaf]).nodes:
             _check_node(node)
-            new = [user for user in users.get(node, ()) if user not in reached]
-            reached.update(dict.fromkeys(new))
-            waiting += new
-
-
-def _nodes_behind(roots: list[Any]) -> dict[Any, None]:
-    """The nodes of autograd's graph from the roots down to its leaves."""
-    found = dict.fromkeys(roots)
-    waiting = list(found)
-    while waiting:
-        new = [node for node, _ in waiting.pop().next_functions if node is not None and node not in found]
-        found.update(dict.fromkeys(new))
-        waiting += new
-    return found
 
 
 def _check_node(node: Any) -> None:
-    name = node.name().rpartition("::")[2]
-    operation = re.sub(r"Backward\d*$", "", name)
-    if operation == "CheckpointFunction":
-        raise checkpointed()
-    if "Clamp" in operation:
+    name = operation(node)
+    if "Clamp" in name:
         bounds = [getattr(node, saved, None) for saved in ("_saved_min", "_saved_max")]
         if any(isinstance(bound, Tensor) for bound in bounds):
             raise _no_rule("clamp with a tensor as its bound")
         if bounds in ([0, None], [0, 6]):
             raise _no_rule("clamp as an activation")
-    if operation in _NONLINEAR:
-        raise _no_rule(f"{operation} (as autograd names it)")
+    if name in _NONLINEAR:
+        raise _no_rule(f"{name} (as autograd names it)")
 
 
 class _Rectified(torch.autograd.Function):

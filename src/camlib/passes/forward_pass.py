@@ -19,6 +19,7 @@ from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.layers.layouts import Frames, Layout, Tokens, grid_error
 from camlib.layers.names import module_of
 from camlib.layers.texts import text_error
+from camlib.passes.balancing import PlainGradients
 from camlib.passes.chunks import Chunks
 from camlib.passes.hooks import Cut, Watch, hooked
 from camlib.passes.leaf import as_leaf, gradient
@@ -59,6 +60,7 @@ class ForwardPass:
         noted: by method name, the value of the context from :meth:`camlib.methods.Method.around`.
         leaf: the images (N, C, ...) for gradients with respect to the input; None without such gradients.
         image_index: (N,), the number of each row's image, by which the target knows it.
+        gradients: the gradients of the pass, which prepare the graph of each target's scores.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ForwardPass:
         noted: Mapping[str, Any],
         leaf: Tensor | None,
         image_index: Tensor,
+        gradients: PlainGradients,
     ) -> None:
         self.network = network
         self.inputs = inputs
@@ -88,6 +91,8 @@ class ForwardPass:
         self.leaf = leaf
         self.image_index = image_index
         """(N,), the number of each image; of copies of images, that of the image."""
+        self._prepared = gradients
+        gradients.prepare(scores, outputs.tensors)
         self.checks = Checks()
         """The checks of all numbers, which are evaluated together, once for all methods that share the pass."""
         self.layers: Sequence[str] = tuple(features)
@@ -121,6 +126,7 @@ class ForwardPass:
         other.target, other.explained = target, target.explained
         with torch.enable_grad(), restored(self.precision):
             other.scores = targets.score(target, self.outputs.raw, self.image_index)
+        other._prepared.prepare(other.scores, self.outputs.tensors)
         other._derivatives = {}
         return other
 
@@ -244,6 +250,7 @@ class ForwardPass:
     def second_order(self, layer: str) -> list[tuple[Tensor, Tensor]]:
         """Return (G, H A) for each class: the gradient, and the product of Hessian and activations, as grids."""
         if "second" not in self._derivatives:
+            self._prepared.allow_second_derivatives()
             cut = self.cut
             of_classes = [cut.second_order(one) for one in self.score_of_each_class]
             self._derivatives["second"] = {
@@ -464,6 +471,7 @@ def run(
         with right_norms(network, inputs), differentiable(modules), hooked([*watch.hooks(), *padding_hooks]):
             raw = network.scored(inputs)
     features = watch.activations()
+    points = [one for one in (leaf, *watch.tensors().values()) if one is not None and one.requires_grad]
     outputs = Outputs(raw)
     if image_index is not None:
         check_rows(outputs, len(image_index))
@@ -481,8 +489,9 @@ def run(
             bound = NoScore()
     with torch.enable_grad():
         scores = targets.score(bound, raw, image_index)
+    gradients = network.gradients(points)
     return ForwardPass(
-        network, inputs, outputs, bound, scores, watch, features, padding.extent, noted, leaf, image_index
+        network, inputs, outputs, bound, scores, watch, features, padding.extent, noted, leaf, image_index, gradients
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from camlib.errors import CamlibTypeError, CamlibValueError, CamlibWarning, opti
 from camlib.inputs import Inputs
 from camlib.inputs.detections import remember_sizes
 from camlib.layers.texts import has_two_towers, text_modules
+from camlib.passes.balancing import PlainGradients
 from camlib.passes.calling import Arguments, batches_only, explained
 from camlib.passes.ending import Ending
 from camlib.passes.located import LocatedLayers
@@ -49,6 +50,8 @@ class Network:
     """Where the cells of its layers lie, as found in its first passes."""
     shared: dict[Any, tuple[int, ...]] = field(default_factory=dict)
     """Indices of the tensors shared by all images, keyed by the inputs' kind, their count and the candidates."""
+    gradients: type[PlainGradients] = PlainGradients
+    """The gradients of its passes."""
 
     @staticmethod
     def of(model: nn.Module, forward: Forward | None = None, reshape: Reshape | None = None) -> Network:
@@ -62,8 +65,20 @@ class Network:
         return Network(unwrap(model), forward, reshape)
 
     def is_called_as(self, other: Network) -> bool:
-        """Whether both have the same model, ``forward`` and ``reshape``."""
-        return (self.module, self.forward, self.reshape) == (other.module, other.forward, other.reshape)
+        """Whether both have the same model, ``forward``, ``reshape`` and gradients."""
+        return self._called == other._called
+
+    @property
+    def _called(self) -> tuple[Any, ...]:
+        return self.module, self.forward, self.reshape, self.gradients
+
+    def on(self, model: nn.Module) -> Network:
+        """Return the network of another model that is called in the same way."""
+        return replace(Network.of(model, self.forward, self.reshape), gradients=self.gradients)
+
+    def with_gradients(self, gradients: type[PlainGradients]) -> Network:
+        """Return the same network with other gradients; what is known of its layers is shared."""
+        return replace(self, gradients=gradients)
 
     def ready(self, raw: Any) -> Inputs:
         """Parse the inputs, and replace inference tensors by clones.
