@@ -105,7 +105,7 @@ def test_boxes_without_labels_are_compared_by_their_overlap() -> None:
     clean = [{"boxes": torch.tensor([CAT]), "scores": torch.tensor([0.4])}]
     later = [{"boxes": torch.tensor([[0.0, 0, 10, 5]]), "scores": torch.tensor([0.1])}]
     assert scored(targets.Detection(), clean, later).tolist() == [0.5]
-    with pytest.raises(camlib.CamlibTypeError, match="the detections have only boxes, scores"):
+    with pytest.raises(camlib.CamlibTypeError, match="detections hold only 'boxes' and 'scores'"):
         scored(targets.Detection(CAT, 1), clean, later)
 
 

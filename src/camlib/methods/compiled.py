@@ -316,7 +316,10 @@ class Compiled:
         self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation | None:
         if unchecked is None:
-            raise CannotCompileError("of the methods that perturb, only Ablation-CAM is compiled")
+            raise CannotCompileError(
+                f"{type(method).__name__} cannot be compiled; Ablation-CAM, Recipro-CAM and the subclasses of "
+                "ActivationMethod and GradientMethod can"
+            )
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")

@@ -22,15 +22,14 @@ AnyMethod = TypeVar("AnyMethod", bound=Method)
 def balanced(method: AnyMethod) -> AnyMethod:
     r"""Return a method with balanced gradients, which suit transformers: LibraGrad.
 
-    Mehri et al. 2025, https://arxiv.org/abs/2411.16760. The gradients of a transformer do not add up to its score:
-    where the attention changes, where a norm rescales, and where an activation bends, changes of a token have effects
-    that a sum of activation times gradient counts too often, or cancels. Balanced gradients hold the factors constant
-    that cause this:
+    Mehri et al. 2025, https://arxiv.org/abs/2411.16760. In a transformer, activation times gradient does not sum to
+    the score, because attention weights, the scales of norms and the gates of activations also depend on the features.
+    Balanced gradients treat these factors as constants:
 
     * an activation is :math:`\operatorname{act}(x) = x \, g(x)` with a constant gate g (GELU, SiLU, Mish, Hardswish,
       ELU, powers; also written by hand, as :math:`x \, \sigma(1.702 x)`);
     * LayerNorm and RMSNorm multiply by a constant scale; so do group and instance norms, and every other division;
-    * attention weights are constant, so that gradients reach tokens only through their values;
+    * attention weights are constant, so gradients reach tokens only through their values;
     * a product of two features, as in SwiGLU, passes half of the gradient to each; but a factor that ends in a sigmoid,
       a softmax or an inverse root is constant.
 
@@ -44,8 +43,8 @@ def balanced(method: AnyMethod) -> AnyMethod:
     an activation, recurrent layers, custom kernels and autograd functions, scripted modules. What the target computes
     from the outputs keeps its gradient.
 
-    As many passes as the method. The rules are hooks on the graph of the backward pass. They replace the gradient of
-    each norm and activation, which costs about as much as these themselves.
+    It takes as many passes as the method. The rules are hooks on the graph of the backward pass. They compute the
+    gradient of each norm and activation anew, which costs about as much as the operation itself.
 
     Args:
         method: a method that reads gradients at layers or at the input, such as ``camlib.HiResCAM(model)``.
@@ -54,7 +53,8 @@ def balanced(method: AnyMethod) -> AnyMethod:
         A copy of the method, whose name in results begins with "balanced".
 
     Raises:
-        CamlibTypeError: the method reads no gradients, or has other rules for them: LeGrad, guided backpropagation.
+        CamlibTypeError: the method reads no gradients at layers or at the images themselves (such as LeGrad, Score-CAM
+            and integrated gradients), or changes gradients itself (guided backpropagation).
         CamlibRuntimeError: when called, if an operation has no rule, or the method differentiates twice.
 
     Example:
@@ -75,8 +75,8 @@ def balanced(method: AnyMethod) -> AnyMethod:
         or isinstance(method, (GuidedBackprop, GuidedGradCAM))
     ):
         raise CamlibTypeError(
-            f"camlib.balanced changes the gradients at layers or at the input, but {type(method).__name__} reads none, "
-            "or has rules of its own for them; balance another method, such as camlib.HiResCAM"
+            f"camlib.balanced changes the gradients at layers or at the images; {type(method).__name__} reads no such "
+            "gradients, or changes them itself; balance another method, such as camlib.HiResCAM"
         )
     other = copy.copy(method)
     other._compiled = copy.copy(method._compiled)

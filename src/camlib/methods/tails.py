@@ -1,4 +1,4 @@
-"""The tail of a layer for changed features: of that layer alone if it is enough, else of the whole network."""
+"""The part of a network that runs on changed features of a layer: the tail if that is enough, else all of it."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def with_changed_grid(
         return with_grid(forward_pass.layout(layer), copies, grids)
     if is_copy:
         raise CamlibTypeError(
-            f"reshape copies the features of layer {layer!r}, so nothing can be set to zero in them; make "
-            "it return a view, with permute, movedim, unflatten and slices"
+            f"reshape copies the features of layer {layer!r}, so they cannot be changed through it; make it return a "
+            "view, with permute, movedim, unflatten and slices"
         )
     return copies
 

@@ -1,4 +1,4 @@
-"""How much a detection stays what it is: the similarity of D-RISE (Petsiuk et al. 2021)."""
+"""How similar the detections are to a given one: the score of D-RISE (Petsiuk et al. 2021)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Detection(Target):
     .. math:: \max_j \; \operatorname{IoU}(b_t, b_j) \cdot \cos(p_t, p_j) \cdot o_j
 
     with boxes b, class probabilities p and objectness o; Petsiuk et al. 2021, https://arxiv.org/abs/2006.03204. For the
-    paper's method explain it with RISE: ``camlib.RISE(model, samples=5000, cells=16)``. The score of :class:`Box` falls
-    only when the detector becomes less sure; this one also falls when the box moves or the class changes. It needs no
-    gradients, only what the detector reports.
+    paper's method, use RISE: ``camlib.RISE(model, samples=5000, cells=16)``. The score of :class:`Box` falls
+    only when the detector becomes less certain; this one also falls when the box moves or the class changes. It needs
+    only what the detector reports, and no gradients.
 
     The outputs are those that :class:`Box` reads. Where a detector reports one label for each detection, as
     torchvision's do, the probabilities are 1 for the label and 0 for all others: the cosine is 1 if the labels are the
-    same, and 0 if not, and the detector's own scores do not count. The objectness is 1 for these, unless the mappings
-    of the list have an entry "objectness" (M,). Where all classes of every candidate are known, the probabilities are
-    their scores. DETR's objectness is then 1 minus the probability of "no object"; YOLO and detectors with sigmoids
+    same, else 0, and the detector's own scores do not count. The objectness of such detections is 1, unless the
+    mappings of the list have an entry "objectness" (M,). Where each candidate has scores of all classes, these are the
+    probabilities. DETR's objectness is then 1 minus the probability of "no object"; YOLO and detectors with sigmoids
     have none, and the candidate's highest score stands in for it.
 
     Args:
@@ -145,7 +145,10 @@ def _alike(classes: Tensor | None, detection: Detections) -> Tensor:
         return torch.ones_like(detection.scores)
     if detection.scores.dim() == 1:
         if detection.labels is None:
-            raise CamlibTypeError("labels are given, and the detections have only boxes, scores")
+            raise CamlibTypeError(
+                "Detection was given labels, but the model's detections hold only 'boxes' and 'scores'; leave labels "
+                "out, or return 'labels' (M,) as well, with forward="
+            )
         return detection.labels == classes.to(detection.labels.device)[:, None]
     wanted, found = classes.to(detection.scores), detection.scores
     lengths = wanted.norm(dim=1)[:, None] * found.norm(dim=1)

@@ -1,4 +1,4 @@
-"""Scores of features: what sets an image apart from a set of others."""
+"""The difference between the features of an image and those of a set of other images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Difference(Target):
 
     .. math:: (f - \bar r) \cdot \frac{d}{|d|}, \qquad d = f(x) - \bar r, \quad \bar r = \operatorname{mean}_j r_j
 
-    The direction is fixed on the clean image. Classes and their boundaries have no part in it, so networks without a
-    classifier can be explained: what does this image have that those do not? With features that are means over
+    What does this image have that those do not? The direction is fixed on the clean image. No class is involved, so
+    networks without a classifier can be explained. With features that are means over
     positions, Grad-CAM weights each channel by its difference. DiffCAM (Li et al., CVPR 2025) asks the same question;
     this target takes the plain difference of the means as the direction.
 
@@ -31,7 +31,7 @@ class Difference(Target):
 
     Raises:
         CamlibTypeError: the references or the outputs are not floating-point tensors, or the outputs are no vectors.
-        CamlibValueError: their widths differ, a reference is not finite, or an image has the features of the mean.
+        CamlibValueError: their widths differ, a reference is not finite, or the features of an image equal the mean.
 
     Example:
         >>> import camlib, torch
@@ -64,7 +64,10 @@ class Difference(Target):
         directions = found - mean
         same = ~directions.any(1)
         if bool(same.any()):
-            raise CamlibValueError(f"the features are the references' mean, without a direction, in {image_list(same)}")
+            raise CamlibValueError(
+                f"the features of {image_list(same)} equal the mean of the references, so their difference has no "
+                "direction; leave such images out"
+            )
         return BoundDifference(directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True), mean)
 
 
