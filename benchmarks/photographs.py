@@ -61,8 +61,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ss_cam": {"channels": 16, "samples": 4},
     "is_cam": {"channels": 16, "samples": 4},
     "rise": {"samples": 200},
+    "expected_gradients": {"baselines": 0.0},  # grey: three photographs are too few to draw from
 }
-"""Methods with very many passes take fewer than by default."""
+"""Methods with very many passes take fewer than by default; expected gradients have no default baselines."""
 
 
 def resized(picture: Any) -> Any:

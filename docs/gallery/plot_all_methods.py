@@ -25,9 +25,10 @@ pictures, images = photographs("chelsea", "coffee")
 #
 # All of ``camlib.METHODS`` except those that read attention: this network has none. Methods that run the network on
 # perturbed images would take minutes with the settings of their papers; here they get smaller ones, and their maps are
-# coarser. FullGrad is exact for networks of ReLUs; this one has ReLU6, which is constant above 6, so that a small
-# remainder has to be accepted.
+# coarser. Expected gradients compare with other photographs, here only two. FullGrad is exact for networks of ReLUs;
+# this one has ReLU6, which is constant above 6, so a small remainder has to be accepted.
 
+_, others = photographs("rocket", "astronaut")
 small = {
     "score_cam": {"channels": 64},
     "ss_cam": {"channels": 16, "samples": 4},
@@ -35,6 +36,7 @@ small = {
     "rise": {"samples": 200},
     "occlusion": {"window": 48, "stride": 22},
     "full_grad": {"tolerance": 1e-3},
+    "expected_gradients": {"baselines": others},
 }
 names = [name for name, method in camlib.METHODS.items() if method.reads != "attention"]
 methods = [camlib.create(name, model, **small.get(name, {})) for name in names]
