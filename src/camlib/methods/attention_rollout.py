@@ -52,12 +52,12 @@ class AttentionRollout(AttentionMethod):
 
     See :func:`camlib.functional.attention_rollout` for the equation; Abnar and Zuidema 2020,
     https://arxiv.org/abs/2005.00928. The map is the same for every class, and it does not tell evidence for a class
-    from evidence against it: do not use it to explain a prediction, but to compare other methods with it. The values,
-    the perceptrons and the head of the network are not in the equation.
+    from evidence against it. Use it as a baseline for other methods, not to explain a prediction. The values, the MLPs
+    and the head of the network are not in the equation.
 
     The paper reads the row of the class token. camlib averages the rows of the tokens that the score reads, as
-    :class:`camlib.GenericAttention` does; a gradient of the score only shows which tokens these are. Without a target,
-    a network whose outputs hold no classes is read at all tokens on which its outputs depend.
+    :class:`camlib.GenericAttention` does; the gradient of the score is used only to find these tokens. If the outputs
+    hold no classes and no target is given, these are all tokens on which the outputs depend.
 
     The method reads attention as :class:`camlib.LeGrad` does; all of it must be self-attention of the same tokens.
     The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect.
@@ -99,7 +99,7 @@ class AttentionRollout(AttentionMethod):
             ~gradient.flatten(1).any(1).all(),
             lambda: CamlibRuntimeError(
                 "the score does not depend on the last attention (as behind a head whose weights are zero), so it is "
-                "not known from which token AttentionRollout should begin; choose another target"
+                "unknown which tokens AttentionRollout should read; choose another target"
             ),
         )
         return [of_tokens_read(rollout, gradient)] * (1 + len(others))

@@ -60,17 +60,16 @@ class ExpectedGradients(PixelMethod):
     """Expected gradients: integrated gradients, averaged over baselines that are drawn from data.
 
     See :func:`camlib.functional.expected_gradients` for the equation; Erion et al. 2021,
-    https://arxiv.org/abs/1906.10670. No single baseline has to be chosen, such as black, which hides black pixels: the
-    image is compared with those that the network knows. Each sample draws a baseline, with replacement, and a point on
-    the line from it to the image; all images get the same draws. The signed values sum to the score minus the mean
-    score of the baselines, but for the error of the sample, which
-    :meth:`~camlib.methods.pixels.PixelMethod.attributions` gives as ``residual``. The map is the signed sum over the
-    channels, whose negative values are set to zero, like those of other methods; ``relu=False`` keeps them. captum
-    calls it GradientShap.
+    https://arxiv.org/abs/1906.10670. No single baseline has to be chosen (a black one hides black pixels): the image is
+    compared with images that the network knows. Each sample draws a baseline, with replacement, and a point on the line
+    from it to the image; all images get the same draws. The signed values sum to the score minus the mean score of the
+    baselines, up to the sampling error, which :meth:`~camlib.methods.pixels.PixelMethod.attributions` gives as
+    ``residual``. The map is the signed sum over the channels, whose negative values are set to zero, like those of
+    other methods; ``relu=False`` keeps them. captum's GradientShap is this method with noise, by default of zero.
 
     The method reads no layer: the maps (N, ...) have the input's resolution, or one cell for each window of ``pool``.
 
-    ``N + N samples`` single-image forward passes, each of those between the images with a backward pass of the whole
+    ``N + N samples`` single-image forward passes, each of those on the lines with a backward pass of the whole
     network (K for K classes). The peak memory is that of ``chunk_size`` images with their backward pass, regardless of
     N and ``samples``, plus sums (N, K, C, ...).
 
@@ -88,8 +87,9 @@ class ExpectedGradients(PixelMethod):
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``samples`` or ``pool`` are not positive ints, or ``baselines`` are of
-            another kind; when called, if there are no baselines, or they do not fit the images.
+        CamlibTypeError, CamlibValueError: ``samples`` or ``pool`` are not positive ints, or ``baselines`` are
+            neither a tensor of floats nor a number; when called, if there are no baselines, or if they or ``pool`` do
+            not fit the images.
 
     Example:
         >>> import camlib, torch, torchvision

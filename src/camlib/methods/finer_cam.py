@@ -18,7 +18,7 @@ class FinerCAM(GradientMethod):
 
     Grad-CAM of a contrast: :math:`s_c - \gamma \operatorname{mean}_{d \in D} s_d`, where D is the set of classes whose
     logits are nearest to :math:`s_c`; Zhang et al. 2025, https://arxiv.org/abs/2501.11309. Common evidence cancels. The
-    authors' code is ``FinerCAM(model, weight=1.0, average="probability")``.
+    options of the authors' code are ``FinerCAM(model, weight=1.0, average="probability")``.
 
     One forward pass and one tail gradient (K for K classes).
 
@@ -32,8 +32,8 @@ class FinerCAM(GradientMethod):
 
     Raises:
         CamlibTypeError: ``weight`` is not a number, or ``nearest`` is not an int.
-        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1, or there is no such
-            ``average``.
+        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1, or ``average`` is
+            unknown.
 
     Example:
         >>> import camlib, torch, torchvision

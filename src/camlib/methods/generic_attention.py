@@ -87,16 +87,17 @@ class GenericAttention(AttentionMethod):
     The paper reads the row of the class token, or of the query of a detected object. camlib reads the rows of the
     tokens from which the score gets its gradient in the last block, and averages them. This is the class token where
     the head reads it, both of DeiT's tokens, the object's query in DETR and YOLOS, and all patches where the head
-    averages patches, for which the paper has no rule. The identity with which R begins is left out of the row: it says
-    only that each token is relevant to itself.
+    averages patches, for which the paper has no rule. The map leaves out the identity with which R begins, since it
+    says only that each token is relevant to itself.
 
-    The method reads attention as :class:`camlib.LeGrad` does. It has two forms: self-attention of the image in all
-    blocks; and then attention of queries to the image, with self-attention among them or without, as in attention
-    pooling and the decoder of DETR. Other attention between two sets of tokens, such as that of text and image, is
-    refused.
+    The method reads attention as :class:`camlib.LeGrad` does. It explains networks whose attention is all
+    self-attention of the image, and networks in which queries then attend to the image, with or without self-attention
+    among the queries, as in attention pooling and DETR's decoder. Other attention between two sets of tokens, such as
+    text and image, is refused.
 
-    The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect. Unlike those
-    of :class:`camlib.LeGrad`, they change their shape with the scale of the score, since R multiplies the blocks.
+    The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect. Unlike
+    LeGrad's, a map is not proportional to the score: twice the score gives another pattern, since R multiplies the
+    blocks.
 
     One forward pass, with autograd from the first attention on, and one tail gradient (K for K classes).
 
@@ -154,8 +155,8 @@ class GenericAttention(AttentionMethod):
             if one.shape[2] == one.shape[3] == tokens and not queries_are_keys(forward_pass.inputs, one, positions):
                 raise CamlibRuntimeError(
                     f"{type(self.model).__name__} has attention {tuple(one.shape)}, with as many queries as patches, "
-                    "but the queries are not seen to be these patches, so it is not known which rule applies; use "
-                    "images of another size or another number of queries, or camlib.LeGrad"
+                    "but the queries could not be traced to these patches, so it is unknown which rule applies; use "
+                    "images of another size, another number of queries, or camlib.LeGrad"
                 )
         return super()._layout(read, forward_pass)
 

@@ -58,18 +58,18 @@ def grad_eclip(gradients: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 class GradECLIP(AttentionMethod):
-    """Grad-ECLIP: the patches whose values raise the score, weighted by the similarity of query and key; for CLIP.
+    """Grad-ECLIP, made for CLIP: the patches whose values raise the score, weighted by how similar query and key are.
 
     See :func:`camlib.functional.grad_eclip` for the equation; Zhao et al. 2024, https://arxiv.org/abs/2502.18816. The
     paper explains the cosine similarity of an image and a text, :class:`camlib.targets.Similarity`; classes of a vision
     transformer work as well.
 
     The paper reads the class token. camlib sums over the tokens from which the score gets its gradient in the last
-    block, which is the class token where the head reads it. The authors' code computes the last attention with a single
+    block: the class token, if the head reads it. The authors' code computes the last attention with a single
     head, which changes the output of a network that has more; camlib explains the network as it is.
 
-    The method reads attention as :class:`camlib.LeGrad` does, but only that of torch's functions, which show queries
-    and keys. The maps (N, h, w) are on the grid of the patches.
+    The method reads attention as :class:`camlib.LeGrad` does, but only if torch's functions compute it, because only
+    these show queries and keys. The maps (N, h, w) are on the grid of the patches.
 
     One forward pass, with autograd from the first attention on, and one tail gradient (K for K classes).
 

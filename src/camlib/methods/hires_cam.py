@@ -16,8 +16,8 @@ def hires_cam(activations: Tensor, gradients: Tensor, pool: int = 1) -> Tensor:
     r"""Sum activation times gradient over the channels, position by position: :math:`\sum_k \bar G_k A_k`.
 
     :math:`\bar G` is the gradient itself (HiResCAM, equation 4 of the paper), or its mean over a window of ``pool``
-    cells along each axis (Seg-XRes-CAM). On pool + linear heads the map sums to the score minus the bias: it decomposes
-    the score exactly.
+    cells along each axis (Seg-XRes-CAM). If the tail is global average pooling and one linear layer, the map sums to
+    the score minus the bias.
 
     Args:
         activations: (N, C, ...).
@@ -52,8 +52,8 @@ class HiResCAM(GradientMethod):
     """HiResCAM: each position is weighted by its own gradient, without averaging over the map.
 
     See :func:`camlib.functional.hires_cam` for the equation; Draelos and Carin 2020, https://arxiv.org/abs/2011.08891.
-    On pool + linear heads it is Grad-CAM. With ``pool`` the gradient is averaged in windows, a form between HiResCAM
-    and Grad-CAM that was made for segmentation: Seg-XRes-CAM, Hasany et al. 2023,
+    If the tail is global average pooling and one linear layer, it is Grad-CAM. ``pool`` averages the gradient in
+    windows, which is between HiResCAM and Grad-CAM and was proposed for segmentation: Seg-XRes-CAM, Hasany et al. 2023,
     https://openaccess.thecvf.com/content/CVPR2023W/XAI4CV/html/Hasany_Seg-XRes-CAM. Their code also offers the largest
     gradient of each window; camlib averages, so that a window of the whole grid gives Grad-CAM.
 

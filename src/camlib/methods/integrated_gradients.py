@@ -22,7 +22,7 @@ Baseline = float | Tensor | Callable[[Tensor], Tensor]
 
 
 def gauss_legendre(steps: int) -> tuple[Tensor, Tensor]:
-    """Return the nodes in [0, 1] and the weights of the Gauss-Legendre rule, which captum uses, too.
+    """Return the nodes in [0, 1] and the weights of the Gauss-Legendre rule, as in captum.
 
     The rule with n steps is exact for polynomials of degree 2 n - 1.
 
@@ -81,16 +81,16 @@ def integrated_gradients(images: Tensor, baselines: Tensor, gradients: Iterable[
 
 
 class IntegratedGradients(PixelMethod):
-    """Integrated gradients: how much of the score each pixel adds, on the straight line from a baseline to the image.
+    """Integrated gradients: how much each pixel adds to the score on the straight line from a baseline to the image.
 
     See :func:`camlib.functional.integrated_gradients` for the equation; Sundararajan et al. 2017,
     https://arxiv.org/abs/1703.01365. The integral is taken by the Gauss-Legendre rule. The signed values sum to the
-    score minus that of the baseline, but for the rule's error, which
+    score minus that of the baseline, up to the rule's error, which
     :meth:`~camlib.methods.pixels.PixelMethod.attributions` gives as ``residual``: raise ``steps`` if it is not small.
-    Where a network normalises its first features, as ConvNeXt does, darker copies of an image have the same score, so
-    that nearly all of the change from a baseline of zero happens at its very start, between the nodes: the residual is
-    then most of the score, and another baseline is better. The map is the signed sum over the channels, whose negative
-    values are set to zero, like those of other methods; ``relu=False`` keeps them.
+    If a network normalises its first features, as ConvNeXt does, darker copies of an image have the same score. From a
+    baseline of zero the score then changes almost only between the baseline and the first node, and the residual is
+    most of the score: choose another baseline. The map is the signed sum over the channels, whose negative values are
+    set to zero, like those of other methods; ``relu=False`` keeps them.
 
     The method reads no layer: the maps (N, ...) have the input's resolution, or one cell for each window of ``pool``.
 
@@ -112,8 +112,8 @@ class IntegratedGradients(PixelMethod):
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``steps`` or ``pool`` are not positive ints, or ``baseline`` is of another
-            kind; when called, if they do not fit the images.
+        CamlibTypeError, CamlibValueError: ``steps`` or ``pool`` are not positive ints, or ``baseline`` is neither a
+            number, a tensor nor a function; when called, if ``pool`` or ``baseline`` does not fit the images.
 
     Example:
         >>> import camlib, torch, torchvision

@@ -95,8 +95,8 @@ class KPCACAM(ActivationMethod):
     """KPCA-CAM: EigenCAM for nonlinear patterns of the features.
 
     See :func:`camlib.functional.kpca_cam` for the equation; Karmani et al. 2024, https://arxiv.org/abs/2410.00267.
-    The authors' code, which is also in grad-cam, is ``KPCACAM(model, kernel="sigmoid", gamma="1/C", center=True)``, but
-    for the sign, which it leaves to chance. The sigmoid kernel saturates where activations are large.
+    ``KPCACAM(model, kernel="sigmoid", gamma="1/C", center=True)`` is the authors' code, which is also in grad-cam; but
+    the sign is arbitrary there. The sigmoid kernel saturates where activations are large.
 
     One forward pass, no gradient: the same map for every target. Memory grows with the square of the number of
     positions, time with its third power.

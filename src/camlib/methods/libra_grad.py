@@ -106,19 +106,19 @@ def libra_grad(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 class LibraGrad(GradientMethod):
-    """LibraGrad: the contribution of each token to the score, from what enters the first block of a transformer.
+    """LibraGrad: how much each token that enters a transformer's first block contributes to the score.
 
     See :func:`camlib.functional.libra_grad` for the equation, and :func:`camlib.balanced` for the gradients; Mehri et
-    al. 2025, https://arxiv.org/abs/2411.16760. The paper applies balanced gradients to other methods; this is its input
-    times gradient, for the tokens with their position embeddings. The sum of the signed map (``relu=False``), plus the
-    terms of the class token and of all biases behind the layer, is the score. At a given layer, the method is balanced
-    HiResCAM.
+    al. 2025, https://arxiv.org/abs/2411.16760. The paper applies balanced gradients to several methods; this one is
+    input times gradient, where the input is the tokens with their position embeddings. The sum of the signed map
+    (``relu=False``), plus the terms of the class token and of all biases behind the layer, is the score. At a given
+    layer, the method is balanced HiResCAM.
 
-    Without ``layer``, the method reads the last feature map before the network's first branch: the input of a vision
-    transformer's first block. In convolutional networks this map is early and fine, and the gradients are ordinary;
-    HiResCAM and LayerCAM are better there.
+    Without ``layer``, the method reads the last feature map before the network's first branch: in a vision transformer,
+    the input of the first block. In convolutional networks that map is early and fine, and most of them have ordinary
+    gradients; use HiResCAM or LayerCAM there.
 
-    One forward pass and one tail gradient (K for K classes), which is nearly the whole network's.
+    One forward pass and one tail gradient (K for K classes); the tail is nearly the whole network.
 
     Raises:
         CamlibRuntimeError: when called, as for :func:`camlib.balanced`.
@@ -139,7 +139,7 @@ class LibraGrad(GradientMethod):
 
     @property
     def title(self) -> str:
-        """Its name, which says what its gradients are."""
+        """Its name alone, which already says that its gradients are balanced."""
         return self.name
 
     def find_layers(self, inputs: Inputs) -> Sequence[str]:

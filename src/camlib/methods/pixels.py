@@ -37,7 +37,7 @@ class Attributions:
     """(N,), the scores of the baseline; for several baselines, the mean."""
     residual: Tensor
     """(N,), the scores minus those of the baseline, minus the sum of the values. It is the error of completeness, which
-    is zero for integrals without an error."""
+    is zero if the integral is exact."""
 
 
 class PixelMethod(Method):
@@ -119,7 +119,7 @@ class PixelMethod(Method):
 
 
 def pooled(maps: Tensor, window: tuple[int, ...]) -> Tensor:
-    """Return the means over windows of maps (..., h, w), which lie side by side; those at the border may be smaller.
+    """Return the means of maps (..., h, w) over windows that lie side by side; those at the far border may be smaller.
 
     Raises:
         CamlibValueError: the window is larger than the maps.

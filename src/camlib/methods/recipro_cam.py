@@ -42,16 +42,16 @@ def recipro_cam(scores: Tensor) -> Tensor:
 
 
 class ReciproCAM(LayerMethod):
-    """Recipro-CAM: what each cell of the layer makes of the score alone. Needs no gradients.
+    """Recipro-CAM: the score when only one cell of the layer keeps its features. Needs no gradients.
 
     See :func:`camlib.functional.recipro_cam` for the equation; Byun and Lee 2022, https://arxiv.org/abs/2209.14074.
-    The score of the paper is the softmax probability: pass :class:`camlib.targets.Probability` for it. In a vision
-    transformer the class token keeps its features, as in ViT-Recipro-CAM, https://arxiv.org/abs/2310.02588.
+    The paper's score is the softmax probability: :class:`camlib.targets.Probability`. In a vision transformer the class
+    token keeps its features, as in ViT-Recipro-CAM, https://arxiv.org/abs/2310.02588.
 
-    The lowest score is the zero of the map, so the map does not tell evidence against a class from its absence. Behind
-    a mean over positions and one linear layer it is the signed CAM minus its lowest value; there
-    :class:`camlib.CAM` is faster, and its zero means no evidence. The maps are never negative, so ``relu`` has no
-    effect.
+    The lowest score is the map's zero, so the map does not tell evidence against a class from no evidence. If the tail
+    is a mean over positions and one linear layer, the map is the signed CAM minus its lowest value, divided by the
+    number of cells; there :class:`camlib.CAM` is faster, and its zero means no evidence. The maps are never negative,
+    so ``relu`` has no effect.
 
     For any number K of classes, ``N`` single-image forward passes, and ``N + N h w`` single-image passes of the tail.
     The peak memory is that of ``chunk_size`` copies of an image's features with the activations of the tail, plus the
@@ -62,8 +62,8 @@ class ReciproCAM(LayerMethod):
     Args:
         model: as for :class:`camlib.methods.Method`.
         layer: as for :class:`camlib.methods.Method`.
-        gaussian: whether the neighbours of the cell are kept, too, with Gaussian weights. It is the form of the paper
-            on vision transformers; smooth, and coarser.
+        gaussian: whether to keep the neighbours of the cell, too, with Gaussian weights, as the paper on vision
+            transformers does; the map is then smoother and coarser.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.

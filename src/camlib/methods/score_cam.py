@@ -76,15 +76,15 @@ class ScoreCAM(LayerMethod):
         layer: as for :class:`camlib.methods.Method`.
         channels: None to use all channels. A number uses only that many channels of each image, those with the highest
             variance over positions, and ignores the others: ``N + N channels`` passes, an approximation.
-        weights: as for :func:`camlib.functional.score_cam`; with "probability", classes are explained by their softmax
-            or sigmoid, and other scores as they are, which must not be negative.
+        weights: as for :func:`camlib.functional.score_cam`. With "probability", the score of a class is its softmax or
+            sigmoid; other scores stay as they are and must not be negative.
         chunk_size: how many rows run at a time, :attr:`camlib.passes.chunks.Chunks.size`.
         progress: whether to show a progress bar.
         **options: as for :class:`camlib.methods.Method`.
 
     Raises:
-        CamlibTypeError, CamlibValueError: ``channels`` is neither None nor a positive int, or there are no such
-            ``weights``; when called, if scores that are to be weights are negative.
+        CamlibTypeError, CamlibValueError: ``channels`` is neither None nor a positive int, or ``weights`` is
+            unknown; when called, if scores that are to be weights are negative.
 
     Example:
         >>> import camlib, torch, torchvision

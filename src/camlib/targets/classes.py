@@ -332,12 +332,12 @@ class Contrast(_OfClasses):
             None for the ``nearest`` of each c. With several c, each is contrasted with all R.
         weight: the factor of the mean of the other classes.
         nearest: the number of classes to contrast with where ``against`` is None; all others if there are fewer.
-        average: "mean" of the other classes; or "probability" to weight each by its softmax probability, as Finer-CAM's
-            authors do in their code, with a weight of 1. The probabilities have gradients, too.
+        average: "mean" of the other classes; or "probability" to weight each by its softmax probability, as the
+            code of Finer-CAM's authors does, with a weight of 1. The gradient also runs through the probabilities.
 
     Raises:
         CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
-        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, there is no such ``average``, a class is contrasted
+        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, ``average`` is unknown, a class is contrasted
             with itself, or the network has a single logit.
 
     Example:

@@ -22,9 +22,9 @@ class Detection(Target):
     .. math:: \max_j \; \operatorname{IoU}(b_t, b_j) \cdot \cos(p_t, p_j) \cdot o_j
 
     with boxes b, class probabilities p and objectness o; Petsiuk et al. 2021, https://arxiv.org/abs/2006.03204. For the
-    paper's method, use RISE: ``camlib.RISE(model, samples=5000, cells=16)``. The score of :class:`Box` falls
-    only when the detector becomes less certain; this one also falls when the box moves or the class changes. It needs
-    only what the detector reports, and no gradients.
+    paper's method, use RISE: ``camlib.RISE(model, samples=5000, cells=16)``. The score of :class:`Box` falls only when
+    the detector becomes less certain; this one also falls when the box moves or the class changes. It needs only what
+    the detector reports, and no gradients.
 
     The outputs are those that :class:`Box` reads. Where a detector reports one label for each detection, as
     torchvision's do, the probabilities are 1 for the label and 0 for all others: the cosine is 1 if the labels are the

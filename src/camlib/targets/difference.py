@@ -20,9 +20,9 @@ class Difference(Target):
     .. math:: (f - \bar r) \cdot \frac{d}{|d|}, \qquad d = f(x) - \bar r, \quad \bar r = \operatorname{mean}_j r_j
 
     What does this image have that those do not? The direction is fixed on the clean image. No class is involved, so
-    networks without a classifier can be explained. With features that are means over
-    positions, Grad-CAM weights each channel by its difference. DiffCAM (Li et al., CVPR 2025) asks the same question;
-    this target takes the plain difference of the means as the direction.
+    networks without a classifier can be explained. With features that are means over positions, Grad-CAM weights each
+    channel by its difference. DiffCAM (Li et al., CVPR 2025) asks the same question; this target takes the plain
+    difference of the means as the direction.
 
     Outputs are features (rows, D), as for :class:`Similarity`: pass ``forward=`` that returns them.
 
