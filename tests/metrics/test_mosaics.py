@@ -93,7 +93,7 @@ def test_evaluate_plays_the_game_for_each_tile() -> None:
         ({"classes": torch.rand(6)}, camlib.CamlibTypeError, "classes must be integers"),
         ({"classes": [0, 1]}, camlib.CamlibValueError, "images have shape"),
         ({"images": torch.rand(6, 8, 8)}, camlib.CamlibValueError, "they must be"),
-        ({"side": 3}, camlib.CamlibValueError, "needs 9 classes, and the images are of 6"),
+        ({"side": 3}, camlib.CamlibValueError, "needs 9 classes, and the images have 6"),
         ({"count": 0}, camlib.CamlibValueError, "count must be an int of at least 1"),
     ],
 )

@@ -32,7 +32,7 @@ def deleted(
     Args:
         steps: in how many steps all pixels are replaced; RISE replaces 224 x 8 pixels at a time, which is 28 steps of
             224 x 224.
-        baseline: what replaces them: "zero" (RISE's choice), "blur", a number or a tensor (C, 1, 1); see
+        baseline: what replaces them: "zero" (RISE's choice), "mean", "blur", a number or a tensor (C, 1, 1); see
             :func:`camlib.metrics.fills.baseline_images`.
         generator: shuffles ties, which a ReLU'd map has many of; without one, every call draws the same.
 
@@ -55,9 +55,9 @@ def inserted(
         steps: in how many steps all pixels are inserted; RISE inserts 224 x 8 pixels at a time, which is 28 steps of
             224 x 224.
         baseline: the image that they are inserted into: "blur" (RISE's choice, as sharp borders on grey are features,
-            too), "zero", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`. RISE's code
-            pads with zeros before it blurs, with a kernel that is nearly flat: on three photographs, insertion is then
-            0.716, 0.673 and 0.178 instead of 0.755, 0.686 and 0.161.
+            too), "zero", "mean", a number or a tensor (C, 1, 1); see :func:`camlib.metrics.fills.baseline_images`.
+            RISE's code pads with zeros before it blurs, with a kernel that is nearly flat: on three photographs,
+            insertion is then 0.716, 0.673 and 0.178 instead of 0.755, 0.686 and 0.161.
         generator: as for :func:`camlib.metrics.deletion`.
 
     Raises:

@@ -202,9 +202,13 @@ def metric(
 def after(
     step: Callable[Concatenate[R, P], S],
 ) -> Callable[[Callable[[S], Tensor]], Callable[Concatenate[R, P], Tensor]]:
-    """Make a function of what a step returns a function of what the step reads and of the step's options.
+    """Run a step first: the decorated function gets what the step returns.
 
-    Several metrics then share the step, its options and their documentation. Stands under :func:`metric`.
+    The result takes what the step reads and the step's options. Several metrics can share a step, with its options and
+    their documentation. Put this decorator below :func:`metric`.
+
+    Args:
+        step: the shared computation, a function of what the metrics read and of options.
     """
 
     def decorated(of: Callable[[S], Tensor]) -> Callable[Concatenate[R, P], Tensor]:

@@ -86,13 +86,13 @@ def grid_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
     .. math::
         \frac{\sum_{p \in M} \max(0, H_p)}{\sum_p \max(0, H_p)}
 
-    of a mosaic of n x n images of different classes (:func:`camlib.metrics.mosaics`), where M is the tile of the class
-    that H explains: none of the others shows it. Böhle et al. 2021, https://arxiv.org/abs/2104.00032, and Rao et al.
+    for a mosaic of n x n images of different classes (:func:`camlib.metrics.mosaics`), where M is the tile of the class
+    that H explains; no other tile shows this class. Böhle et al. 2021, https://arxiv.org/abs/2104.00032, and Rao et al.
     2022, https://arxiv.org/abs/2205.10435 (GridPG), for each tile of a mosaic. 0 without a positive value. Higher is
-    better; an even heatmap has 1 / n².
+    better; a constant heatmap has 1 / n².
 
-    The papers take raw maps. A heatmap that is scaled from its lowest value to its highest has no negative values any
-    more, so explain with ReLU, or give ``explanation.maps.clamp(min=0)``, resized. No forward pass.
+    The papers take raw maps. Min-max scaling lifts negative values above 0: explain with ``relu=True``, or give
+    ``explanation.maps.clamp(min=0)``, resized. No forward pass.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Mosaics of images, each of another class: where a class is, is known (Böhle et al. 2021)."""
+"""Mosaics of images of different classes, so that the place of each class is known (Böhle et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camlib.inputs.noise import own_generator
 
 @dataclass(frozen=True, eq=False)
 class Mosaics:
-    """Pictures of several images each, no two of one class; see :func:`mosaics`."""
+    """Grids of several images, no two of the same class; see :func:`mosaics`."""
 
     images: Tensor
     """(M, C, n H, n W)."""
@@ -50,9 +50,9 @@ class Mosaics:
 def mosaics(
     images: Tensor, classes: Any, count: int, *, side: int = 2, generator: torch.Generator | None = None
 ) -> Mosaics:
-    """Put images of different classes together, for :func:`camlib.metrics.grid_pointing_game`.
+    """Build mosaics of images of different classes, for :func:`camlib.metrics.grid_pointing_game`.
 
-    The papers take images that the network classifies rightly and with confidence.
+    The papers take images that the network classifies correctly and with confidence.
 
     Args:
         images: (N, C, H, W).
@@ -97,7 +97,7 @@ def mosaics(
     tiles, known = positive_int("side", side) ** 2, labels.unique().cpu()
     if len(known) < tiles:
         raise CamlibValueError(
-            f"a mosaic of {side} x {side} images needs {tiles} classes, and the images are of {len(known)}; give "
+            f"a mosaic of {side} x {side} images needs {tiles} classes, and the images have {len(known)}; give "
             "images of more classes, or a smaller side"
         )
     own = own_generator(generator)

@@ -40,8 +40,8 @@ def removing_regions(
     """Replace the regions of each image, the one of the highest mean importance first.
 
     Args:
-        regions: the side of square regions, in pixels; or integers (N, H, W), or (H, W) for all images, equal where
-            pixels belong together, such as scikit-image's ``slic`` returns them.
+        regions: the side of square regions, in pixels; or integers (N, H, W), or (H, W) for all images, which are equal
+            for pixels of one region, such as the superpixels of scikit-image's ``slic``.
         baseline: what replaces them: "mean" of the image's channels, "zero", "blur", a number or a tensor (C, 1, 1);
             see :func:`camlib.metrics.fills.baseline_images`.
         generator: shuffles ties, which a ReLU'd map has many of; without one, every call draws the same.
@@ -89,8 +89,8 @@ def region_perturbation(removal: Removal) -> Tensor:
 
     where the k most important of the L regions of :math:`x_k` are replaced. Samek et al. 2017,
     https://arxiv.org/abs/1509.06321, who replace squares of 9 x 9 pixels by uniform noise, the first 100 of them.
-    Higher is better: the score falls early. Single pixels are :func:`camlib.metrics.deletion`: its area is the mean of
-    the scores themselves.
+    Higher is better: the score falls early. :func:`camlib.metrics.deletion` replaces single pixels; its area is the
+    mean of the scores themselves.
 
     ``N (1 + L)`` forward passes of an image.
     """
@@ -108,7 +108,7 @@ def irof(removal: Removal) -> Tensor:
     where the k most important of the L regions of :math:`x_k` are replaced. Rieger and Hansen 2020,
     https://arxiv.org/abs/2003.08747, with the superpixels of SLIC, which ``regions`` takes. Higher is better: the score
     falls early. NaN for an image among others whose probability is 0 in floating point. Quantus does not divide by L,
-    and its area begins behind the first superpixel.
+    and its area begins after the first superpixel has been replaced.
 
     ``N (1 + L)`` forward passes of an image.
 

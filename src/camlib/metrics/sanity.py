@@ -157,15 +157,15 @@ def independent_randomization(
 def efficient_randomization(
     explained: Explained, *, bins: int = 100, generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""eMPRT: by which share the heatmap becomes more complex when the whole network is randomised.
+    r"""eMPRT: relative increase of the heatmap's complexity when the whole network is randomised.
 
     .. math::
         \frac{\xi(H_{\theta'}) - \xi(H_\theta)}{\xi(H_\theta)}, \qquad \xi(H) = -\sum_{b=1}^{B} p_b \log p_b
 
     where :math:`p_b` is the share of the pixels whose values fall into the b-th of B equal bins between the lowest and
     the highest value. Hedström et al. 2024, https://arxiv.org/abs/2401.06465, with the random parameters of
-    :func:`camlib.metrics.randomization`. Higher is better: the explanation of a random network should be a random one,
-    whose values spread. It asks no similarity of heatmaps, which favours noise.
+    :func:`camlib.metrics.randomization`. Higher is better: the explanation of a random network should be random, and
+    its values should spread. It does not compare heatmaps by a similarity, which would favour noise.
 
     The other test of that paper, sMPRT, averages explanations over noisy copies first: it is
     :func:`camlib.metrics.cascading_randomization` of :class:`camlib.NoiseAveraging`.

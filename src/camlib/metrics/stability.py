@@ -1,4 +1,4 @@
-"""Relative stability: how much a map changes, against how much the image, or the output, does (Agarwal et al. 2022)."""
+"""Relative stability: the change of a map, divided by that of image, output or features (Agarwal et al. 2022)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def with_relative_noise(
     Args:
         radius: r, in the inputs' units.
         samples: S, how many noisy copies.
-        least: what stands for 0 where something is divided by it.
+        least: what replaces a divisor of 0.
         generator: for the noise; without one, every call draws the same.
 
     Raises:
@@ -84,7 +84,7 @@ def _shares(changed: Tensor, values: Tensor, least: float) -> Tensor:
 @metric(Explained, "lower", "not negative; NaN where every copy has another predicted class")
 @after(with_relative_noise)
 def relative_input_stability(changes: RelativeChanges) -> Tensor:
-    r"""RIS: largest relative change of the map, against the relative change of the image.
+    r"""RIS: largest relative change of the map, divided by the relative change of the image.
 
     .. math::
         \max_k \frac{\left\| \frac{M(x + d_k) - M(x)}{M(x)} \right\|_2}
@@ -93,8 +93,8 @@ def relative_input_stability(changes: RelativeChanges) -> Tensor:
 
     with the raw map M as the method returns it, over the copies whose predicted class is that of the image. Agarwal et
     al. 2022, https://arxiv.org/abs/2203.06877. Lower is better. Changes of values of 0 are divided by :math:`\epsilon`
-    (``least``), so that a position that was 0 and no longer is outweighs all others: a ReLU'd map has many of these.
-    Compare signed maps, ``relu=False``, or set ``least`` to what counts as little in the map.
+    (``least``), so a position whose value was 0 and is not 0 with noise outweighs all others. Maps after a ReLU have
+    many such positions: compare signed maps (``relu=False``), or raise ``least`` to a small value of the map.
 
     ``1 + samples`` explanations.
     """
@@ -104,14 +104,14 @@ def relative_input_stability(changes: RelativeChanges) -> Tensor:
 @metric(Explained, "lower", "not negative; NaN where every copy has another predicted class")
 @after(with_relative_noise)
 def relative_output_stability(changes: RelativeChanges) -> Tensor:
-    r"""ROS: largest relative change of the map, against the change of the logits.
+    r"""ROS: largest relative change of the map, divided by the change of the logits.
 
     .. math::
         \max_k \frac{\left\| \frac{M(x + d_k) - M(x)}{M(x)} \right\|_2}
             {\max\left(\left\| h(x + d_k) - h(x) \right\|_2, \epsilon\right)}, \qquad
         d_{kcp} \sim \mathcal{U}(-r, r)
 
-    with the logits h of all classes; of a single logit y, those are -y and y. Agarwal et al. 2022,
+    with the logits h of all classes; for a network with a single logit y, these are -y and y. Agarwal et al. 2022,
     https://arxiv.org/abs/2203.06877. Otherwise as :func:`camlib.metrics.relative_input_stability`. Lower is better.
 
     ``1 + samples`` explanations.
@@ -129,7 +129,7 @@ def relative_representation_stability(
     least: float = 1e-6,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""RRS: largest relative change of the map, against the relative change of a layer's output.
+    r"""RRS: largest relative change of the map, divided by the relative change of a layer's output.
 
     .. math::
         \max_k \frac{\left\| \frac{M(x + d_k) - M(x)}{M(x)} \right\|_2}
@@ -137,8 +137,8 @@ def relative_representation_stability(
         d_{kcp} \sim \mathcal{U}(-r, r)
 
     with the output A of the layer. Agarwal et al. 2022, https://arxiv.org/abs/2203.06877. Otherwise as
-    :func:`camlib.metrics.relative_input_stability`: where A is behind a ReLU, values that were 0 outweigh all others.
-    Lower is better.
+    :func:`camlib.metrics.relative_input_stability`; if A follows a ReLU, values of A that were 0 outweigh all others,
+    too. Lower is better.
 
     ``1 + samples`` explanations and ``N (1 + samples)`` forward passes of an image.
 
