@@ -199,9 +199,10 @@ class Method(ABC):
         """Compile the calls of this method with ``torch.compile``: forward pass, tail gradient and maps as one graph.
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
-        Ablation-CAM, Recipro-CAM and the methods of gradients and activations are compiled. One graph serves all
-        classes; each other target has a graph. Other calls run eagerly, and a warning says why: in float16, and where
-        the Python code of the model or of the target reads numbers, draws random numbers, changes the model's
+        Ablation-CAM and Recipro-CAM, if the tail needs only the layer's output, and the subclasses of
+        :class:`GradientMethod` and :class:`ActivationMethod`, except Guided Grad-CAM, are compiled. One graph serves
+        all classes; every other target has its own graph. Other calls run eagerly, and a warning says why: in float16,
+        and where the Python code of the model or of the target reads numbers, draws random numbers, changes the model's
         parameters or buffers, or returns more than tensors. Each graph is compared with eager calls, also of other
         images, before and after it is compiled.
 

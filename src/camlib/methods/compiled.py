@@ -317,7 +317,7 @@ class Compiled:
     ) -> Explanation | None:
         if unchecked is None:
             raise CannotCompileError(
-                f"{type(method).__name__} cannot be compiled; Ablation-CAM, Recipro-CAM and the subclasses of "
+                f"{type(method).__name__} cannot be compiled; Ablation-CAM, Recipro-CAM and most subclasses of "
                 "ActivationMethod and GradientMethod can"
             )
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target

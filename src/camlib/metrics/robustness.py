@@ -16,7 +16,7 @@ from camlib.metrics.readings import Explained
 
 
 class Changes(NamedTuple):
-    """Euclidean norms of what noise changes."""
+    """Euclidean norms of the changes that noise causes."""
 
     of_heatmaps: Tensor
     """(samples, N)."""

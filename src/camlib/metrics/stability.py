@@ -18,7 +18,7 @@ from camlib.targets.classes import all_logits
 
 
 class RelativeChanges(NamedTuple):
-    """Norms of what noise changes, (samples, N)."""
+    """Norms of the changes that noise causes, (samples, N)."""
 
     maps: Tensor
     """Of the maps, as shares of their values."""

@@ -9,8 +9,8 @@ adds up, is the score. They are those of an ordinary backward pass in which some
 * a product of two features, as in SwiGLU, passes half of the gradient to each.
 
 They are hooks on the nodes of autograd's graph. So the forward pass is untouched, to the last bit, and it does not
-matter how the network calls an operation. Each node between the layer and the outputs has a rule or is linear, at least
-piece by piece; for another node, there is an error that names it.
+matter how the network calls an operation. Each node between the layer and the outputs must have a rule or be linear, at
+least piece by piece; other nodes raise an error that names them.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
         raise CamlibRuntimeError(
             f"the score depends on {name} (as autograd names it) otherwise than as a factor of features, and balanced "
             "gradients have rules only for weights, gates and scales. If it turns the outputs into probabilities, "
-            "explain the model without it, with forward=; else use the method without camlib.balanced"
+            "explain the model without it, with forward=; else use ordinary gradients, as camlib.HiResCAM does"
         )
     if name not in _RULES and name not in _LINEAR:
         raise _no_rule(name)
@@ -183,9 +183,9 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
 
 def _no_rule(name: str) -> CamlibRuntimeError:
     return CamlibRuntimeError(
-        f"the score depends on {name} (as autograd names it), for which balanced gradients have no rule; use the "
-        "method without camlib.balanced. Custom kernels of attention (flash-attn, xformers, flex) can be switched off, "
-        "scripted and compiled modules replaced by the original ones, and operations in place by others"
+        f"the score depends on {name} (as autograd names it), for which balanced gradients have no rule. "
+        "Switch off custom attention kernels (flash-attn, xformers, flex), replace scripted and compiled modules by "
+        "the original ones and in-place operations by others, or use ordinary gradients, as camlib.HiResCAM does"
     )
 
 
