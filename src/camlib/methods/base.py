@@ -200,11 +200,11 @@ class Method(ABC):
 
         The first call for inputs of a shape is slow, since it records and compiles the graph; later ones are fast.
         Ablation-CAM and Recipro-CAM, if the tail needs only the layer's output, and the subclasses of
-        :class:`GradientMethod` and :class:`ActivationMethod`, except Guided Grad-CAM, are compiled. One graph serves
-        all classes; every other target has its own graph. Other calls run eagerly, and a warning says why: in float16,
-        and where the Python code of the model or of the target reads numbers, draws random numbers, changes the model's
-        parameters or buffers, or returns more than tensors. Each graph is compared with eager calls, also of other
-        images, before and after it is compiled.
+        :class:`camlib.methods.GradientMethod` and :class:`camlib.methods.ActivationMethod`, except Guided Grad-CAM, are
+        compiled. One graph serves all classes; every other target has its own graph. Other calls run eagerly, and a
+        warning says why: in float16, and where the Python code of the model or of the target reads numbers, draws
+        random numbers, changes the model's parameters or buffers, or returns more than tensors. Each graph is compared
+        with eager calls, also of other images, before and after it is compiled.
 
         A graph is recorded again after modules, parameters, buffers or hooks of the model are replaced, or options of
         the method. Numbers that change in place, as in training, need no new graph. Call :meth:`compile` again after
