@@ -522,6 +522,19 @@ class Custom(torch.autograd.Function):
         return gradient
 
 
+class Mul(torch.autograd.Function):
+    """A custom function that has the name of an operation of torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a hidden tanh": (torch.tanh, "depends on Tanh .* otherwise than as a factor"),
     "a hidden sigmoid": (torch.sigmoid, "depends on Sigmoid .* otherwise than as a factor"),
@@ -530,7 +543,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a power of a tensor": (lambda x: x.abs() ** torch.ones(1), "Pow with a tensor"),
     "a reciprocal": (lambda x: 1 / (x + 9), "depends on (Reciprocal|Div)"),
     "a sine": (torch.sin, "depends on Sin .*no rule"),
-    "a custom kernel": (Custom.apply, "depends on Custom .*no rule.*flash-attn"),
+    "a custom kernel": (Custom.apply, "depends on CustomBackward .*no rule.*flash-attn"),
+    "a custom kernel with the name of a product": (Mul.apply, "depends on MulBackward .*no rule.*flash-attn"),
     "an ELU in place": (lambda x: F.elu(x.clone(), inplace=True), "Elu in place"),
     "a part in place": (lambda x: in_place(x.clone()), "depends on CopySlices"),
     "weights that are features": (lambda x: x.flatten(1).softmax(1), "depends on Softmax"),
