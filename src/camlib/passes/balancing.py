@@ -143,14 +143,14 @@ class _Factors:
 def _name(node: Any) -> str:
     """The operation of a node; CopySlices is one in place on a part of a tensor, of which newer versions of torch tell.
 
-    An arrangement or a sum is the same on a part of a tensor; what else is done there has no rule. A custom function may
-    have the name of an operation of torch, so it keeps its ending, as in MulBackward.
+    An arrangement or a sum is the same on a part of a tensor; what else is done there has no rule. A custom function
+    may have the name of an operation of torch, so it keeps its ending, as in MulBackward.
     """
     on_part = getattr(node, "_wrapped_node", None)
     if on_part is not None and _name(on_part) in _LINEAR:
         return _name(on_part)
-    of_torch = operation(node)
-    return node.name() if isinstance(node, BackwardCFunction) else of_torch
+    of_torch, full = operation(node), node.name()
+    return full if isinstance(node, BackwardCFunction) else of_torch
 
 
 def _is_factor(node: Any) -> bool:
