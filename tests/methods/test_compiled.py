@@ -313,7 +313,7 @@ class Branching(Network):
 @pytest.mark.parametrize(
     ("make", "target", "why"),
     [
-        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only Ablation-CAM and Recipro-CAM are"),
+        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "only Ablation-CAM, Recipro-CAM and"),
         (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, int(y[0, 0] > 9)], "not a fixed sequence"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, ARRAY[0]], "reads a ndarray"),

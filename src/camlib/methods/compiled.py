@@ -331,7 +331,7 @@ class Compiled:
         self, method: Compilable, eager: Eager, unchecked: Unchecked | None, inputs: Inputs, target: Any
     ) -> Explanation | None:
         if unchecked is None:
-            raise CannotCompileError("of the methods that perturb, only Ablation-CAM and Recipro-CAM are compiled")
+            raise CannotCompileError("only Ablation-CAM, Recipro-CAM and methods of gradients and activations are")
         classes = target.classes if type(target) in (targets.Classes, targets.BoundLogits) else target
         if not inputs.tensors:
             raise CannotCompileError("the inputs hold no tensors")
