@@ -575,6 +575,31 @@ def test_an_operation_without_a_rule_is_named(name: str) -> None:
         )
 
 
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return (x * self.gate(x).sigmoid()).mean((2, 3))
+
+
+def test_layers_of_gates_are_refused_with_the_reason() -> None:
+    for layers, why in (("gate", "computes a gate"), (["layer", "gate"], "only through weights, gates or scales")):
+        with pytest.raises(camlib.CamlibRuntimeError, match=why):
+            camlib.balanced(camlib.HiResCAM(Gated(), layers))(torch.rand(2, 3, 8, 8), 1)
+
+
+def test_a_constant_divided_by_features_is_a_scale() -> None:
+    gain = nn.Parameter(torch.rand(8, 1, 1))
+    cam = camlib.balanced(camlib.HiResCAM(After(lambda x: x * (gain / x.norm(dim=1, keepdim=True))), "layer"))
+    plain = camlib.balanced(camlib.HiResCAM(After(lambda x: gain * x / x.norm(dim=1, keepdim=True)), "layer"))
+    plain.model.load_state_dict(cam.model.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(cam(images, 1).maps, plain(images, 1).maps)
+
+
 def test_operations_behind_weights_and_outputs_need_no_rule() -> None:
     """Cosines of positions in the query; and a target that is not linear."""
 
