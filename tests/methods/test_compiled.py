@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import gc
 import pickle
 import warnings
@@ -114,6 +116,53 @@ def test_equal_targets_share_a_graph_and_variables_that_functions_read_are_notic
     same(fast(images, targets["dictionary"]()), eager(images, targets["dictionary"]()))
     monkeypatch.setattr(f"{__name__}.CLASS", 2)
     same(fast(images, targets["global"]()), eager(images, targets["global"]()))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfGlobal(camlib.targets.Target):
+    """A target of equal fields whose method reads a variable."""
+
+    def bind(self, outputs: Any) -> camlib.targets.BoundTarget:
+        return camlib.targets.Classes(CLASS).bind(outputs)
+
+
+@functools.wraps(torch.relu)
+def wrapper(outputs: Tensor) -> Tensor:
+    return outputs[:, CLASS]
+
+
+def of_attribute(outputs: Tensor) -> Tensor:
+    return outputs[:, of_attribute.index]
+
+
+INDEX = torch.zeros((), dtype=torch.int64)
+
+
+@pytest.mark.filterwarnings("ignore:the call is not compiled")
+@pytest.mark.parametrize(
+    "target",
+    [OfGlobal(), lambda outputs: wrapper(outputs), of_attribute, lambda outputs: outputs[:, INDEX]],
+    ids=["a method's variable", "a wrapper of torch's function", "a function's attribute", "a tensor as an index"],
+)
+def test_what_a_target_reads_elsewhere_is_noticed(target: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Network().eval()
+    fast, eager = compiled(camlib.GradCAM(model, "norm")), camlib.GradCAM(model, "norm")
+    for index in (0, 2):
+        monkeypatch.setattr(f"{__name__}.CLASS", index)
+        monkeypatch.setattr(of_attribute, "index", index, raising=False)
+        INDEX.fill_(index)
+        same(fast(images, target), eager(images, target))
+
+
+@pytest.mark.filterwarnings("error::camlib.CamlibWarning")
+def test_a_target_may_mention_a_variable_that_is_not_assigned(images: Tensor) -> None:
+    def target(outputs: Tensor) -> Tensor:
+        return outputs[:, 1] if len(outputs) else never(outputs)
+
+    if len(images) == 0:
+        never = torch.relu
+    model = Network().eval()
+    same(compiled(camlib.GradCAM(model, "norm"))(images, target), camlib.GradCAM(model, "norm")(images, target))
 
 
 def test_many_different_targets_run_eagerly(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,11 +313,7 @@ class Branching(Network):
 @pytest.mark.parametrize(
     ("make", "target", "why"),
     [
-        (
-            lambda: camlib.ScoreCAM(Network().eval(), "norm"),
-            1,
-            "ScoreCAM cannot be compiled; Ablation-CAM",
-        ),
+        (lambda: camlib.ScoreCAM(Network().eval(), "norm"), 1, "ScoreCAM cannot be compiled; Ablation-CAM"),
         (lambda: camlib.RandomCAM(Network().eval(), "norm"), 1, "random numbers"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, int(y[0, 0] > 9)], "not a fixed sequence"),
         (lambda: camlib.GradCAM(Network().eval(), "norm"), lambda y: y[:, ARRAY[0]], "reads a ndarray"),
@@ -399,6 +444,7 @@ def counted(model: Doing, x: Tensor, forward: Any) -> Tensor:
 DEPENDENT = {
     "percentile": (lambda m, x, f: f(x / float(np.percentile(x.numpy(), 90))), "read into Python"),
     "tolist": (lambda m, x, f: f(x / x.amax().reshape(1).tolist()[0]), "read into Python"),
+    "a parameter as a number": (lambda m, x, f: f(x * float(m.own.weight[0])), "read into Python"),
     "nonzero": (lambda m, x, f: f(x * (1 + len((x > 0.9).nonzero()) / 10)), "shape of a tensor depends on numbers"),
     "unique": (lambda m, x, f: f(x * torch.unique((4 * x).round()).numel()), "shape of a tensor depends on numbers"),
     "mask": (lambda m, x, f: f(x - x[x > 0.5].sum() / 100), "shape of a tensor depends on numbers"),

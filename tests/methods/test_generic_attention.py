@@ -214,6 +214,18 @@ def test_rollout_is_the_same_for_all_classes() -> None:
 # What they cannot read ------------------------------------------------------------------------------------------------
 
 
+def test_rollout_of_classes_with_tokens_of_their_own_begins_at_each() -> None:
+    def forward(model: Any, x: Tensor) -> Tensor:
+        scores: Tensor = model.forward_features(x)[:, :3, 0]
+        return scores
+
+    inputs, cam = images(), camlib.AttentionRollout(timm_vit(reg_tokens=2), forward=forward)
+    maps = cam(inputs, [[0, 1, 2]] * 2).maps
+    each = torch.stack([cam(inputs, token).maps for token in range(3)], 1)
+    torch.testing.assert_close(maps, each)
+    assert (maps[:, 0] - maps[:, 1]).abs().amax() > 1e-4
+
+
 @pytest.mark.parametrize("method", [camlib.GenericAttention, camlib.AttentionRollout])
 @pytest.mark.parametrize(
     ("build", "message"),

@@ -522,6 +522,19 @@ class Custom(torch.autograd.Function):
         return gradient
 
 
+class Mul(torch.autograd.Function):
+    """A custom function that has the name of an operation of torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a hidden tanh": (torch.tanh, "depends on Tanh .* otherwise than as a factor"),
     "a hidden sigmoid": (torch.sigmoid, "depends on Sigmoid .* otherwise than as a factor"),
@@ -530,7 +543,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a power of a tensor": (lambda x: x.abs() ** torch.ones(1), "Pow with a tensor"),
     "a reciprocal": (lambda x: 1 / (x + 9), "depends on (Reciprocal|Div)"),
     "a sine": (torch.sin, "depends on Sin .*no rule"),
-    "a custom kernel": (Custom.apply, "depends on Custom .*no rule.*flash-attn"),
+    "a custom kernel": (Custom.apply, "depends on CustomBackward .*no rule.*flash-attn"),
+    "a custom kernel with the name of a product": (Mul.apply, "depends on MulBackward .*no rule.*flash-attn"),
     "an ELU in place": (lambda x: F.elu(x.clone(), inplace=True), "Elu in place"),
     "a part in place": (lambda x: in_place(x.clone()), "depends on CopySlices"),
     "weights that are features": (lambda x: x.flatten(1).softmax(1), "depends on Softmax"),
@@ -559,6 +573,31 @@ def test_an_operation_without_a_rule_is_named(name: str) -> None:
         camlib.balanced(camlib.HiResCAM(After(function), "layer"))(
             torch.rand(2, 3, 8, 8), lambda outputs: outputs[:, 0]
         )
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return (x * self.gate(x).sigmoid()).mean((2, 3))
+
+
+def test_layers_of_gates_are_refused_with_the_reason() -> None:
+    for layers, why in (("gate", "computes a gate"), (["layer", "gate"], "only through weights, gates or scales")):
+        with pytest.raises(camlib.CamlibRuntimeError, match=why):
+            camlib.balanced(camlib.HiResCAM(Gated(), layers))(torch.rand(2, 3, 8, 8), 1)
+
+
+def test_a_constant_divided_by_features_is_a_scale() -> None:
+    gain = nn.Parameter(torch.rand(8, 1, 1))
+    cam = camlib.balanced(camlib.HiResCAM(After(lambda x: x * (gain / x.norm(dim=1, keepdim=True))), "layer"))
+    plain = camlib.balanced(camlib.HiResCAM(After(lambda x: gain * x / x.norm(dim=1, keepdim=True)), "layer"))
+    plain.model.load_state_dict(cam.model.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(cam(images, 1).maps, plain(images, 1).maps)
 
 
 def test_operations_behind_weights_and_outputs_need_no_rule() -> None:

@@ -51,9 +51,9 @@ class AttentionRollout(AttentionMethod):
     """Attention rollout: what the network attends to, whatever the class. A baseline; it does not explain a decision.
 
     See :func:`camlib.functional.attention_rollout` for the equation; Abnar and Zuidema 2020,
-    https://arxiv.org/abs/2005.00928. The map is the same for every class, and it does not tell evidence for a class
-    from evidence against it. Use it as a baseline for other methods, not to explain a prediction. The values, the MLPs
-    and the head of the network are not in the equation.
+    https://arxiv.org/abs/2005.00928. The map is the same for every class that is read at the same tokens, and it does
+    not tell evidence for a class from evidence against it. Use it as a baseline for other methods, not to explain a
+    prediction. The values, the MLPs and the head of the network are not in the equation.
 
     The paper reads the row of the class token. camlib averages the rows of the tokens that the score reads, as
     :class:`camlib.GenericAttention` does; the gradient of the score is used only to find these tokens. If the outputs
@@ -62,7 +62,8 @@ class AttentionRollout(AttentionMethod):
     The method reads attention as :class:`camlib.LeGrad` does; all of it must be self-attention of the same tokens.
     The maps (N, h, w) are on the grid of the patches. They are never negative, so ``relu`` has no effect.
 
-    One forward pass, with autograd from the first attention on, and one gradient of the part after the last attention.
+    One forward pass, with autograd from the first attention on, and one gradient of the part after the last attention
+    (K for K classes).
 
     Args:
         model: as for :class:`camlib.methods.Method`.
@@ -91,18 +92,18 @@ class AttentionRollout(AttentionMethod):
     def relevance(self, attention: list[Tensor], forward_pass: ForwardPass) -> list[Tensor]:
         """Return the rows of :func:`camlib.functional.attention_rollout` that the score reads, for each class."""
         rollout = attention_rollout([single_or_double(one.detach()) for one in attention])
-        first, *others = forward_pass.score_of_each_class
+        of_classes = forward_pass.score_of_each_class
         if isinstance(forward_pass.target, NoScore):
-            first = _of_outputs(forward_pass.outputs.raw)
-        (gradient,) = gradients_of(first, attention[-1:])
+            of_classes = (_of_outputs(forward_pass.outputs.raw),)
+        gradients = [gradients_of(one, attention[-1:])[0] for one in of_classes]
         forward_pass.checks.never(
-            ~gradient.flatten(1).any(1).all(),
+            ~torch.stack(gradients).flatten(2).any(2).all(),
             lambda: CamlibRuntimeError(
                 "the score does not depend on the last attention (as behind a head whose weights are zero), so it is "
                 "unknown which tokens AttentionRollout should read; choose another target"
             ),
         )
-        return [of_tokens_read(rollout, gradient)] * (1 + len(others))
+        return [of_tokens_read(rollout, one) for one in gradients]
 
     def fits(self, weights: Tensor, read: list[Tensor]) -> bool:
         """Whether an attention is self-attention of the same tokens as the others."""

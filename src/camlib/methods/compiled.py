@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from camlib import targets
 from camlib.errors import CamlibError, CamlibValueError, CamlibWarning
@@ -39,6 +40,7 @@ Unchecked = Callable[[Inputs, Any], tuple[Explanation, Tensor]]
 
 MAX_GRAPHS = 16
 """The most graphs that are kept, for different kinds of inputs."""
+_NO_SEQUENCE = "it is not a fixed sequence of tensor operations: {}"
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -117,7 +119,8 @@ def record(
         own = inputs.map(lambda _: next(parts))
         is_other = _is_other_target(classes)
         of = classes if is_other else None if explanation.quantity == "none" else _Known(next(parts, classes))
-        found, passed = unchecked(own, of)
+        with _no_scalars():
+            found, passed = unchecked(own, of)
         explained = found.target if isinstance(found.target, Tensor) else found.scores
         return [found.maps, found.scores, explained, passed, *found.layers.values(), *tensors_in(found.outputs)]
 
@@ -142,7 +145,7 @@ def _recorded(call: Callable[..., list[Tensor]], given: tuple[Tensor, ...], expl
     except (CamlibError, CannotCompileError):
         raise
     except Exception as error:  # what a model does in Python can fail in any way
-        raise CannotCompileError(f"it is not a fixed sequence of tensor operations: {_short(error)}") from error
+        raise CannotCompileError(_NO_SEQUENCE.format(_short(error))) from error
     _refuse_operations(graph)
     like = Explanation(**map_tensors(_without_numbers, vars(explanation)))
     recorded = Graph(graph.forward, like)  # a call of the graph itself would run the hooks on all modules
@@ -173,6 +176,18 @@ class _NoNumbers(TorchFunctionMode):
 
 
 _TO_PYTHON = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__})
+
+
+class _NoScalars(TorchDispatchMode):
+    """Refuses to read single numbers, also those of tensors that are no inputs, and those that index another tensor."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise CannotCompileError(_NO_SEQUENCE.format("a number of a tensor is read into Python"))
+        return function(*args, **(kwargs or {}))
+
+
+_no_scalars: Callable[[], contextlib.AbstractContextManager[Any]] = _NoScalars
 
 
 def _refuse_output(value: Any) -> Any:
@@ -438,18 +453,22 @@ def _named(value: Any, seen: tuple[Any, ...] = ()) -> Hashable:
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         return type(value), *((key, _named(one, seen)) for key, one in pairs)
     if isinstance(value, FunctionType):
-        read = (*_variables(value), value.__defaults__ or (), value.__kwdefaults__ or {})
+        read = (*_variables(value), value.__defaults__ or (), value.__kwdefaults__ or {}, value.__dict__)
         return value.__code__, *(_named(one, seen) for one in read)
     if isinstance(value, partial):
         return partial, *(_named(one, seen) for one in (value.func, value.args, value.keywords))
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and type(value).__module__.startswith("camlib."):  # methods of others may read anything
         return type(value), *(_named(getattr(value, one.name), seen) for one in fields(value))
     raise CannotCompileError(f"the target reads a {type(value).__name__}, whose changes would not be noticed")
 
 
 def _is_fixed(value: Any) -> bool:
     """Whether a value is Python's or torch's own: a module, a class, a function, a data type."""
-    owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
+    owner = getattr(value, "__module__", None) or "builtins"
+    if isinstance(value, ModuleType):
+        owner = value.__name__
+    elif isinstance(value, FunctionType):  # a wrapper takes over the __module__ of what it wraps
+        owner = value.__globals__.get("__name__", "")
     is_code = isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType))
     return isinstance(value, (torch.dtype, torch.device)) or (
         is_code and owner.partition(".")[0] in ("torch", "torchvision", "builtins", "math")
@@ -460,7 +479,8 @@ def _variables(function: FunctionType) -> Iterator[Any]:
     """Yield what a function reads from outside."""
     names = {name for code in _codes(function.__code__) for name in code.co_names}
     for cell in function.__closure__ or ():
-        yield cell.cell_contents
+        with contextlib.suppress(ValueError):  # not assigned yet
+            yield cell.cell_contents
     for name in sorted(names & function.__globals__.keys()):
         yield function.__globals__[name]
 

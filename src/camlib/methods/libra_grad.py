@@ -31,7 +31,9 @@ def balanced(method: AnyMethod) -> AnyMethod:
     * LayerNorm and RMSNorm multiply by a constant scale; so do group and instance norms, and every other division;
     * attention weights are constant, so gradients reach tokens only through their values;
     * a product of two features, as in SwiGLU, passes half of the gradient to each; but a factor that ends in a sigmoid,
-      a softmax or an inverse root is constant.
+      a softmax, an exponential, a root, a norm or a deviation is constant. A gate that is written with ReLU6 or a
+      clamp, as :math:`x \, \operatorname{relu6}(x + 3) / 6`, counts as a feature; that of ``nn.Hardswish`` and
+      ``nn.Hardsigmoid`` is constant.
 
     Then the sum of activation times gradient over a layer through which everything passes, plus that of all constants
     added behind it (biases, position embeddings, class tokens), is the score. The forward pass and the scores are

@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node, get_gradient_edge
 
 from camlib.errors import CamlibRuntimeError
 from camlib.passes.checkpoints import no_checkpoints
@@ -76,7 +77,7 @@ class BalancedGradients(PlainGradients):
         """Put hooks on the nodes between the points and the outputs.
 
         Raises:
-            CamlibRuntimeError: a node has no rule; it is named.
+            CamlibRuntimeError: a node has no rule; it is named. Or a point has no path but through constants.
         """
         paths = Paths(scores, outputs, self._points)
         factors = _Factors(paths)
@@ -97,6 +98,13 @@ class BalancedGradients(PlainGradients):
                 new = [below for number, below in inputs.items() if number not in constant and below not in seen]
                 seen.update(new)
                 waiting += new
+        starts = {get_gradient_edge(point).node for point in self._points}
+        if any(node in paths.nodes and node not in seen for node in starts):
+            raise CamlibRuntimeError(
+                "a layer leads to the score only through weights, gates or scales, such as those of squeeze-and-"
+                "excitation or the queries of attention, which are constant for balanced gradients; choose another "
+                "layer, or use the method without camlib.balanced"
+            )
 
     def allow_second_derivatives(self) -> None:
         """Refuse them.
@@ -124,9 +132,9 @@ class _Factors:
             one = waiting[-1]
             below = self._followed(one)
             missing = [other for other in below if other not in self._ranks]
-            if _is_factor(one) or not below or _name(one) not in _FOLLOWED:
-                own = 2 if _is_factor(one) else _EITHER.get(_name(one), 0)
-                self._ranks[waiting.pop()] = own
+            is_scale = _is_factor(one) or (_name(one) == "Div" and not below)  # constants, divided by features
+            if is_scale or not below or _name(one) not in _FOLLOWED:
+                self._ranks[waiting.pop()] = 2 if is_scale else _EITHER.get(_name(one), 0)
             elif missing:
                 waiting += missing
             else:
@@ -142,10 +150,14 @@ class _Factors:
 def _name(node: Any) -> str:
     """The operation of a node; CopySlices is one in place on a part of a tensor, of which newer versions of torch tell.
 
-    An arrangement or a sum is the same on a part of a tensor; what else is done there has no rule.
+    An arrangement or a sum is the same on a part of a tensor; what else is done there has no rule. A custom function
+    may have the name of an operation of torch, so it keeps its ending, as in MulBackward.
     """
     on_part = getattr(node, "_wrapped_node", None)
-    return operation(on_part if on_part is not None and operation(on_part) in _LINEAR else node)
+    if on_part is not None and _name(on_part) in _LINEAR:
+        return _name(on_part)
+    of_torch, full = operation(node), node.name()
+    return full if isinstance(node, BackwardCFunction) else of_torch
 
 
 def _is_factor(node: Any) -> bool:
@@ -174,7 +186,8 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
         raise CamlibRuntimeError(
             f"the score depends on {name} (as autograd names it) otherwise than as a factor of features, and balanced "
             "gradients have rules only for weights, gates and scales. If it turns the outputs into probabilities, "
-            "explain the model without it, with forward=; else use ordinary gradients, as camlib.HiResCAM does"
+            "explain the model without it, with forward=; if the layer computes a gate or weights, choose the layer "
+            "that these multiply; else use ordinary gradients, as camlib.HiResCAM does"
         )
     if name not in _RULES and name not in _LINEAR:
         raise _no_rule(name)
