@@ -585,6 +585,14 @@ class Gated(nn.Module):
         return (x * self.gate(x).sigmoid()).mean((2, 3))
 
 
+def test_backward_hooks_of_modules_change_nothing() -> None:
+    block, images = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GELU()), torch.rand(2, 3, 8, 8)
+    cam = camlib.balanced(camlib.HiResCAM(After(block), "layer", relu=False))
+    expected = cam(images, 1).maps
+    block.register_full_backward_hook(lambda module, of_inputs, of_outputs: None)
+    assert torch.equal(cam(images, 1).maps, expected)
+
+
 def test_layers_of_gates_are_refused_with_the_reason() -> None:
     for layers, why in (("gate", "computes a gate"), (["layer", "gate"], "only through weights, gates or scales")):
         with pytest.raises(camlib.CamlibRuntimeError, match=why):

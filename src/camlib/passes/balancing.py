@@ -397,6 +397,7 @@ _LINEAR = frozenset({
     "SliceScatter", "Split", "SplitWithSizes", "Squeeze", "Stack", "T", "Take", "ToCopy", "Transpose", "Tril",
     "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze", "View",
     "ViewAsComplex", "ViewAsReal", "Zero",
+    "BackwardHookFunctionBackward",  # the identity to which torch ties a module's backward hooks
     # sums and resizing
     "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "Add", "AvgPool2D", "AvgPool3D", "Cumsum", "FftC2C", "FftC2R", "FftR2C",
     "Mean", "NativeDropout", "Neg", "Rsub", "Sub", "Sum", "Trace", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
