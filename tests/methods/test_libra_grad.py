@@ -542,6 +542,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a square root": (lambda x: x.abs() ** 0.5, "depends on Pow .* otherwise than as a factor"),
     "a power of a tensor": (lambda x: x.abs() ** torch.ones(1), "Pow with a tensor"),
     "a reciprocal": (lambda x: 1 / (x + 9), "depends on (Reciprocal|Div)"),
+    "a rounded quotient": (lambda x: torch.div(x, 0.1, rounding_mode="floor"), "Div with rounding .*no rule"),
     "a sine": (torch.sin, "depends on Sin .*no rule"),
     "a custom kernel": (Custom.apply, "depends on CustomBackward .*no rule.*flash-attn"),
     "a custom kernel with the name of a product": (Mul.apply, "depends on MulBackward .*no rule.*flash-attn"),

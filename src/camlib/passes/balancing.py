@@ -174,6 +174,8 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
         CamlibRuntimeError: the node has no rule.
     """
     name = _name(node)
+    if getattr(node, "_saved_rounding_mode", None) is not None:
+        raise _no_rule(f"{name} with rounding")
     if name in _PRODUCTS:
         multiplied = [number for number in _PRODUCTS[name] if number in inputs]
         ranks = [factors.rank(inputs[number]) for number in multiplied]
