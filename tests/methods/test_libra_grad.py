@@ -542,6 +542,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a square root": (lambda x: x.abs() ** 0.5, "depends on Pow .* otherwise than as a factor"),
     "a power of a tensor": (lambda x: x.abs() ** torch.ones(1), "Pow with a tensor"),
     "a reciprocal": (lambda x: 1 / (x + 9), "depends on (Reciprocal|Div)"),
+    "a rounded quotient": (lambda x: torch.div(x, 0.1, rounding_mode="floor"), "Div with rounding .*no rule"),
     "a sine": (torch.sin, "depends on Sin .*no rule"),
     "a custom kernel": (Custom.apply, "depends on CustomBackward .*no rule.*flash-attn"),
     "a custom kernel with the name of a product": (Mul.apply, "depends on MulBackward .*no rule.*flash-attn"),
@@ -583,6 +584,14 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
         return (x * self.gate(x).sigmoid()).mean((2, 3))
+
+
+def test_backward_hooks_of_modules_change_nothing() -> None:
+    block, images = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GELU()), torch.rand(2, 3, 8, 8)
+    cam = camlib.balanced(camlib.HiResCAM(After(block), "layer", relu=False))
+    expected = cam(images, 1).maps
+    block.register_full_backward_hook(lambda module, of_inputs, of_outputs: None)
+    assert torch.equal(cam(images, 1).maps, expected)
 
 
 def test_layers_of_gates_are_refused_with_the_reason() -> None:

@@ -211,6 +211,13 @@ def test_the_residual_of_input_times_gradient_is_that_of_the_linear_network() ->
     torch.testing.assert_close(found.baseline_scores, linear[1].bias[1].detach().expand(2))
 
 
+def test_expected_gradients_of_a_linear_network_leave_no_residual() -> None:
+    """Whatever was drawn, to the rounding of float64."""
+    linear, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double(), torch.rand(3, 1, 2, 2).double()
+    found = camlib.ExpectedGradients(linear, baselines=images, samples=7).attributions(images, 1)
+    assert found.residual.abs().max() < 1e-13
+
+
 def test_expected_gradients_tend_to_the_mean_of_integrated_gradients() -> None:
     images, baselines = torch.rand(2, 1, 2, 2).double(), torch.rand(3, 1, 2, 2).double()
     cam = camlib.ExpectedGradients(Curved(), baselines=baselines, samples=20_000)

@@ -144,7 +144,7 @@ class ExpectedGradients(PixelMethod):
             image = torch.arange(count, device=used.device).repeat_interleave(len(used))
             number = used.repeat(count)
             scores = passes.of_images(image, lambda _, rows: baselines[number[rows]])
-            share = (often / self.samples).to(scores)
+            share = often.to(scores) / self.samples
             return torch.einsum("nb...,b->n...", scores.reshape(count, len(used), *scores.shape[1:]), share)
 
         return values, scores_of_baselines

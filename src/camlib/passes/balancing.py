@@ -174,6 +174,8 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
         CamlibRuntimeError: the node has no rule.
     """
     name = _name(node)
+    if getattr(node, "_saved_rounding_mode", None) is not None:
+        raise _no_rule(f"{name} with rounding")
     if name in _PRODUCTS:
         multiplied = [number for number in _PRODUCTS[name] if number in inputs]
         ranks = [factors.rank(inputs[number]) for number in multiplied]
@@ -397,6 +399,7 @@ _LINEAR = frozenset({
     "SliceScatter", "Split", "SplitWithSizes", "Squeeze", "Stack", "T", "Take", "ToCopy", "Transpose", "Tril",
     "Triu", "Unbind", "Unfold", "UnsafeSplit", "UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze", "View",
     "ViewAsComplex", "ViewAsReal", "Zero",
+    "BackwardHookFunctionBackward",  # the identity to which torch ties a module's backward hooks
     # sums and resizing
     "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "Add", "AvgPool2D", "AvgPool3D", "Cumsum", "FftC2C", "FftC2R", "FftR2C",
     "Mean", "NativeDropout", "Neg", "Rsub", "Sub", "Sum", "Trace", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
