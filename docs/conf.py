@@ -87,6 +87,6 @@ nitpick_ignore_regex = [
         r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|Baseline|Gamma"
         r"|Weights|Average|.*\bBoundTarget"
         r"|.*\bCovered|targets\.Link|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
-        r"|camlib\.metrics\.declaration\.R)",
+        r"|PlainGradients|.*\.AnyMethod|~P|camlib\.metrics\.declaration\.[RS])",
     ),
 ]

@@ -25,7 +25,7 @@ def attention_rollout(attention: Sequence[Tensor]) -> Tensor:
         attention: (N, heads, tokens, tokens) for each block, after its softmax, in the order of the blocks.
 
     Returns:
-        (N, tokens, tokens): of each token (rows) how much comes from each token of the first block (columns). Rows sum
+        (N, tokens, tokens), for each token (rows) how much comes from each token of the first block (columns). Rows sum
         to one.
 
     Example:

@@ -22,7 +22,7 @@ class Mosaics:
     target: Tensor
     """(M, n²), the class of each tile, row by row."""
     masks: Tensor
-    """(n², n H, n W), bool: the place of each tile."""
+    """(n², n H, n W), bool, true where each tile is."""
 
     def by_tile(self) -> dict[str, Any]:
         """Return the loader, target and masks for :func:`camlib.evaluate`: each mosaic once for each of its tiles.
