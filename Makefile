@@ -36,7 +36,7 @@ test-quick: install  ## only the tests of `make quick`
 	$(BIN)/python -m pytest -q -m "not slow and not browser" $(QUICK) $(ARGS)
 
 test: install lint types  ## lint, types and every test, in up to four processes (15 minutes on two cores)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## check style, format, and the files that other tools read
 	$(BIN)/ruff check .

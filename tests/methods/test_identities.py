@@ -247,7 +247,7 @@ def test_features_that_are_the_same_everywhere_have_no_centred_component(kernel:
     ("options", "message"),
     [
         ({"kernel": "poly"}, "kernel must be one of rbf, sigmoid, linear, got 'poly'"),
-        ({"gamma": 0}, "gamma, if not None, must be a positive number, got 0"),
+        ({"gamma": 0}, 'gamma, if not None or "1/C", must be a positive number, got 0'),
     ],
 )
 def test_kernels_are_known_and_gamma_is_positive(options: dict[str, object], message: str) -> None:
