@@ -16,6 +16,8 @@ hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=
 hypothesis.settings.load_profile("untimed")
 # several threads may add the terms of a sum in another order in each pass: many tests compare two passes exactly
 torch.set_num_threads(1)
+# the same for the processes that tests start: while other tests run, their threads would wait for one another
+os.environ["OMP_NUM_THREADS"] = "1"
 NO_ULTRALYTICS = "ultralytics is not installed: pip install ultralytics"
 
 
