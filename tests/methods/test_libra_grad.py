@@ -95,7 +95,7 @@ def images(count: int = 2, *size: int) -> Tensor:
 
 
 def gradients(scores: Tensor, outputs: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
-    """Balanced gradients of scores (N,); what does not reach them has a gradient of zero."""
+    """Balanced gradients of scores (N,); zero for a tensor on which the scores do not depend."""
     BalancedGradients(points[:1]).prepare(scores, [outputs])
     return torch.autograd.grad(scores.sum(), points, materialize_grads=True, allow_unused=True)
 

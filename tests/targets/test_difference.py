@@ -1,4 +1,4 @@
-"""What sets an image apart: the score in the direction of its own features, and the map that it makes."""
+"""The difference from a reference set: its score against the definition, and Grad-CAM's map in closed form."""
 
 from __future__ import annotations
 

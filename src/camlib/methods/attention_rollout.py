@@ -48,7 +48,7 @@ def attention_rollout(attention: Sequence[Tensor]) -> Tensor:
 
 
 class AttentionRollout(AttentionMethod):
-    """Attention rollout: what the network attends to, whatever the class. A baseline; it does not explain a decision.
+    """Attention rollout: which patches the network attends to. A baseline: it ignores the class.
 
     See :func:`camlib.functional.attention_rollout` for the equation; Abnar and Zuidema 2020,
     https://arxiv.org/abs/2005.00928. The map is the same for every class that is read at the same tokens, and it does

@@ -46,7 +46,7 @@ def balanced(method: AnyMethod) -> AnyMethod:
     from the outputs keeps its gradient.
 
     It takes as many passes as the method. The rules are hooks on the graph of the backward pass. They compute the
-    gradient of each norm and activation anew, which costs about as much as the operation itself.
+    gradient of each norm and activation again, which costs about as much as the operation itself.
 
     Args:
         method: a method that reads gradients at layers or at the input, such as ``camlib.HiResCAM(model)``.

@@ -39,5 +39,5 @@ def completeness(explained: Explained, *, baseline: Baseline | None = "zero") ->
     scores = explanation.scores
     if baseline is not None:
         instead = baseline_images(explained.images, baseline).contiguous()
-        scores = scores - explained.anew(instead).scores
+        scores = scores - explained.explain_again(instead).scores
     return (explanation.maps.flatten(1).sum(1) - scores).abs()

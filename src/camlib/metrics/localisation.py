@@ -81,7 +81,7 @@ def energy_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
 
 @metric(LocatedHeatmaps, "higher", "in [0, 1]")
 def grid_pointing_game(heatmaps: LocatedHeatmaps) -> Tensor:
-    r"""Share of the heatmap's positive part that lies on the tile of the explained class, in a mosaic of images.
+    r"""In a mosaic of images, the share of the heatmap's positive part that lies on the tile of the explained class.
 
     .. math::
         \frac{\sum_{p \in M} \max(0, H_p)}{\sum_p \max(0, H_p)}

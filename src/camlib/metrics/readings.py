@@ -247,9 +247,9 @@ class Explained(Reading):
 
     def again(self, images: Tensor | None = None, explainer: Explainer | None = None) -> Tensor:
         """Return heatmaps (N, H, W) of the same classes, for other images or by another explainer."""
-        return self.anew(images, explainer).heatmaps()
+        return self.explain_again(images, explainer).heatmaps()
 
-    def anew(self, images: Tensor | None = None, explainer: Explainer | None = None) -> Explanation:
+    def explain_again(self, images: Tensor | None = None, explainer: Explainer | None = None) -> Explanation:
         """Return an explanation of the same classes, for other images or by another explainer."""
         inputs = self.inputs if images is None else self.inputs.with_images(images)
         target = bound_target(self.explanation, self.target)

@@ -110,7 +110,7 @@ def explanations_with_noise(
     for _ in range(positive_int("samples", samples)):
         drawn = torch.rand(images.shape[1:], generator=own, device=own.device, dtype=torch.float64)
         step = radius * (2 * drawn - 1)
-        yield step, explained.anew(images + step.to(images))
+        yield step, explained.explain_again(images + step.to(images))
 
 
 def norms(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from camlib.errors import CamlibValueError, number
 from camlib.inputs import Detections
 from camlib.targets.base import BoundTarget, Target
-from camlib.targets.boxes import best_boxes, checked_boxes, detections_of, given_boxes, in_units_of
+from camlib.targets.boxes import best_boxes, checked_boxes, detections_of, given_boxes, in_units_of, mirrored
 from camlib.targets.indices import check_range, image_indices, integers
 
 
@@ -107,9 +107,7 @@ class BoundBox(BoundTarget):
 
     def mirrored(self, width: int) -> Self:
         """Return the target with mirrored boxes: x becomes width - x, or 1 - x for fractions."""
-        left, top, right, bottom = self.boxes.unbind(-1)
-        end = 1 if self.relative else width
-        return replace(self, boxes=torch.stack([end - right, top, end - left, bottom], -1))
+        return replace(self, boxes=mirrored(self.boxes, 1 if self.relative else width))
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the scores of the matching detections, (rows,) or (rows, K); 0 where there is none."""

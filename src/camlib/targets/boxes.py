@@ -56,6 +56,12 @@ def given_boxes(boxes: Tensor, detections: list[Detections], labels: Tensor | No
     return boxes, labels.reshape(images, -1).expand(each).to(device)
 
 
+def mirrored(boxes: Tensor, width: float) -> Tensor:
+    """Return boxes (..., 4) in an image of this width, mirrored from left to right."""
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack([width - right, top, width - left, bottom], -1)
+
+
 def have_area(boxes: Tensor) -> Tensor:
     """Whether each of (..., 4) boxes has a positive width and height."""
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)

@@ -12,7 +12,7 @@ from camlib.errors import CamlibTypeError, number
 from camlib.inputs import Detections
 from camlib.targets.base import BoundTarget, Target
 from camlib.targets.box import BoundBox, Box
-from camlib.targets.boxes import checked_boxes, detections_of, given_boxes, in_units_of
+from camlib.targets.boxes import checked_boxes, detections_of, given_boxes, in_units_of, mirrored
 from camlib.targets.indices import check_range, image_indices, integers
 
 
@@ -31,7 +31,7 @@ class Detection(Target):
     same, else 0, and the detector's own scores do not count. The objectness of such detections is 1, unless the
     mappings of the list have an entry "objectness" (M,). Where each candidate has scores of all classes, these are the
     probabilities. DETR's objectness is then 1 minus the probability of "no object"; YOLO and detectors with sigmoids
-    have none, and the candidate's highest score stands in for it.
+    report no objectness; the candidate's highest score is used instead.
 
     Args:
         boxes: as for :class:`Box`; None for the detection with the highest score in each image.
@@ -109,9 +109,7 @@ class BoundDetection(BoundTarget):
 
     def mirrored(self, width: int) -> Self:
         """Return the target with mirrored boxes: x becomes width - x, or 1 - x for fractions."""
-        left, top, right, bottom = self.boxes.unbind(-1)
-        end = 1 if self.relative else width
-        return replace(self, boxes=torch.stack([end - right, top, end - left, bottom], -1))
+        return replace(self, boxes=mirrored(self.boxes, 1 if self.relative else width))
 
     def scores(self, outputs: Any, image_index: Tensor) -> Tensor:
         """Return the similarities, (rows,) or (rows, K), in [0, 1]; 0 where nothing is detected."""
