@@ -39,7 +39,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         if not isinstance(fields[name], str):
             raise CamlibTypeError(f"{name} must be a string, got {fields[name]!r}")
     for name in ("class_agnostic", "relu"):
-        boolean(name, fields[name])
+        if type(fields[name]) is not bool:
+            boolean(name, fields[name])
     if not isinstance(target, str):
         _check_kind("target", target, _CLASSES, "a tensor with a class for each score, or a string")
     dims = maps.dim() - scores.dim()
