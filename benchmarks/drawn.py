@@ -17,8 +17,10 @@ from benchmarks.subjects import Subject, Trial, indexed, scene
 from camlib import targets
 
 SEEDS = (0, 1, 2)
-IMAGES = 32
+IMAGES = 24
 """Explained with each network."""
+FEWER: dict[str, dict[str, Any]] = {"occlusion": {"window": 16, "stride": 8}, "rise": {"samples": 60}}
+"""Fewer windows and masks than by default."""
 
 
 def block(before: int, after: int, stride: int = 2) -> nn.Sequential:
@@ -73,7 +75,7 @@ def detector(seed: int) -> nn.Module:
         nms_thresh=0.3,
     )
     nn.init.ones_(model.head.regression_head.bbox_reg.bias)
-    order = draws(random, len(pictures), 16, 260)
+    order = draws(random, len(pictures), 16, 240)
 
     def loss(step: int) -> Tensor:
         losses = model([pictures[n] for n in order[step]], [known[n] for n in order[step]])
@@ -109,6 +111,7 @@ def detected(seed: int) -> Trial:
         lambda rows: targets.Box(where[rows], of[rows]),
         range(len(inputs)),
         layer="backbone",
+        options=FEWER,
     )
 
 
@@ -158,7 +161,7 @@ def segmented(seed: int) -> Trial:
     category = truth_categories[region.nonzero(as_tuple=True)]
     of = torch.stack([one[mask][0] for one, mask in zip(truth_categories, region, strict=True)])
     assert set(category.tolist()) <= {1, 2}
-    return Trial(model, inputs, region, lambda rows: targets.Region(of[rows].tolist(), region[rows]), range(IMAGES))
+    return Trial(model, inputs, region, lambda rows: targets.Region(of[rows].tolist(), region[rows]), range(IMAGES), options=FEWER)
 
 
 # A transformer: which two of three shapes there are.
@@ -200,6 +203,7 @@ def attended(seed: int) -> Trial:
         indexed(of.tolist()),
         range(len(chosen)),
         probability=lambda rows: targets.Probability(of[rows].tolist(), link="sigmoid"),
+        options=FEWER,
     )
 
 

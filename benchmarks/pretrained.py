@@ -194,7 +194,7 @@ def grid() -> Iterator[Trial]:
     """Mosaics of two by two pictures that are classified correctly, and the class of each tile."""
     model = mobilenet()
     images, classes, right = photographs(model)
-    drawn = mosaics(normalised(images[right]), classes[right], 12)
+    drawn = mosaics(normalised(images[right]), classes[right], 8)
     truth = drawn.masks.expand(len(drawn.images), *drawn.masks.shape)
     yield Trial(
         model,

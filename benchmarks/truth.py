@@ -28,6 +28,7 @@ import camlib
 from benchmarks import drawn, pretrained, tetris
 from benchmarks.results import load_if_there, provenance, save
 from benchmarks.subjects import Subject, Trial
+from benchmarks.truth_tables import in_top_group
 from camlib import metrics
 from camlib.methods import Method
 from camlib.passes.network import Network
@@ -48,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Methods with very many passes take fewer than by default."""
 SLOW = {name: "Score-CAM with many times its passes" for name in ("ss_cam", "is_cam")}
-WIDE = {name: "a pass for each channel of 1280, on mosaics" for name in ("score_cam", "ablation_cam")}
+WIDE = {name: "very many passes of large pictures" for name in ("score_cam", "ablation_cam", "rise")}
 LAYERLESS = {name: "reads no layer: see the default layer" for name, kind in camlib.METHODS.items() if kind.layerless}
 
 SUBJECTS = (
@@ -203,12 +204,6 @@ def summary(values: dict[str, Values], groups: Sequence[Sequence[int]]) -> dict[
                 "behind the best": {"difference": mean(behind), "interval": interval(behind, draws)},
             }
     return found
-
-
-def in_top_group(record: dict[str, Any]) -> bool:
-    """Whether a method's values of a metric cannot be told apart from the best method's."""
-    low: float = record["behind the best"]["interval"][0]
-    return low <= 0
 
 
 def main() -> None:
