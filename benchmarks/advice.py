@@ -12,6 +12,8 @@ class Advice(NamedTuple):
     """One line of the table."""
 
     explained: str
+    guide: str
+    """The beginning of the line in the table of ``docs/guides/methods.rst``."""
     subject: str
     methods: tuple[str, ...]
     """As in the results, the first one first."""

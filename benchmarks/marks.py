@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"integrated_gradients": {"steps": 10}, "oc
 SIDE, TRAINING, EXPLAINED = 48, 600, 48
 MARK = torch.zeros(SIDE, SIDE, dtype=torch.bool)
 MARK[20:28, 4:44] = True
-"""Where the mark is: a band across the picture, between the quarters in which shapes are drawn."""
+"""Where the mark is: a band across the middle of the picture."""
 
 
 def pictures(random: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:

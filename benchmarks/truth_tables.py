@@ -91,6 +91,20 @@ def advice(result: Record) -> Lines:
     return lines
 
 
+def for_readme() -> Lines:
+    """What to use for what is explained, as Markdown's cells."""
+    return [["You explain", "Use"], *([one.explained, " or ".join(map(code, one.methods))] for one in ADVICE)]
+
+
+def code(name: str) -> str:
+    """How a method is written."""
+    plain = name.removeprefix("balanced ").removesuffix(" of the probability")
+    called = f"camlib.{camlib.METHODS[plain].__name__}(model)"
+    if name.startswith("balanced "):
+        return f"`camlib.balanced({called})`"
+    return f"`{called}` of `camlib.targets.Probability`" if plain != name else f"`{called}`"
+
+
 def role(name: str) -> str:
     """A link to a method, with its variant."""
     plain = name.removeprefix("balanced ").removesuffix(" of the probability")
