@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from benchmarks.subjects import Subject, Trial, indexed, scene
+from benchmarks.subjects import Trial, indexed, scene
 from camlib import targets
 
 SEEDS = (0, 1, 2)
@@ -161,7 +161,14 @@ def segmented(seed: int) -> Trial:
     category = truth_categories[region.nonzero(as_tuple=True)]
     of = torch.stack([one[mask][0] for one, mask in zip(truth_categories, region, strict=True)])
     assert set(category.tolist()) <= {1, 2}
-    return Trial(model, inputs, region, lambda rows: targets.Region(of[rows].tolist(), region[rows]), range(IMAGES), options=FEWER)
+    return Trial(
+        model,
+        inputs,
+        region,
+        lambda rows: targets.Region(of[rows].tolist(), region[rows]),
+        range(IMAGES),
+        options=FEWER,
+    )
 
 
 # A transformer: which two of three shapes there are.

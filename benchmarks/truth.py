@@ -48,8 +48,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 10},
 }
 """Methods with very many passes take fewer than by default."""
-SLOW = {name: "Score-CAM with many times its passes" for name in ("ss_cam", "is_cam")}
-WIDE = {name: "very many passes of large pictures" for name in ("score_cam", "ablation_cam", "rise")}
+SLOW = dict.fromkeys(("ss_cam", "is_cam"), "Score-CAM with many times its passes")
+WIDE = dict.fromkeys(("score_cam", "ablation_cam", "rise"), "very many passes of large pictures")
 LAYERLESS = {name: "reads no layer: see the default layer" for name, kind in camlib.METHODS.items() if kind.layerless}
 
 SUBJECTS = (

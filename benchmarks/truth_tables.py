@@ -75,7 +75,9 @@ def subjects(result: Record) -> Lines:
     for name, of in result["subjects"].items():
         groups = [", ".join(top_group(of, metric)) for metric in ("energy", "pointing")]
         layer = f"``{of['layer']}``"
-        lines.append([name, of["about"], str(of["maps"]), str(of["seeds"]), short(of["share of the truth"]), layer, *groups])
+        lines.append(
+            [name, of["about"], str(of["maps"]), str(of["seeds"]), short(of["share of the truth"]), layer, *groups]
+        )
     return lines
 
 

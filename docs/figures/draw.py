@@ -245,7 +245,9 @@ def layer_scan() -> Figure:
             means = np.array([of["mean"] for of in by_layer.values()])
             ends = np.array([of["interval"] for of in by_layer.values()]).T
             around = abs(ends - means)
-            axis.errorbar(range(len(means)), means, around, fmt=styles[name], color=inks[name], ms=4, capsize=2, label=name)
+            axis.errorbar(
+                range(len(means)), means, around, fmt=styles[name], color=inks[name], ms=4, capsize=2, label=name
+            )
         labels = [layer.replace("encoder.layers.encoder_layer_", "block ") for layer in scanned["grids"]]
         axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axis.set(title=titles[subject], ylim=(0, 1))

@@ -1,4 +1,4 @@
-"""What the documents recommend is in the top group of its subject, in the committed results of ``benchmarks/truth.py``."""
+"""What the documents recommend is in the top group of its subject, in the results of ``benchmarks/truth.py``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ def test_the_guide_recommends_the_same_first(advice):
 def explainers_with(target):
     """The class that explains each target of a kind, in the code of README and guides."""
     found = []
-    for path in [ROOT / "README.md", *(ROOT / "docs" / "guides").glob("*.rst"), *(ROOT / "docs" / "start").glob("*.rst")]:
+    for path in [
+        ROOT / "README.md",
+        *(ROOT / "docs" / "guides").glob("*.rst"),
+        *(ROOT / "docs" / "start").glob("*.rst"),
+    ]:
         known = {}
         for line in path.read_text().splitlines():
             if made := re.search(r"(\w+) = camlib\.(\w+)\((?!.*targets\.)", line):

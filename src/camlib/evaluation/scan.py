@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,14 +129,14 @@ def scan_layers(
     """Measure one method at several layers, to choose the layer to explain.
 
     The layer can matter as much as the method. With masks, the metric says how much of each map lies on the object;
-    for mosaics, pass :meth:`camlib.metrics.Mosaics.by_tile` and ``metric="grid_pointing_game"``. Without masks, choose a
-    metric that runs the model, such as "insertion".
+    for mosaics, pass :meth:`camlib.metrics.Mosaics.by_tile` and ``metric="grid_pointing_game"``. Without masks, choose
+    a metric that runs the model, such as "insertion".
 
-    Methods that read activations and gradients share one forward pass for all layers. Finding the layers takes one more.
+    A method that reads activations and gradients takes one forward pass for all layers. Finding them takes one more.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        loader: a tensor of images, or a list or DataLoader of batches, as for :func:`camlib.evaluate`. It is read twice.
+        loader: as for :func:`camlib.evaluate`; it is read twice.
         method: a name in :data:`camlib.METHODS`, a class, or an explainer of this model without a layer.
         layers: their names; None for the last layer of each resolution, as :func:`camlib.find_stages` finds them.
         metric: a name in :data:`camlib.metrics.METRICS`, or a metric.
@@ -162,10 +162,10 @@ def scan_layers(
         {'relu': (32, 32), 'layer1': (16, 16), 'layer2': (8, 8), 'layer3': (4, 4), 'layer4': (2, 2)}
         >>> figure = scan.plot()
     """
-    if isinstance(loader, Iterable) and iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise CamlibTypeError(
-            f"loader is a {type(loader).__name__}, which can be read only once, and the layers are found before they are "
-            "measured; give a tensor, or a list or DataLoader of batches"
+            f"loader is a {type(loader).__name__}, which can be read only once, but the layers are found before they "
+            "are measured; give a tensor, or a list or DataLoader of batches"
         )
     (column,) = columns_of({metric: dict(options or {})}, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)
@@ -177,7 +177,15 @@ def scan_layers(
     names = find_stages_in(network, first.inputs) if layers is None else _names(layers)
     each = [_at(explainer, name) for name in names]
     evaluation = evaluate(
-        model, loader, each, names, {column: dict(options or {})}, masks, target=target, forward=forward, reshape=reshape
+        model,
+        loader,
+        each,
+        names,
+        {column: dict(options or {})},
+        masks,
+        target=target,
+        forward=forward,
+        reshape=reshape,
     )
     grids = {
         name: tuple(called(one, first.inputs, first.target).maps.shape[1:])
@@ -227,7 +235,9 @@ def plot_scan(scan: LayerScan) -> Figure:
         chance = [scan.evaluation.mean(row, scan.metric) for row in own]
         axes.plot(places, chance, ":", color="grey", label="random weights of the channels")
     for row in (row for row in rows if row.method == "center_gaussian"):
-        axes.axhline(scan.evaluation.mean(row, scan.metric), ls="--", color="grey", lw=1, label="Gaussian in the centre")
+        axes.axhline(
+            scan.evaluation.mean(row, scan.metric), ls="--", color="grey", lw=1, label="Gaussian in the centre"
+        )
     labels = [f"{layer}\n{' x '.join(map(str, grid))}" for layer, grid in scan.grids.items()]
     axes.set_xticks(places, labels, fontsize=8, rotation=20 if max(map(len, scan.layers)) > 12 else 0)
     axes.set_xlabel("layer, and size of its map", fontsize=8)
