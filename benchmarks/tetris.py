@@ -37,7 +37,7 @@ def patterns(scenario: str, random: np.random.Generator) -> tuple[Array, NDArray
             signs = (first, first if label == 0 else -first)
             placed = [(sign * one, place) for sign, one, place in zip(signs, (T, L), PLACES, strict=True)]
         elif scenario == "translations and rotations":
-            turned = np.rot90((T, L)[label], random.integers(4))
+            turned = np.rot90((T, L)[label], int(random.integers(4)))
             place = tuple(random.integers(0, 9 - side) for side in turned.shape)
             placed = [(turned, place)]
         else:

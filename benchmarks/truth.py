@@ -172,7 +172,7 @@ def resamples(groups: Sequence[Sequence[int]], count: int, generator: np.random.
     for trial, of_maps in enumerate(groups):
         names, index = np.unique(of_maps, return_inverse=True)
         of_groups = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), count)
-        found.append(of_groups[:, index] * drawn_trials[:, trial : trial + 1] * 1.0)
+        found.append((of_groups[:, index] * drawn_trials[:, trial : trial + 1]).astype(np.float64))
     return found
 
 
