@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import camlib
-from benchmarks import results
+from benchmarks import results, truth_tables
 from benchmarks.results import load
 from benchmarks.zoo import FAILURES, verdict_of
 from benchmarks.zoo_networks import NETWORKS
@@ -349,6 +349,13 @@ TABLES: dict[str, Callable[[], Lines]] = {made.__name__: made for made in (*FUNC
     "goals": lambda: listing("suite", "goals", GOALS),
     "precisions": lambda: listing("suite", "variants", PRECISIONS),
     "overlays": lambda: listing("suite", "overlays", "subject = {subject} | overlays per second = {per second:.0f}"),
+    "truth_subjects": lambda: truth_tables.subjects(load("truth")),
+    "truth_energy": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=False), "energy"),
+    "truth_pointing": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=False), "pointing"),
+    "truth_tetris": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=True), "rank"),
+    "truth_advice": lambda: truth_tables.advice(load("truth")),
+    "truth_marks": lambda: truth_tables.marks(load("marks")),
+    "layer_scan": lambda: truth_tables.layers(load("layer_scan")),
     "metric_parity": lambda: listing("metric_parity", "rows", METRICS_APART),
 }
 """What makes each table, by name."""

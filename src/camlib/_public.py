@@ -21,6 +21,7 @@ from camlib.errors import CamlibTypeError as CamlibTypeError
 from camlib.errors import CamlibValueError as CamlibValueError
 from camlib.errors import CamlibWarning as CamlibWarning
 from camlib.evaluation import evaluate as evaluate
+from camlib.evaluation import scan_layers as scan_layers
 from camlib.explanation import Explanation as Explanation
 from camlib.imaging import colorize as colorize
 from camlib.imaging import normalize as normalize
