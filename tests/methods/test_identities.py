@@ -206,6 +206,8 @@ def test_most_of_a_map_of_signed_features_is_positive(name: str, shift: float) -
     """The paper has no ReLU; where camlib has one, it must not remove what the features have in common."""
     a = torch.randn(50, 5, 4, 6, dtype=torch.float64) + shift
     maps = getattr(camlib.functional, name)(a).flatten(1)
+    maps = maps[maps.any(1)]  # of few cells, FEM may find none that is rare
+    assert len(maps) > 25
     assert (maps.relu().sum(1) >= (-maps).relu().sum(1)).all()
     assert (maps.amax(1) > 0).all()
 
