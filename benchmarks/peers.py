@@ -7,13 +7,12 @@ Each test is an adapter in ``tests/peers``, which calls camlib in the test's pla
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 from typing import Any
 
 from benchmarks import results
 from tests.peers import CASES, Case
-
-VERDICTS = ("pass", "by design", "cannot")
 
 
 def record(case: Case) -> dict[str, Any]:
@@ -32,7 +31,9 @@ def record(case: Case) -> dict[str, Any]:
 def main() -> None:
     """Run all adapters and store their verdicts."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
-    results.save("peers", {"versions": versions, "tests": [record(case) for case in CASES]})
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    tests = [record(case) for case in CASES]
+    results.save("peers", {"date": today, "versions": versions, "tests": tests})
 
 
 if __name__ == "__main__":

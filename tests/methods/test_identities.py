@@ -213,7 +213,7 @@ def test_most_of_a_map_of_signed_features_is_positive(name: str, shift: float) -
 
 
 def test_the_map_of_features_that_are_not_negative_is_not_negative() -> None:
-    """Their first vector has one sign (Perron and Frobenius), though the mean of the channels may fall where it rises."""
+    """Their first vector has one sign (Perron and Frobenius), also where the mean of the channels falls as it rises."""
     strong = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
     weak = torch.tensor([[1.0, 0.6, 0.0]], dtype=torch.float64)
     a = torch.stack([strong, weak, weak, weak], 0)[None]

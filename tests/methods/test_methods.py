@@ -73,7 +73,9 @@ def product_stands_out(a: Tensor, g: Tensor) -> bool:
 
 def is_of_some_sign(a: Tensor) -> bool:
     maps = equations.fem(a)[0]
-    return equations.fem_margin(a) > 1e-9 and (not maps.any() or equations.sum_margin(maps[maps.flatten(1).any(1)]) > 1e-6)
+    return equations.fem_margin(a) > 1e-9 and (
+        not maps.any() or equations.sum_margin(maps[maps.flatten(1).any(1)]) > 1e-6
+    )
 
 
 def extremum_stands_out(a: Tensor, g: Tensor) -> bool:

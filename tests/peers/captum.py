@@ -55,7 +55,9 @@ class Signal(nn.Module):
         return logits
 
 
-def maps(expected: Any, method: str, model: Callable[[], nn.Module], inputs: Any, layer: str | None = None, **o: Any) -> Callable[[], None]:
+def maps(
+    expected: Any, method: str, model: Callable[[], nn.Module], inputs: Any, layer: str | None = None, **o: Any
+) -> Callable[[], None]:
     """A check that the signed maps of class 0 are these."""
 
     def check() -> None:
@@ -75,7 +77,9 @@ def attributions(expected: Any, model: Callable[[], nn.Module], inputs: Any) -> 
     """A check of the guided gradients of class 0."""
 
     def check() -> None:
-        found = camlib.GuidedBackprop(model(), **forward_of(inputs))(inputs, 0).maps  # of one channel, the sum of magnitudes; the expected values are not negative
+        found = camlib.GuidedBackprop(model(), **forward_of(inputs))(
+            inputs, 0
+        ).maps  # of one channel, the sum of magnitudes; the expected values are not negative
         torch.testing.assert_close(found, torch.tensor(expected).reshape(found.shape))
 
     return check
@@ -145,7 +149,16 @@ def _cases() -> list[Case]:
         of(f"{occ}.simple_input", maps([80.0, 200.0, 120.0], "occlusion", Signal, SIGNAL, window=(1, 1), **signed)),
         of(
             f"{occ}.simple_input_larger_shape",
-            maps([200.0, 220.0, 240.0], "occlusion", Signal, SIGNAL, window=(1, 2), stride=(1, 1), baseline=10.0, **signed),
+            maps(
+                [200.0, 220.0, 240.0],
+                "occlusion",
+                Signal,
+                SIGNAL,
+                window=(1, 2),
+                stride=(1, 1),
+                baseline=10.0,
+                **signed,
+            ),
         ),
         of(
             f"{occ}.multi_sample_ablation",
@@ -179,7 +192,8 @@ def _cases() -> list[Case]:
         (f"{cam}.simple_input_non_conv", LINEAR),
         (f"{cam}.simple_multi_input_non_conv", LINEAR),
         (f"{cam}.simple_input_conv_split_channels", "camlib has no maps of single channels"),
-        *((f"{gb}.{name}", NEURON) for name in ("simple_input_conv_neuron_gb", "simple_input_conv_neuron_gb_agg_neurons")),
+        (f"{gb}.simple_input_conv_neuron_gb", NEURON),
+        (f"{gb}.simple_input_conv_neuron_gb_agg_neurons", NEURON),
         (f"{gb}.simple_multi_input_conv_neuron_gb", NEURON),
         (f"{gg}.improper_dims_multi_input_conv", SEVERAL),
         (f"{gg}.improper_method_multi_input_conv", "camlib resizes in one way"),

@@ -1,4 +1,4 @@
-"""A test of another library, as a statement about camlib: the inputs and the expected values are theirs, the code ours."""
+"""A test of another library, as a statement about camlib: its inputs and expected values, and code of camlib's own."""
 
 from __future__ import annotations
 

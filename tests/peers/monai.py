@@ -1,10 +1,10 @@
-"""MONAI's tests of Grad-CAM, CAM and occlusion sensitivity: shapes in two and three dimensions, networks with one output."""
+"""MONAI's tests of Grad-CAM, CAM and occlusion sensitivity: shapes in two and three dimensions, one output."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from tests.peers.captum import refused
 from tests.peers.case import Case
 
 PEER = "MONAI d388d1c"
+MODE: Any = "test"
 ONE = "class 0 of a single output y is the negative class, -y, and a warning says so; class 1 and Output(0) are y"
 METHODS = {"GradCAM": "grad_cam", "GradCAMpp": "grad_cam_plus_plus"}
 SIZES: dict[int, tuple[int, ...]] = {2: (48, 64), 3: (8, 8, 48)}
@@ -56,16 +57,19 @@ def _cases() -> list[Case]:
     cases = []
     for theirs, ours in METHODS.items():
         for axes in (2, 3):
-            shape, one = functools.partial(has_the_sizes, ours, axes), functools.partial(class_zero_is_the_negative, ours, axes)
+            shape, one = (
+                functools.partial(has_the_sizes, ours, axes),
+                functools.partial(class_zero_is_the_negative, ours, axes),
+            )
             cases.append(Case(PEER, f"test_vis_gradcam.{theirs}_{axes}d", "pass", shape))
             cases.append(Case(PEER, f"test_vis_gradcam.{theirs}_{axes}d_bin", "by design", one, ONE))
     for axes in (2, 3):
         cases.append(Case(PEER, f"test_vis_cam.shape_{axes}d", "pass", functools.partial(has_the_sizes, "cam", axes)))
         occlusion = functools.partial(occludes, axes)
         cases.append(Case(PEER, f"test_occlusion_sensitivity.{axes}d", "pass", occlusion))
-    too_large: Callable[[], object] = lambda: camlib.Occlusion(network(2), window=200)(images(2))  # noqa: E731
-    cases.append(Case(PEER, "test_occlusion_sensitivity.fails_with_a_large_mask", "pass", refused(too_large)))
-    unknown = refused(lambda: camlib.Occlusion(network(2), baseline="test")(images(2)))  # type: ignore[arg-type]
+    too_large = refused(lambda: camlib.Occlusion(network(2), window=200)(images(2)))
+    cases.append(Case(PEER, "test_occlusion_sensitivity.fails_with_a_large_mask", "pass", too_large))
+    unknown = refused(lambda: camlib.Occlusion(network(2), baseline=MODE)(images(2)))
     cases.append(Case(PEER, "test_occlusion_sensitivity.fails_with_an_unknown_mode", "pass", unknown))
     box = "camlib occludes the whole image; there is no b_box"
     cases += [Case(PEER, f"test_occlusion_sensitivity.b_box_{axes}d", "cannot", None, box) for axes in (2, 3)]

@@ -109,7 +109,12 @@ def half_of_the_ties(metric: str, axes: int, **options: Any) -> Callable[[], Non
 
 def _cases() -> list[Case]:
     cases = [
-        Case(PEER, f"{metric}.{kind}_{axes}d{''.join(map(str, options.values()))}", "pass", within(metric, kind, axes, at, **options))
+        Case(
+            PEER,
+            f"{metric}.{kind}_{axes}d{''.join(map(str, options.values()))}",
+            "pass",
+            within(metric, kind, axes, at, **options),
+        )
         for metric, rows in EXPECTED.items()
         for kind, axes, at, options in rows
     ]

@@ -21,11 +21,11 @@ from camlib.methods import Method
 from camlib.methods.base import explain_together, shares_pass
 from camlib.metrics import Explained, HeatmapCase, Scorer
 from camlib.metrics.readings import LocatedHeatmaps, called
-from camlib.passes.tail import is_fake
 from camlib.passes.calling import UnbatchedError
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
+from camlib.passes.tail import is_fake
 from camlib.smoothing import bound_target
 
 Result = Tensor | CamlibError

@@ -40,8 +40,8 @@ class RefineCAM(GradCAMPlusPlus):
 
     Raises:
         CamlibTypeError: ``upsample`` is not a bool.
-        CamlibValueError: ``fuse`` is not "product", ``relu=False``, or a list of one layer; or when called with ``upsample``, if the inputs
-            hold no images, whose size is known.
+        CamlibValueError: ``fuse`` is not "product", ``relu=False``, or a list of one layer; or when called with
+            ``upsample``, if the inputs hold no images, whose size is known.
 
     Example:
         >>> import camlib, torch, torchvision

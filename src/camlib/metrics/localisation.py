@@ -164,10 +164,10 @@ def roc_auc(heatmaps: LocatedHeatmaps) -> Tensor:
     .. math::
         P(H_p > H_q) + \tfrac{1}{2} P(H_p = H_q), \quad p \in M,\ q \notin M
 
-    It takes the heatmap for the score of a classifier of pixels (Fawcett 2006,
-    https://doi.org/10.1016/j.patrec.2005.10.010; AUC in Quantus). It depends on the order of the pixels alone, needs no threshold, and ties
-    count half, so that a constant heatmap has 1/2. Higher is better. 1 if the mask covers the whole image, which has no
-    rest. No forward pass.
+    It takes the heatmap for the score of a classifier of pixels: Fawcett 2006,
+    https://doi.org/10.1016/j.patrec.2005.10.010, and AUC in Quantus. It depends on the order of the pixels alone and
+    needs no threshold. Ties count half, so that a constant heatmap has 1/2. Higher is better. 1 if the mask covers the
+    whole image. No forward pass.
 
     Example:
         >>> import torch
@@ -175,7 +175,10 @@ def roc_auc(heatmaps: LocatedHeatmaps) -> Tensor:
         tensor([0.6250])
     """
     return torch.stack(
-        [_area(values[inside], values[~inside]) for values, inside in zip(heatmaps.values, heatmaps.inside, strict=True)]
+        [
+            _area(values[inside], values[~inside])
+            for values, inside in zip(heatmaps.values, heatmaps.inside, strict=True)
+        ]
     )
 
 

@@ -17,8 +17,9 @@ _TO_SIZES = frozenset({Tensor.reshape, Tensor.view, Tensor.unflatten, torch.resh
 class WithoutRows(TorchFunctionMode):
     """A context in which a function that fails for no rows returns what it returns for rows, without the rows.
 
-    It must be given empty tensors alone: features and no rows do not go together. It is called on the ``meta`` device, which computes shapes alone, with one row and with two. The axes
-    whose size differs between the two results are those of the rows. Where that fails too, the error is PyTorch's.
+    It must be given empty tensors alone: features and no rows do not go together. It is called on the ``meta`` device,
+    which computes shapes alone, with one row and with two. The axes whose size differs between the two results are
+    those of the rows. Where that fails too, the error is PyTorch's.
 
     Example:
         >>> import torch
