@@ -306,6 +306,31 @@ def marked(method: str, record: Record | None) -> str:
     return "0" if method == "random_cam" else f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
 
 
+def peers() -> Lines:
+    """How many tests of each other library have a counterpart here, and what became of them."""
+    tests = load("peers")["tests"]
+    verdicts = list(dict.fromkeys(["pass", "by design", "cannot", *(test["verdict"] for test in tests)]))
+    lines = [["tests of", "commit", "counterpart", *verdicts]]
+    for peer in dict.fromkeys(test["peer"] for test in tests):
+        found = [test["verdict"] for test in tests if test["peer"] == peer]
+        lines.append([*peer.split(), str(len(found)), *(str(found.count(verdict)) for verdict in verdicts)])
+    every = [test["verdict"] for test in tests]
+    return [*lines, ["all", "", str(len(every)), *(str(every.count(verdict)) for verdict in verdicts)]]
+
+
+def peers_reasons() -> Lines:
+    """Why camlib does not do what some of these tests expect."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for test in load("peers")["tests"]:
+        if test["verdict"] != "pass":
+            reasons.setdefault((test["peer"].split()[0], test["verdict"], test["why"]), []).append(test["test"])
+    lines = [
+        [peer, verdict, str(len(tests)), escaped(why), escaped(", ".join(tests))]
+        for (peer, verdict, why), tests in reasons.items()
+    ]
+    return [["tests of", "verdict", "tests", "reason", "which"], *lines]
+
+
 def provenance() -> Lines:
     """When each result was made (or, if it has no date, committed), with what, and where."""
     lines = [["result", "date", "versions", "machine"]]
@@ -332,6 +357,8 @@ FUNCTIONS = (
     methods,
     parity,
     parity_reasons,
+    peers,
+    peers_reasons,
     zoo_networks,
     zoo_refusals,
     zoo_sources,

@@ -32,8 +32,8 @@ class FinerCAM(GradientMethod):
 
     Raises:
         CamlibTypeError: ``weight`` is not a number, or ``nearest`` is not an int.
-        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1, or ``average`` is
-            unknown.
+        CamlibValueError: ``weight`` is negative or not finite, or ``nearest`` is less than 1, or ``average``
+            is unknown.
 
     Example:
         >>> import camlib, torch, torchvision
