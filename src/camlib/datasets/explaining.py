@@ -14,7 +14,7 @@ import torch
 
 from camlib.datasets.files import Files, write_index
 from camlib.datasets.manifest import Manifest
-from camlib.datasets.pipeline import Pipeline
+from camlib.datasets.pipeline import Pipeline, as_disk_errors
 from camlib.datasets.processes import own_share, wait_for_others
 from camlib.datasets.results import Explaining, Loader
 from camlib.datasets.run import Run, open_run
@@ -22,6 +22,7 @@ from camlib.datasets.settings import settings_of
 from camlib.datasets.shards import ENDINGS, Shards
 from camlib.datasets.source import PathSource, source_of
 from camlib.errors import (
+    CamlibError,
     CamlibTypeError,
     CamlibValueError,
     boolean,
@@ -169,16 +170,24 @@ def explain_dataset(
         )
         try:
             pipeline.run(threads, show=boolean("progress", progress) and share.rank == 0)
-        finally:
-            with contextlib.suppress(OSError):
-                manifest.merge()
-                if storage == "files":
-                    write_index(folder, temporary, class_names)
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(OSError, CamlibError):  # the disk may be full
+                _finish(manifest, folder, temporary, class_names if storage == "files" else False)
+            raise
+        _finish(manifest, folder, temporary, class_names if storage == "files" else False)
     if pipeline.interrupted:
         raise KeyboardInterrupt
     wait_for_others()
     return open_run(folder)
+
+
+def _finish(manifest: Manifest, folder: Path, temporary: Path, class_names: Any) -> None:
+    """Merge the manifest, and write the table, unless the names of its classes are False."""
+    with as_disk_errors():
+        manifest.merge()
+        if class_names is not False:
+            write_index(folder, temporary, class_names)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _prepared(explainer: Any, device: torch.device | None) -> Any:
