@@ -28,11 +28,11 @@ MANIFEST = "manifest.jsonl"
 
 
 def as_line(record: Mapping[str, Any]) -> bytes:
-    """Return a record as a line.
+    r"""Return a record as a line.
 
     Example:
         >>> as_line({"batches": []})
-        b'{"crc": 2155340741, "holds": {"batches": []}}\\n'
+        b'{"crc": 2155340741, "holds": {"batches": []}}\n'
     """
     text = json.dumps(record)
     return f'{{"crc": {zlib.crc32(text.encode())}, "holds": {text}}}\n'.encode()
