@@ -1,4 +1,4 @@
-"""A run gives the maps of single calls in every storage; its settings are recognised; overlays lie where they belong."""
+"""A run gives the maps of single calls in every storage; settings are recognised; overlays lie where they belong."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ def explain_dataset(
 ) -> Run:
     """Explain a set of images, and store the maps; a run that was stopped goes on where it was.
 
-    An image that cannot be read or explained costs only itself: it is among :attr:`Run.errors` with the reason. Numbers
-    that are not finite cost their image alone, too. The memory does not grow with the number of images.
+    An image that cannot be read or explained costs only itself: it is among :attr:`camlib.datasets.Run.errors` with the
+    reason. Numbers that are not finite cost their image alone, too. The memory does not grow with the number of images.
 
     A file is whole or absent: it is written under a temporary name, and renamed. When a batch is on the disk, a line is
     added to ``manifest.jsonl``. After a kill, a full disk or Ctrl-C, which finishes the batch, the same call resumes,

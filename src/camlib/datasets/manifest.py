@@ -32,7 +32,7 @@ def as_line(record: Mapping[str, Any]) -> bytes:
 
     Example:
         >>> as_line({"batches": []})
-        b'{"crc": 2155340741, "holds": {"batches": []}}\n'
+        b'{"crc": 1757221256, "holds": {"batches": []}}\n'
     """
     text = json.dumps(record)
     return f'{{"crc": {zlib.crc32(text.encode())}, "holds": {text}}}\n'.encode()

@@ -41,7 +41,7 @@ class Row:
     number: int
     """The place of the image in the source."""
     path: str
-    """Its path; bytes that are not UTF-8 are surrogates, as in :mod:`os`. Its number, for datasets without paths."""
+    """Its path; bytes that are not UTF-8 are surrogates, as in ``os.fsdecode``. Its number, for datasets without paths."""
     classes: tuple[int, ...]
     """The classes that are explained, one for each map; empty for a target that is no class."""
     scores: tuple[float, ...]
@@ -55,7 +55,7 @@ class Row:
     window: Window | None
     """Which part of the picture the network saw; None if it is not known or there is no picture."""
     files: Mapping[str, Path]
-    """The files that people open: "overlay", or "overlay 1" and more for several classes; "map"; "heatmap"."""
+    """The files of the image by what they hold, with "files"; "overlay" and "map", for instance."""
     frame: Mapping[str, Any] = field(repr=False)
     """What the maps of many images share: method, layer, input size and others, as JSON."""
     load: Callable[[], NDArray[np.generic]] = field(repr=False, compare=False)

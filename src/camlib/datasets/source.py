@@ -31,7 +31,7 @@ class Item:
     number: int
     """Its place in the source."""
     path: str
-    """Its path, or for a dataset its number as text. Bytes that are not UTF-8 are surrogates, as in :mod:`os`."""
+    """Its path, or for a dataset its number as text. Bytes that are not UTF-8 are surrogates, as in ``os.fsdecode``."""
     fault: str = ""
     """Why it cannot be read, if that is known."""
 
