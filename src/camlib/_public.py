@@ -12,6 +12,8 @@ from camlib import targets as targets
 from camlib import testing as testing
 from camlib.comparison import compare as compare
 from camlib.concepts import deep_feature_factorization as deep_feature_factorization
+from camlib.datasets import explain_dataset as explain_dataset
+from camlib.datasets import open_run as open_run
 from camlib.discovery.finding import find_layer as find_layer
 from camlib.discovery.finding import find_stages as find_stages
 from camlib.discovery.finding import list_layers as list_layers
