@@ -106,11 +106,22 @@ def transforms_of_hugging_face(path: str, *, offline: bool = False) -> Transform
         processor = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=offline)
     except Exception:  # the library raises OSError, ValueError and others
         return None
+    return Processed(processor)
 
-    def prepare(picture: Any) -> Any:
-        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
-    return prepare
+class Processed:
+    """An image processor of Hugging Face as transforms, from a PIL image to a tensor (C, H, W).
+
+    Args:
+        processor: the processor.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Any) -> Any:
+        """Return the input that the processor makes of a picture."""
+        return self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
 
 def classes_of_hugging_face(model: nn.Module) -> list[str] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 
+import torch
+
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.loading.libraries import LIBRARIES, of_factory
 from camlib.loading.loaded import Loaded
@@ -19,9 +21,9 @@ def load(name: str, weights: str | PathLike[str] = "default") -> Loaded:
         name: ``"torchvision:resnet50"``; ``"timm:convnext_tiny"``; ``"hf:PATH"``, a folder that ``save_pretrained``
             wrote or a repository of Hugging Face; or ``"package.module:factory"``, a function that returns a module, or
             a tuple of module, transforms and class names. It is called without arguments.
-        weights: "default" for the library's, which are downloaded on first use; "none" for random weights; or a file
-            with a state dict, ``.safetensors`` or what ``torch.save`` wrote. A pickled model is refused: loading it
-            would run code from the file.
+        weights: "default" for the library's, which are downloaded on first use; "none" for random weights, the same each
+            time; or a file with a state dict, ``.safetensors`` or what ``torch.save`` wrote. A pickled model is
+            refused: loading it would run code from the file.
 
     Raises:
         CamlibTypeError: ``name`` is no text, or the file holds a pickled model.
@@ -41,7 +43,9 @@ def load(name: str, weights: str | PathLike[str] = "default") -> Loaded:
     if not colon or not prefix or not rest:
         raise CamlibValueError(f"{name!r} names no network; give {FORMS}{_guess(name)}")
     source = fspath(weights)
-    loaded = LIBRARIES[prefix](rest, source) if prefix in LIBRARIES else of_factory(name, source)
+    with torch.random.fork_rng(devices=[]):  # random weights are the same each time, so that a run can go on
+        torch.manual_seed(0)
+        loaded = LIBRARIES[prefix](rest, source) if prefix in LIBRARIES else of_factory(name, source)
     loaded.model.eval()
     return loaded
 
