@@ -63,7 +63,7 @@ def window_of(transforms: Any, size: tuple[int, int], *, repeated: bool = False)
         >>> import torchvision
         >>> weights = torchvision.models.ResNet18_Weights.DEFAULT
         >>> [round(side) for side in window_of(weights.transforms(), (480, 640)).box]
-        [30, 110, 450, 530]
+        [29, 109, 451, 529]
     """
     import numpy as np
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import shutil
 from collections.abc import Mapping
 from os import PathLike
@@ -12,9 +11,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from camlib.datasets.explainers import device_of, prepared
 from camlib.datasets.files import Files, write_index
 from camlib.datasets.manifest import Manifest
-from camlib.datasets.pipeline import Pipeline
+from camlib.datasets.pipeline import Pipeline, as_disk_errors
 from camlib.datasets.processes import own_share, wait_for_others
 from camlib.datasets.results import Explaining, Loader
 from camlib.datasets.run import Run, open_run
@@ -22,7 +22,7 @@ from camlib.datasets.settings import settings_of
 from camlib.datasets.shards import ENDINGS, Shards
 from camlib.datasets.source import PathSource, source_of
 from camlib.errors import (
-    CamlibTypeError,
+    CamlibError,
     CamlibValueError,
     boolean,
     check_class_names,
@@ -32,8 +32,6 @@ from camlib.errors import (
 )
 from camlib.files import path_of
 from camlib.imaging import DEFAULT_COLORMAP
-from camlib.methods import Method
-from camlib.smoothing import Smoothing
 
 Storage = Literal["files", "parquet", "webdataset"]
 """How a run stores what it makes."""
@@ -131,7 +129,7 @@ def explain_dataset(
     threads = int(number("workers", workers, at_least=0, at_most=MAX_WORKERS))
     in_batch = positive_int("batch_size", batch_size)
     in_shard = -(-positive_int("shard_size", shard_size) // in_batch) if storage in ENDINGS else 1
-    running = _prepared(explainer, None if device is None else torch.device(device))
+    running = prepared(explainer, None if device is None else torch.device(device))
     asked = {
         "explainer": explainer,
         "target": target,
@@ -153,10 +151,10 @@ def explain_dataset(
         if storage == "files"
         else Shards(folder, temporary, storage)
     )
-    explaining = Explaining(running, target, _device_of(running))
     with contextlib.closing(Manifest(folder, described, *share)) as manifest:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        explaining = Explaining(running, target, device_of(running), worked=bool(manifest.done))
         pipeline = Pipeline(
             images,
             manifest,
@@ -169,45 +167,24 @@ def explain_dataset(
         )
         try:
             pipeline.run(threads, show=boolean("progress", progress) and share.rank == 0)
-        finally:
-            with contextlib.suppress(OSError):
-                manifest.merge()
-                if storage == "files":
-                    write_index(folder, temporary, class_names)
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(OSError, CamlibError):  # the disk may be full
+                _finish(manifest, folder, temporary, class_names if storage == "files" else False)
+            raise
+        _finish(manifest, folder, temporary, class_names if storage == "files" else False)
     if pipeline.interrupted:
         raise KeyboardInterrupt
     wait_for_others()
     return open_run(folder)
 
 
-def _prepared(explainer: Any, device: torch.device | None) -> Any:
-    """Return the explainer for a run: images whose numbers are not finite get maps of NaN; on another device if asked.
-
-    Raises:
-        CamlibTypeError: it is no explainer.
-    """
-    if isinstance(explainer, Smoothing):
-        own = copy.copy(explainer)
-        own.method = _prepared(explainer.method, device)
-        return own
-    if not isinstance(explainer, Method):
-        raise CamlibTypeError(
-            f"explainer must be a method such as camlib.GradCAM(model), or a smoothing of one, got {explainer!r}"
-        )
-    method = copy.copy(explainer)
-    if device is not None and device != _device_of(explainer):
-        method = explainer.on(copy.deepcopy(explainer.model).to(device))
-    method.on_nonfinite = "nan"
-    return method
-
-
-def _device_of(explainer: Any) -> torch.device:
-    """Where the model of an explainer is."""
-    while isinstance(explainer, Smoothing):
-        explainer = explainer.method
-    tensors = [*explainer.model.parameters(), *explainer.model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+def _finish(manifest: Manifest, folder: Path, temporary: Path, class_names: Any) -> None:
+    """Merge the manifest, and write the table, unless the names of its classes are False."""
+    with as_disk_errors():
+        manifest.merge()
+        if class_names is not False:
+            write_index(folder, temporary, class_names)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_new(folder: Path, *, resume: bool) -> None:

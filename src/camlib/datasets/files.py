@@ -150,7 +150,7 @@ def _lines(record: Mapping[str, Any], class_names: Any) -> list[list[Any]]:
     for one in record["rows"]:
         files = one["files"]
         overlays = [path for name, path in files.items() if name.startswith("overlay")]
-        names = [str(class_names[index]) for index in one["classes"]] if class_names is not None else []
+        names = [_named(class_names, index) for index in one["classes"]] if class_names is not None else []
         cells = [
             " ".join(map(str, one["classes"])),
             "; ".join(names),
@@ -164,6 +164,13 @@ def _lines(record: Mapping[str, Any], class_names: Any) -> list[list[Any]]:
     empty = [""] * (len(COLUMNS) - 3)
     lines += [[place, _cell(path), *empty, _cell(why)] for place, path, why in record["errors"]]
     return sorted(lines, key=lambda line: line[0])
+
+
+def _named(class_names: Any, index: int) -> str:
+    try:
+        return str(class_names[index])
+    except (IndexError, KeyError):  # the maps are made, so that a name that is missing costs only itself
+        return f"class {index}"
 
 
 def _cell(text: str) -> str:

@@ -12,8 +12,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from camlib.errors import CamlibRuntimeError, CamlibValueError
 from camlib.evaluation.run_log import locked
@@ -27,11 +28,11 @@ MANIFEST = "manifest.jsonl"
 
 
 def as_line(record: Mapping[str, Any]) -> bytes:
-    """Return a record as a line.
+    r"""Return a record as a line.
 
     Example:
         >>> as_line({"batches": []})
-        b'{"crc": 2155340741, "holds": {"batches": []}}\\n'
+        b'{"crc": 2155340741, "holds": {"batches": []}}\n'
     """
     text = json.dumps(record)
     return f'{{"crc": {zlib.crc32(text.encode())}, "holds": {text}}}\n'.encode()
@@ -115,7 +116,7 @@ class Manifest:
             raise CamlibValueError(f"{out} cannot be made a folder: {error.strerror}; give another out") from error
         self._check_folder()
         self._path = out / (MANIFEST if world == 1 else f"manifest.{rank}.jsonl")
-        self._file: BinaryIO = _appended(self._path)
+        self._file = _appended(self._path)
         try:
             if not locked(self._file):
                 raise CamlibValueError(f"{out} is in use by another run; wait until it ends, or give another out")
@@ -154,8 +155,7 @@ class Manifest:
         self.done |= dict(record["batches"])
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(as_line(record))
-        self._file.flush()
+        _write(self._file, as_line(record))
         os.fsync(self._file.fileno())
 
     def merge(self) -> None:
@@ -168,14 +168,12 @@ class Manifest:
         with _locked_for_all(self._out), contextlib.closing(_appended(whole)) as file:
             _truncate(file, whole)
             if not file.seek(0, os.SEEK_END):
-                file.write(as_line(self._head))
-                file.flush()
+                _write(file, as_line(self._head))
             known = {_batches(record) for _, record in records(whole)}
             for part in left:
                 for _, record in records(part):
                     if _batches(record) not in known:
-                        file.write(as_line(record))
-            file.flush()
+                        _write(file, as_line(record))
             os.fsync(file.fileno())
             for part in left:
                 part.unlink(missing_ok=True)
@@ -200,14 +198,20 @@ def _done(out: Path) -> dict[int, str]:
     }
 
 
-def _appended(path: Path) -> BinaryIO:
+def _appended(path: Path) -> FileIO:
     try:
-        return path.open("ab")
+        return path.open("ab", buffering=0)
     except OSError as error:
         raise CamlibValueError(f"{path} cannot be written: {error.strerror}; give another out") from error
 
 
-def _truncate(file: BinaryIO, path: Path) -> None:
+def _write(file: FileIO, line: bytes) -> None:
+    """Write a line; the system may write a part of it before it says that the disk is full."""
+    while line:
+        line = line[file.write(line) :]
+
+
+def _truncate(file: FileIO, path: Path) -> None:
     """Remove a last line that was not completed."""
     end = file.seek(0, os.SEEK_END)
     with path.open("rb") as reader:

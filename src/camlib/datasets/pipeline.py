@@ -6,7 +6,6 @@ import collections
 import contextlib
 import errno
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from camlib.datasets.processes import Inline, Interrupts, Share
 from camlib.datasets.results import Explaining, Failed, Loaded, Loader, Result
 from camlib.datasets.shards import Shards, stored_fields
 from camlib.datasets.source import Item, Source, blocks
-from camlib.errors import CamlibRuntimeError, CamlibValueError, CamlibWarning
+from camlib.errors import CamlibError, CamlibRuntimeError, CamlibValueError, CamlibWarning
 
 AHEAD = 2
 """How many batches are read before they are explained, and how many are written after."""
@@ -101,14 +100,13 @@ class Pipeline:
             _threads(workers) as writers,
         ):
             warnings.filterwarnings("ignore", "no map for", CamlibWarning)  # these images are among the errors
-            try:
+            with as_disk_errors():
                 self._explain(readers, writers, interrupts, bar)
-            except Exception as error:
-                raise _of_disk(error) from error
 
     def _explain(self, readers: Executor, writers: Executor, interrupts: Interrupts, bar: Any) -> None:
         commits: collections.deque[Commit] = collections.deque([Commit()])
         recent: collections.deque[list[Future[dict[str, Any]]]] = collections.deque()
+        ahead = 1 if isinstance(writers, Inline) else 1 + AHEAD
         for batch, loaded in self._loaded(readers, bar):
             shard = batch.number // self._in_shard
             if commits[-1].batches and commits[-1].batches[0].number // self._in_shard != shard:
@@ -125,7 +123,7 @@ class Pipeline:
             if len(recent) > AHEAD:
                 for future in recent.popleft():
                     future.result()
-            while len(commits) > AHEAD:
+            while len(commits) > ahead:
                 self._commit(commits.popleft(), bar)
             if interrupts.asked:
                 self.interrupted = True
@@ -198,13 +196,16 @@ def _threads(count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _of_disk(error: Exception) -> Exception:
-    """Say what to do when a file cannot be written; other errors stay as they are."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or (isinstance(error, CamlibRuntimeError)):
-        return error
-    if cause.errno in FULL:
-        return CamlibRuntimeError(
-            f"the disk is full ({os.strerror(cause.errno or 0)}): make room and call again; what is done is kept"
-        )
-    return CamlibRuntimeError(f"the run cannot be written: {error}; call again to go on, what is done is kept")
+@contextlib.contextmanager
+def as_disk_errors() -> Iterator[None]:
+    """Raise what to do when a file cannot be written; other errors stay as they are."""
+    try:
+        yield
+    except (OSError, CamlibError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or isinstance(error, CamlibRuntimeError):
+            raise
+        what = f"the disk is full ({cause.strerror}): make room and call again"
+        if cause.errno not in FULL:
+            what = f"the run cannot be written ({error}): call again when it can"
+        raise CamlibRuntimeError(f"{what}; what is done is kept") from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from camlib.datasets.alignment import transformed, window_of
-from camlib.datasets.source import Item, Source, reason
+from camlib.datasets.source import Item, reason
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibValueError, NotFiniteError
 from camlib.explanation import Explanation
 from camlib.imaging.geometry import Window
@@ -58,6 +58,13 @@ class Result:
     confidence: float | None
 
 
+class Reader(Protocol):
+    """What reads the images of a source."""
+
+    def read(self, item: Item) -> Any:
+        """Return the picture (H, W, 3), uint8; or what the dataset holds."""
+
+
 class Loader:
     """Reads images and transforms them; several threads may share it.
 
@@ -67,7 +74,7 @@ class Loader:
         aligned: whether it must be known which part of a picture its input shows.
     """
 
-    def __init__(self, source: Source, transforms: Any, *, aligned: bool) -> None:
+    def __init__(self, source: Reader, transforms: Any, *, aligned: bool) -> None:
         self._source, self._transforms, self._aligned = source, transforms, aligned
         self._windows: dict[tuple[int, int], Window | None] = {}
         self._lock = threading.Lock()
@@ -137,13 +144,16 @@ class Explaining:
         explainer: the method, or a smoothing of one.
         target: what is explained, as for :func:`camlib.explain_dataset`.
         device: where the model is.
+        worked: whether images were explained before, so that the arguments are right.
     """
 
-    def __init__(self, explainer: Callable[..., Explanation], target: Any, device: torch.device) -> None:
+    def __init__(
+        self, explainer: Callable[..., Explanation], target: Any, device: torch.device, *, worked: bool = False
+    ) -> None:
         self._explainer, self._device = explainer, device
         self._target = target
         self._listed = listed(target)
-        self._worked = False
+        self._worked = worked
 
     def __call__(self, batch: Sequence[Loaded | Failed]) -> list[Result | Failed]:
         """Return the results of a batch, in order.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ from camlib.datasets.files import synced
 from camlib.datasets.results import Result
 from camlib.datasets.rows import Row, fields_of, row_of
 from camlib.errors import CamlibRuntimeError, CamlibValueError
-from camlib.files import replacing
+from camlib.files import path_of, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,10 +90,17 @@ def rows_of_shard(record: Mapping[str, Any], out: Path) -> Iterator[Row]:
         return
     path = out / record["shard"]
     read = _read_parquet if path.suffix == ".parquet" else _read_tar
-    try:
+    with damaged_as_error(path):
         for fields in read(path):
             fields["path"] = record["odd"].get(str(fields["number"]), fields["path"])
             yield row_of(fields, functools.partial(_scaled, fields["map"], fields["scales"]), out)
+
+
+@contextlib.contextmanager
+def damaged_as_error(path: Path) -> Iterator[None]:
+    """Raise CamlibValueError where a file is missing or damaged."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         if isinstance(error, CamlibValueError):
             raise
@@ -138,13 +148,38 @@ def _write_parquet(file: Any, fields: Sequence[Mapping[str, Any]]) -> None:
     arrow.parquet.write_table(table, file, compression="zstd")
 
 
+def read_parquet(path: str | PathLike[str]) -> Iterator[Row]:
+    """Yield the rows of a Parquet file of maps, or of a folder of these, as :mod:`camlib.integrations.ray` makes them.
+
+    Images that failed have no row; the column "error" says why.
+
+    Args:
+        path: the file or the folder.
+
+    Raises:
+        CamlibRuntimeError: pyarrow is not installed.
+        CamlibValueError: a file is missing or damaged.
+    """
+    given = path_of(path)
+    files = sorted(given.rglob("*.parquet")) if given.is_dir() else [given]
+    if not files:
+        raise CamlibValueError(f"{path} holds no Parquet file; give the folder that write_parquet wrote")
+    number = itertools.count()
+    for file in files:
+        with damaged_as_error(file):
+            for fields in _read_parquet(file):
+                numbered = {"number": next(number), **fields}
+                yield row_of(numbered, functools.partial(_scaled, fields["map"], fields["scales"]), given)
+
+
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import numpy as np
 
     with _pyarrow().parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(256):
             for one in batch.to_pylist():
-                yield {**one, "map": np.frombuffer(one["map"], np.float16).reshape(one["shape"])}
+                if one["map"] is not None:
+                    yield {**one, "map": np.frombuffer(one["map"], np.float16).reshape(one["shape"])}
 
 
 def _write_tar(file: Any, fields: Sequence[Mapping[str, Any]]) -> None:
