@@ -10,11 +10,12 @@ import typer
 
 from camlib.cli import options
 from camlib.cli.failures import list_failed, printable
-from camlib.errors import CamlibError, CamlibValueError
+from camlib.errors import CamlibError
 
 if TYPE_CHECKING:
     from camlib.datasets import Run
     from camlib.loading import Loaded
+    from camlib.methods import Method
 
 SHOWN = 500
 """The most pictures in a report; a page of more would be too large for a browser."""
@@ -113,35 +114,35 @@ class _Processes:
             distributed.destroy_process_group()
 
 
-def _chosen(images: list[str], out: Path, loaded: Loaded, method: str, layer: str | None, target: Any) -> Any:
-    """The explainer, and why it was chosen, by the first picture that can be explained.
-
-    Raises:
-        CamlibValueError: there is none; the error of the first picture says why.
-    """
+def _chosen(
+    images: list[str], out: Path, loaded: Loaded, method: str, layer: str | None, target: Any
+) -> tuple[Method, str]:
+    """The explainer, and why it was recommended by the first picture that can be explained."""
+    from camlib.comparison import on_network
     from camlib.datasets.source import source_of
-    from camlib.explaining.choice import choose
+    from camlib.errors import NotFiniteError
+    from camlib.explaining.choice import AUTO, choose
     from camlib.explaining.sources import Preparation
     from camlib.layers.names import resolve_layers
     from camlib.passes.network import Network
 
     network = Network.of(loaded.model)
     layers = None if layer is None else list(resolve_layers(loaded.model, layer.split(",")))
-    preparation = Preparation(loaded)
-    source = source_of(list(images), out)
-    failures: list[str] = []
+    if method != AUTO:
+        return on_network(method, network, layers), ""
+    preparation, source = Preparation(loaded), source_of(list(images), out)
     for item in source:
-        try:
-            if item.fault:
-                raise CamlibValueError(item.fault)
-            inputs = preparation.of_pictures([source.read(item)]).inputs
-        except CamlibError as error:
-            failures.append(f"{printable(item.path)}: {error}")
+        if item.fault:
             continue
-        explainer, reason, _ = choose(method, network, inputs, target, layers)
-        return explainer, reason
-    why = f"none of {len(failures)} pictures can be read; {failures[0]}" if failures else "there are no pictures"
-    raise CamlibValueError(f"{', '.join(map(printable, images))}: {why}")
+        try:
+            inputs = preparation.of_pictures([source.read(item)]).inputs
+        except CamlibError:
+            continue  # the run lists it
+        try:
+            return choose(method, network, inputs, target, layers)[:2]
+        except NotFiniteError:
+            continue
+    return on_network("grad_cam", network, layers), ""
 
 
 def _summary(run: Run, out: Path, *, quiet: bool) -> None:

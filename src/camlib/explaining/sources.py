@@ -149,15 +149,13 @@ class Preparation:
 
     def _window(self, size: tuple[int, int]) -> Window | None:
         try:
-            window = window_of(self._loaded.transforms, size)
+            return window_of(self._loaded.transforms, size, repeated=True)
         except CamlibValueError:
             return None
-        top, left, bottom, right = window.box
-        return window if top < bottom and left < right else None
 
 
 def seen_in(window: Window, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what a network sees of a picture, at the picture's resolution: cropped, and black where it is padded.
+    """Return what a network sees of a picture, at the picture's resolution: cropped, mirrored, padded with black.
 
     Example:
         >>> import numpy as np
@@ -166,13 +164,16 @@ def seen_in(window: Window, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     import numpy as np
 
-    top, left, bottom, right = map(round, window.box)
+    first_row, first_column, last_row, last_column = map(round, window.box)
+    (top, bottom), (left, right) = sorted((first_row, last_row)), sorted((first_column, last_column))
     bottom, right = max(bottom, top + 1), max(right, left + 1)
     result = np.zeros((bottom - top, right - left, picture.shape[2]), np.uint8)
     rows, columns = max(0, top), max(0, left)
     part = picture[rows:bottom, columns:right]
     result[rows - top :, columns - left :][: part.shape[0], : part.shape[1]] = part
-    return result
+    return np.ascontiguousarray(
+        result[:: 1 if first_row <= last_row else -1, :: 1 if first_column <= last_column else -1]
+    )
 
 
 def takes_lists(model: nn.Module) -> bool:

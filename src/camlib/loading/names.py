@@ -21,8 +21,8 @@ def load(name: str, weights: str | PathLike[str] = "default") -> Loaded:
         name: ``"torchvision:resnet50"``; ``"timm:convnext_tiny"``; ``"hf:PATH"``, a folder that ``save_pretrained``
             wrote or a repository of Hugging Face; or ``"package.module:factory"``, a function that returns a module, or
             a tuple of module, transforms and class names. It is called without arguments.
-        weights: "default" for the library's, which are downloaded on first use; "none" for random weights, the same each
-            time; or a file with a state dict, ``.safetensors`` or what ``torch.save`` wrote. A pickled model is
+        weights: "default" for the library's, which are downloaded on first use; "none" for random weights, the same
+            each time; or a file with a state dict, ``.safetensors`` or what ``torch.save`` wrote. A pickled model is
             refused: loading it would run code from the file.
 
     Raises:
