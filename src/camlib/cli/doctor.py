@@ -17,6 +17,9 @@ EXTRAS = ("timm", "transformers", "safetensors", "jinja2", "pydicom", "pyarrow",
 MISMATCH = "install both in one command from the same index: pip install --upgrade torch torchvision"
 """What to do where torch and torchvision do not belong together."""
 
+OLDEST = 15
+"""torchvision 0.15 belongs to torch 2.0, and each later one to the next torch."""
+
 
 def doctor() -> None:
     """Show versions and devices, and check that torch and torchvision belong together.
@@ -30,7 +33,7 @@ def doctor() -> None:
     for package in (*PACKAGES, *EXTRAS):
         version = _version(package)
         typer.echo(f"  {package:16} {version or ('missing' if package in PACKAGES else 'not installed (optional)')}")
-    problems = [*_missing(), *_mismatch(_version("torch"), _requirement("torchvision", "torch")), *_torchvision()]
+    problems = [*_missing(), *mismatch(_version("torch"), _version("torchvision")), *_torchvision()]
     typer.echo(f"devices: {_devices()}")
     problems += [] if problems else _explains()
     for problem in problems:
@@ -47,16 +50,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _requirement(package: str, other: str) -> str | None:
-    """The version of another package that a package pins, or None."""
-    try:
-        requirements = metadata.requires(package) or []
-    except metadata.PackageNotFoundError:
-        return None
-    pins = (re.fullmatch(rf"{other}\s*\(?==([\w.+]+)\)?(;.*)?", one) for one in requirements)
-    return next((pin[1] for pin in pins if pin), None)
-
-
 def _missing() -> list[str]:
     absent = [package for package in PACKAGES if _version(package) is None]
     if "opencv-python" in absent and any(map(_version, ("opencv-python-headless", "opencv-contrib-python"))):
@@ -64,13 +57,24 @@ def _missing() -> list[str]:
     return [f"{', '.join(absent)} missing: pip install {' '.join(absent)}"] if absent else []
 
 
-def _mismatch(torch: str | None, wanted: str | None) -> list[str]:
-    """What is wrong if torchvision was built for another torch than the installed one."""
-    if torch is None or wanted is None or torch.partition("+")[0] == wanted.partition("+")[0]:
+def mismatch(torch: str | None, torchvision: str | None) -> list[str]:
+    """Return what is wrong if torchvision was built for another torch than the installed one.
+
+    Each torchvision belongs to one torch, as its README lists: 0.15 to 2.0, 0.16 to 2.1, and so on.
+
+    Example:
+        >>> mismatch("2.4.1", "0.19.1")
+        []
+        >>> mismatch("2.5.0+cpu", "0.19.1")[0][:69]
+        'torchvision 0.19.1 was built for torch 2.4, and torch 2.5.0+cpu is in'
+    """
+    own = re.match(r"2\.(\d+)", torch or "")
+    other = re.match(r"0\.(\d+)", torchvision or "")
+    if own is None or other is None or int(other[1]) < OLDEST or int(own[1]) == int(other[1]) - OLDEST:
         return []
     return [
-        f"torchvision {_version('torchvision')} was built for torch {wanted}, and torch {torch} is installed: its "
-        f'operators may be missing ("operator torchvision::nms does not exist"); {MISMATCH}'
+        f"torchvision {torchvision} was built for torch 2.{int(other[1]) - OLDEST}, and torch {torch} is installed: "
+        f'its operators may be missing ("operator torchvision::nms does not exist"); {MISMATCH}'
     ]
 
 

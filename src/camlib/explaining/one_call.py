@@ -81,10 +81,10 @@ def explain(
 
     Example:
         >>> import camlib, numpy as np
-        >>> picture = np.full((300, 400, 3), 128, np.uint8)
+        >>> picture = np.full((320, 400, 3), 128, np.uint8)
         >>> explanation = camlib.explain("torchvision:resnet18", picture, target="tabby", weights="none")
         >>> explanation.target, explanation.pictures[0].shape
-        (tensor([281]), (262, 262, 3))
+        (tensor([281]), (280, 280, 3))
         >>> figure = explanation.plot()
         >>> explanation.reason
         'grad_cam, because the score belongs to the whole image, and the network has no attention...'

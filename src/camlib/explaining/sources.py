@@ -164,9 +164,10 @@ def seen_in(window: Window, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     import numpy as np
 
-    first_row, first_column, last_row, last_column = map(round, window.box)
-    (top, bottom), (left, right) = sorted((first_row, last_row)), sorted((first_column, last_column))
-    bottom, right = max(bottom, top + 1), max(right, left + 1)
+    first_row, first_column, last_row, last_column = window.box
+    top, left = round(min(first_row, last_row)), round(min(first_column, last_column))
+    bottom = top + max(1, round(abs(last_row - first_row)))
+    right = left + max(1, round(abs(last_column - first_column)))
     result = np.zeros((bottom - top, right - left, picture.shape[2]), np.uint8)
     rows, columns = max(0, top), max(0, left)
     part = picture[rows:bottom, columns:right]

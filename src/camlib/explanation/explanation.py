@@ -18,7 +18,6 @@ from camlib.imaging.extent import Extent
 from camlib.inputs.nested import map_tensors
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     import camlib
@@ -77,7 +76,7 @@ class Explanation(Shown):
     whose logits camlib has found; "probability", "detection score", "similarity"; or "score" for a function."""
     relu: bool = True
     """Whether negative values were set to zero; False for maps made with ``relu=False``, even if none is negative."""
-    pictures: Sequence[NDArray[np.uint8]] | None = None
+    pictures: Sequence[Any] | None = None
     """N pictures (H, W, 3), at their own resolution and without what the network did not see of them. Only
     :func:`camlib.explain` knows them. They are not saved."""
     class_names: Sequence[str] | None = None

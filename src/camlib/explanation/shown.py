@@ -43,7 +43,7 @@ class Shown:
     class_agnostic: bool
     origin: Extent
     relu: bool
-    pictures: Sequence[NDArray[np.uint8]] | None
+    pictures: Sequence[Any] | None
     class_names: Sequence[str] | None
 
     def __len__(self) -> int:

@@ -31,19 +31,21 @@ def state_dict_in(path: str | PathLike[str]) -> dict[str, Tensor]:
     with opened(path, "a state dict, .pt or .safetensors") as stream:
         if file.suffix.lower() == ".safetensors":
             return _safetensors(stream.read(), file.name)
+        is_pickled = stream.read(2)[:1] in (b"P", b"\x80")  # of a zip archive, or of a pickle
+        stream.seek(0)
         try:
             content = torch.load(stream, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except Exception as error:  # a damaged archive raises nearly anything
+            if not isinstance(error, pickle.UnpicklingError) or not is_pickled:
+                why = str(error).partition("\n")[0]
+                raise CamlibValueError(
+                    f"{file.name} is no file of tensors: {why}; give a state dict, as torch.save(model.state_dict(), "
+                    "path) or safetensors writes it"
+                ) from error
             raise CamlibTypeError(
                 f"{file.name} holds pickled objects, such as a whole model; loading it would run code from the file, "
                 "which camlib never does. Where you trust it, load it yourself and save its tensors: "
                 'torch.save(model.state_dict(), "weights.pt")'
-            ) from error
-        except Exception as error:  # a damaged archive raises nearly anything
-            why = str(error).partition("\n")[0]
-            raise CamlibValueError(
-                f"{file.name} is no file of tensors: {why}; give a state dict, as torch.save(model.state_dict(), path) "
-                "or safetensors writes it"
             ) from error
     return _state_dict(content, file.name)
 
