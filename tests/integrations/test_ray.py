@@ -45,7 +45,7 @@ class KilledOnce(Scaled):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 explain(sys.argv[1], sys.argv[2], make, KilledOnce(), workers=2)
 """
 

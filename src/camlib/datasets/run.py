@@ -11,10 +11,13 @@ from typing import Any
 
 from camlib.datasets.files import places, rows_of_files
 from camlib.datasets.manifest import head_of, record_at
+from camlib.datasets.page import page
 from camlib.datasets.rows import Row
 from camlib.datasets.shards import rows_of_shard
+from camlib.datasets.views import Cluster, clusters, least_certain, mean_heatmap, most_degenerate
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.files import path_of
+from camlib.reporting import Report
 
 
 def open_run(out: str | PathLike[str]) -> Run:
@@ -75,6 +78,46 @@ class Run(Sequence[Row]):
         """The path of each image that failed, and why."""
         records = (record_at(*place) for place in self._places)
         return [(path, why) for record in records for _, path, why in record["errors"]]
+
+    def mean_heatmap(self, by: str | None = None, size: tuple[int, int] = (56, 56)) -> Any:
+        """Return the mean heatmap, on what the network saw; rows without evidence do not count.
+
+        Args:
+            by: "class" for one of each class that is explained, in a dict; None for one of all rows.
+            size: (h, w).
+
+        Raises:
+            CamlibValueError: another ``by``, or no row counts.
+        """
+        return mean_heatmap(self, by, size)
+
+    def most_degenerate(self, count: int = 16) -> list[Row]:
+        """Return the rows whose first maps have the lowest contrast: constant and nowhere positive ones first."""
+        return most_degenerate(self, count)
+
+    def least_certain(self, count: int = 16) -> list[Row]:
+        """Return the rows of which the model is least certain: whose predicted class has the lowest probability."""
+        return least_certain(self, count)
+
+    def clusters(self, count: int = 8) -> list[Cluster]:
+        """Return groups of maps that are alike, as :func:`camlib.datasets.views.clusters` finds them."""
+        return clusters(self, count)
+
+    def report(self, count: int = 4, class_names: Any = None, title: str = "A whole run") -> Report:
+        """Return a page of these: mean heatmaps, the rows to look at first, groups, and the images that failed.
+
+        It needs the extras ``report`` and ``views``; the pictures are read from their paths.
+
+        Args:
+            count: how many rows of each kind, and how many groups.
+            class_names: names of the classes.
+            title: the page's title.
+
+        Raises:
+            CamlibValueError: the run has no rows, or none whose picture can be read.
+            CamlibRuntimeError: jinja2 or scikit-learn is not installed.
+        """
+        return page(self, self.errors, count, class_names, title)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
