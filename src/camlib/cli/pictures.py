@@ -13,12 +13,15 @@ from camlib.cli.failures import list_failed, printable
 from camlib.errors import CamlibError
 
 if TYPE_CHECKING:
-    from camlib.datasets import Run
+    from camlib.datasets import Row, Run
     from camlib.loading import Loaded
     from camlib.methods import Method
 
 SHOWN = 500
 """The most pictures in a report; a page of more would be too large for a browser."""
+
+WIDEST = 448
+"""The longer side of a picture in a report, in pixels."""
 
 
 def explain(
@@ -156,18 +159,15 @@ def _summary(run: Run, out: Path, *, quiet: bool) -> None:
 def _write_report(run: Run, loaded: Loaded, reason: str, colormap: str, alpha: Any) -> None:
     """Write the page of the first pictures of a run."""
     import dataclasses
+    import itertools
 
-    from camlib.datasets.results import as_picture
-    from camlib.explaining.sources import seen_in
     from camlib.explanation import Explanation
-    from camlib.imaging import read_image
     from camlib.reporting.page import report
 
-    rows = run[:SHOWN]
+    rows = list(itertools.islice(run, SHOWN))
     if not rows:
         return
-    pictures = [as_picture(read_image(row.path)) for row in rows]
-    seen = [one if row.window is None else seen_in(row.window, one) for row, one in zip(rows, pictures, strict=True)]
+    seen = list(map(_small, rows))
     whole = Explanation.cat([row.explanation for row in rows])
     by_method = {whole.method: whole}
     if whole.has_class_axis:
@@ -188,6 +188,20 @@ def _write_report(run: Run, loaded: Loaded, reason: str, colormap: str, alpha: A
         alpha=alpha,
     )
     page.save(run.out / "report.html")
+
+
+def _small(row: Row) -> Any:
+    """What the network saw of the picture of a row, small enough for a page of many."""
+    import numpy as np
+    from PIL import Image
+
+    from camlib.explaining.sources import seen_in
+    from camlib.imaging import read_image
+
+    picture = read_image(row.path)
+    shown = Image.fromarray(picture if row.window is None else seen_in(row.window, picture))
+    shown.thumbnail((WIDEST, WIDEST))
+    return np.asarray(shown)
 
 
 def _of_class(target: Any, k: int) -> Any:
