@@ -24,6 +24,7 @@ from camlib.errors import CamlibValueError as CamlibValueError
 from camlib.errors import CamlibWarning as CamlibWarning
 from camlib.evaluation import evaluate as evaluate
 from camlib.evaluation import scan_layers as scan_layers
+from camlib.explaining import explain as explain
 from camlib.explanation import Explanation as Explanation
 from camlib.imaging import colorize as colorize
 from camlib.imaging import normalize as normalize
