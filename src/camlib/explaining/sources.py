@@ -63,7 +63,7 @@ def batches_of(source: Any, loaded: Loaded, batch_size: int) -> Iterator[Batch]:
             yield preparation.of_inputs(part)
     elif isinstance(source, (Tensor, Mapping, tuple)) or _is_list_of_images(source):
         yield preparation.of_inputs(source)
-    elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
+    elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)) and not _is_array(source):
         for batch in source:
             yield preparation.of_inputs(_without_labels(batch))
     else:
