@@ -58,7 +58,7 @@ def batches_of(source: Any, loaded: Loaded, batch_size: int) -> Iterator[Batch]:
     if (pictures := _pictures_in(source)) is not None:
         while some := list(itertools.islice(pictures, batch_size)):
             yield preparation.of_pictures(some)
-    elif isinstance(source, Tensor) and source.dim() > 3:
+    elif isinstance(source, Tensor) and source.dim() > 3 and not source.is_meta:
         for part in source.split(batch_size):
             yield preparation.of_inputs(part)
     elif isinstance(source, Tensor) and (source.dim() < 2 or source.is_meta):
