@@ -58,12 +58,14 @@ def batches_of(source: Any, loaded: Loaded, batch_size: int) -> Iterator[Batch]:
     if (pictures := _pictures_in(source)) is not None:
         while some := list(itertools.islice(pictures, batch_size)):
             yield preparation.of_pictures(some)
-    elif isinstance(source, Tensor) and source.dim() > 3:
+    elif isinstance(source, Tensor) and source.dim() > 3 and not source.is_meta:
         for part in source.split(batch_size):
             yield preparation.of_inputs(part)
+    elif isinstance(source, Tensor) and (source.dim() < 2 or source.is_meta):
+        raise CamlibTypeError(f"source must be {SOURCES}; got a tensor {tuple(source.shape)} on {source.device}")
     elif isinstance(source, (Tensor, Mapping, tuple)) or _is_list_of_images(source):
         yield preparation.of_inputs(source)
-    elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
+    elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)) and not _is_array(source):
         for batch in source:
             yield preparation.of_inputs(_without_labels(batch))
     else:
