@@ -41,8 +41,7 @@ class Row:
     number: int
     """The place of the image in the source."""
     path: str
-    """Its path, in which bytes that are not UTF-8 are surrogates, as in ``os.fsdecode``. Its number, for datasets without
-    paths."""
+    """Its path; bytes that are not UTF-8 are surrogates, as in ``os.fsdecode``. Its number, if there is no path."""
     classes: tuple[int, ...]
     """The classes that are explained, one for each map; empty for a target that is no class."""
     scores: tuple[float, ...]
