@@ -337,7 +337,7 @@ class Contrast(_OfClasses):
 
     Raises:
         CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
-        CamlibValueError: ``weight`` is negative or not finite, ``nearest`` < 1, ``average`` is unknown, a class is
+        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, ``average`` is unknown, a class is
             contrasted with itself, a class of ``against`` is given twice, or the network has a single logit.
 
     Example:
@@ -356,7 +356,7 @@ class Contrast(_OfClasses):
     average: Average = "mean"
 
     def __post_init__(self) -> None:
-        number("weight", self.weight, at_least=0)
+        number("weight", self.weight)
         positive_int("nearest", self.nearest)
         if not isinstance(self.average, str) or self.average not in get_args(Average):
             raise CamlibValueError(f'average must be "mean" or "probability", got {self.average!r}')
