@@ -240,7 +240,10 @@ def layer_scan() -> Figure:
     styles = {"grad_cam": "s--", "hires_cam": "^-", "layer_cam": "o-", "balanced layer_cam": "D-"}
     inks = {"grad_cam": COOL, "hires_cam": "#3c9d5d", "layer_cam": ACCENT, "balanced layer_cam": "#9160c4"}
     subjects = load("layer_scan")["subjects"]
-    figure, axes = plt.subplots(1, len(subjects), figsize=(WIDTH, 3.4), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(
+        1, len(subjects), figsize=(WIDTH, 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    axes = grid[0]
     for axis, (subject, scanned) in zip(axes, subjects.items(), strict=True):
         for name, by_layer in scanned["methods"].items():
             means = np.array([of["mean"] for of in by_layer.values()])
