@@ -21,4 +21,21 @@ class Advice(NamedTuple):
     layer: str
 
 
-ADVICE: tuple[Advice, ...] = ()
+ADVICE = (
+    Advice(
+        "a character of a text line, or another score that has a place",
+        "to explain a score that has a place",
+        "line",
+        ("seg_eigen_cam", "layer_cam"),
+        "the logit at the character's step",
+        "the last convolution before the sequence",
+    ),
+    Advice(
+        "a box of a detector",
+        "to explain a detection",
+        "box",
+        ("eigen_grad_cam",),
+        ":class:`~camlib.targets.Box`",
+        "what the heads read: the backbone's last layer, or all levels",
+    ),
+)

@@ -1,16 +1,18 @@
 """Energy on the truth, or the grid pointing game, layer by layer: :func:`camlib.scan_layers` on three subjects.
 
 ``benchmarks/run layer_scan`` writes ``layer_scan.json`` in ``benchmarks/results``, in about two minutes.
+``python -m benchmarks.layer_scan NAME`` scans one of them.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import camlib
 from benchmarks import drawn, pretrained
-from benchmarks.results import provenance, save
+from benchmarks.results import load_if_there, provenance, save
 from camlib.methods import Method
 
 METHODS = ("grad_cam", "hires_cam", "layer_cam")
@@ -29,26 +31,46 @@ def scanned(methods: Mapping[str, Any], model: Any, loader: Any, **options: Any)
     return found
 
 
-def main() -> None:
-    """Scan, print, write the JSON."""
-    named = {name: name for name in METHODS}
-    found = {}
+def watermark() -> dict[str, Any]:
+    """The class that a mark raises; the truth is the mark."""
     (marked,) = pretrained.watermark(None)
     options: dict[str, Any] = {"masks": marked.truth, "target": pretrained.CARTON}
-    found["watermark"] = scanned(named, marked.model, marked.inputs, **options)
+    return scanned({name: name for name in METHODS}, marked.model, marked.inputs, **options)
+
+
+def mosaic() -> dict[str, Any]:
+    """The class of each tile."""
     (grid,) = pretrained.grid()
     tiles = len(grid.truth[0])
-    loader = [mosaic.expand(tiles, *mosaic.shape).contiguous() for mosaic in grid.inputs]
-    options = {"masks": grid.truth.flatten(0, 1), "metric": "grid_pointing_game"}
+    loader = [one.expand(tiles, *one.shape).contiguous() for one in grid.inputs]
+    options: dict[str, Any] = {"masks": grid.truth.flatten(0, 1), "metric": "grid_pointing_game"}
     classes = grid.target(slice(None)).flatten()
-    found["mosaic"] = scanned(named, grid.model, loader, target=classes, **options)
+    return scanned({name: name for name in METHODS}, grid.model, loader, target=classes, **options)
+
+
+def transformer() -> dict[str, Any]:
+    """One of two shapes, at the first norm of each block."""
     of = drawn.attended(drawn.SEEDS[0])
     blocks = [f"encoder.layers.encoder_layer_{n}.ln_1" for n in range(drawn.VIT["num_layers"])]
-    methods: dict[str, str | Method] = {**named, "balanced layer_cam": camlib.balanced(camlib.LayerCAM(of.model))}
-    options = {"masks": of.truth, "target": of.target(slice(None))}
-    found["transformer"] = scanned(methods, of.model, of.inputs, layers=blocks, **options)
+    methods: dict[str, str | Method] = {name: name for name in METHODS}
+    methods["balanced layer_cam"] = camlib.balanced(camlib.LayerCAM(of.model))
+    options: dict[str, Any] = {"masks": of.truth, "target": of.target(slice(None))}
+    return scanned(methods, of.model, of.inputs, layers=blocks, **options)
+
+
+SUBJECTS = (watermark, mosaic, transformer)
+
+
+def main() -> None:
+    """Scan the subjects that are named, or all; print, and write the JSON after each."""
+    given = sys.argv[1:] or [make.__name__ for make in SUBJECTS]
+    kept = load_if_there("layer_scan").get("subjects", {})
     versions = provenance("torch", "torchvision", "foolbox", "imagenet-w")
-    save("layer_scan", versions | {"subjects": found})
+    for make in SUBJECTS:
+        if make.__name__ in given:
+            kept[make.__name__] = make()
+            ordered = {of.__name__: kept[of.__name__] for of in SUBJECTS if of.__name__ in kept}
+            save("layer_scan", versions | {"subjects": ordered})
 
 
 if __name__ == "__main__":

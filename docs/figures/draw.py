@@ -239,8 +239,12 @@ def layer_scan() -> Figure:
     titles = {"watermark": "watermark", "mosaic": "tile of a mosaic", "transformer": "shape, transformer"}
     styles = {"grad_cam": "s--", "hires_cam": "^-", "layer_cam": "o-", "balanced layer_cam": "D-"}
     inks = {"grad_cam": COOL, "hires_cam": "#3c9d5d", "layer_cam": ACCENT, "balanced layer_cam": "#9160c4"}
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.4), layout="constrained", sharey=True)
-    for axis, (subject, scanned) in zip(axes, load("layer_scan")["subjects"].items(), strict=True):
+    subjects = load("layer_scan")["subjects"]
+    figure, grid = plt.subplots(
+        1, len(subjects), figsize=(WIDTH, 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    axes = grid[0]
+    for axis, (subject, scanned) in zip(axes, subjects.items(), strict=True):
         for name, by_layer in scanned["methods"].items():
             means = np.array([of["mean"] for of in by_layer.values()])
             ends = np.array([of["interval"] for of in by_layer.values()]).T

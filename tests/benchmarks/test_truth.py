@@ -69,17 +69,19 @@ def explainers_with(target):
     return found
 
 
-@pytest.mark.parametrize(("target", "subject"), [("Box", "box"), ("Region", "region")])
-def test_the_code_of_the_guides_explains_a_target_with_a_method_of_its_top_group(target, subject):
-    names = {camlib.METHODS[name].__name__ for name in camlib.METHODS if name in group_of(subject)}
+@pytest.mark.parametrize(("target", "subject"), [("Box", "box")])
+def test_the_code_of_the_guides_explains_a_target_with_a_method_that_beats_every_baseline(target, subject):
+    above = [set(truth_tables.above_baselines(SUBJECTS[subject], metric)) for metric in ("energy", "pointing")]
+    names = {camlib.METHODS[name].__name__ for name in camlib.METHODS if name in set.intersection(*above)}
+    assert "GradCAM" not in names
     found = explainers_with(target)
     assert len(found) > 2
     for path, line, name in found:
         assert name in names, f"{path}: {line}"
 
 
-def test_every_subject_is_measured_and_nothing_else():
-    assert set(SUBJECTS) == {subject.name for subject in truth.SUBJECTS}
+def test_the_results_are_of_the_subjects_and_in_their_order():
+    assert list(SUBJECTS) == [subject.name for subject in truth.SUBJECTS if subject.name in SUBJECTS]
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
