@@ -290,8 +290,13 @@ def test_kernels_are_known_and_gamma_is_positive(options: dict[str, object], mes
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("finer_cam", {"weight": "0.6"}, camlib.CamlibTypeError, "weight must be a finite number, got '0.6'"),
-        ("finer_cam", {"weight": float("nan")}, camlib.CamlibValueError, "weight must be a finite number, got nan"),
+        ("finer_cam", {"weight": "0.6"}, camlib.CamlibTypeError, "weight must be a number of at least 0, got '0.6'"),
+        (
+            "finer_cam",
+            {"weight": float("nan")},
+            camlib.CamlibValueError,
+            "weight must be a number of at least 0, got nan",
+        ),
         ("finer_cam", {"nearest": 2.0}, camlib.CamlibTypeError, "nearest must be an int of at least 1, got 2.0"),
         ("finer_cam", {"nearest": 0}, camlib.CamlibValueError, "nearest must be an int of at least 1, got 0"),
         ("kpca_cam", {"kernel": "poly"}, camlib.CamlibValueError, "kernel must be one of rbf, sigmoid, linear"),

@@ -51,7 +51,7 @@ def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> 
             raise
         except Exception as error:  # other tensors of the trunk have no rows or no values, which can fail in any way
             why = f"run alone, the tail fails: {error}"
-            if _COMBINED in why:
+            if any(words in why for words in _COMBINED):
                 break
     forward_pass.checks.finite("score", forward_pass.scores)
     forward_pass.checks.evaluate()  # NaN agrees with nothing
@@ -94,8 +94,8 @@ def with_changed_grid(
     return copies
 
 
-_COMBINED = "must match the size of tensor"
-"""PyTorch's words where the tail adds features to tensors of the trunk, which have no rows."""
+_COMBINED = ("must match the size of tensor", "Sizes of tensors must match")
+"""PyTorch's words where the tail adds features to tensors of the trunk, which have no rows, or joins them."""
 
 
 def _scores(tail: Tail, forward_pass: ForwardPass, layer: str, copies: int = 1) -> Tensor:
