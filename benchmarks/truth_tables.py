@@ -63,7 +63,7 @@ def by_method(subjects: dict[str, Record], metric: str) -> Lines:
             if name in subject["methods"]:
                 cells.append(with_interval(subject["methods"][name][metric]))
             else:
-                cells.append("" if name in subject["left out"] else NOT_MEASURED)
+                cells.append("" if name in subject["left out"] or name not in camlib.METHODS else NOT_MEASURED)
         if any(cells) or all(cell == NOT_MEASURED for cell in cells):
             lines.append([name, *cells])
     return lines
