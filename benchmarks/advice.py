@@ -19,9 +19,36 @@ class Advice(NamedTuple):
     """As in the results, the first one first."""
     target: str
     layer: str
+    proved: bool = True
+    """Whether the intervals of the first method lie above those of every baseline, for energy and pointing game."""
 
 
 ADVICE = (
+    Advice(
+        "a class, among several objects",
+        "to explain a class, among several objects",
+        "mosaic",
+        ("grad_cam of the probability",),
+        ":class:`~camlib.targets.Probability`",
+        "the one that is found",
+    ),
+    Advice(
+        "a small region, such as a mark that reveals the class",
+        "to find a small region",
+        "watermark at features.13",
+        ("eigen_grad_cam", "seg_eigen_cam"),
+        "the class",
+        "a finer one, by :func:`~camlib.scan_layers`",
+    ),
+    Advice(
+        "a class of a vision transformer",
+        "to explain a vision transformer",
+        "transformer",
+        ("libra_grad", "generic_attention"),
+        "the class",
+        "the tokens before the first block; all attention",
+        proved=False,
+    ),
     Advice(
         "a character of a text line, or another score that has a place",
         "to explain a score that has a place",

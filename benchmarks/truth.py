@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Methods with very many passes take fewer than by default."""
 SLOW = dict.fromkeys(("ss_cam", "is_cam"), "Score-CAM with many times its passes")
 WIDE = dict.fromkeys(("score_cam", "ablation_cam", "rise"), "very many passes of large pictures")
+CELLS = {name: "too slow for a layer of 4096 cells" for name in ("recipro_cam", "kpca_cam")}
 LAYERLESS = {name: "reads no layer: see the default layer" for name, kind in camlib.METHODS.items() if kind.layerless}
 
 SUBJECTS = (
@@ -64,7 +65,7 @@ SUBJECTS = (
         5,
     ),
     Subject("box", "the score of one box, of a detector", drawn.seeded(drawn.detected), SLOW, 8, len(drawn.SEEDS)),
-    Subject("region", "the region of one object, of a segmenter", drawn.seeded(drawn.segmented), SLOW, 16, 3),
+    Subject("region", "the region of one object, of a segmenter", drawn.seeded(drawn.segmented), SLOW | CELLS, 16, 3),
     Subject("transformer", "one of two shapes, of a vision transformer", drawn.seeded(drawn.attended), SLOW, 16, 3),
     *tetris.SUBJECTS,
 )

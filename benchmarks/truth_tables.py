@@ -63,7 +63,7 @@ def by_method(subjects: dict[str, Record], metric: str) -> Lines:
             if name in subject["methods"]:
                 cells.append(with_interval(subject["methods"][name][metric]))
             else:
-                cells.append("" if name in subject["left out"] else NOT_MEASURED)
+                cells.append("" if name in subject["left out"] or name not in camlib.METHODS else NOT_MEASURED)
         if any(cells) or all(cell == NOT_MEASURED for cell in cells):
             lines.append([name, *cells])
     return lines
@@ -83,13 +83,14 @@ def subjects(result: Record) -> Lines:
 
 def advice(result: Record) -> Lines:
     """What to use for what is explained, with the numbers."""
-    lines = [["You explain", "method", "target", "layer", "energy", "pointing game"]]
+    lines = [["You explain", "method", "target", "layer", "energy", "pointing game", "above every baseline"]]
     for one in ADVICE:
         methods = result["subjects"][one.subject]["methods"]
         numbers = [
             ", ".join(short(methods[name][metric]["mean"]) for name in one.methods) for metric in ("energy", "pointing")
         ]
-        lines.append([one.explained, ", ".join(map(role, one.methods)), one.target, one.layer, *numbers])
+        proved = "yes" if one.proved else "not shown"
+        lines.append([one.explained, ", ".join(map(role, one.methods)), one.target, one.layer, *numbers, proved])
     return lines
 
 

@@ -255,7 +255,7 @@ def layer_scan() -> Figure:
         labels = [layer.replace("encoder.layers.encoder_layer_", "block ") for layer in scanned["grids"]]
         axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axis.set(title=titles[subject], ylim=(0, 1))
-    axes[0].set_ylabel("share of the energy on the truth")
+    axes[0].set_ylabel("share of the energy on the truth")  # the grid pointing game, too, is such a share
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, frameon=False, ncols=4, loc="outside lower center")
     return figure

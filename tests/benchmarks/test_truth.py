@@ -30,10 +30,9 @@ def test_what_is_advised_is_in_the_top_group_of_its_subject(advice):
 
 
 @pytest.mark.parametrize("advice", ADVICE, ids=lambda advice: advice.explained)
-def test_what_is_advised_beats_every_baseline(advice):
-    for name in advice.methods:
-        above = {metric: truth_tables.above_baselines(SUBJECTS[advice.subject], metric) for metric in truth.METRICS[:2]}
-        assert all(name in names for names in above.values()), (name, above)
+def test_the_table_says_where_the_first_method_is_above_every_baseline(advice):
+    above = [truth_tables.above_baselines(SUBJECTS[advice.subject], metric) for metric in ("energy", "pointing")]
+    assert all(advice.methods[0] in names for names in above) is advice.proved
 
 
 def test_the_readme_has_the_table_of_advice():
