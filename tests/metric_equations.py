@@ -300,7 +300,9 @@ def top_k_intersection(heatmap: Array, mask: Array, *, k: int) -> float:
 
 
 def roc_auc(heatmap: Array, mask: Array) -> float:
-    """The area under the ROC curve by the trapezoidal rule, at every threshold that the heatmap has."""
+    """The area under the ROC curve by the trapezoidal rule, at every threshold that the heatmap has; 1 without a rest."""
+    if mask.all():
+        return 1.0
     points = [(0.0, 0.0)]
     for threshold in sorted(set(heatmap.flatten().tolist()), reverse=True):
         chosen = heatmap >= threshold

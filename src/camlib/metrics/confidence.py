@@ -50,7 +50,8 @@ def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
         [\,s(x \odot H) > s(x)\,]
 
     Chattopadhyay et al. 2018 (Grad-CAM++), https://arxiv.org/abs/1710.11063, section 4.1; they report the mean over
-    images in per cent. Higher is better. An equal score is not an increase.
+    images in per cent. Higher is better. A score that is equal up to rounding, 16 eps of its magnitude, is not an
+    increase: the copies of the images run in other batches, which may round differently.
 
     ``2 N`` forward passes of an image.
 
@@ -58,7 +59,8 @@ def average_increase(heatmaps: ScoredHeatmaps) -> Tensor:
         CamlibValueError: heatmaps not in [0, 1].
     """
     clean = heatmaps.scorer.clean
-    return (heatmaps.masked_scores > clean).to(torch.result_type(clean, heatmaps.values))
+    rounding = 16 * torch.finfo(clean.dtype).eps * clean.abs()
+    return (heatmaps.masked_scores - clean > rounding).to(torch.result_type(clean, heatmaps.values))
 
 
 def positive_scores(scorer: Scorer, what: str) -> Tensor:
