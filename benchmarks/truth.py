@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Methods with very many passes take fewer than by default."""
 SLOW = dict.fromkeys(("ss_cam", "is_cam"), "Score-CAM with many times its passes")
 WIDE = dict.fromkeys(("score_cam", "ablation_cam", "rise"), "very many passes of large pictures")
-CELLS = {name: "too slow for a layer of 4096 cells" for name in ("recipro_cam", "kpca_cam")}
+CELLS = dict.fromkeys(("recipro_cam", "kpca_cam"), "too slow for a layer of 4096 cells")
 LAYERLESS = {name: "reads no layer: see the default layer" for name, kind in camlib.METHODS.items() if kind.layerless}
 
 SUBJECTS = (
