@@ -65,4 +65,12 @@ ADVICE = (
         ":class:`~camlib.targets.Box`",
         "what the heads read: the backbone's last layer, or all levels",
     ),
+    Advice(
+        "a region of a segmentation",
+        "to explain a segmentation",
+        "region",
+        ("hires_cam", "layer_cam", "seg_eigen_cam"),
+        ":class:`~camlib.targets.Region`",
+        "the one that is found",
+    ),
 )
