@@ -300,7 +300,7 @@ def top_k_intersection(heatmap: Array, mask: Array, *, k: int) -> float:
 
 
 def roc_auc(heatmap: Array, mask: Array) -> float:
-    """The area under the ROC curve by the trapezoidal rule, at every threshold that the heatmap has; 1 without a rest."""
+    """The area under the ROC curve by the trapezoidal rule, at every threshold of the heatmap; 1 without a rest."""
     if mask.all():
         return 1.0
     points = [(0.0, 0.0)]
