@@ -53,7 +53,7 @@ for module in pkgutil.walk_packages(camlib.__path__, "camlib."):
             named = {name: thing} if inspect.isfunction(thing) else {f"{name}.{own}": each for own, each in methods}
             for where, function in named.items():
                 parameter = inspect.signature(function).parameters.get("colormap")
-                if parameter is not None and parameter.default is not parameter.empty:
+                if parameter is not None and parameter.default not in (parameter.empty, None):
                     found[where] = parameter.default
 print(json.dumps(found))
 """
@@ -78,8 +78,11 @@ def test_default_colormap_is_written_once(tmp_path: Path) -> None:
         "Comparison.plot": "viridis",
         "Explanation.overlays": "viridis",
         "Explanation.plot": "viridis",
+        "Shown.overlays": "viridis",
+        "Shown.plot": "viridis",
         "colorize": "viridis",
         "colorize_signed": "bwr",
+        "explain_dataset": "viridis",
         "overlay": "viridis",
         "overlay_signed": "bwr",
         "report": "viridis",

@@ -29,7 +29,7 @@ def compare(
     layer: options.Layer = None,
     target: options.Target = None,
     classes: options.Classes = None,
-    colormap: options.Colormap = "jet",
+    colormap: options.Colormap = None,
     device: options.Device = "auto",
 ) -> None:
     """Draw what several methods show of a picture, side by side.
@@ -39,6 +39,7 @@ def compare(
     """
     from camlib.comparison import compare as compare_methods
     from camlib.explaining.sources import batches_of
+    from camlib.imaging import DEFAULT_COLORMAP
 
     loaded = options.opened(model, weights, classes, device)
     options.transforms_of(loaded)
@@ -52,7 +53,8 @@ def compare(
         options.target_of(target, loaded),
         layer=layer,
     )
-    figure = comparison.plot(list(batch.pictures or ()), class_names=loaded.classes, colormap=colormap)
+    colors = colormap or DEFAULT_COLORMAP
+    figure = comparison.plot(list(batch.pictures or ()), class_names=loaded.classes, colormap=colors)
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:

@@ -69,7 +69,9 @@ Classes = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line, if the weights have none.")
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto for a GPU if there is one.")]
-Colormap = Annotated[str, typer.Option(metavar="NAME", help="A colormap of OpenCV or matplotlib, such as turbo.")]
+Colormap = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A colormap of OpenCV or matplotlib, such as turbo.")
+]
 PrecisionName = Annotated[
     Precision,
     typer.Option(help="Numbers of the network; auto is float32. The shorter ones are faster on a GPU, and less exact."),

@@ -33,7 +33,7 @@ def explain(
     layer: options.Layer = None,
     target: options.Target = None,
     classes: options.Classes = None,
-    colormap: options.Colormap = "jet",
+    colormap: options.Colormap = None,
     alpha: Annotated[str, typer.Option(metavar="0..1|heat", help="Opacity; heat lets it follow importance.")] = "0.5",
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Also write heatmaps as PNG of 16 bits.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write report.html (extra report).")] = False,
@@ -60,8 +60,9 @@ def explain(
     """
     from camlib.datasets import explain_dataset
     from camlib.errors import number
-    from camlib.imaging.colors import lookup_table
+    from camlib.imaging.colors import DEFAULT_COLORMAP, lookup_table
 
+    colormap = colormap or DEFAULT_COLORMAP
     lookup_table(colormap)
     opacity = alpha if alpha == "heat" else number("--alpha", _number(alpha), at_least=0, at_most=1, instead="heat")
     loaded = options.opened(model, weights, classes, device, precision)
