@@ -61,7 +61,7 @@ class LayerScan:
 
     @property
     def best(self) -> str:
-        """The layer with the best mean. Others may not differ from it: see :meth:`difference`."""
+        """The layer with the best mean; :meth:`difference` says whether another layer differs from it."""
         sign = 1 if self.evaluation.better[self.metric] == "higher" else -1
         return max(self.layers, key=lambda layer: sign * self.mean(layer))
 
