@@ -20,7 +20,7 @@ def layers(
     weights: options.Weights = "none",
     size: Annotated[str, typer.Option(metavar="HxW", help="Size of the picture before the transforms.")] = "256x256",
 ) -> None:
-    """List the layers of a network, in the order in which they run; * marks the default.
+    """List the layers of a network; * marks the default.
 
     \b
     camlib layers torchvision:resnet18
