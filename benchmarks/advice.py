@@ -1,4 +1,4 @@
-"""What the documentation recommends, by what is explained, and the subject of ``truth.py`` which that rests on.
+"""Which methods the documentation recommends for which score, and the subject of ``truth.py`` that shows it.
 
 A test holds every line to the results: each method must be in the top group of its subject.
 """

@@ -1,8 +1,8 @@
 """A run over 2,000 pictures of 224 px, end to end, next to decoding them and bare forward passes.
 
 ``python -m benchmarks.dataset_runs`` writes pictures into a temporary folder. Parts of 200 pictures are explained and
-run bare in turns, so that other work on the machine meets both. What is compared is the CPU time of the process, with
-that of its threads, of which the network has one; the ratio must be at most 1.3.
+run bare alternately, so that other work on the machine disturbs both alike. The CPU time of the process with all its
+threads is compared; the network has one thread. The ratio must be at most 1.3.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def trained(model: nn.Module, steps: int, rate: float, loss: Callable[[int], Ten
 
 
 def draws(random: np.random.Generator, count: int, batch: int, steps: int) -> list[Any]:
-    """The pictures of each step: random ones, of so many."""
+    """The pictures of each step, drawn at random from so many."""
     return [random.choice(count, batch, replace=False) for _ in range(steps)]
 
 
@@ -86,7 +86,7 @@ def detector(seed: int) -> nn.Module:
 
 
 def detected(seed: int) -> Trial:
-    """One found object of each picture, discs and squares in turns."""
+    """One detected object of each picture, alternately a disc and a square."""
     model, random = detector(seed), np.random.default_rng(1000 + seed)
     inputs: list[Tensor] = []
     truth, boxes, labels = [], [], []

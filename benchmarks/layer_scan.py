@@ -1,4 +1,4 @@
-"""Energy on the truth, or the grid pointing game, layer by layer: :func:`camlib.scan_layers` on three subjects.
+"""Energy on the truth (or the grid pointing game) by layer: :func:`camlib.scan_layers` on three subjects.
 
 ``benchmarks/run layer_scan`` writes ``layer_scan.json`` in ``benchmarks/results``, in about two minutes.
 ``python -m benchmarks.layer_scan NAME`` scans one of them.

@@ -1,6 +1,6 @@
-"""The tests of other libraries that camlib has a counterpart of, and what becomes of them.
+"""Tests of other libraries, restated for camlib, and their outcomes.
 
-Each test is an adapter in ``tests/peers``, which calls camlib in the test's place.
+Each test is an adapter in ``tests/peers``, which calls camlib instead of the other library.
 
     python -m benchmarks.peers    # writes peers.json; half a minute
 """

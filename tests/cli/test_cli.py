@@ -283,7 +283,10 @@ WRONG = {
     "no device": (["explain", "photos", *RANDOM, "--device", "cuda:99", "--out", "out"], "--device cuda:99"),
     "no storage": (["explain", "photos", *RANDOM, "--storage", "zip", "--out", "out"], "webdataset"),
     "no weights": (["explain", "photos", "--model", NETWORK, "--weights", "no.pt", "--out", "out"], "no.pt cannot be"),
-    "no transforms": (["explain", "photos", "--model", "factories:bare", "--out", "out"], "prepared"),
+    "no transforms": (
+        ["explain", "photos", "--model", "factories:bare", "--out", "out"],
+        "factories:bare are not known",
+    ),
     "no factory": (["explain", "photos", "--model", "factories:none", "--out", "out"], "no 'none'"),
     "no table": (["evaluate", "photos", *RANDOM, "--out", "table.txt"], ".csv or .json"),
     "no size": (["layers", NETWORK, "--size", "big"], "--size"),

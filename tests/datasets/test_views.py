@@ -100,7 +100,7 @@ def test_clusters_part_maps_by_place(run):
 def test_the_page_shows_them_and_escapes_names(run, tmp_path):
     html = run.report(count=2, class_names=["<b>red</b>", "green", "blue"]).html
     assert "Mean heatmaps by class" in html
-    assert "Groups of maps that are alike" in html
+    assert "Groups of similar maps" in html
     assert html.count("<article") == len(
         {row.number for row in run.most_degenerate(2) + run.least_certain(2)}
         | {cluster.rows[0].number for cluster in run.clusters(2)}

@@ -221,7 +221,7 @@ def test_timm_modules_know_their_transforms(folder):
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        (lambda folder: folder / "a.png", {}, camlib.CamlibTypeError, "ResNet does not say how its pictures are prep"),
+        (lambda folder: folder / "a.png", {}, camlib.CamlibTypeError, "the transforms of ResNet are not known"),
         (lambda folder: folder / "z.png", {"transforms": PREPARE}, camlib.CamlibValueError, "z.png does not exist"),
         (lambda folder: [], {}, camlib.CamlibValueError, "source is empty"),
         (lambda folder: 3, {}, camlib.CamlibTypeError, "source must be a path, .* got int"),

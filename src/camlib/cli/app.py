@@ -1,4 +1,4 @@
-"""The commands, and what becomes of errors: a line on standard error, and an exit status."""
+"""The commands. An error becomes a line on standard error and an exit status."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _common(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Where did the network look? Explain pictures from the command line.
+    """Explain pictures from the command line: where did the network look?
 
     \b
     camlib explain photos/ --model torchvision:resnet50 --out heatmaps/ --report

@@ -22,7 +22,7 @@ OLDEST = 15
 
 
 def doctor() -> None:
-    """Show versions and devices, and check that torch and torchvision belong together.
+    """Show versions and devices, and check that torch and torchvision match.
 
     \b
     camlib doctor

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from camlib.explaining.sources import Preparation
 
-Methods = Annotated[str, typer.Option(metavar="A,B,...", help="Names of `camlib methods`, separated by commas.")]
+Methods = Annotated[
+    str, typer.Option(metavar="A,B,...", help="Methods that `camlib methods` lists, separated by commas.")
+]
 
 
 def compare(
@@ -32,7 +34,7 @@ def compare(
     colormap: options.Colormap = None,
     device: options.Device = "auto",
 ) -> None:
-    """Draw what several methods show of a picture, side by side.
+    """Draw the overlays of several methods on a picture, side by side.
 
     \b
     camlib compare cat.jpg --model torchvision:resnet50 --methods grad_cam,layer_cam,rise --out methods.png
@@ -67,12 +69,17 @@ def evaluate(
     model: options.Model,
     methods: Methods = "grad_cam,layer_cam",
     metrics: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Names of camlib.metrics.METRICS; by default a selection.")
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Metrics by their names in camlib.metrics.METRICS; by default a selection."
+        ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Masks of the objects: pictures with the same names, not black.")
+        Path | None, typer.Option(metavar="DIR", help="Masks: pictures with the same names, black outside the object.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="A table: .csv or .json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the table: .csv or .json.")
+    ] = None,
     weights: options.Weights = "default",
     layer: options.Layer = None,
     target: options.Target = None,
@@ -81,7 +88,7 @@ def evaluate(
     device: options.Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Measure how faithful heatmaps are, and with masks, how well they find the object.
+    """Measure how faithful heatmaps are and, with masks, how well they find the object.
 
     \b
     camlib evaluate photos/ --model torchvision:resnet50 --methods grad_cam,layer_cam
@@ -176,7 +183,8 @@ def _masks(preparation: Preparation, paths: list[str], folder: Path) -> Tensor:
         window = preparation.window((mask.shape[0], mask.shape[1]))
         if window is None:
             raise CamlibValueError(
-                "the transforms do not show which part of a picture they take, so masks cannot follow"
+                "it is not known which part of a picture the transforms take, so masks cannot be cropped alike; "
+                "give transforms that only resize, crop, pad, mirror and normalise"
             )
         found.append(window.apply(mask) > 0.5)
     return torch.stack(found)

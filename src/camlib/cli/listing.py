@@ -1,4 +1,4 @@
-"""``camlib layers`` and ``camlib methods``: what there is to choose from."""
+"""``camlib layers`` and ``camlib methods``: the layers of a network, and all methods."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from camlib.cli import options
 
 
 def layers(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for --model.", autocompletion=options._networks)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name, as for --model of the other commands.", autocompletion=options._networks
+        ),
+    ],
     weights: options.Weights = "none",
-    size: Annotated[str, typer.Option(metavar="HxW", help="Size of a picture, ahead of the transforms.")] = "256x256",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the picture before the transforms.")] = "256x256",
 ) -> None:
-    """List the layers of a network, in the order in which they run; * marks the one that is explained by default.
+    """List the layers of a network; * marks the default.
 
     \b
     camlib layers torchvision:resnet18
@@ -51,7 +56,7 @@ def layers(
 
 
 def methods() -> None:
-    """List the methods: what each needs, and what it shows.
+    """List the methods, with what each needs and shows.
 
     \b
     camlib methods

@@ -55,18 +55,23 @@ Weights = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="A method of `camlib methods`, or auto for the recommended one.", autocompletion=_methods
+        metavar="NAME",
+        help="A method that `camlib methods` lists, or auto for the recommended one.",
+        autocompletion=_methods,
     ),
 ]
-Layer = Annotated[str | None, typer.Option(metavar="NAME", help="A layer of `camlib layers`; by default it is found.")]
+Layer = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A layer that `camlib layers` lists; by default it is found.")
+]
 Target = Annotated[
     str | None,
     typer.Option(
-        metavar="CLASS", help='A class by index or name (281, "tabby"), or top3; by default the predicted class.'
+        metavar="CLASS", help="A class by index or name, or top3 for the three highest; by default the predicted class."
     ),
 ]
 Classes = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line, if the weights have none.")
+    Path | None,
+    typer.Option(metavar="FILE", help="A text file with a class name on each line, if the model has no names."),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto for a GPU if there is one.")]
 Colormap = Annotated[
@@ -74,7 +79,7 @@ Colormap = Annotated[
 ]
 PrecisionName = Annotated[
     Precision,
-    typer.Option(help="Numbers of the network; auto is float32. The shorter ones are faster on a GPU, and less exact."),
+    typer.Option(help="Number type of the network; auto is float32. 16 bits are faster on a GPU, but less exact."),
 ]
 
 
@@ -90,7 +95,7 @@ def opened(
 
     loaded = load(model, weights)
     if weights == "none":
-        typer.echo("camlib: the weights are random, so the heatmaps say nothing about a trained network", err=True)
+        typer.echo("camlib: the weights are random, so the result says nothing about a trained network", err=True)
     dtype = torch.float32 if precision is Precision.AUTO else getattr(torch, precision.value)
     try:
         loaded.model.to(torch.device(_device(device)), dtype)
@@ -164,7 +169,7 @@ def transforms_of(loaded: Loaded) -> Any:
     """
     if loaded.transforms is None:
         raise CamlibValueError(
-            f"{loaded.name} does not say how its pictures are prepared; let the factory return a tuple of the module "
-            "and its transforms, from a PIL image to a tensor (C, H, W)"
+            f"the transforms of {loaded.name} are not known; let the factory return a tuple of the module and its "
+            "transforms, from a PIL image to a tensor (C, H, W)"
         )
     return loaded.transforms

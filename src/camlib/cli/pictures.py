@@ -1,4 +1,4 @@
-"""``camlib explain``: overlays, maps, a table and a page of pictures."""
+"""``camlib explain``: overlays, maps, a table and a report."""
 
 from __future__ import annotations
 
@@ -27,24 +27,33 @@ WIDEST = 448
 def explain(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders or globs.")],
     model: options.Model,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write; a run in it goes on.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="The folder to write; a run that was stopped there resumes."),
+    ],
     weights: options.Weights = "default",
     method: options.MethodName = "auto",
     layer: options.Layer = None,
     target: options.Target = None,
     classes: options.Classes = None,
     colormap: options.Colormap = None,
-    alpha: Annotated[str, typer.Option(metavar="0..1|heat", help="Opacity; heat lets it follow importance.")] = "0.5",
-    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Also write heatmaps as PNG of 16 bits.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Also write report.html (extra report).")] = False,
+    alpha: Annotated[
+        str,
+        typer.Option(metavar="0..1|heat", help="Opacity of the heatmap; heat: the more important, the more opaque."),
+    ] = "0.5",
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Also write heatmaps as 16-bit PNG.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also write report.html; needs the extra report.")] = False,
     storage: Annotated[
-        str, typer.Option(metavar="files|parquet|webdataset", help="Files to open, or shards of maps for machines.")
+        str,
+        typer.Option(metavar="files|parquet|webdataset", help="Overlays and maps as files, or only maps in shards."),
     ] = "files",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that the network takes at once.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that read and write.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read, and as many that write; 0: one thread does everything.")
+    ] = 0,
     device: options.Device = "auto",
     precision: options.PrecisionName = options.Precision.AUTO,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
     """Explain pictures: where did the network look?
 
@@ -53,10 +62,10 @@ def explain(
     camlib explain photos/ "scans/**/*.png" --model timm:convnext_tiny --target top3 --out heatmaps/ --report
     camlib explain xrays/ --model package.module:factory --weights best.safetensors --target pneumonia --out maps/
 
-    DIR gets overlays/ at the resolution of the pictures, aligned with what the network saw of them; maps/ at the
-    resolution of the layer (.npz); index.csv, a line for each picture; and manifest.jsonl, by which the same command
-    goes on after it was stopped. Pictures that cannot be read are listed with the reason, and the others are explained;
-    the exit status is then 1.
+    DIR then holds overlays/ at the pictures' resolution, drawn where the network looked; maps/ (.npz) at the layer's
+    resolution; index.csv with a line for each picture; and manifest.jsonl, with which the same command resumes after it
+    was stopped. Pictures that cannot be read are listed with the reason, and the others are explained; the exit status
+    is then 1.
     """
     from camlib.datasets import explain_dataset
     from camlib.errors import number

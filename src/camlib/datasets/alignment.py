@@ -1,4 +1,4 @@
-"""Which part of a picture its input shows, found by transforming pictures whose values are their positions."""
+"""Which part of a picture the network sees, found by transforming pictures whose values encode the position."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def transformed(transforms: Any, picture: Any) -> Tensor:
 
 
 def window_of(transforms: Any, size: tuple[int, int], *, repeated: bool = False) -> Window:
-    """Return which part of pictures of a size their input shows.
+    """Return which part the network sees of pictures of a size.
 
     Gray pictures are transformed: a black and a white one, which give the normalisation and the padding, and two whose
     brightness is the position, along x and along y. Where these positions are straight lines in the input, the lines
@@ -77,10 +77,10 @@ def window_of(transforms: Any, size: tuple[int, int], *, repeated: bool = False)
     y = np.broadcast_to((np.arange(height)[:, None] + 0.5) / height, size)
     black, white, along_x, along_y = shown(np.zeros(size)), shown(np.ones(size)), shown(x), shown(y)
     if repeated and any(not np.array_equal(shown(x), along_x) for _ in range(REPEATS)):
-        raise CamlibValueError(f"the transforms give another input each time; {REMEDY}")
+        raise CamlibValueError(f"the transforms give a different input each time; {REMEDY}")
     range_ = (white - black).mean(0)
     if not (black.shape == white.shape == along_x.shape == along_y.shape) or not np.isfinite(range_).all():
-        raise CamlibValueError(f"the input depends on the picture in another way than by its pixels; {REMEDY}")
+        raise CamlibValueError(f"the inputs differ in shape, or are not finite, for pictures of one size; {REMEDY}")
     inside = np.abs(range_) > 0.5 * np.abs(range_).max()
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if len(rows) < 2 or len(columns) < 2 or not inside[np.ix_(_inner(rows), _inner(columns))].all():

@@ -1,4 +1,4 @@
-"""Explainers as runs use them."""
+"""The explainer of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explain a set of images, however large, so that a run that was stopped goes on where it was."""
+"""Explain a set of images of any size in a run that can be resumed."""
 
 from __future__ import annotations
 
@@ -58,52 +58,53 @@ def explain_dataset(
     device: torch.device | str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Explain a set of images, and store the maps; a run that was stopped goes on where it was.
+    """Explain a set of images and store the maps; a run that was stopped resumes where it was.
 
-    An image that cannot be read or explained costs only itself: it is among :attr:`camlib.datasets.Run.errors` with the
-    reason. Numbers that are not finite cost their image alone, too. The memory does not grow with the number of images.
+    If an image cannot be read or explained, or its numbers are not finite, :attr:`camlib.datasets.Run.errors` lists it
+    with the reason, and the others are explained. The memory does not grow with the number of images.
 
-    A file is whole or absent: it is written under a temporary name, and renamed. When a batch is on the disk, a line is
-    added to ``manifest.jsonl``. After a kill, a full disk or Ctrl-C, which finishes the batch, the same call resumes,
-    and the result is that of a run that was not stopped. It is refused if the settings differ: the explainer with its
-    options, its model's tensors, attributes and code; target, transforms, batch size, storage, versions of camlib,
-    torch and Python; or the names of the images that are done.
+    Each file is complete or absent: it is written under a temporary name and then renamed. When a batch is on the disk,
+    ``manifest.jsonl`` gets a line. After a kill, a full disk or Ctrl-C, which lets the current batch finish, the same
+    call resumes, and the result is the same as without the interruption. A call is refused if anything differs from
+    the run in the folder: the explainer with its options, its model's tensors, attributes or code; the target, the
+    transforms, the batch size, the storage; the versions of camlib, torch or Python; or the names of the images that
+    are done.
 
     Under ``torchrun``, each process explains its share, by RANK and WORLD_SIZE, and the folder holds one run.
 
     Args:
         explainer: a method, such as ``camlib.GradCAM(model)``, or a smoothing of one.
         source: a path, a folder, a glob such as ``"scans/**/*.png"``, or a list of these; or a dataset with ``__len__``
-            and ``__getitem__``, whose entries are inputs or pictures, or tuples that begin with one. From a folder, all
-            files with a picture's ending are taken, those of its folders too, in the order of their names.
+            and ``__getitem__``, whose entries are inputs or pictures, or tuples that begin with one. A folder stands
+            for all files with a picture's ending in it and in its subfolders, in the order of their names.
         out: the folder of the run, which is created. It may be inside the source: its files are not read.
-        target: as for :class:`camlib.methods.Method`; one class for each image in their order, if it is a list.
-        transforms: what turns a picture, a PIL image in RGB, into an input (C, H, W), as ``weights.transforms()`` of
-            torchvision does. Several threads call it if there are workers. Datasets of inputs need none.
+        target: as for :meth:`camlib.methods.Method.__call__`; a list has one class for each image, in their order.
+        transforms: a function from a PIL image in RGB to an input (C, H, W), such as torchvision's
+            ``weights.transforms()``. With ``workers``, several threads call it. Datasets of inputs need none.
         batch_size: images in a batch.
-        workers: threads that read pictures, and as many that draw and write; with 0, all is done in turn in one thread.
-        storage: "files" for an overlay and a map for each image and a table, ``index.csv``; "parquet" (the extra
-            ``parquet``) or "webdataset" for maps at the layer's resolution as float16 in shards.
+        workers: threads that read pictures, and as many that draw and write; with 0, one thread does everything.
+        storage: "files" for an overlay and a map for each image, with a table, ``index.csv``; "parquet" (extra
+            ``parquet``) or "webdataset" for shards of maps at the layer's resolution, as float16.
         class_names: names of the classes, for the table.
         colormap: of the overlays, as for :func:`camlib.overlay`.
         alpha: of the overlays, as for :func:`camlib.overlay`.
-        heatmaps: whether "files" has heatmaps too, as PNG of 16 bits at the resolution of the picture.
+        heatmaps: whether "files" also stores heatmaps, as 16-bit PNG at the resolution of the picture.
         shard_size: images in a shard, rounded up to whole batches.
-        resume: whether the run can be resumed. With False, the folder must be new or empty, and nothing has to be
-            recognised, so that a lambda is allowed among the transforms.
+        resume: whether the run can be resumed. With False, the folder must be new or empty, and the settings need not
+            be comparable, so that the transforms may be a lambda.
         progress: whether to show a progress bar.
-        device: where the model runs; a copy of the model, if it is on another device.
-        settings: descriptions, as JSON, of what cannot be recognised: ``{"transforms": "v2"}`` is compared in place of
-            the transforms, other names are compared, too.
+        device: where the model runs; if the model is on another device, a copy of it runs there.
+        settings: JSON that describes what camlib cannot compare: ``{"transforms": "v2"}`` is compared in place of the
+            transforms. Other names are compared, too.
 
     Returns:
         The run, as :func:`camlib.open_run` opens it.
 
     Raises:
         CamlibTypeError, CamlibValueError: an argument is wrong; the folder holds something else or a run with other
-            settings; the explainer, the target or the transforms cannot be recognised; or the transforms are no
-            resizing, cropping, padding and mirroring, with "files".
-        CamlibRuntimeError: a file cannot be written, as when the disk is full: make room, and run again.
+            settings; the explainer, the target or the transforms cannot be compared; or, with "files", the transforms
+            do more than resize, crop, pad, mirror and normalise.
+        CamlibRuntimeError: a file cannot be written, for instance because the disk is full: make room, and call again.
         KeyboardInterrupt: after Ctrl-C.
 
     Example:
@@ -123,8 +124,8 @@ def explain_dataset(
     images = source_of(source, folder)
     if transforms is None and isinstance(images, PathSource):
         raise CamlibValueError(
-            "pictures need transforms that make inputs of them; give transforms=, such as weights.transforms() of "
-            "torchvision"
+            "pictures need transforms that turn them into inputs; give transforms=, such as torchvision's "
+            "weights.transforms()"
         )
     threads = int(number("workers", workers, at_least=0, at_most=MAX_WORKERS))
     in_batch = positive_int("batch_size", batch_size)
@@ -188,6 +189,6 @@ def _finish(manifest: Manifest, folder: Path, temporary: Path, class_names: Any)
 
 
 def _check_new(folder: Path, *, resume: bool) -> None:
-    """Raise CamlibValueError where a run that must not resume would."""
+    """Raise CamlibValueError if a run that must not resume finds files in its folder."""
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise CamlibValueError(f"resume=False needs a new or an empty folder, and {folder} holds files; delete them")

@@ -1,4 +1,4 @@
-"""Runs stored as files that a person opens: overlays on the pictures, maps, heatmaps, a table."""
+"""Runs stored as files that people open: overlays, maps, heatmaps and a table."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a run has done so far: lines of JSON that survive the end of the process at any byte.
 
-Each line has a checksum. A line that was not completed is dropped. Each process of a run appends to a part of its own,
-and when it ends adds its lines to the manifest of all. Lines that are found twice, since a process ended between the
-two, count once.
+Each line has a checksum. A line that was not completed is dropped. Each process of a run appends to a separate part.
+When it ends, it adds its lines to the common manifest. If a process was killed in between, a line may be in both; it
+counts once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def head_of(out: Path) -> dict[str, Any] | None:
     for path in parts(out):
         for _, record in records(path):
             if record.get("run") != FORMAT:
-                raise CamlibValueError(f"{path} is not a manifest that this camlib reads; give another folder")
+                raise CamlibValueError(
+                    f"{path} is no manifest that this version of camlib can read; give another folder"
+                )
             return record
     return None
 
@@ -113,7 +115,7 @@ class Manifest:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CamlibValueError(f"{out} cannot be made a folder: {error.strerror}; give another out") from error
+            raise CamlibValueError(f"{out} cannot be created: {error.strerror}; give another out") from error
         self._check_folder()
         self._path = out / (MANIFEST if world == 1 else f"manifest.{rank}.jsonl")
         self._file = _appended(self._path)
@@ -242,5 +244,7 @@ def _locked_for_all(out: Path) -> Iterator[None]:
                 break
             time.sleep(0.05)
         else:
-            raise CamlibRuntimeError(f"{out} is locked by another process since five minutes; end it, and run again")
+            raise CamlibRuntimeError(
+                f"{out} has been locked by another process for five minutes; end that process, and call again"
+            )
         yield

@@ -61,8 +61,8 @@ def page(
     groups = clusters(run, count) if _are_enough(run, count) else []
     if groups:
         figures = [(f"group {place}: {len(group.rows)} maps", group.mean) for place, group in enumerate(groups, 1)]
-        about = "A group in which the network looks at one place whatever the object may be a shortcut."
-        sections.append(Section("Groups of maps that are alike", [about, _chart("Means of the groups", figures)]))
+        about = "If the network looks at the same place in all pictures of a group, this may be a shortcut."
+        sections.append(Section("Groups of similar maps", [about, _chart("Means of the groups", figures)]))
         kinds += [(f"closest to the mean of group {place}", group.rows[:1]) for place, group in enumerate(groups, 1)]
     if errors:
         sections.append(Section("Images that failed", [Table(["path", "reason"], errors[:100])]))
@@ -80,7 +80,9 @@ def page(
         shown.append(_first_map(row))
         kept.append((row, why))
     if not shown:
-        raise CamlibValueError("none of the run's pictures can be read; a page needs them where they were")
+        raise CamlibValueError(
+            "none of the run's pictures can be read; the page needs them at the paths that the run has stored"
+        )
     rows = [row for row, _ in kept]
     known = [row.confidence for row in rows]
     return report(

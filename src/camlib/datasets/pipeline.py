@@ -165,7 +165,7 @@ class Pipeline:
             known = self._manifest.done.get(number)
             if known is not None:
                 if known != batch.digest:
-                    raise self._other_images(f"images {items[0].number} to {items[-1].number} are others")
+                    raise self._other_images(f"images {items[0].number} to {items[-1].number} differ")
                 bar.update(len(items))
             elif number // self._in_shard % self._share.world == self._share.rank:
                 yield batch
@@ -175,7 +175,8 @@ class Pipeline:
     @staticmethod
     def _other_images(what: str) -> CamlibValueError:
         return CamlibValueError(
-            f"the source has other images than those that the run has explained ({what}); give the same, or another out"
+            f"the source has other images than those that the run has explained ({what}); give the same source, or "
+            "another out"
         )
 
 
@@ -207,5 +208,5 @@ def as_disk_errors() -> Iterator[None]:
             raise
         what = f"the disk is full ({cause.strerror}): make room and call again"
         if cause.errno not in FULL:
-            what = f"the run cannot be written ({error}): call again when it can"
+            what = f"a file of the run cannot be written ({error}): remove the cause and call again"
         raise CamlibRuntimeError(f"{what}; what is done is kept") from error

@@ -138,7 +138,7 @@ def as_picture(found: Any) -> NDArray[np.uint8]:
 
 
 class Explaining:
-    """Explains batches, and where a batch fails, its images one by one.
+    """Explains batches, and the images of a batch one by one if the batch fails.
 
     Args:
         explainer: the method, or a smoothing of one.
@@ -209,7 +209,9 @@ class Explaining:
         if self._listed is None:
             return self._target
         if max(numbers) >= len(self._listed):
-            raise CamlibValueError(f"target has classes of {len(self._listed)} images, but the source has more")
+            raise CamlibValueError(
+                f"target has classes for {len(self._listed)} images, but the source has more; give one for each image"
+            )
         return self._listed[torch.tensor(numbers)]
 
 

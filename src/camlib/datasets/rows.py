@@ -1,4 +1,4 @@
-"""A row of a run: the map of one image, with what it explains and how it lies on the picture."""
+"""A row of a run: the map of one image, what it explains, and which part of the picture it covers."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Row:
     """
 
     number: int
-    """The place of the image in the source."""
+    """The position of the image in the source."""
     path: str
-    """Its path; bytes that are not UTF-8 are surrogates, as in ``os.fsdecode``. Its number, if there is no path."""
+    """Its path, or its number as text if there is no path. Bytes that are not UTF-8 are as in ``os.fsdecode``."""
     classes: tuple[int, ...]
-    """The classes that are explained, one for each map; empty for a target that is no class."""
+    """The classes that are explained, one for each map; empty if the target is not a class."""
     scores: tuple[float, ...]
     """The score of each map."""
     degenerate: tuple[bool, ...]
@@ -55,9 +55,9 @@ class Row:
     window: Window | None
     """Which part of the picture the network saw; None if it is not known or there is no picture."""
     files: Mapping[str, Path]
-    """The files of the image by what they hold, with "files"; "overlay" and "map", for instance."""
+    """With ``storage="files"``, the files of the image by what they hold, such as "overlay" and "map"."""
     frame: Mapping[str, Any] = field(repr=False)
-    """What the maps of many images share: method, layer, input size and others, as JSON."""
+    """What many images have in common, as JSON: method, layer, input size and others."""
     load: Callable[[], NDArray[np.generic]] = field(repr=False, compare=False)
     """Reads the maps, (K, h, w)."""
 
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def explanation(self) -> Explanation:
-        """The explanation of this image, without the model's outputs; its input is what the network saw."""
+        """The explanation of this image, without the model's outputs. Its heatmap covers what the network saw."""
         maps, scores = self.map[None], torch.tensor([self.scores])
         classes: Any = torch.tensor([self.classes], dtype=torch.long)
         if not self.frame["class_axis"]:

@@ -1,4 +1,4 @@
-"""What a run has made: its rows, read when they are needed, and the images that failed."""
+"""A run that is opened: its rows, read when they are needed, and the images that failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from camlib.reporting import Report
 
 
 def open_run(out: str | PathLike[str]) -> Run:
-    """Open a run, finished or not, to read what it has made so far.
+    """Open a run, finished or not, to read its results so far.
 
     Args:
         out: the folder that :func:`camlib.explain_dataset` wrote.
@@ -46,8 +46,8 @@ def open_run(out: str | PathLike[str]) -> Run:
 class Run(Sequence[Row]):
     """The rows of a run, in the order of its images, and its errors.
 
-    Iteration reads one shard after the other, so that the memory does not grow with the number of images; ``len`` is
-    the number of rows. Images that failed have no row, they are :attr:`errors`.
+    Iteration reads one shard after the other, so the memory does not grow with the number of images. ``len`` is the
+    number of rows. Images that failed have no row; they are in :attr:`errors`.
 
     Args:
         out: its folder.
@@ -80,33 +80,33 @@ class Run(Sequence[Row]):
         return [(path, why) for record in records for _, path, why in record["errors"]]
 
     def mean_heatmap(self, by: str | None = None, size: tuple[int, int] = (56, 56)) -> Any:
-        """Return the mean heatmap, on what the network saw; rows without evidence do not count.
+        """Return the mean of the heatmaps of what the network saw; degenerate maps do not count.
 
         Args:
-            by: "class" for one of each class that is explained, in a dict; None for one of all rows.
-            size: (h, w).
+            by: "class" for a dict with the mean of each class that is explained; None for the mean of all rows.
+            size: (h, w) of the mean.
 
         Raises:
-            CamlibValueError: another ``by``, or no row counts.
+            CamlibValueError: ``by`` is something else, or all maps are degenerate.
         """
         return mean_heatmap(self, by, size)
 
     def most_degenerate(self, count: int = 16) -> list[Row]:
-        """Return the rows whose first maps have the lowest contrast: constant and nowhere positive ones first."""
+        """Return the rows whose first maps have the lowest contrast; constant and nowhere positive ones come first."""
         return most_degenerate(self, count)
 
     def least_certain(self, count: int = 16) -> list[Row]:
-        """Return the rows of which the model is least certain: whose predicted class has the lowest probability."""
+        """Return the rows whose predicted class has the lowest probability."""
         return least_certain(self, count)
 
     def clusters(self, count: int = 8) -> list[Cluster]:
-        """Return groups of maps that are alike, as :func:`camlib.datasets.views.clusters` finds them."""
+        """Return groups of similar maps, as :func:`camlib.datasets.views.clusters` finds them."""
         return clusters(self, count)
 
     def report(self, count: int = 4, class_names: Any = None, title: str = "A whole run") -> Report:
-        """Return a page of these: mean heatmaps, the rows to look at first, groups, and the images that failed.
+        """Return a page of the run: mean heatmaps, the rows to look at first, groups, and the images that failed.
 
-        It needs the extras ``report`` and ``views``; the pictures are read from their paths.
+        It needs the extras ``report`` and ``views``. The pictures are read from their paths.
 
         Args:
             count: how many rows of each kind, and how many groups.

@@ -1,4 +1,4 @@
-"""What must be the same for a run to resume: the explainer, its model, the target, the transforms."""
+"""What must be the same for a run to resume: the explainer, its model, the target and the transforms."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def _recognised(name: str, value: Any, *, resumes: bool) -> Any:
         why = str(error).partition(" when an evaluation resumes")[0].partition(" cannot be recognised")[0]
         raise CamlibValueError(
             f"{name} cannot be recognised when the run resumes ({why}); give a function defined with def at the top of "
-            f'a module, or an object with attributes; or name it, settings={{"{name}": "a text of yours"}}; or give '
+            f'a module, or an object with attributes; or describe it, settings={{"{name}": "version 1"}}; or give '
             "resume=False"
         ) from error
 
 
 def explained_by(explainer: Any) -> Any:
-    """Describe an explainer: its class, options and layers, and its model's tensors, attributes and code."""
+    """Describe an explainer: its class, options and layers, and the tensors, attributes and code of its model."""
     if isinstance(explainer, Method):
         model = explainer.model
         own = {key: one for key, one in vars(explainer).items() if key not in NOT_OPTIONS and key[0] != "_"}
@@ -79,7 +79,7 @@ def explained_by(explainer: Any) -> Any:
 
 
 def described(value: Any) -> Any:
-    """Return an object as JSON: the same in another process, and different for another object.
+    """Return JSON that describes an object: the same in every process, different for different objects.
 
     Modules, containers and objects are described by their classes and attributes; functions as by
     :func:`camlib.evaluate`; bound methods by their object.

@@ -1,4 +1,4 @@
-"""Runs stored in shards that machines read: maps of the layer's resolution, as Parquet or as WebDataset tar."""
+"""Runs stored in shards: maps at the layer's resolution, as Parquet or as tar files for WebDataset."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _write_parquet(file: Any, fields: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_parquet(path: str | PathLike[str]) -> Iterator[Row]:
-    """Yield the rows of a Parquet file of maps, or of a folder of these, as :mod:`camlib.integrations.ray` makes them.
+    """Yield the rows of a Parquet file of maps, or of all such files in a folder, as a Ray job writes them.
 
     Images that failed have no row; the column "error" says why.
 
@@ -229,6 +229,6 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise CamlibRuntimeError(
-            'storage="parquet" needs the package pyarrow: install the extra parquet, or give storage="webdataset"'
+            'maps in Parquet need the package pyarrow: install the extra parquet, or give storage="webdataset"'
         ) from error
     return pyarrow

@@ -1,4 +1,4 @@
-"""A whole run at once: mean heatmaps, the maps to look at first, and groups of maps that are alike."""
+"""A whole run at once: mean heatmaps, the maps to look at first, and groups of similar maps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mean_heatmap(rows: Iterable[Row], by: str | None, size: tuple[int, int]) -> 
         sums[key] = sums.get(key, torch.zeros(size, dtype=torch.float64)) + shown(row, size).double()
         counts[key] = counts.get(key, 0) + 1
     if not sums:
-        raise CamlibValueError("the run has no row with evidence, of which there is a mean")
+        raise CamlibValueError("all maps of the run are constant or nowhere positive, so there is no mean heatmap")
     means = {key: (sums[key] / counts[key]).float() for key in sorted(sums, key=str)}
     return means[""] if by is None else means
 
@@ -75,10 +75,10 @@ def least_certain(rows: Iterable[Row], count: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Maps that are alike."""
+    """A group of similar maps."""
 
     rows: Sequence[Row]
-    """Its rows, from the one that is closest to the mean."""
+    """Its rows; the one that is closest to the mean comes first."""
     mean: Tensor
     """The mean heatmap, (h, w), on what the network saw."""
     classes: Mapping[int, int]
@@ -86,18 +86,18 @@ class Cluster:
 
 
 def clusters(rows: Sequence[Row], count: int) -> list[Cluster]:
-    """Group maps that are alike, by spectral clustering of their heatmaps.
+    """Group similar maps by spectral clustering of their heatmaps.
 
-    As in spectral relevance analysis (Lapuschkin et al. 2019, "Unmasking Clever Hans predictors and assessing what
-    machines really learn"): a group in which the network looks at one place, such as a corner with a watermark, is a
-    shortcut that it may have learnt.
+    This is spectral relevance analysis (Lapuschkin et al. 2019, "Unmasking Clever Hans predictors and assessing what
+    machines really learn"): a group in which the network looks at one place, such as a corner with a watermark, may be
+    a shortcut that it has learned.
 
     Args:
-        rows: the rows; of more than 2,000, evenly spaced ones are taken. Degenerate ones are left out.
+        rows: the rows. Of more than 2,000, evenly spaced ones are taken; degenerate ones are left out.
         count: how many groups.
 
     Returns:
-        The groups, from the largest.
+        The groups, the largest first.
 
     Raises:
         CamlibRuntimeError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""One method at several layers, measured: which layer to explain."""
+"""Measure one method at several layers, to choose the layer to explain."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LayerScan:
 
     @property
     def best(self) -> str:
-        """The layer with the best mean; :meth:`difference` says whether others differ from it."""
+        """The layer with the best mean; :meth:`difference` says whether another layer differs from it."""
         sign = 1 if self.evaluation.better[self.metric] == "higher" else -1
         return max(self.layers, key=lambda layer: sign * self.mean(layer))
 
@@ -132,7 +132,7 @@ def scan_layers(
     for mosaics, pass :meth:`camlib.metrics.Mosaics.by_tile` and ``metric="grid_pointing_game"``. Without masks, choose
     a metric that runs the model, such as "insertion".
 
-    A method that reads activations and gradients takes one forward pass for all layers. Finding them takes one more.
+    A method that reads activations and gradients takes one forward pass for all layers; finding the layers takes one.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
@@ -165,7 +165,7 @@ def scan_layers(
     if isinstance(loader, Iterator):
         raise CamlibTypeError(
             f"loader is a {type(loader).__name__}, which can be read only once, but the layers are found before they "
-            "are measured; give a tensor, or a list or DataLoader of batches"
+            "are measured; give a tensor, a list of batches or a DataLoader"
         )
     (column,) = columns_of({metric: dict(options or {})}, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)

@@ -37,7 +37,7 @@ def choose(
 ) -> Choice:
     """Explain the first inputs by the method that is given, or by the one that is recommended for them.
 
-    If a transformer has an operation for which balanced gradients have no rule, HiResCAM takes the place of LibraGrad.
+    If a transformer has an operation for which balanced gradients have no rule, HiResCAM replaces LibraGrad.
 
     Args:
         method: "auto", or a name, a class or an explainer, as for :func:`camlib.explain`.

@@ -1,4 +1,4 @@
-"""From a model and pictures, both by name if you like, to an explanation with its pictures."""
+"""From a model or its name, and pictures or their paths, to an explanation that keeps the pictures."""
 
 from __future__ import annotations
 
@@ -41,28 +41,27 @@ def explain(
 ) -> Explanation:
     """Explain pictures in one call: read and prepare them, choose the method and the layer, and keep the pictures.
 
-    ``explanation.plot()``, ``.overlays()`` and ``.report()`` then need no pictures. Each picture is shown as far as the
-    network saw it, at its own resolution: where the transforms cropped its sides, they are not shown.
+    ``explanation.plot()``, ``.overlays()`` and ``.report()`` then need no pictures. Only the part of each picture that
+    the network saw is shown, at the picture's own resolution: what the transforms crop is left out.
 
     Args:
-        model: a module; or a name: ``"torchvision:resnet50"``, ``"timm:convnext_tiny"``, ``"hf:PATH"`` or
-            ``"package.module:factory"``, a function that returns a module, or a tuple of module, transforms and class
+        model: a module, or a name: ``"torchvision:resnet50"``, ``"timm:convnext_tiny"``, ``"hf:PATH"``, or
+            ``"package.module:factory"`` for a function that returns a module or a tuple of module, transforms and class
             names.
         source: pictures: a path, a folder, a glob, a PIL image, an array (H, W, 3) or (N, H, W, 3), or a list of these.
             Or the model's own inputs: a tensor of floating-point numbers, a batch of another kind that the model takes,
             or an iterable of batches such as a DataLoader, whose batches may be tuples that begin with the inputs.
-        method: a name in :data:`camlib.METHODS`, a class, or an explainer of this model. "auto" for the one that the
-            documentation's evidence recommends for the network and the target;
-            :attr:`~camlib.Explanation.reason` says why.
+        method: a name in :data:`camlib.METHODS`, a class, or an explainer of this model. "auto" chooses by the network
+            and the target, as the guide to this call says; :attr:`~camlib.Explanation.reason` says why.
         layer: as for :class:`camlib.methods.Method`.
         target: as for :meth:`camlib.methods.Method.__call__`, for all images or one for each; a class may be given by
             its name.
-        transforms: from a PIL image to the tensor (C, H, W) that the model takes. None for those of the weights of
-            torchvision, of the data config of timm, or of the processor of Hugging Face. A module of torchvision
-            itself does not keep them.
-        classes: names of the classes by index; None for those that belong to the weights, if any.
-        weights: for a model by name, "default", which are downloaded on first use, "none" for random weights, or a file
-            with a state dict. A file that holds a pickled model is refused.
+        transforms: from a PIL image to the tensor (C, H, W) that the model takes. None for those of torchvision's
+            weights, timm's data config or Hugging Face's processor. A torchvision module does not know its transforms,
+            so they must be given.
+        classes: names of the classes by index; None for those that come with the model, if any.
+        weights: for a model by name: "default" for the library's weights, which are downloaded on first use; "none" for
+            random weights; or a file with a state dict. A file that holds a pickled model is refused.
         batch_size: how many pictures are explained together.
         device: where a model by name runs; None for the GPU if there is one. A module stays where it is.
         forward: as for :class:`camlib.methods.Method`.
@@ -73,10 +72,10 @@ def explain(
         The explanation of all images, on the CPU.
 
     Raises:
-        CamlibTypeError: the source, the model or the method is something else, pictures need transforms, or the file of
-            weights holds a pickled model.
+        CamlibTypeError: the source, the model or the method has the wrong type, the transforms are not known, or the
+            file of weights holds a pickled model.
         CamlibValueError: there is no such model, method, layer or class, or a picture cannot be read.
-        CamlibRuntimeError: weights cannot be downloaded, a library is not installed, or as for
+        CamlibRuntimeError: the weights cannot be downloaded, a library is not installed, or as for
             :meth:`camlib.methods.Method.__call__`.
 
     Example:
@@ -120,7 +119,7 @@ def _loaded(model: Any, weights: Any, device: Any) -> Loaded:
         )
     for name, value, default in (("weights", weights, "default"), ("device", device, None)):
         if value != default:
-            raise CamlibValueError(f"{name}={value!r} is for a model that is given by name; a module stays as it is")
+            raise CamlibValueError(f"{name}={value!r} is for a model that is given by name; leave it out for a module")
     return described(model)
 
 

@@ -89,8 +89,8 @@ class Preparation:
         if self._loaded.transforms is None:
             what = self._loaded.name or type(self._loaded.model).__name__
             raise CamlibTypeError(
-                f"{what} does not say how its pictures are prepared; give transforms=, from a PIL image to a tensor "
-                "(C, H, W), such as weights.transforms() of torchvision, or give the model's own inputs as a tensor"
+                f"the transforms of {what} are not known; give transforms=, from a PIL image to a tensor (C, H, W), "
+                "such as torchvision's weights.transforms(), or give the model's own inputs as a tensor"
             )
         inputs = [transformed(self._loaded.transforms, picture) for picture in pictures]
         seen = []
@@ -240,6 +240,6 @@ def _without_labels(batch: Any) -> Any:
     """The inputs that a batch of a DataLoader is, or begins with."""
     if isinstance(batch, tuple) or (isinstance(batch, list) and not _is_list_of_images(batch)):
         if not batch:
-            raise CamlibError("a batch of the loader is empty")
+            raise CamlibError("a batch of the loader is an empty tuple or list; its first entry must be the inputs")
         return batch[0]
     return batch

@@ -1,6 +1,6 @@
-"""Maps of any number of images on a Ray cluster: a class for ``ray.data.Dataset.map_batches``.
+"""Explain any number of images on a Ray cluster: a class for ``ray.data.Dataset.map_batches``.
 
-It needs the extra ``ray``. This module imports nothing of Ray: Ray calls the class, once for each worker, and gives it
+It needs the extra ``ray``. This module does not import Ray: Ray creates an instance for each worker and calls it with
 batches.
 """
 
@@ -22,19 +22,19 @@ from camlib.imaging.reading import decode_image
 class Explainer:
     """Explains batches of images; its instances can be pickled.
 
-    Give Ray the class, not an instance, so that each worker makes the model once. Each image becomes a row with the
+    Give Ray the class, not an instance, so that each worker builds the model once. Each image becomes a row with the
     columns of a run stored as Parquet: path, classes, scores, confidence, and the map at the layer's resolution as
-    float16; :func:`camlib.datasets.read_parquet` reads them. An image that cannot be read or explained costs only
-    itself: its row has the reason in the column "error", and no map.
+    float16; :func:`camlib.datasets.read_parquet` reads them. If an image cannot be read or explained, its row has the
+    reason in the column "error" and no map; the others are explained.
 
     Args:
-        make: a function without arguments that returns the explainer, such as ``camlib.GradCAM(model)``, for the worker
-            that calls it; or an explainer.
+        make: a function without arguments that each worker calls to get its explainer, such as
+            ``camlib.GradCAM(model)``; or an explainer.
         transforms: as for :func:`camlib.explain_dataset`; None for images that are inputs.
         target: as for :func:`camlib.explain_dataset`, but no list, since Ray does not keep the order.
-        column: the images: contents of files, as ``ray.data.read_binary_files`` gives them in "bytes"; or arrays, as
-            ``ray.data.read_images`` gives them in "image".
-        path: the column of the paths; without it, rows have none.
+        column: the column of the images: contents of files, as ``ray.data.read_binary_files`` gives them in "bytes"; or
+            arrays, as ``ray.data.read_images`` gives them in "image".
+        path: the column of the paths; if there is none, rows have no path.
         device: where the model runs; by default on the worker's GPU, if Ray gives it one.
 
     Raises:
@@ -103,7 +103,8 @@ class Explainer:
         """
         if self._column not in batch:
             raise CamlibValueError(
-                f"the batch has no column {self._column!r}, but {', '.join(map(repr, batch))}; give column="
+                f"the batch has no column {self._column!r}, but {', '.join(map(repr, batch))}; give the column of the "
+                "images with column="
             )
         self._images = batch[self._column]
         paths = [str(one) for one in batch.get(self._path, [""] * len(self._images))]

@@ -1,4 +1,4 @@
-"""What a module that was not loaded by name says about its pictures and classes."""
+"""The transforms and the class names of a module that was not loaded by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm and Hugging Face, and of functions of one's own."""
+"""Networks of torchvision, timm and Hugging Face, and those that the user's own functions return."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def transforms_of_timm(model: nn.Module) -> Transforms:
 
 
 def classes_of_timm(model: nn.Module) -> list[str] | None:
-    """Return the names of ImageNet's classes for a network that timm knows to be trained on these, else None."""
+    """Return the names of ImageNet's classes if timm says that the network was trained on them, else None."""
     data = importlib.import_module("timm.data")
     subset = data.infer_imagenet_subset(model)
     if not subset:
@@ -188,7 +188,8 @@ def _downloading(name: str) -> Iterator[None]:
         why = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise CamlibRuntimeError(
             f"{name} could not be loaded with its weights: {why}. Without a network connection, give a file of weights "
-            'with weights=FILE (a state dict or safetensors), or weights="none" for random weights'
+            'with weights=FILE (a state dict or safetensors), or weights="none" for random weights; on the command '
+            "line, --weights FILE or --weights none"
         ) from error
 
 

@@ -68,7 +68,7 @@ def _state_dict(content: Any, name: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(one, Tensor) for one in content.values()):
         keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else ""
         raise CamlibValueError(
-            f"{name} holds a {type(content).__name__}{keys}, and no tensors by name; save model.state_dict()"
+            f"{name} holds a {type(content).__name__}{keys}, and no tensors by name; give a file of model.state_dict()"
         )
     return {str(key): tensor for key, tensor in content.items()}
 
@@ -80,7 +80,7 @@ def filled(build: Callable[..., nn.Module], path: str | PathLike[str], classes: 
         build: returns the network with random weights.
         path: as for :func:`state_dict_in`.
         classes: the name of the argument of ``build`` for the number of classes; None if it has none. If only the last
-            layer of the file has another size, as after fine-tuning, the network is built with as many classes.
+            layer in the file has another size, as after fine-tuning, the network is built with that number of classes.
 
     Raises:
         CamlibValueError: names or shapes are not those of the network.
@@ -106,7 +106,8 @@ def filled(build: Callable[..., nn.Module], path: str | PathLike[str], classes: 
     if any(problems.values()):
         listed = "; ".join(f"{what}: {_first(names)}" for what, names in problems.items() if names)
         raise CamlibValueError(
-            f"{path_of(path).name} holds the weights of another network than {type(model).__name__}: {listed}"
+            f"{path_of(path).name} holds the weights of another network than {type(model).__name__}: {listed}; "
+            "give the network to which the file belongs, or another file"
         )
     model.load_state_dict(tensors, strict=False)
     return model
