@@ -13,6 +13,7 @@ import inspect
 import itertools
 import math
 import os
+import shutil
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,18 +51,19 @@ RESULTS: dict[str, Any] = {
     "Captured": CAPTURED,
     "Scorer": metrics.Scorer(MODEL, IMAGES, 1),
     "Comparison": camlib.compare(MODEL, IMAGES, layer="2"),
+    "LayerScan": camlib.scan_layers(MODEL, IMAGES, layers=["2"], metric="sparseness"),
 }
 """Objects that camlib returns, whose methods are called."""
 MADE_BY_CAMLIB = {
     "HotRegion", "Geometry", "BoundLogits", "BoundTarget", "Target", "Measure", "Metric", "Randomization", "Report",
-    "Check", "Evaluation", "Failure", "TableRow", "FullGradients", "Link",
+    "Check", "Evaluation", "Failure", "TableRow", "FullGradients", "Link", "LayerScan",
 }  # fmt: skip
 """Types of results, and bases of classes: nobody but camlib makes them of numbers."""
 
 BOXES = torch.tensor([[1, 1, 5, 5], [2, 2, 6, 6]])
 SQUARE = torch.rand(2, 3, 4, 4)
 VALID: dict[str, Any] = {
-    "source": IMAGES, "out": "nothing", "box": (1, 1, 5, 5),
+    "source": IMAGES, "out": "run", "box": (1, 1, 5, 5),
     "model": MODEL, "inputs": IMAGES, "images": IMAGES, "loader": IMAGES, "explainer": CAM, "method": CAM,
     "explanations": EXPLANATION, "heatmaps": MAPS, "heatmap": MAPS[0], "maps": MAPS, "first": MAPS, "second": MAPS,
     "masks": MAPS > 0.5, "boxes": BOXES, "known": MAPS > 0.5, "image": PICTURE, "picture": PICTURE,
@@ -99,6 +101,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "testing.check_method": {"method": camlib.EigenCAM},
     "testing.checks": {"method": camlib.EigenCAM},
     "create": {"name": "grad_cam"},
+    "scan_layers": {"layers": ["2"], "metric": "sparseness"},
+    "evaluation.scan_layers": {"layers": ["2"], "metric": "sparseness"},
+    "LayerScan.difference": {"layer": "2", "other": "2"},
+    "explain_dataset": {"target": 1, "progress": False},
     "compare": {"methods": ["grad_cam"], "layer": "2"},
     "evaluate": {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["sparseness"]},
     "evaluation.evaluate": {"methods": ["grad_cam"], "layers": ["2"], "metrics": ["sparseness"]},
@@ -128,7 +134,6 @@ CALLED = (
 )
 """Arguments that are called: what a wrong function raises then is not camlib's error."""
 NOT_CALLED = {
-    "explain_dataset", "open_run",  # of a folder; tests/datasets has their wrong arguments
     "functional.full_gradients", "functional.guided_gradients",  # take only what a method takes
     "Scorer.scores", "Scorer.scores_of_variants",  # for metrics: they take functions
     "Comparison.get",  # of every mapping
@@ -158,7 +163,26 @@ def of_results() -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield f"{kind}.{name}", getattr(result, name)
 
 
-CALLS = {name: function for name, function in [*functions(), *of_results()] if name not in NOT_CALLED}
+@functools.wraps(camlib.explain_dataset)
+def in_a_new_folder(*args: Any, **given: Any) -> Any:
+    """A run into a folder of the same name that holds no run with other settings."""
+    shutil.rmtree("run", ignore_errors=True)
+    return camlib.explain_dataset(*args, **given)
+
+
+@functools.wraps(camlib.open_run)
+def of_a_run(*args: Any, **given: Any) -> Any:
+    """A run is opened that was made before."""
+    if not os.path.exists("run"):
+        in_a_new_folder(CAM, IMAGES, "run", target=1, progress=False)
+    return camlib.open_run(*args, **given)
+
+
+CALLS = {
+    **{name: function for name, function in [*functions(), *of_results()] if name not in NOT_CALLED},
+    "explain_dataset": in_a_new_folder,
+    "open_run": of_a_run,
+}
 
 
 @functools.cache

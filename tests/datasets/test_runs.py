@@ -67,11 +67,51 @@ def test_overlays_are_drawn_on_the_part_that_the_network_saw(tmp_path):
         assert outside[:, :20].all()
         assert outside[:, -20:].all()
         overlay = camlib.read_image(row.files["overlay"]).astype(int)
-        drawn = camlib.overlay(picture, row.heatmap(), alpha=0.6)[..., ::-1]
-        written = cv2.imdecode(cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
+        drawn = camlib.overlay(picture, row.heatmap(), alpha=0.6)
+        drawn = np.where(row.window.covered()[..., None], drawn, picture)
+        written = cv2.imdecode(cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
         assert np.abs(overlay - written[..., ::-1]).max() <= 2  # two decoders of JPEG
         stored = np.asarray(Image.open(row.files["heatmap"]).copy())
         np.testing.assert_allclose(stored / 65535, row.heatmap().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.6, "heat"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_overlays_leave_alone_what_the_network_did_not_see(tmp_path, alpha, signed):
+    preset = tv.Compose([tv.Resize(32), tv.CenterCrop(24), tv.ToTensor()])
+    source = tmp_path / "in"
+    source.mkdir()
+    gray = np.full((60, 100, 3), 128, np.uint8)
+    Image.fromarray(gray).save(source / "gray.png")
+    cam = camlib.GradCAM(network(), "1", relu=not signed)
+    options = {"transforms": preset, "alpha": alpha, "progress": False}
+    (row,) = camlib.explain_dataset(cam, source, tmp_path / "out", **options)
+    overlay = camlib.read_image(row.files["overlay"]).astype(int)
+    rows, columns = slice(8, 52), slice(28, 72)  # the crop is 45 pixels wide and high, in the middle
+    outside = np.ones((60, 100), bool)
+    outside[rows, columns] = False
+    outside[:, 16:84] = False  # JPEG mixes blocks of 16 pixels
+    assert np.abs(overlay - gray)[outside].max() <= 2
+    if alpha != "heat":
+        assert np.abs(overlay - gray)[rows, columns].max() > 30
+
+
+@pytest.mark.parametrize("size", [(3, 900), (900, 3), (7, 2000), (2, 50), (300, 4000)])
+def test_the_window_of_a_long_picture_is_found(size):
+    (height, width), scale = size, 48 / min(size)
+    window = window_of(tv.Compose([tv.Resize(48), tv.CenterCrop(32), tv.ToTensor()]), size)
+    part, pixel = 32 / scale, 1 / scale
+    box = (height - part) / 2, (width - part) / 2, (height + part) / 2, (width + part) / 2
+    assert window.box == pytest.approx(box, abs=pixel)
+
+
+def test_a_picture_of_one_pixel_costs_only_itself(tmp_path):
+    source = pictures(tmp_path / "in", 3)
+    Image.new("RGB", (1, 1)).save(source / "one.png")
+    preset = tv.Compose([tv.Resize(32), tv.CenterCrop(24), tv.ToTensor()])
+    run = explained(source, tmp_path / "out", transforms=preset)
+    assert len(run) == 3
+    assert [(Path(path).name, "too small" in why) for path, why in run.errors] == [("one.png", True)]
 
 
 NORMALISED = [tv.ToTensor(), tv.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])]
@@ -106,6 +146,12 @@ def test_other_transforms_are_refused_for_overlays(tmp_path, transforms):
         explained(source, tmp_path / "out", transforms=both)
     run = explained(source, tmp_path / "out2", transforms=both, storage="webdataset")
     assert [row.window for row in run] == [None, None]
+
+
+@pytest.mark.parametrize("box", [None, 3, "1234", (1, 2, 3), (1, 2, 3, "4"), (1, 2, 1, 4)])
+def test_a_wrong_box_is_refused(box):
+    with pytest.raises(camlib.CamlibError, match="box"):
+        Window((40, 60), (20, 20), box)
 
 
 def test_a_window_restores_what_it_applies():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -164,10 +166,6 @@ class Changing(nn.Module):
             raise ValueError("a model that fails")
         outputs = self.network(images[:, :, ::2, ::2] if self.halves else images)
         return {"logits": outputs} if self.as_mapping else outputs
-
-
-def replaced(cam: Any) -> None:
-    cam.model.network[3] = nn.Conv2d(cam.model.network[3].in_channels, cam.model.network[3].out_channels, 1)
 
 
 UNUSUAL: dict[str, tuple[Callable[[Any], Any], Any]] = {
@@ -370,3 +368,90 @@ def test_a_direct_call_runs_the_network_once(images: Tensor) -> None:
     cam.model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
     cam(images, camlib.TopK(3))
     assert calls == [2]
+
+
+class Ending(nn.Module):
+    """A small network that ends in a function that a test changes."""
+
+    def __init__(self, ending: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        super().__init__()
+        self.network = small_cnn()
+        self.ending = ending
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.ending(self.network(images))
+
+
+PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda outputs: outputs.softmax(1),
+    "log_softmax": lambda outputs: outputs.log_softmax(1),
+    "sigmoid": torch.sigmoid,
+}
+
+
+@pytest.mark.parametrize("name", PROBABILITIES)
+def test_a_network_that_ends_in_probabilities_later_is_explained_by_its_logits(name: str, images: Tensor) -> None:
+    cam = camlib.GradCAM(Ending())
+    expected = cam(images, 1)
+    cam.model.ending = PROBABILITIES[name]
+    for _ in range(2):
+        found = cam(images, 1)
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.maps, expected.maps)
+
+
+@pytest.mark.parametrize("name", PROBABILITIES)
+def test_a_network_that_ends_in_logits_later_is_explained_by_these(name: str, images: Tensor, counted: Counted) -> None:
+    cam = camlib.GradCAM(Ending(PROBABILITIES[name]))
+    cam(images, 1)
+    cam.model.ending = torch.clone
+    expected = camlib.GradCAM(cam.model)(images, 1)
+    for _ in range(2):
+        equal(cam(images, 1), expected)
+    assert counted.ordinary == 3
+
+
+class OfTwoLayers(camlib.methods.GradientMethod):
+    """A method that reads another layer for dark images, and returns no maps for bright ones."""
+
+    name = "of_two_layers"
+
+    def layers_for(self, inputs: Any, found: Any = None) -> dict[str, nn.Module]:
+        layer = "0" if float(inputs.raw.mean()) < 0.3 else "3"
+        return {layer: self.model[int(layer)]}
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (activations * gradients).sum(1)
+
+
+class OfTwoShapes(camlib.methods.GradientMethod):
+    """A method that returns no maps if the activations are large."""
+
+    name = "of_two_shapes"
+
+    def maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        products = activations * gradients
+        return products if float(activations.abs().max()) > 100 else products.sum(1)
+
+
+def test_a_method_that_chooses_its_layers_by_the_images_has_no_direct_calls(images: Tensor) -> None:
+    cam = OfTwoLayers(small_cnn())
+    assert [cam(images * factor, 1).layer for factor in (1.0, 1.0, 0.1)] == ["3", "3", "0"]
+
+
+def test_maps_of_another_shape_are_refused_as_before(images: Tensor) -> None:
+    cam = OfTwoShapes(small_cnn())
+    cam(images, 1)
+    with pytest.raises(camlib.CamlibTypeError, match="maps must be tensors"):
+        cam(images * 1e5, 1)
+
+
+def test_modules_that_the_model_no_longer_holds_are_freed(images: Tensor) -> None:
+    cam = camlib.GradCAM(small_cnn(), "3")
+    for side in (32, 16):
+        cam(images[..., :side], 1)
+    before = weakref.ref(cam.model[-1])
+    cam.model[-1] = nn.Linear(cam.model[-1].in_features, 3)
+    cam(images, 1)
+    gc.collect()
+    assert before() is None

@@ -17,6 +17,10 @@ STRAIGHT = 2.5 / 255
 """How far, as a share of the picture, a position may be from a straight line: rounding to 8 bits, twice."""
 SNAP = 0.25
 """Edges closer than this to the picture's, in pixels of the input, are taken for these."""
+CLOSE = 0.25
+"""Inputs that show less than this share of a side are measured twice, since a position has only 8 bits."""
+TINY = 1e-4
+"""Pixels of the picture for one of the input; with fewer, no position can be measured, as in a picture of one pixel."""
 REPEATS = 6
 """How often a picture is transformed to see whether the transforms draw random numbers."""
 REMEDY = (
@@ -85,9 +89,32 @@ def window_of(transforms: Any, size: tuple[int, int], *, repeated: bool = False)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if len(rows) < 2 or len(columns) < 2 or not inside[np.ix_(_inner(rows), _inner(columns))].all():
         raise CamlibValueError(f"the input shows no rectangle of the picture; {REMEDY}")
-    shares = [(one - black).mean(0) / np.where(inside, range_, 1) for one in (along_x, along_y)]
-    left, right = _ends(shares[0], _inner(columns), _inner(rows), width)
-    top, bottom = _ends(shares[1].T, _inner(rows), _inner(columns), height)
+    inner = _inner(rows), _inner(columns)
+
+    def ends(share: NDArray[Any], low: float, high: float, axis: int) -> tuple[float, float]:
+        """Where the input begins and ends along an axis; shares are 0 at one place of the picture and 1 at another."""
+        input_shares = (share - black).mean(0) / np.where(inside, range_, 1)
+        across, along = inner if axis else inner[::-1]
+        first, last = _line(input_shares if axis else input_shares.T, along, across)
+        return low + first * (high - low), low + last * (high - low)
+
+    def box(along: NDArray[Any], axis: int) -> tuple[float, float]:
+        """The ends, measured once more where they are so close that 8 bits of the whole side are too few."""
+        side = size[axis]
+        first, last = ends(along, 0, side, axis)
+        if abs(last - first) < CLOSE * side:
+            margin = abs(last - first) / 2 + side / 100 + 2
+            low, high = min(first, last) - margin, max(first, last) + margin
+            places = np.arange(side) + 0.5
+            ramp = np.clip((places - low) / (high - low), 0, 1)
+            first, last = ends(shown(np.broadcast_to(ramp if axis else ramp[:, None], size)), low, high, axis)
+        length = inside.shape[axis]
+        if abs(last - first) < TINY * length:
+            raise CamlibValueError(f"the picture is too small to show which part of it the input shows; {REMEDY}")
+        pixel = abs(last - first) / length
+        return _snapped(first, side, pixel), _snapped(last, side, pixel)
+
+    (left, right), (top, bottom) = box(along_x, 1), box(along_y, 0)
     return Window(size, (range_.shape[0], range_.shape[1]), (top, left, bottom, right))
 
 
@@ -97,29 +124,25 @@ def _inner(places: NDArray[Any]) -> NDArray[Any]:
     return places[cut : len(places) - cut]
 
 
-def _ends(shares: NDArray[Any], along: NDArray[Any], across: NDArray[Any], side: int) -> tuple[float, float]:
-    """Where the first and the last pixel's outer edges of the input lie in the picture, in pixels.
+def _line(shares: NDArray[Any], along: NDArray[Any], across: NDArray[Any]) -> tuple[float, float]:
+    """What a straight line through shares has at the outer edges of the first and of the last pixel.
 
     Args:
-        shares: (h, w), the position of each pixel of the input as a share of the picture's side.
+        shares: (h, w), of each pixel of the input.
         along: the columns by which the line is fitted.
         across: the rows by which it is fitted.
-        side: of the picture.
     """
     import numpy as np
 
     values = shares[np.ix_(across, along)]
-    line = values.mean(0)
-    slope, start = np.polyfit(along + 0.5, line, 1)
-    if np.abs(values - (slope * (along + 0.5) + start)).max() > STRAIGHT or slope == 0:
+    slope, start = np.polyfit(along + 0.5, values.mean(0), 1)
+    if np.abs(values - (slope * (along + 0.5) + start)).max() > STRAIGHT:
         raise CamlibValueError(f"the input is not an upright rectangle of the picture; {REMEDY}")
-    ends = start, slope * shares.shape[1] + start
-    first, last = (_snapped(one, abs(slope)) * side for one in ends)
-    return first, last
+    return start, slope * shares.shape[1] + start
 
 
-def _snapped(share: float, pixel: float) -> float:
-    for edge in (0.0, 1.0):
-        if abs(share - edge) < SNAP * pixel:
+def _snapped(place: float, side: int, pixel: float) -> float:
+    for edge in (0.0, float(side)):
+        if abs(place - edge) < SNAP * pixel:
             return edge
-    return float(share)
+    return float(place)

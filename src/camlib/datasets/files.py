@@ -17,6 +17,7 @@ from camlib.errors import CamlibValueError, number
 from camlib.files import replacing
 from camlib.imaging import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, overlay, overlay_signed
 from camlib.imaging.colors import lookup_table
+from camlib.imaging.geometry import Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,21 +76,27 @@ class Files:
                 ending = f"-{place + 1}" if len(planes) > 1 else ""
                 if loaded.size is not None:
                     label = f"overlay{ending.replace('-', ' ')}"
-                    files[label] = self._write(f"overlays/{name}{ending}.jpg", self._overlay(result, plane))
+                    files[label] = self._write(f"overlays/{name}{ending}.jpg", self._overlay(result, plane, row.window))
                 if self._heatmaps:
                     label = f"heatmap{ending.replace('-', ' ')}"
                     files[label] = self._write(f"heatmaps/{name}{ending}.png", _as_png(plane, explanation.signed))
         return {**fields, "files": files}
 
-    def _overlay(self, result: Result, heatmap: NDArray[Any]) -> bytes:
+    def _overlay(self, result: Result, heatmap: NDArray[Any], window: Window | None) -> bytes:
+        """The overlay as JPEG; pixels that the network did not see have no colour of the heatmap."""
         picture = result.loaded.picture
         if picture is None:
             picture = self._loader.again(result.loaded.item)
         if result.explanation.signed:
             jet = isinstance(self._colormap, str) and self._colormap.lower() == DEFAULT_COLORMAP
             colors = DEFAULT_SIGNED_COLORMAP if jet else self._colormap
-            return _encoded(".jpg", overlay_signed(picture, heatmap, colors, self._alpha)[..., ::-1])
-        return _encoded(".jpg", overlay(picture, heatmap, self._colormap, self._alpha)[..., ::-1])
+            laid = overlay_signed(picture, heatmap, colors, self._alpha)
+        else:
+            laid = overlay(picture, heatmap, self._colormap, self._alpha)
+        if window is not None:
+            unseen = ~window.covered().numpy()
+            laid[unseen] = picture[unseen]
+        return _encoded(".jpg", laid[..., ::-1])
 
     def _write(self, name: str, content: bytes) -> str:
         path = self._out / name
@@ -153,14 +160,14 @@ def _lines(record: Mapping[str, Any], class_names: Any) -> list[list[Any]]:
         names = [_named(class_names, index) for index in one["classes"]] if class_names is not None else []
         cells = [
             " ".join(map(str, one["classes"])),
-            "; ".join(names),
+            _cell("; ".join(names)),
             " ".join(f"{score:.6g}" for score in one["scores"]),
             "" if one["confidence"] is None else f"{one['confidence']:.6g}",
             " ".join(str(int(flag)) for flag in one["degenerate"]),
             " ".join(overlays),
             files["map"],
         ]
-        lines.append([one["number"], _cell(one["path"]), *map(_cell, cells), ""])
+        lines.append([one["number"], _cell(one["path"]), *cells, ""])
     empty = [""] * (len(COLUMNS) - 3)
     lines += [[place, _cell(path), *empty, _cell(why)] for place, path, why in record["errors"]]
     return sorted(lines, key=lambda line: line[0])
@@ -175,7 +182,7 @@ def _named(class_names: Any, index: int) -> str:
 
 def _cell(text: str) -> str:
     """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") else text
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
 def _name(place: int, path: str) -> str:

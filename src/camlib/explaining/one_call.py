@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camlib.errors import CamlibTypeError, CamlibValueError, items, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, items, optional_function, positive_int
 from camlib.explaining.choice import choose
 from camlib.explaining.sources import Batch, batches_of
 from camlib.explanation import Explanation
@@ -89,6 +89,7 @@ def explain(
         'grad_cam, because the score belongs to the whole image, and the network has no attention...'
     """
     positive_int("batch_size", batch_size)
+    optional_function("transforms", transforms)
     loaded = _loaded(model, weights, device)
     names = loaded.classes if classes is None else [str(one) for one in items("classes", classes, "a list of names")]
     loaded = dataclasses.replace(loaded, transforms=transforms or loaded.transforms, classes=names)

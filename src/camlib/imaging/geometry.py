@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, items, number, positive_int
 from camlib.imaging.normalization import as_maps, like
 from camlib.imaging.resizing import checked_size, resize
 
@@ -178,10 +178,22 @@ class Window(Geometry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        top, left, bottom, right = (number("each side of the box", side) for side in self.box)
+        sides = items("box", self.box, "four numbers, (top, left, bottom, right)")
+        if len(sides) != 4:
+            raise CamlibValueError(f"box must be four numbers, (top, left, bottom, right), got {self.box!r}")
+        top, left, bottom, right = (number("each side of the box", side) for side in sides)
         if top == bottom or left == right:
             raise CamlibValueError(f"the box must not be empty, got {self.box} (top, left, bottom, right)")
         object.__setattr__(self, "box", (top, left, bottom, right))
+
+    def covered(self) -> Tensor:
+        """Return which pixels of the picture are inside the box, (H, W), bool.
+
+        Example:
+            >>> int(Window((4, 6), (2, 2), (1, 2, 3, 4)).covered().sum())
+            4
+        """
+        return self.restore(torch.ones(self.result)) > 0
 
     def _apply(self, pictures: Tensor) -> Tensor:
         top, left, bottom, right = map(round, self.box)

@@ -17,6 +17,7 @@ NOTE = "ending_of_outputs"
 """The attribute by which outputs remember their ending: its name, or "" for logits; and the logits, if known."""
 
 _FUNCTIONS: dict[str, Ending] = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+_PROBABILITIES = {*_FUNCTIONS, "LogSoftmaxBackward0", "LogSigmoidBackward0"}
 _REARRANGING = frozenset(
     f"{name}Backward0"
     for name in (
@@ -113,8 +114,27 @@ def has_one_column(outputs: Tensor) -> bool:
 
 
 def _ending_in_graph(outputs: Tensor) -> Ending | None:
-    """The last function of the outputs' autograd graph that does more than rearrange."""
+    return _FUNCTIONS.get(_last_function(outputs))
+
+
+def _last_function(outputs: Tensor) -> str:
+    """The node of the last function of the outputs' autograd graph that does more than rearrange, by its name."""
     node = outputs.grad_fn
     while node is not None and node.name() in _REARRANGING:
         node = node.next_functions[0][0]
-    return None if node is None else _FUNCTIONS.get(node.name())
+    return "" if node is None else str(node.name())
+
+
+def noted_as_logits(outputs: Tensor) -> Tensor | None:
+    """Return outputs, detached, with the note that they are logits; None if their graph shows that they are not.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, requires_grad=True)
+        >>> noted_as_logits(logits), noted_as_logits(logits.softmax(1))
+        (tensor([[0., 0.]]), None)
+    """
+    if _last_function(outputs) in _PROBABILITIES:
+        return None
+    found = outputs.detach()
+    note(found, None)
+    return found

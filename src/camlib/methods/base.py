@@ -467,7 +467,10 @@ def _is_simple(method: Method) -> bool:
     base = GradientMethod if isinstance(method, GradientMethod) else ActivationMethod
     return all(
         getattr(kind, name) is getattr(base, name)
-        for name in ("about", "around", "explanation", "maps_by_layer", "layer_maps", "title", "find_layers", "located")
+        for name in (
+            *("about", "around", "explanation", "maps_by_layer", "layer_maps", "title"),
+            *("find_layers", "layers_for", "located"),
+        )
     )
 
 

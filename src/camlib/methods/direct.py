@@ -8,6 +8,7 @@ wrong.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,6 +84,7 @@ class DirectCalls:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, _Known] = {}
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle nothing of what is known: a copy of the method may belong to another model."""
@@ -137,18 +139,21 @@ class DirectCalls:
         special = Padding().hooks(modules, None) or any(isinstance(module, nn.RNNBase) for module in modules)
         if special or features.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             return
-        self._known[_kind(raw)] = _Known(
-            network=network,
-            given=method.layers,
-            layers={layer: module_of(network.module, layer)},
-            modules=modules,
-            layout=layout,
-            shape=tuple(features.shape[1:]),
-            of_several=located.of_several,
-            about={name: getattr(explanation, name) for name in _ALWAYS_THE_SAME},
-        )
-        while len(self._known) > MAX_KINDS:
-            del self._known[next(iter(self._known))]
+        with self._lock:
+            if any(known.modules != modules for known in self._known.values()):
+                self._known.clear()  # a module that the model no longer holds would stay in memory
+            self._known[_kind(raw)] = _Known(
+                network=network,
+                given=method.layers,
+                layers={layer: module_of(network.module, layer)},
+                modules=modules,
+                layout=layout,
+                shape=tuple(features.shape[1:]),
+                of_several=located.of_several,
+                about={name: getattr(explanation, name) for name in _ALWAYS_THE_SAME},
+            )
+            while len(self._known) > MAX_KINDS:
+                del self._known[next(iter(self._known))]
 
 
 _ALWAYS_THE_SAME = ("method", "layer", "input_size", "extent", "origin", "class_agnostic", "quantity")
@@ -187,28 +192,36 @@ def _explanation(known: _Known, method: Simple, images: Tensor, target: Any) -> 
         features = watch.tensors()[layer]
         if not _are_logits(outputs, images) or features.shape != (len(images), *known.shape):
             return None
+        logits = links.noted_as_logits(outputs)
+        if logits is None:
+            known.network.ending.forget()
+            return None
         with torch.enable_grad():
             classes, scores = class_scores(target, outputs)
         if isinstance(watch, Cut):
             read = all_single_or_double(features.detach(), tail := watch.gradients(scores)[0])
             activations, gradients = map(known.layout.to_grid, read)
+            grid_axes = activations.dim() - 2
             maps = of_each_class(method.maps, activations, gradients, scores.dim() == 2)
             numbers = [activations, gradients, scores, maps]
             if isinstance(known.layout, Tokens) and known.layout.prefix:
                 numbers.append(_nan_without_patches(gradients, tail, scores.dim() == 2))
         else:
             features = single_or_double(features)
-            maps = method.maps(known.layout.to_grid(features))
+            activations = known.layout.to_grid(features)
+            grid_axes = activations.dim() - 2
+            maps = method.maps(activations)
             maps = torch.stack([maps] * scores.shape[1], 1) if scores.dim() == 2 else maps
             numbers = [features, maps]
+        if maps.shape[: scores.dim()] != scores.shape or maps.dim() != scores.dim() + grid_axes:
+            return None
         if not are_finite(*numbers):
             return None
         maps = maps.relu() if method.relu else maps
-        links.note(outputs := outputs.detach(), None)
         return Explanation(
             maps=maps,
             scores=scores.detach(),
-            outputs=outputs,
+            outputs=logits,
             target=classes,
             layers={layer: maps},
             relu=method.relu,

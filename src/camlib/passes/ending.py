@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -105,6 +106,8 @@ class Ending:
         if outputs is None or not outputs.is_floating_point() or not outputs.dim():
             return raw
         calls = () if watch is None else tuple(watch.calls)
+        if self._kind in ("view", "copy") and outputs.numel() and not any(map(self._found(outputs), calls)):
+            self.forget()  # the model was changed: it no longer ends in this function
         if self._kind == "unknown":
             self._learn(outputs, calls, ("", "") if watch is None else tuple(watch.last))
         if self._kind in ("unknown", "logits"):
@@ -112,11 +115,19 @@ class Ending:
         elif self._kind == "values":
             links.note(outputs, self._of_values)
         else:
-            found = _as_view if self._kind == "view" else _as_copy
-            ending, logits = next(filter(None, (found(outputs, call) for call in calls)), (self._of_values, None))
+            found = map(self._found(outputs), calls)
+            ending, logits = next(filter(None, found), (self._of_values, None))
             single = links.has_one_column(outputs) and ending in ("softmax", "log_softmax")
             links.note(outputs, ending, None if single else logits)
         return raw
+
+    def forget(self) -> None:
+        """Let the next run show how the network ends."""
+        self._kind, self._doubtful = "unknown", False
+
+    def _found(self, outputs: Tensor) -> Callable[[_Call], tuple[links.Ending, Tensor | None] | None]:
+        """The function that finds the logits of outputs in a call."""
+        return functools.partial(_as_view if self._kind == "view" else _as_copy, outputs)
 
     def _learn(self, outputs: Tensor, calls: tuple[_Call, ...], functions: tuple[str, ...]) -> None:
         """Learn the kind of ending from the outputs of the first run, and the names of the last two functions."""
