@@ -72,10 +72,10 @@ class Occlusion(Method):
     It needs no gradients. With ``regions`` it covers one region of the image after another, such as superpixels or
     organs, which is also called feature ablation: a pixel's value is the score's fall when its region is covered.
 
-    ``N + N M`` single-image forward passes for any number K of classes, where M is the number of windows: the product
-    over the sides of ``ceil((side - window) / stride) + 1``, which is 169 for 224 x 224 by default, or of regions. The peak memory is
-    that of a forward pass of ``chunk_size`` covered images, or of 64 windows, regardless of N and M, plus the scores
-    (N, M, K). The maps (N, ...) have the input's resolution.
+    ``N + N M`` single-image forward passes for any number K of classes, where M is the number of regions or of windows:
+    the product over the sides of ``ceil((side - window) / stride) + 1``, which is 169 for 224 x 224 by default. The
+    peak memory is that of a forward pass of ``chunk_size`` covered images, or of 64 windows, regardless of N and M,
+    plus the scores (N, M, K). The maps (N, ...) have the input's resolution.
 
     Args:
         model: as for :class:`camlib.methods.Method`.
