@@ -360,6 +360,13 @@ def test_regions_of_signals_and_volumes_are_covered() -> None:
         oracles.assert_close(camlib.Occlusion(model, regions=regions, relu=False)(images, 1).maps, *expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("method", [camlib.Occlusion, camlib.RISE])
+def test_one_score_of_the_whole_batch_is_refused(method: type[camlib.methods.Method]) -> None:
+    cam = method(networks.small_cnn(), forward=lambda model, images: model(images).sum().reshape(1))
+    with pytest.raises(camlib.CamlibRuntimeError, match="outputs have 1 rows for 2 images; return one row for each"):
+        cam(torch.rand(2, 3, 12, 14))
+
+
 def test_one_pixel_windows_are_regions_of_one_pixel(small: tuple[nn.Sequential, Tensor]) -> None:
     model, images = small
     pixels = camlib.Occlusion(model, regions=torch.arange(12 * 14).reshape(12, 14), relu=False)(images, 1).maps
