@@ -2,7 +2,7 @@
 
 Each test is an adapter in ``tests/peers``, which calls camlib instead of the other library.
 
-    python -m benchmarks.peers    # writes peers.json; half a minute
+    python -m benchmarks.peers    # writes peers.json; a minute
 """
 
 from __future__ import annotations

@@ -439,6 +439,22 @@ def lipschitz_estimate(heatmap: Array, of_copies: Sequence[Array], shifts: Seque
     )
 
 
+def continuity(heatmap: Array, of_copies: Sequence[Array], steps: Sequence[Array]) -> float:
+    """Montavon 2018: the largest sum of |H(x') - H(x)| over the norm of x' - x, of the x' that are not x."""
+    ratios = []
+    for copy, step in zip(of_copies, steps, strict=True):
+        moved = math.sqrt(sum(value**2 for value in step.ravel()))
+        if moved > 0:
+            ratios.append(sum(abs(copy[at] - heatmap[at]) for at in np.ndindex(heatmap.shape)) / moved)
+    return max(ratios, default=math.nan)
+
+
+def consistency(kinds: Sequence[object], classes: Sequence[int], n: int) -> float:
+    """Dasgupta 2022: of the other images of the same kind, the share of the same class."""
+    alike = [m for m in range(len(kinds)) if m != n and kinds[m] == kinds[n]]
+    return sum(classes[m] == classes[n] for m in alike) / len(alike) if alike else math.nan
+
+
 def relative_stability(
     signed_map: Array, of_copies: Sequence[Array], changes: Sequence[float], *, least: float
 ) -> float:

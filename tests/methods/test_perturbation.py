@@ -314,6 +314,85 @@ def test_occlusion_takes_a_baseline_for_each_channel(small: tuple[nn.Sequential,
     oracles.assert_close(explainer(images, [1, 3]).maps, *expected, TOLERANCE)
 
 
+def drawn_regions(*size: int) -> Tensor:
+    """Numbers with gaps, negative ones among them, of regions that need not be connected."""
+    return torch.randint(-2, 3, size, generator=torch.Generator().manual_seed(3)) * 7
+
+
+@pytest.mark.parametrize("shape", [(12, 14), (2, 12, 14)], ids=["shared", "each"])
+@pytest.mark.parametrize("size", [1, 4, "auto"])
+def test_occlusion_covers_the_given_regions(
+    shape: tuple[int, ...], size: int | str, small: tuple[nn.Sequential, Tensor]
+) -> None:
+    model, images = small
+    regions = drawn_regions(*shape)
+    if len(shape) == 3:
+        regions[0][regions[0] < 0] = 0  # the first image has fewer regions
+    each_images = regions.expand(2, 12, 14)
+
+    def expected(target: Sequence[int]) -> MapsAndScale:
+        return each(
+            images,
+            lambda n: equations.occlusion_of_regions(
+                images[n], score_of(model, target[n]), regions=each_images[n], baseline=0.5
+            ),
+        )
+
+    options = {"baseline": 0.5, "relu": False, "chunk_size": size}
+    for form in (regions, regions.numpy(), lambda given: regions if torch.equal(given, images) else None):
+        explainer = camlib.Occlusion(model, regions=form, **options)
+        oracles.assert_close(explainer(images, [1, 3]).maps, *expected([1, 3]), TOLERANCE)
+    several = camlib.Occlusion(model, regions=regions, **options)(images, torch.tensor([[1, 3], [3, 0]])).maps
+    oracles.assert_close(several[:, 0], *expected([1, 3]), TOLERANCE)
+    oracles.assert_close(several[:, 1], *expected([3, 0]), TOLERANCE)
+
+
+def test_regions_of_signals_and_volumes_are_covered() -> None:
+    for network, size in ((networks.signal_cnn, (2, 9)), (networks.volume_cnn, (1, 4, 5, 6))):
+        model, images = network().double().eval(), torch.rand(2, *size, dtype=torch.float64)
+        regions = drawn_regions(*size[1:])
+        expected = each(
+            images,
+            lambda n, model=model, images=images, regions=regions: equations.occlusion_of_regions(
+                images[n], score_of(model, 1), regions=regions
+            ),
+        )
+        oracles.assert_close(camlib.Occlusion(model, regions=regions, relu=False)(images, 1).maps, *expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("method", [camlib.Occlusion, camlib.RISE])
+def test_one_score_of_the_whole_batch_is_refused(method: type[camlib.methods.Method]) -> None:
+    cam = method(networks.small_cnn(), forward=lambda model, images: model(images).sum().reshape(1))
+    with pytest.raises(camlib.CamlibRuntimeError, match="outputs have 1 rows for 2 images; return one row for each"):
+        cam(torch.rand(2, 3, 12, 14))
+
+
+def test_one_pixel_windows_are_regions_of_one_pixel(small: tuple[nn.Sequential, Tensor]) -> None:
+    model, images = small
+    pixels = camlib.Occlusion(model, regions=torch.arange(12 * 14).reshape(12, 14), relu=False)(images, 1).maps
+    torch.testing.assert_close(pixels, camlib.Occlusion(model, window=1, stride=1, relu=False)(images, 1).maps)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "match"),
+    [
+        ({"regions": torch.zeros(12, 14)}, camlib.CamlibTypeError, "regions must be integers .* got torch.float32"),
+        ({"regions": "slic"}, camlib.CamlibTypeError, "regions must be integers .* or a function"),
+        ({"regions": lambda images: images[:, 0]}, camlib.CamlibTypeError, "got torch.float32"),
+        ({"regions": torch.zeros(14, 12).long()}, camlib.CamlibValueError, r"\(14, 12\), and images without channels"),
+        ({"regions": torch.zeros(2, 12, 14).long()}, camlib.CamlibValueError, r"one for all images: \(12, 14\)"),
+        ({"regions": torch.zeros(12, 14).long(), "window": 3}, camlib.CamlibValueError, "give either regions"),
+        ({"regions": torch.zeros(12, 14).long(), "stride": 3}, camlib.CamlibValueError, "give either regions"),
+    ],
+    ids=str,
+)
+def test_regions_that_do_not_fit_are_refused(
+    options: dict[str, object], kind: type[camlib.CamlibError], match: str
+) -> None:
+    with pytest.raises(kind, match=match):
+        camlib.Occlusion(networks.small_cnn(), **options)(torch.rand(1, 3, 12, 14))
+
+
 @pytest.mark.parametrize("name", sorted(FEW.keys() - set(LAYERLESS)))
 def test_several_layers_are_each_explained(name: str, small: tuple[nn.Sequential, Tensor]) -> None:
     model, images = small

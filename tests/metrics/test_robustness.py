@@ -102,6 +102,55 @@ def test_where_the_heatmap_is_all_zeros_its_norm_counts_as_one() -> None:
         assert found[n].item() == pytest.approx(max(norm(heatmap[n]) for heatmap in recorded.heatmaps[1:]), rel=1e-12)
 
 
+# Perturbations of one's own -------------------------------------------------------------------------------------------
+
+
+def dimmed(given: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image by its own factor; the second one never changes."""
+    factors = torch.rand(len(given), 1, 1, 1, generator=generator, dtype=given.dtype)
+    factors[1] = 1
+    return given.mul_(factors)  # in place, on what it was given
+
+
+def test_a_perturbation_of_ones_own_takes_the_place_of_the_noise() -> None:
+    x = images(3)
+    before = x.clone()
+    recorded = Recorded(camlib.GradCAM(small_cnn().double(), "3"))
+    found = [metric(recorded, x, samples=4, perturb=dimmed) for metric in ALL]
+    assert torch.equal(x, before)
+    clean, changed, seen = recorded.heatmaps[0], recorded.heatmaps[1:5], recorded.inputs[1:5]
+    generator = seeded(0)
+    assert all(torch.equal(one, dimmed(x.clone(), generator)) for one in seen)
+    for n in (0, 2):
+        changes = [norm(heatmap[n] - clean[n]) for heatmap in changed]
+        steep = [change / norm(y[n] - x[n]) for change, y in zip(changes, seen, strict=True)]
+        assert min(changes) > 0
+        assert found[0][n].item() == pytest.approx(max(changes) / norm(clean[n]), rel=1e-12)
+        assert found[1][n].item() == pytest.approx(sum(changes) / 4 / norm(clean[n]), rel=1e-12)
+        assert found[2][n].item() == pytest.approx(max(steep), rel=1e-10)
+    assert [found[0][1].item(), found[1][1].item()] == [0, 0]
+    assert math.isnan(found[2][1])  # no copy differs
+
+
+@each
+@pytest.mark.parametrize(
+    ("perturb", "error", "message"),
+    [
+        ("noise", camlib.CamlibTypeError, "perturb must be a function of images and a generator, got str: 'noise'"),
+        (lambda given, _: given.numpy(), camlib.CamlibTypeError, "perturb returned ndarray"),
+        (lambda given, _: given > 0, camlib.CamlibTypeError, "perturb returned torch.bool"),
+        (lambda given, _: given[..., :-1], camlib.CamlibValueError, r"shape \(2, 3, 8, 8\); they must keep"),
+        (lambda given, _: given / 0, camlib.CamlibValueError, "perturb returned NaN or infinity"),
+    ],
+    ids=["text", "array", "bools", "shape", "infinite"],
+)
+def test_perturbations_that_give_no_images_are_refused(
+    metric: Callable[..., Tensor], perturb: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        metric(camlib.GradCAM(small_cnn().double()), images(), perturb=perturb)
+
+
 # Properties -----------------------------------------------------------------------------------------------------------
 
 

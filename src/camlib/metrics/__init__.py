@@ -36,6 +36,7 @@ from camlib.metrics.localisation import iou as iou
 from camlib.metrics.robustness import max_sensitivity as max_sensitivity
 from camlib.metrics.robustness import average_sensitivity as average_sensitivity
 from camlib.metrics.robustness import lipschitz_estimate as lipschitz_estimate
+from camlib.metrics.continuity import continuity as continuity
 from camlib.metrics.stability import relative_input_stability as relative_input_stability
 from camlib.metrics.stability import relative_output_stability as relative_output_stability
 from camlib.metrics.stability import relative_representation_stability as relative_representation_stability
@@ -52,6 +53,7 @@ from camlib.metrics.box_accuracy import box_hits as box_hits
 from camlib.metrics.box_accuracy import box_overlaps as box_overlaps
 from camlib.metrics.box_accuracy import max_box_acc as max_box_acc
 from camlib.metrics.box_accuracy import max_box_acc_v2 as max_box_acc_v2
+from camlib.metrics.consistency import consistency as consistency
 from camlib.metrics.curves import deletion_curve as deletion_curve
 from camlib.metrics.curves import insertion_curve as insertion_curve
 from camlib.metrics.declaration import Measure as Measure

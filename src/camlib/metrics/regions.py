@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import positive_int
+from camlib.methods.region_labels import region_labels
 from camlib.metrics.confidence import positive_scores
 from camlib.metrics.declaration import after, metric
 from camlib.metrics.fills import Baseline, baseline_images
@@ -135,16 +136,4 @@ def _labels(regions: Any, heatmaps: Tensor) -> Tensor:
             place = torch.arange(length, device=device) // side
             labels = labels * (int(place[-1]) + 1) + place.reshape(-1, *[1] * (len(shape) - 2 - axis))
         return labels.expand(shape)
-    try:
-        labels = torch.as_tensor(regions, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CamlibTypeError(f"regions must be a side in pixels or integers (N, H, W), got {regions!r}") from error
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.is_meta:
-        raise CamlibTypeError(f"regions must be a side in pixels or integers (N, H, W), got {labels.dtype}")
-    if labels.shape not in (shape, shape[1:]):
-        raise CamlibValueError(
-            f"regions have shape {tuple(labels.shape)}, and heatmaps {tuple(shape)}; they must be the same, or one for "
-            f"all images: {tuple(shape[1:])}"
-        )
-    each = [of_image.unique(return_inverse=True)[1] for of_image in labels.expand(shape)]
-    return torch.stack(each)
+    return region_labels(regions, shape, device, "heatmaps", "a side in pixels or integers (N, H, W)")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camlib import targets
+from camlib.errors import CamlibRuntimeError
 from camlib.inputs import Inputs, Outputs
 from camlib.passes.chunks import Chunks, in_chunks
 from camlib.passes.network import Network
@@ -55,13 +56,19 @@ class PerturbedPasses:
         Raises:
             CamlibTypeError: the images are integers, which cannot change by small amounts.
             CamlibValueError: it is not known which tensors of the inputs belong to the images one by one.
-            CamlibRuntimeError: a score is not finite.
+            CamlibRuntimeError: a score is not finite, or the outputs have no row for each image.
         """
         run = _LaidOut(self.network, self.device)
         self.inputs = with_known_rows(self.network, self.inputs)
 
         def outputs(rows: slice) -> Any:
-            inputs = self.inputs.pick(image_index[rows], self.count)
+            index = image_index[rows]
+            inputs = self.inputs.pick(index, self.count)
+            if len(inputs.images) != len(index):
+                raise CamlibRuntimeError(
+                    f"the outputs have {self.count} rows for {len(self.inputs.images)} images; return one row for each "
+                    "image: a number for the whole batch has no score of a single image"
+                )
             return run(inputs.with_images(run.laid_out(change(inputs.images, rows))))
 
         _ = self.inputs.floats
