@@ -3,6 +3,7 @@
 Pure functions are in ``functional``, base classes in ``methods``, targets in ``targets``, metrics in ``metrics``.
 """
 
+from camlib import exporting as exporting
 from camlib import functional as functional
 from camlib import imaging as imaging
 from camlib import methods as methods
@@ -22,6 +23,9 @@ from camlib.errors import CamlibValueError as CamlibValueError
 from camlib.errors import CamlibWarning as CamlibWarning
 from camlib.evaluation import evaluate as evaluate
 from camlib.explanation import Explanation as Explanation
+from camlib.exporting import as_module as as_module
+from camlib.exporting import export as export
+from camlib.exporting import export_onnx as export_onnx
 from camlib.imaging import colorize as colorize
 from camlib.imaging import normalize as normalize
 from camlib.imaging import overlay as overlay
