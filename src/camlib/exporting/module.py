@@ -135,7 +135,8 @@ def as_module(
             "export a graph for each size"
         )
     module = _recorded(call, inputs, dynamic_batch, dynamic_size, class_names)
-    prove(call, module, inputs, Run("the module"), dynamic_batch, dynamic_size)
+    difference = prove(call, module, inputs, Run("the module"), dynamic_batch, dynamic_size)
+    module.metadata["difference"] = f"{difference:.1e}"
     return module
 
 

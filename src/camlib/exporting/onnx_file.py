@@ -64,14 +64,16 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     module = as_module(explainer, inputs, **options)
     program = program_of(module)
     model = _translated(module, program)
-    for name, value in module.metadata.items():
-        model.model.metadata_props[name] = value
-    model.model.metadata_props["opset"] = str(OPSET)
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         draft = Path(folder) / to.name
         model.save(draft)
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
-        prove(module.call, _run(session), inputs, Run("ONNX Runtime"), module.dynamic_batch, module.dynamic_size)
+        difference = prove(
+            module.call, _run(session), inputs, Run("ONNX Runtime"), module.dynamic_batch, module.dynamic_size
+        )
+        metadata = {**module.metadata, "opset": str(OPSET), "difference": f"{difference:.1e}"}
+        model.model.metadata_props.update(metadata)
+        model.save(draft)
         del session
         for part in sorted(Path(folder).iterdir()):
             part.replace(to.parent / part.name)
