@@ -25,9 +25,19 @@ from benchmarks.results import load_if_there, provenance, save
 
 NAME = "exporting"
 DEEPER = {f"{model}@{layer}": (model, layer) for model in ("resnet18", "resnet50") for layer in ("layer3", "layer2")}
-TIMM = """convnext_atto deit_tiny_patch16_224 efficientnet_lite0 ghostnet_100 hrnet_w18_small mobilenetv4_conv_small
-    mobileone_s0 regnety_002 resnest14d resnet26d""".split()
-HUGGING_FACE = {
+TIMM = [
+    "convnext_atto",
+    "deit_tiny_patch16_224",
+    "efficientnet_lite0",
+    "ghostnet_100",
+    "hrnet_w18_small",
+    "mobilenetv4_conv_small",
+    "mobileone_s0",
+    "regnety_002",
+    "resnest14d",
+    "resnet26d",
+]
+HUGGING_FACE: dict[str, dict[str, Any]] = {
     "ConvNextForImageClassification": {"depths": [1, 1, 2, 1], "hidden_sizes": [32, 64, 96, 128]},
     "MobileNetV2ForImageClassification": {},
     "ResNetForImageClassification": {"depths": [1, 1, 1, 1], "embedding_size": 32, "hidden_sizes": [32, 64, 96, 128]},
@@ -65,7 +75,9 @@ def built(name: str) -> tuple[nn.Module, Tensor, str | None]:
         return kind(config).eval(), torch.rand(2, 3, side, side), None
     of, layer = DEEPER.get(name, (name, None))
     side = 112 if of.startswith("vit_") else SIDES.get(of, side)
-    options = {"image_size": side} if of.startswith("vit_") and of != "vit_b_32" else BUILT_WITH.get(of, {})
+    options: dict[str, Any] = (
+        {"image_size": side} if of.startswith("vit_") and of != "vit_b_32" else BUILT_WITH.get(of, {})
+    )
     found: nn.Module = torchvision.models.get_model(of, weights=None, num_classes=10, **options).eval()
     for parameter in found.parameters():
         if parameter.dim() > 1 and not parameter.any():  # a head that starts with zeros has no gradient
@@ -100,7 +112,10 @@ def main(wanted: list[str]) -> None:
     for name in wanted or [one for one in names() if one not in lines]:
         lines[name] = exported(name)
         ordered = {one: lines[one] for one in names() if one in lines}
-        save(NAME, {**provenance("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime"), "networks": ordered})
+        save(
+            NAME,
+            {**provenance("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime"), "networks": ordered},
+        )
         print(name, lines[name], flush=True)
         gc.collect()
 

@@ -1,4 +1,3 @@
-
 from camlib.exporting.module import WithHeatmaps as WithHeatmaps
 from camlib.exporting.module import as_module as as_module
 from camlib.exporting.onnx_file import export_onnx as export_onnx

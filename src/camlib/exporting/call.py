@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.exporting.preprocessing import Preprocessing
+from camlib.exporting.resizing import resized_by_products
 from camlib.imaging.extent import Covered, cells_of_input, laid_over
 from camlib.imaging.normalization import is_constant, normalized
-from camlib.exporting.resizing import resized_by_products
 from camlib.imaging.resizing import checked_grid
 from camlib.inputs import Inputs
 from camlib.layers.layouts import Frames, Layout
@@ -99,9 +99,7 @@ class Call:
         table = outputs if isinstance(outputs, Tensor) else all_logits(outputs)
         return table.detach(), heatmaps
 
-    def _of_classes(
-        self, features: Mapping[str, Tensor], cut: Cut, outputs: Any, class_index: Tensor | None
-    ) -> Tensor:
+    def _of_classes(self, features: Mapping[str, Tensor], cut: Cut, outputs: Any, class_index: Tensor | None) -> Tensor:
         with torch.enable_grad():
             table = all_logits(outputs)
             classes = class_indices(self.target, table.detach()) if class_index is None else class_index
@@ -184,7 +182,11 @@ def call_of(
         explanation = method.explanation(forward_pass)
         found = _found(method, forward_pass)
         count = 0 if forward_pass.target.quantity == "none" else all_logits(forward_pass.outputs.raw).shape[1]
-    if explanation.input_size is None or forward_pass.inputs.axes is None or forward_pass.size != explanation.input_size:
+    if (
+        explanation.input_size is None
+        or forward_pass.inputs.axes is None
+        or forward_pass.size != explanation.input_size
+    ):
         raise CamlibTypeError(
             f"inputs {tuple(inputs.shape)} are no images of a known size; give images (N, C, H, W), signals (N, C, L), "
             "or volumes (N, C, T, H, W)"
@@ -193,9 +195,7 @@ def call_of(
     covered = None if extent is None else Covered(origin or (0.0,) * len(extent), extent)
     spatial = forward_pass.inputs.axes.spatial
     size = None if heatmap_size is None else checked_grid(heatmap_size, len(spatial))
-    return Call(
-        method, *found, covered, spatial, explanation.input_size, target, count, size, normalize, preprocessing
-    )
+    return Call(method, *found, covered, spatial, explanation.input_size, target, count, size, normalize, preprocessing)
 
 
 def _found(method: Method, forward_pass: ForwardPass) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
@@ -213,18 +213,15 @@ def check_method(method: Any) -> None:
         CamlibTypeError: not a method, or such a method.
     """
     if not isinstance(method, Method):
-        raise CamlibTypeError(
-            f"explainer must be a method, such as camlib.GradCAM(model), got {type(method).__name__}"
-        )
+        raise CamlibTypeError(f"explainer must be a method, such as camlib.GradCAM(model), got {type(method).__name__}")
     name = type(method).__name__
     instead = "export camlib.GradCAM or camlib.LayerCAM instead, or explain with PyTorch"
     if method.stochastic:
         raise CamlibTypeError(f"{name} draws random numbers, which a graph would repeat; {instead}")
-    kind = type(method)
     of_maps = isinstance(method, CAM) or (
         isinstance(method, (ActivationMethod, GradientMethod))
-        and kind.layer_maps in (ActivationMethod.layer_maps, GradientMethod.layer_maps)
-        and kind.maps_by_layer is LayerMethod.maps_by_layer
+        and type(method).layer_maps in (ActivationMethod.layer_maps, GradientMethod.layer_maps)
+        and type(method).maps_by_layer is LayerMethod.maps_by_layer
         and method.compiles
     )
     if not of_maps:
@@ -232,7 +229,7 @@ def check_method(method: Any) -> None:
             f"{name} cannot be exported: its map is not a function of one layer's activations and gradients alone; "
             f"{instead}"
         )
-    if isinstance(method, FinerCAM) or kind.about is not Method.about:
+    if isinstance(method, FinerCAM) or type(method).about is not Method.about:
         raise CamlibTypeError(
             f"{name} cannot be exported: it explains a contrast of classes; put the contrast into the model by forward=, "
             "and export camlib.GradCAM of that output"

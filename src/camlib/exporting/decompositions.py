@@ -85,10 +85,11 @@ def _transposed(
     ]
     if not any(isinstance(one, SymInt) for one in (*sizes, *covered)):
         rest = [size - own for size, own in zip(sizes, covered, strict=True)]
-        found: Tensor = _ATEN.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
-        return found
+        if min(rest) >= 0:  # or the last windows reach beyond the images
+            found: Tensor = _ATEN.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
+            return found
     # A runtime knows the rest of the division by the stride only when it runs, so the largest rest is cut off there.
-    whole = _ATEN.convolution(gradient, weight, None, stride, [0] * dims, dilation, True, [0] * dims, groups)
+    whole: Tensor = _ATEN.convolution(gradient, weight, None, stride, [0] * dims, dilation, True, [0] * dims, groups)
     whole = constant_pad_nd(whole, [side for step in reversed(stride) for side in (0, step - 1)])
     for axis, (size, pad) in enumerate(zip(sizes, padding, strict=True), 2):
         whole = _ATEN.slice(whole, axis, pad, pad + size)
@@ -124,7 +125,9 @@ def avg_pool2d_backward(
     """The gradient of average pooling: each cell gets its share of every window that it lies in."""
     kernel, stride, padding = (list(one) * (2 if len(one) == 1 else 1) for one in (kernel_size, stride, padding))
     stride = stride or kernel
-    shares = gradient / (divisor_override or _cells_of_windows(images, gradient, kernel, stride, padding, count_include_pad))
+    shares = gradient / (
+        divisor_override or _cells_of_windows(images, gradient, kernel, stride, padding, count_include_pad)
+    )
     single = shares.reshape(-1, 1, *gradient.shape[-2:])
     found = _transposed(single, images.shape[-2:], gradient.new_ones(1, 1, *kernel), stride, padding, [1, 1], 1)
     return found.reshape(images.shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from camlib.errors import CamlibRuntimeError
 from camlib.exporting.module import WithHeatmaps, as_module
@@ -57,7 +56,9 @@ def program_of(module: WithHeatmaps) -> torch.export.ExportedProgram:
         with torch.no_grad():
             program = torch.export.export(module.graph, example, dynamic_shapes=tuple(dynamic))
     except Exception as error:  # whatever torch.export raises
-        raise CamlibRuntimeError(f"torch.export does not take the graph of {module.metadata['model']}: {error}") from error
+        raise CamlibRuntimeError(
+            f"torch.export does not take the graph of {module.metadata['model']}: {error}"
+        ) from error
     program.graph_module.meta["camlib"] = dict(module.metadata)
     return program
 
@@ -71,4 +72,4 @@ def axes_of(module: WithHeatmaps, number: int) -> dict[int, str]:
 
 
 def _dynamic(module: WithHeatmaps, number: int) -> dict[int, Any]:
-    return {axis: torch.export.Dim.DYNAMIC for axis in axes_of(module, number)}
+    return dict.fromkeys(axes_of(module, number), torch.export.Dim.DYNAMIC)

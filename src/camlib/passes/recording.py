@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import SymInt, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -58,7 +59,7 @@ def recorded(
             mode,
             enable_python_dispatcher(),  # kernels in C++ would fix the lengths of axes
             sdpa_kernel(SDPBackend.MATH),
-            _NoNumbers(),
+            _AsOperations(),
         ):
             graph = make_fx(call, decomposition_table=dict(decompositions))(*given)
     except (CamlibError, CannotRecordError):
@@ -70,18 +71,26 @@ def recorded(
         for axis in axes:
             side = tensor.shape[axis]
             if not isinstance(side, SymInt) or side.node.maybe_as_int() is not None:
-                raise CannotRecordError(f"it works only for inputs whose axis {axis} has length {tensors[number].shape[axis]}")
+                raise CannotRecordError(
+                    f"it works only for inputs whose axis {axis} has length {tensors[number].shape[axis]}"
+                )
     _refuse_operations(graph)
     return _named(graph, model)
 
 
-class _NoNumbers(TorchFunctionMode):
-    """Refuses functions that hand numbers of tensors to Python, which a recorded graph would repeat."""
+class _AsOperations(TorchFunctionMode):
+    """Refuses functions that hand numbers of tensors to Python, which a recorded graph would repeat.
+
+    A mean over the whole grid stays a mean: as a pooling, it would set the strides of its result by hand.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if function in _TO_PYTHON:
             raise CannotRecordError(f"numbers of tensors are read into Python, by {function.__name__}")
-        return function(*args, **(kwargs or {}))
+        if function is F.adaptive_avg_pool2d and len(args) == 2 and args[1] in (1, (1, 1), [1, 1]):
+            return args[0].mean((-2, -1), keepdim=True)
+        return function(*args, **kwargs)
 
 
 _TO_PYTHON = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.item})
