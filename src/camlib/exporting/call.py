@@ -167,8 +167,8 @@ def call_of(
     check_method(method)
     if not isinstance(inputs, Tensor):
         raise CamlibTypeError(
-            f"inputs must be a tensor of images, (N, C, H, W), got {type(inputs).__name__}; for a model that takes more, "
-            "build the method with forward=, a function from the images alone"
+            f"inputs must be a tensor of images, (N, C, H, W), got {type(inputs).__name__}; for a model that takes "
+            "more, build the method with forward=, a function from the images alone"
         )
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         raise CamlibTypeError(
@@ -231,8 +231,8 @@ def check_method(method: Any) -> None:
         )
     if isinstance(method, FinerCAM) or type(method).about is not Method.about:
         raise CamlibTypeError(
-            f"{name} cannot be exported: it explains a contrast of classes; put the contrast into the model by forward=, "
-            "and export camlib.GradCAM of that output"
+            f"{name} cannot be exported: it explains a contrast of classes; put the contrast into the model by "
+            "forward=, and export camlib.GradCAM of that output"
         )
     if getattr(method, "upsample", False):
         raise CamlibTypeError(f"{name} with upsample=True cannot be exported; leave upsample out")

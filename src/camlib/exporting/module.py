@@ -88,9 +88,9 @@ def as_module(
 ) -> WithHeatmaps:
     """Return a module that computes a model's outputs and their heatmaps, in one graph of plain operations.
 
-    The module has no hooks and needs no autograd. Serve it eagerly, compile it by ``torch.compile``, capture it in a CUDA
-    graph, or export it: :func:`camlib.export`, :func:`camlib.export_onnx`. It shares its parameters and buffers with the
-    model. The model's Python code is recorded once, in eval mode and in the model's precision.
+    The module has no hooks and needs no autograd. Serve it eagerly, compile it by ``torch.compile``, capture it in a
+    CUDA graph, or export it: :func:`camlib.export`, :func:`camlib.export_onnx`. It shares its parameters and buffers
+    with the model. The model's Python code is recorded once, in eval mode and in the model's precision.
 
     Before it is returned, the module is compared with eager calls on random images, in batches of several lengths.
     Heatmaps are those of :meth:`camlib.Explanation.heatmaps`. Where eager calls raise
@@ -112,7 +112,8 @@ def as_module(
 
     Returns:
         A module from images to (outputs, heatmaps). The outputs are the model's, if they are a tensor, and otherwise
-        its logits (N, C). With :class:`camlib.TopK`, heatmaps are (N, K, H, W), the class with the highest output first.
+        its logits (N, C). With :class:`camlib.TopK`, heatmaps are (N, K, H, W), the class with the highest output
+        first.
 
     Raises:
         CamlibTypeError, CamlibValueError: an argument is invalid, or the method cannot be exported.
