@@ -29,8 +29,8 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     """Export a model together with its heatmaps to a file of ONNX, opset 18.
 
     ONNX Runtime, OpenVINO and others run the file without PyTorch. Its inputs are named "images", or "pictures" with
-    ``preprocessing``, and "class_index"; its outputs "outputs" and "heatmaps". The metadata of the file say which method,
-    layer, target, classes and versions it has. ONNX Runtime runs the file before it is written to ``path``, and the
+    ``preprocessing``, and "class_index"; its outputs "outputs" and "heatmaps". The metadata of the file say which
+    method, layer, target, classes and versions it has. ONNX Runtime runs the file before it is written to ``path``, and the
     result is compared with eager calls.
 
     It needs the packages onnx, onnxscript and onnxruntime: ``pip install torch-camlib[export]``.
@@ -38,7 +38,7 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     Args:
         explainer: as for :func:`camlib.as_module`.
         inputs: as for :func:`camlib.as_module`.
-        path: the file. A model of more than 2 GB has a second file beside it, with the suffix ".data".
+        path: the file. A model of more than 2 GB has a second file next to it, with the suffix ".data".
         **options: as for :func:`camlib.as_module`.
 
     Returns:
@@ -46,8 +46,8 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
 
     Raises:
         CamlibTypeError, CamlibValueError: as for :func:`camlib.as_module`.
-        CamlibRuntimeError: as for :func:`camlib.as_module`; or a package is missing, an operation has no translation, or
-            ONNX Runtime gives something else.
+        CamlibRuntimeError: as for :func:`camlib.as_module`; or a package is missing, an operation has no translation,
+            or ONNX Runtime gives something else.
 
     Example:
         >>> import camlib, tempfile, torch, torchvision

@@ -26,8 +26,8 @@ def export(explainer: Any, inputs: Any, **options: Any) -> torch.export.Exported
         **options: as for :func:`camlib.as_module`.
 
     Returns:
-        A program from images to (outputs, heatmaps). Its ``graph_module.meta["camlib"]`` holds the method, the layer, the
-        target, class names, preprocessing and versions.
+        A program from images to (outputs, heatmaps). Its ``graph_module.meta["camlib"]`` holds the method, the layer,
+        the target, class names, preprocessing and versions.
 
     Raises:
         CamlibTypeError, CamlibValueError, CamlibRuntimeError: as for :func:`camlib.as_module`.

@@ -73,8 +73,8 @@ def prove(call: Call, graph: Graph, inputs: Tensor, run: Run, dynamic_batch: boo
             if not difference <= TOLERANCE and not difference <= TOLERANCE + 2 * _rounding(call, given, expected, k):
                 raise CamlibRuntimeError(
                     f"{run.name} gives other {what} than eager calls {of_shape}: they differ by {difference:.2g}, "
-                    f"where {TOLERANCE:g} is allowed. The model may depend on numbers or shapes in a way that a graph does "
-                    "not show; explain it eagerly"
+                    f"where {TOLERANCE:g} is allowed. The model may depend on numbers or shapes in a way that no "
+                    "graph shows; explain it eagerly"
                 )
             largest = max(largest, difference)
     if dynamic_size and not proved:
