@@ -30,8 +30,8 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
 
     ONNX Runtime, OpenVINO and others run the file without PyTorch. Its inputs are named "images", or "pictures" with
     ``preprocessing``, and "class_index"; its outputs "outputs" and "heatmaps". The metadata of the file say which
-    method, layer, target, classes and versions it has. ONNX Runtime runs the file before it is written to ``path``, and the
-    result is compared with eager calls.
+    method, layer, target, classes and versions it has. ONNX Runtime runs the file before it is written to ``path``,
+    and the result is compared with eager calls.
 
     It needs the packages onnx, onnxscript and onnxruntime: ``pip install torch-camlib[export]``.
 
