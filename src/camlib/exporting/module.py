@@ -21,7 +21,7 @@ from camlib.targets import TopK
 
 
 class WithHeatmaps(nn.Module):
-    """A model together with the heatmaps of its outputs; :func:`as_module` makes it.
+    """A model together with the heatmaps of its outputs; :func:`camlib.as_module` makes it.
 
     The module holds a recorded graph of plain operations: no hook, no autograd, and no Python code of the model. Its
     parameters and buffers are those of the model, under the same names below ``graph``, and shared with it.
