@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import camlib
-from benchmarks import results
+from benchmarks import results, truth_tables
 from benchmarks.results import load
 from benchmarks.zoo import FAILURES, verdict_of
 from benchmarks.zoo_networks import NETWORKS
@@ -306,6 +306,31 @@ def marked(method: str, record: Record | None) -> str:
     return "0" if method == "random_cam" else f"**{shown}**" if low > 0 else f"*{shown}*" if high < 0 else shown
 
 
+def peers() -> Lines:
+    """How many tests of each other library have a counterpart here, and what became of them."""
+    tests = load("peers")["tests"]
+    verdicts = list(dict.fromkeys(["pass", "by design", "cannot", *(test["verdict"] for test in tests)]))
+    lines = [["tests of", "commit", "counterpart", *verdicts]]
+    for peer in dict.fromkeys(test["peer"] for test in tests):
+        found = [test["verdict"] for test in tests if test["peer"] == peer]
+        lines.append([*peer.split(), str(len(found)), *(str(found.count(verdict)) for verdict in verdicts)])
+    every = [test["verdict"] for test in tests]
+    return [*lines, ["all", "", str(len(every)), *(str(every.count(verdict)) for verdict in verdicts)]]
+
+
+def peers_reasons() -> Lines:
+    """Why camlib does not do what some of these tests expect."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for test in load("peers")["tests"]:
+        if test["verdict"] != "pass":
+            reasons.setdefault((test["peer"].split()[0], test["verdict"], test["why"]), []).append(test["test"])
+    lines = [
+        [peer, verdict, str(len(tests)), escaped(why), escaped(", ".join(tests))]
+        for (peer, verdict, why), tests in reasons.items()
+    ]
+    return [["tests of", "verdict", "tests", "reason", "which"], *lines]
+
+
 def provenance() -> Lines:
     """When each result was made (or, if it has no date, committed), with what, and where."""
     lines = [["result", "date", "versions", "machine"]]
@@ -332,6 +357,8 @@ FUNCTIONS = (
     methods,
     parity,
     parity_reasons,
+    peers,
+    peers_reasons,
     zoo_networks,
     zoo_refusals,
     zoo_sources,
@@ -349,6 +376,13 @@ TABLES: dict[str, Callable[[], Lines]] = {made.__name__: made for made in (*FUNC
     "goals": lambda: listing("suite", "goals", GOALS),
     "precisions": lambda: listing("suite", "variants", PRECISIONS),
     "overlays": lambda: listing("suite", "overlays", "subject = {subject} | overlays per second = {per second:.0f}"),
+    "truth_subjects": lambda: truth_tables.subjects(load("truth")),
+    "truth_energy": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=False), "energy"),
+    "truth_pointing": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=False), "pointing"),
+    "truth_tetris": lambda: truth_tables.by_method(truth_tables.named(load("truth"), tetris=True), "rank"),
+    "truth_advice": lambda: truth_tables.advice(load("truth")),
+    "truth_marks": lambda: truth_tables.marks(load("marks")),
+    "layer_scan": lambda: truth_tables.layers(load("layer_scan")),
     "metric_parity": lambda: listing("metric_parity", "rows", METRICS_APART),
 }
 """What makes each table, by name."""

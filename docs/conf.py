@@ -81,7 +81,10 @@ intersphinx_mapping = (
 # Types of other projects, which a build without their inventories cannot find, and aliases of types.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|nn|matplotlib|PIL|collections|contextlib|typing|os|pathlib|torchmetrics)\..*"),
-    (r"py:.*", r"(Tensor|Figure|NDArray|Any|Callable|Sequence|Mapping|Iterator|optional|PathLike|ImageLike|ArrayLike)"),
+    (
+        r"py:.*",
+        r"(Tensor|Figure|NDArray|Any|Callable|Sequence|Mapping|Iterator|optional|Path|PathLike|ImageLike|ArrayLike)",
+    ),
     (
         r"py:.*",
         r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|Baseline|Gamma"

@@ -216,8 +216,19 @@ def oriented(projection: Array, reference: Array) -> Array:
     """Fix the sign: positive Pearson correlation with the reference; where there is none, as towards the extremum."""
     if np.ptp(projection) <= 1e-12 * np.abs(projection).max():
         return np.abs(projection)
+    one_sign = min(projection.max(), -projection.min()) <= 1e-12 * np.abs(projection).max()
+    if one_sign and correlation(projection, reference):  # it has a level, and so has the reference
+        return projection if projection.sum() * reference.sum() > 0 else -projection
     alike = correlation(projection, reference) or projection.min() + projection.max()
     return -projection if alike < 0 else projection
+
+
+def with_positive_sum(projection: Array, reference: Array) -> Array:
+    """Fix the sign: the sum is positive; as :func:`oriented` where it is zero, as that of centred features."""
+    total = projection.sum()
+    if abs(total) <= 1e-12 * np.abs(projection).sum():
+        return oriented(projection, reference)
+    return -projection if total < 0 else projection
 
 
 def towards_the_extremum(projection: Array, _: Array) -> Array:
@@ -227,11 +238,11 @@ def towards_the_extremum(projection: Array, _: Array) -> Array:
 
 @breaks(units="a channel in small units has no part in the first component")
 def eigen_cam(
-    activations: Tensor, *, center: bool = False, sign: Callable[[Array, Array], Array] = oriented
+    activations: Tensor, *, center: bool = False, sign: Callable[[Array, Array], Array] = with_positive_sum
 ) -> MapsAndScale:
     """Muhammad 2020: the (positions x C) matrix of each image times its first right-singular vector, by a full SVD.
 
-    ``center`` subtracts each channel's mean first. The sign is that of :func:`oriented` to the channels' mean.
+    ``center`` subtracts each channel's mean first. The paper has no sign; see :func:`with_positive_sum`.
     """
     a = _array(activations)
     maps, scale = np.zeros_like(a[:, 0]), np.zeros_like(a[:, 0])
@@ -248,7 +259,7 @@ def eigen_cam(
 
 def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, center: bool = False) -> MapsAndScale:
     """EigenCAM of G A, element by element; the sign follows the channels' mean of G A."""
-    return eigen_cam(activations.double() * gradients.double(), center=center)
+    return eigen_cam(activations.double() * gradients.double(), center=center, sign=oriented)
 
 
 def seg_eigen_cam(activations: Tensor, gradients: Tensor, *, center: bool = False) -> MapsAndScale:
@@ -282,6 +293,11 @@ def orientation(maps: Tensor, features: Tensor) -> float:
         reference = mean_channel(channels.reshape(len(channels), -1).T)
         margins.append(abs(correlation(image.flatten(), reference)) or extremum_margin(torch.from_numpy(image)[None]))
     return min(margins)
+
+
+def sum_margin(maps: Tensor) -> float:
+    """Return the smallest |sum| / sum|.| of the maps: near 0 :func:`with_positive_sum` is anyone's."""
+    return min(abs(image.sum()) / max(np.abs(image).sum(), 1e-300) for image in _array(maps))
 
 
 def extremum_margin(maps: Tensor) -> float:
@@ -331,7 +347,10 @@ def kernel_gap(activations: Tensor, *, gamma: float | None = None) -> float:
 
 @breaks(units="channels are summed by their means")
 def fem(activations: Tensor, *, k: float = 2.0) -> MapsAndScale:
-    """Fuad 2020: sum over channels of mean(A_k) [A_k >= mean + k std], with the population's standard deviation."""
+    """Fuad 2020: sum over channels of mean(A_k) [A_k >= mean + k std], with the population's standard deviation.
+
+    Of activations that are not negative, as in the paper; otherwise with the sign that makes the map's sum positive.
+    """
     a = _array(activations)
     products = np.zeros_like(a)
     for n in range(len(a)):
@@ -339,6 +358,7 @@ def fem(activations: Tensor, *, k: float = 2.0) -> MapsAndScale:
             mean = a[n, c].sum() / a[n, c].size
             deviation = np.sqrt(((a[n, c] - mean) ** 2).sum() / a[n, c].size)
             products[n, c] = mean * (a[n, c] >= mean + k * deviation)
+        products[n] *= -1 if products[n].sum() < 0 else 1
     return _over_channels(products)
 
 

@@ -299,6 +299,15 @@ def top_k_intersection(heatmap: Array, mask: Array, *, k: int) -> float:
     return sum(float(mask[position]) for position in most_important_first(heatmap)[:k]) / k
 
 
+def roc_auc(heatmap: Array, mask: Array) -> float:
+    """The area under the ROC curve by the trapezoidal rule, at every threshold that the heatmap has."""
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(heatmap.flatten().tolist()), reverse=True):
+        chosen = heatmap >= threshold
+        points.append(((chosen & ~mask).sum() / (~mask).sum(), (chosen & mask).sum() / mask.sum()))
+    return float(sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points)))
+
+
 def iou(heatmap: Array, mask: Array, *, threshold: float) -> float:
     """Intersection over union of the mask and the pixels of at least the threshold."""
     both = either = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import camlib
@@ -94,7 +95,10 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
+    load = camlib.loading.load
+    monkeypatch.setattr("camlib.explaining.one_call.load", lambda name, weights: load(name, "none"))  # no download
+    Image.new("RGB", (300, 200), "orange").save("cat.jpg")
 
     class Model(nn.Module):
         def __init__(self):

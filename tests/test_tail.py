@@ -47,3 +47,78 @@ def test_behind_the_norm_of_a_vision_transformers_block_the_whole_network_is_nee
     with pytest.warns(camlib.CamlibWarning):
         alone = torch.cat([explainer(one[None], 1).maps for one in pictures])
     torch.testing.assert_close(maps, alone, rtol=1e-9, atol=1e-12)
+
+
+def hugging_face(name: str) -> tuple[nn.Module, int]:
+    """A small network of this kind, with the size of its images."""
+    import transformers as hf
+
+    vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    stages = {"depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "hidden_sizes": [8, 8, 16, 16]}
+    windows = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    torch.manual_seed(0)
+    made = {
+        "Swin": lambda: (hf.SwinForImageClassification(hf.SwinConfig(image_size=32, **windows)), 32),
+        "Swin V2": lambda: (hf.Swinv2ForImageClassification(hf.Swinv2Config(image_size=32, **windows)), 32),
+        "BEiT": lambda: (hf.BeitForImageClassification(hf.BeitConfig(image_size=32, patch_size=8, **vit)), 32),
+        "DINOv2": lambda: (hf.Dinov2ForImageClassification(hf.Dinov2Config(image_size=56, **vit)), 56),
+        "SegFormer": lambda: (hf.SegformerForImageClassification(hf.SegformerConfig(**stages)), 64),
+        "PVT v2": lambda: (hf.PvtV2ForImageClassification(hf.PvtV2Config(image_size=64, **stages)), 64),
+        "MobileViT": lambda: (
+            hf.MobileViTForImageClassification(
+                hf.MobileViTConfig(
+                    image_size=64, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 8, 16, 16, 16],
+                    num_attention_heads=2,
+                )
+            ),
+            64,
+        ),
+    }  # fmt: skip
+    model, size = made[name]()
+    for parameter in model.parameters():  # as initialised, the logits are nearly the same for all images
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return model.double().eval(), size
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["Swin", "Swin V2", "BEiT", "DINOv2", "SegFormer", "PVT v2", "MobileViT"])
+def test_ablation_cam_runs_the_trunk_of_a_transformer_once(name: str, images: int) -> None:
+    """Which reshape by the number of rows, as in ``x.reshape(len(x), 24, -1)``: an error for no rows."""
+    model, size = hugging_face(name)
+    pictures = torch.rand(images, 3, size, size, dtype=torch.float64)
+    layer = camlib.find_layer(model, pictures)
+    computed = []
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda module, args, output: computed.append(args[0]))
+    found = camlib.AblationCAM(model, layer, relu=False)(pictures, 1)  # a warning would be an error
+    assert sum(len(batch) for batch in computed if type(batch) is torch.Tensor) == images
+    assert_ablated(found, model, layer, pictures)
+
+
+def assert_ablated(found: camlib.Explanation, model: nn.Module, layer: str, pictures: torch.Tensor) -> None:
+    """The maps are Ablation-CAM's: each channel is set to zero by a hook, and the whole network runs again."""
+    module, size = model.get_submodule(layer), found.maps.shape[1] * found.maps.shape[2]
+    with camlib.capture(model, layer) as captured:
+        scores = model(pictures).logits[:, 1].detach()
+    activations = captured.activations
+    tokens = activations.dim() == 3  # (N, tokens, C), the patches last
+    channels = activations.shape[-1 if tokens else 1]
+    expected = torch.zeros(found.maps.shape, dtype=torch.float64)
+    for channel in range(channels):
+
+        def ablate(module, args, output, channel=channel):
+            (tensor := (output[0] if isinstance(output, tuple) else output).clone())
+            if tokens:
+                tensor[:, -size:, channel] = 0
+            else:
+                tensor[:, channel] = 0
+            return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+        hook = module.register_forward_hook(ablate)
+        with torch.no_grad():
+            lost = scores - model(pictures).logits[:, 1]
+        hook.remove()
+        own = activations[:, -size:, channel].reshape(expected.shape) if tokens else activations[:, channel]
+        expected += (lost / scores.abs())[:, None, None] * own.detach()
+    torch.testing.assert_close(found.maps, expected, rtol=1e-6, atol=1e-9 * float(activations.abs().max()))

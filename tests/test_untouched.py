@@ -226,6 +226,7 @@ CALLS = {
     "Score-CAM": lambda model, images: camlib.ScoreCAM(model)(images, 1),
     "Occlusion": lambda model, images: camlib.Occlusion(model, window=3, stride=3)(images, 1),
     "FullGrad": lambda model, images: camlib.FullGrad(model)(images, 1),
+    "three calls": lambda model, images: [cam(images, 1) for cam in [camlib.GradCAM(model)] for _ in range(3)],
     "smoothing": lambda model, images: camlib.TestTimeAugmentation(camlib.GradCAM(model))(images, 1),
     "deletion": lambda model, images: camlib.metrics.deletion(model, images, torch.rand(len(images), 6, 6), 1),
     "coherency": lambda model, images: camlib.metrics.coherency(camlib.GradCAM(model), images, 1),
@@ -287,12 +288,29 @@ def test_an_interruption_at_any_line_leaves_no_trace_and_no_call_is_counted_for_
         more = interrupted_at(number, lambda model=model: camlib.GradCAM(model, layer)(images))
         assert_same(before, state(model), f"line {number}")
         assert not hooks._acting.get()
-        assert hooks._call.get() is None
+        assert hooks.CALL.get() is None
         camlib.GradCAM(model, layer)(images)  # a later call must not restore what the interrupted one held
         assert_same(before, state(model), f"after line {number}")
         if not more:
             break
         number += step
+    assert number > 100
+
+
+def test_an_interruption_of_a_direct_call_leaves_no_trace() -> None:
+    images, number, more = torch.rand(2, 3, 8, 8), 0, True
+    while more:
+        number += 1
+        model = model_in_some_state()
+        cam = camlib.GradCAM(model, "norm")
+        cam(images)
+        before = state(model)
+        more = interrupted_at(number, lambda cam=cam: cam(images))
+        assert_same(before, state(model), f"line {number}")
+        assert not hooks._acting.get()
+        assert hooks.CALL.get() is None
+        cam(images)
+        assert_same(before, state(model), f"after line {number}")
     assert number > 100
 
 

@@ -234,6 +234,33 @@ def growth() -> Figure:
     return figure
 
 
+def layer_scan() -> Figure:
+    """Energy on the truth by layer; measured by ``benchmarks/run layer_scan``."""
+    titles = {"watermark": "watermark", "mosaic": "tile of a mosaic", "transformer": "shape, transformer"}
+    styles = {"grad_cam": "s--", "hires_cam": "^-", "layer_cam": "o-", "balanced layer_cam": "D-"}
+    inks = {"grad_cam": COOL, "hires_cam": "#3c9d5d", "layer_cam": ACCENT, "balanced layer_cam": "#9160c4"}
+    subjects = load("layer_scan")["subjects"]
+    figure, grid = plt.subplots(
+        1, len(subjects), figsize=(WIDTH, 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    axes = grid[0]
+    for axis, (subject, scanned) in zip(axes, subjects.items(), strict=True):
+        for name, by_layer in scanned["methods"].items():
+            means = np.array([of["mean"] for of in by_layer.values()])
+            ends = np.array([of["interval"] for of in by_layer.values()]).T
+            around = abs(ends - means)
+            axis.errorbar(
+                range(len(means)), means, around, fmt=styles[name], color=inks[name], ms=4, capsize=2, label=name
+            )
+        labels = [layer.replace("encoder.layers.encoder_layer_", "block ") for layer in scanned["grids"]]
+        axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+        axis.set(title=titles[subject], ylim=(0, 1))
+    axes[0].set_ylabel("share of the energy on the truth")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, frameon=False, ncols=4, loc="outside lower center")
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, (WIDTH - 0.8) / count + 0.55), layout="constrained")
     return figure, list(axes)
@@ -269,6 +296,7 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
     sanity,
     shortcuts,
     growth,
+    layer_scan,
 )
 
 

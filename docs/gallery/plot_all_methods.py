@@ -36,7 +36,8 @@ small = {
     "rise": {"samples": 200},
     "occlusion": {"window": 48, "stride": 22},
     "full_grad": {"tolerance": 1e-3},
-    "expected_gradients": {"baselines": others},
+    "integrated_gradients": {"steps": 16},
+    "expected_gradients": {"baselines": others, "samples": 16},
 }
 names = [name for name, method in camlib.METHODS.items() if method.reads != "attention"]
 methods = [camlib.create(name, model, **small.get(name, {})) for name in names]

@@ -13,6 +13,8 @@ from camlib import targets as targets
 from camlib import testing as testing
 from camlib.comparison import compare as compare
 from camlib.concepts import deep_feature_factorization as deep_feature_factorization
+from camlib.datasets import explain_dataset as explain_dataset
+from camlib.datasets import open_run as open_run
 from camlib.discovery.finding import find_layer as find_layer
 from camlib.discovery.finding import find_stages as find_stages
 from camlib.discovery.finding import list_layers as list_layers
@@ -22,6 +24,8 @@ from camlib.errors import CamlibTypeError as CamlibTypeError
 from camlib.errors import CamlibValueError as CamlibValueError
 from camlib.errors import CamlibWarning as CamlibWarning
 from camlib.evaluation import evaluate as evaluate
+from camlib.evaluation import scan_layers as scan_layers
+from camlib.explaining import explain as explain
 from camlib.explanation import Explanation as Explanation
 from camlib.exporting import as_module as as_module
 from camlib.exporting import export as export

@@ -58,7 +58,7 @@ def opened(path: str | PathLike[str], wanted: str) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | PathLike[str], through: Path | None = None) -> Iterator[BinaryIO]:
     """Write a file as a whole: the new content takes the place of an older file when the block ends.
 
     If the block fails, because the disk is full for example, the older file stays and no other is left. Pipes and
@@ -66,6 +66,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to write; the target of a symbolic link is replaced, not the link.
+        through: a folder of the same file system that holds the file until it is whole; by default the file's folder.
 
     Raises:
         CamlibTypeError: ``path`` is not a path.
@@ -83,7 +84,8 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     try:
         target = given.resolve()
         direct = target.exists() and not target.is_file()
-        whole = target if direct else target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+        name = f".{target.name[:100]}.{secrets.token_hex(8)}.tmp"
+        whole = target if direct else (through or target.parent) / name
         file = whole.open("wb" if direct else "xb")
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else error

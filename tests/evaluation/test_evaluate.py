@@ -688,10 +688,10 @@ def test_every_metric_of_single_images_is_in_the_table():
         "average_drop", "average_increase", "insertion", "deletion", "road_most_relevant_first",
         "road_least_relevant_first", "road_combined", "infidelity", "faithfulness_correlation", "sensitivity_n",
         "region_perturbation", "irof", "completeness", "coherency", "adcc", "arcc", "pointing_game",
-        "energy_pointing_game", "grid_pointing_game", "relevance_rank", "top_k_intersection", "iou", "max_sensitivity",
-        "average_sensitivity", "lipschitz_estimate", "relative_input_stability", "relative_output_stability",
-        "relative_representation_stability", "cascading_randomization", "independent_randomization",
-        "efficient_randomization", "random_logit", "sparseness", "entropy", "complexity",
+        "energy_pointing_game", "grid_pointing_game", "relevance_rank", "top_k_intersection", "roc_auc", "iou",
+        "max_sensitivity", "average_sensitivity", "lipschitz_estimate", "relative_input_stability",
+        "relative_output_stability", "relative_representation_stability", "cascading_randomization",
+        "independent_randomization", "efficient_randomization", "random_logit", "sparseness", "entropy", "complexity",
     ]  # fmt: skip
     assert all(METRICS[name] is getattr(metrics, name) for name in METRICS)
 

@@ -302,14 +302,14 @@ def test_nothing_keeps_the_graph_after_the_call() -> None:
 
 def test_the_terms_are_never_all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(9)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    original, memory, alive = full_grad._psi, [], []
+    original, memory, alive = full_grad._rescaled, [], []
 
-    def psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
-        memory.append(weakref.ref(term.untyped_storage()))
+    def rescaled(magnitudes: Tensor) -> Tensor:
+        memory.append(weakref.ref(magnitudes.untyped_storage()))
         alive.append(sum(one() is not None for one in memory))
-        return original(term, size)
+        return original(magnitudes)
 
-    monkeypatch.setattr(full_grad, "_psi", psi)
+    monkeypatch.setattr(full_grad, "_rescaled", rescaled)
     FullGrad(model.eval())(images(2, 3, 8, 8).float(), 1)
     assert len(alive) == 10
     assert max(alive) <= 2

@@ -188,13 +188,42 @@ def test_sign_of_a_component_is_the_same_however_its_matrix_is_laid_out(name: st
         torch.testing.assert_close(function(*[tensor.clone() for tensor in tensors]), maps, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["eigen_cam", "eigen_grad_cam", "kpca_cam"])
+@pytest.mark.parametrize("name", ["eigen_grad_cam", "kpca_cam", "centred eigen_cam"])
 def test_components_follow_the_mean_of_the_channels(name: str) -> None:
     a, g = torch.randn(2, 20, 5, 4, 6, dtype=torch.float64)
-    maps = getattr(camlib.functional, name)(*((a, g) if name == "eigen_grad_cam" else (a,)))
+    functions = {"eigen_grad_cam": lambda: camlib.functional.eigen_grad_cam(a, g)}
+    functions["kpca_cam"] = lambda: camlib.functional.kpca_cam(a)
+    functions["centred eigen_cam"] = lambda: camlib.functional.eigen_cam(a, center=True)
+    maps = functions[name]()
     mean = (a * g if name == "eigen_grad_cam" else a).mean(1)
     for own, other in zip(maps, mean, strict=True):
         assert torch.corrcoef(torch.stack([own.flatten(), other.flatten()]))[0, 1] > 0
+
+
+@pytest.mark.parametrize("name", ["eigen_cam", "fem"])
+@pytest.mark.parametrize("shift", [-30.0, -1.0, 0.0, 1.0])
+def test_most_of_a_map_of_signed_features_is_positive(name: str, shift: float) -> None:
+    """The paper has no ReLU; where camlib has one, it must not remove what the features have in common."""
+    a = torch.randn(50, 5, 4, 6, dtype=torch.float64) + shift
+    maps = getattr(camlib.functional, name)(a).flatten(1)
+    maps = maps[maps.any(1)]  # of few cells, FEM may find none that is rare
+    assert len(maps) > 25
+    assert (maps.relu().sum(1) >= (-maps).relu().sum(1)).all()
+    assert (maps.amax(1) > 0).all()
+
+
+def test_the_map_of_features_that_are_not_negative_is_not_negative() -> None:
+    """Their first vector has one sign (Perron and Frobenius), also where the mean of the channels falls as it rises."""
+    strong = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
+    weak = torch.tensor([[1.0, 0.6, 0.0]], dtype=torch.float64)
+    a = torch.stack([strong, weak, weak, weak], 0)[None]
+    assert a.mean(1)[0, 0, 0] > a.mean(1)[0, 0, 2]
+    maps = camlib.functional.eigen_cam(a)
+    assert (maps > 0).all()
+    assert maps[0, 0, 0] < maps[0, 0, 2]
+    evidence = camlib.functional.eigen_grad_cam(a, torch.ones_like(a))  # all of it is for the class
+    torch.testing.assert_close(evidence, maps)
+    torch.testing.assert_close(camlib.functional.eigen_grad_cam(a, -torch.ones_like(a)), -maps)
 
 
 def test_the_extremum_of_seg_eigen_cam_is_positive() -> None:

@@ -345,3 +345,25 @@ def test_wrong_options_are_refused() -> None:
             LeGrad(vit(), blocks=wrong)
     with pytest.raises(camlib.CamlibRuntimeError, match="blocks=3 .*calls attention 2 times"):
         LeGrad(vit(), blocks=3)(images(), 1)
+
+
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_a_pooling_head_that_the_score_does_not_read_is_left_out(blocks: int | None) -> None:
+    """SigLIP's, whose attention is the last of the pass; the classifier reads the mean of the patches."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(
+        text_config={**sizes, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        num_labels=3, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, pictures = transformers.SiglipForImageClassification(config).eval(), torch.rand(2, 3, 32, 32)
+    weights = model(pictures, output_attentions=True)
+    gradients = torch.autograd.grad(weights.logits[:, 1].sum(), weights.attentions)
+    read = gradients if blocks is None else gradients[-blocks:]
+    expected = sum(one.double().relu().mean((1, 2)) for one in read) / len(read)
+    found = camlib.LeGrad(model, blocks=blocks)(pictures, 1).maps
+    torch.testing.assert_close(found, expected.reshape(2, 4, 4).float(), rtol=1e-4, atol=1e-9)
+    assert camlib.GenericAttention(model)(pictures, 1).maps.shape == (2, 4, 4)

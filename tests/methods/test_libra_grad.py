@@ -472,6 +472,7 @@ def test_a_balanced_method_is_a_copy_that_keeps_its_gradients() -> None:
     plain = camlib.LayerCAM(model, relu=False)
     balanced = camlib.balanced(plain)
     assert repr(balanced) == "balanced LayerCAM(VisionTransformer, layer=to be found)"
+    assert repr(camlib.LibraGrad(balanced.model)) == "LibraGrad(VisionTransformer, layer=to be found)"
     expected = balanced(inputs).maps
     for other in (balanced.on(vit()), pickle.loads(pickle.dumps(balanced)), camlib.balanced(balanced)):
         other.model.load_state_dict(model.state_dict())

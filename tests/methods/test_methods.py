@@ -62,9 +62,20 @@ def of_activations(equation: Callable[..., MapsAndScale], well_posed: Callable[[
 
 def stands_out(features: Tensor) -> bool:
     """Whether the first singular vector is apart from the second, and its projection has a sign."""
-    if equations.singular_gap(features) < 1.01:
+    return equations.singular_gap(features) > 1.01 and equations.sum_margin(equations.eigen_cam(features)[0]) > 1e-6
+
+
+def product_stands_out(a: Tensor, g: Tensor) -> bool:
+    if equations.singular_gap(a * g) < 1.01:
         return False
-    return equations.orientation(equations.eigen_cam(features)[0], features) > 1e-6
+    return equations.orientation(equations.eigen_grad_cam(a, g)[0], a * g) > 1e-6
+
+
+def is_of_some_sign(a: Tensor) -> bool:
+    maps = equations.fem(a)[0]
+    return equations.fem_margin(a) > 1e-9 and (
+        not maps.any() or equations.sum_margin(maps[maps.flatten(1).any(1)]) > 1e-6
+    )
 
 
 def extremum_stands_out(a: Tensor, g: Tensor) -> bool:
@@ -124,7 +135,7 @@ SPECIAL: dict[str, Oracle] = {
         lambda case: equations.pole_distance(case.features[0], noisy_gradients(case)) > 1e-6,
         options={"samples": 3},
     ),
-    "eigen_grad_cam": of_both(equations.eigen_grad_cam, lambda a, g: stands_out(a * g)),
+    "eigen_grad_cam": of_both(equations.eigen_grad_cam, product_stands_out),
     "seg_eigen_cam": of_both(equations.seg_eigen_cam, extremum_stands_out),
     "shapley_cam": Oracle(
         shapley_cam, drawn=lambda drawn: dataclasses.replace(drawn, images=drawn.images[:, :, :4, :5])
@@ -135,7 +146,7 @@ SPECIAL: dict[str, Oracle] = {
     ),
     "eigen_cam": of_activations(equations.eigen_cam, stands_out),
     "kpca_cam": of_activations(equations.kpca_cam, component_stands_out),
-    "fem": of_activations(equations.fem, lambda a: equations.fem_margin(a) > 1e-9),
+    "fem": of_activations(equations.fem, is_of_some_sign),
 }  # fmt: skip
 """Methods that read more than A and G, or whose equation is ill-posed somewhere."""
 

@@ -21,9 +21,11 @@ from camlib.metrics.localisation import (
     iou,
     pointing_game,
     relevance_rank,
+    roc_auc,
     top_k_intersection,
 )
 from camlib.metrics.masks import box_masks
+from tests import metric_equations as equations
 
 Metric = Callable[..., Tensor]
 
@@ -32,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "energy_pointing_game": energy_pointing_game,
     "relevance_rank": relevance_rank,
     "top_k_intersection": functools.partial(top_k_intersection, k=3),
+    "roc_auc": roc_auc,
     "iou": iou,
 }
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
@@ -75,6 +78,15 @@ def test_values_by_hand() -> None:
     assert top_k_intersection(HEATMAP, MASK, k=5).tolist() == [4 / 5]
     assert iou(HEATMAP, MASK).tolist() == [1 / 5]  # 9 and 8 against four
     assert iou(HEATMAP, MASK, threshold=0.3).tolist() == [2 / 5]
+
+
+def test_ties_count_half_for_the_area_under_the_curve() -> None:
+    heatmaps = (torch.rand(20, 5, 6) * 4).round()
+    masks = torch.rand(20, 5, 6) < 0.4
+    masks[:, 0, 0], masks[:, 0, 1] = True, False
+    expected = [equations.roc_auc(h, m) for h, m in zip(heatmaps.numpy(), masks.numpy(), strict=True)]
+    torch.testing.assert_close(roc_auc(heatmaps, masks).double(), torch.tensor(expected, dtype=torch.float64))
+    assert roc_auc(torch.zeros(1, 5, 6), masks[:1]).tolist() == [0.5]
 
 
 def test_threshold_is_reached_by_equality() -> None:

@@ -631,6 +631,7 @@ def test_localisation_against_masks(
         "energy_pointing_game": {},
         "relevance_rank": {},
         "top_k_intersection": {"k": k},
+        "roc_auc": {},
         "iou": {"threshold": threshold},
     }
     for name, options in checks.items():

@@ -25,6 +25,7 @@ from camlib.passes.calling import UnbatchedError
 from camlib.passes.chunks import Chunks, ChunkSize
 from camlib.passes.hooks import pre_hooked
 from camlib.passes.network import Network
+from camlib.passes.tail import is_fake
 from camlib.smoothing import bound_target
 
 Result = Tensor | CamlibError
@@ -327,7 +328,8 @@ def _counting(model: nn.Module, limit: int) -> Iterator[list[int]]:
     counted = [0]
 
     def count(module: nn.Module, args: Any, kwargs: Any) -> None:
-        counted[0] += next((len(tensor) for tensor in Inputs((args, kwargs)).tensors if tensor.dim()), 0)
+        first = next((tensor for tensor in Inputs((args, kwargs)).tensors if tensor.dim()), None)
+        counted[0] += 0 if first is None or is_fake(first) else len(first)
         if counted[0] > limit:
             raise _TooManyPassesError
 

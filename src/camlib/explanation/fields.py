@@ -35,11 +35,12 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         _check_kind(name, tensor, _NUMBERS, "a tensor of floating-point numbers")
     if isinstance(fields["outputs"], Tensor):
         _check_dense("outputs", fields["outputs"])
-    for name in ("method", "layer", "quantity"):
+    for name in ("method", "layer", "quantity", "reason"):
         if not isinstance(fields[name], str):
             raise CamlibTypeError(f"{name} must be a string, got {fields[name]!r}")
     for name in ("class_agnostic", "relu"):
-        boolean(name, fields[name])
+        if type(fields[name]) is not bool:
+            boolean(name, fields[name])
     if not isinstance(target, str):
         _check_kind("target", target, _CLASSES, "a tensor with a class for each score, or a string")
     dims = maps.dim() - scores.dim()
@@ -57,6 +58,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise CamlibValueError(
                 f"layer {name!r} must have maps of each of the {len(maps)} images, got {tuple(own.shape)}"
             )
+    _check_shown(fields["pictures"], fields["class_names"], len(maps))
     _check_geometry(fields["input_size"], fields["extent"], fields["origin"], dims)
 
 
@@ -72,6 +74,17 @@ def _check_dense(name: str, tensor: Tensor) -> None:
     """Check that a tensor is dense."""
     if tensor.layout != torch.strided:
         raise CamlibTypeError(f"{name} must be a dense tensor, got {tensor.layout}; give {name}.to_dense()")
+
+
+def _check_shown(pictures: Any, class_names: Any, images: int) -> None:
+    """Check what is shown with the maps."""
+    if pictures is not None and (not isinstance(pictures, (list, tuple)) or len(pictures) != images):
+        given = f"{len(pictures)}" if isinstance(pictures, (list, tuple)) else reprlib.repr(pictures)
+        raise CamlibValueError(f"pictures must be a list of a picture for each of the {images} images, got {given}")
+    if class_names is not None and (
+        not isinstance(class_names, (list, tuple)) or not all(isinstance(name, str) for name in class_names)
+    ):
+        raise CamlibTypeError(f"class_names must be a list of strings or None, got {reprlib.repr(class_names)}")
 
 
 def _check_geometry(size: Any, extent: Any, origin: Any, dims: int) -> None:

@@ -35,7 +35,7 @@ def save(path: str | PathLike[str], fields: Mapping[str, Any]) -> None:
     import numpy as np
 
     tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    header = {name: fields[name] for name in fields.keys() - tensors.keys() - {"layers", "outputs"}}
+    header = {name: fields[name] for name in fields.keys() - tensors.keys() - {"layers", "outputs", "pictures"}}
     tensors |= {LAYER + name: maps for name, maps in fields["layers"].items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     written = json.dumps({"format": FORMAT, "dtypes": dtypes, **header}, sort_keys=True)

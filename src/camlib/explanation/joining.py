@@ -40,6 +40,8 @@ def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
         return torch.cat(parts) if first.dim() else None
     if name == "layers":
         return {layer: torch.cat([maps[layer] for maps in parts]) for layer in first}
+    if name == "pictures":
+        return None if any(part is None for part in parts) else tuple(picture for part in parts for picture in part)
     if name == "outputs":
         return [entry for part in parts for entry in part] if kind["outputs"] == _BY_IMAGE else None
     return first
@@ -48,14 +50,14 @@ def _joined(name: str, parts: list[Any], kind: dict[str, Any]) -> Any:
 _BY_IMAGE = "a list with an entry for each image"
 
 
-_ALIKE = ("method", "layer", "class_agnostic", "input_size", "extent", "origin", "quantity", "relu")
+_ALIKE = ("method", "layer", "class_agnostic", "input_size", "extent", "origin", "quantity", "relu", "class_names")
 
 
 def _kind(fields: Fields) -> dict[str, Any]:
     """What two explanations must share to be joined."""
     outputs, target = fields["outputs"], fields["target"]
     return {
-        **{name: fields[name] for name in _ALIKE},
+        **{name: fields.get(name) for name in _ALIKE},
         "has_class_axis": fields["scores"].dim() == 2,
         "map shape": tuple(fields["maps"].shape[1:]),
         "target": target if isinstance(target, str) else "class indices",
@@ -77,6 +79,8 @@ def sliced(fields: Fields, index: slice) -> dict[str, Any]:
         return tensor if whole else tensor[index]
 
     found: dict[str, Any] = map_tensors(pick, {**fields})
+    if fields.get("pictures") is not None:
+        found["pictures"] = fields["pictures"][index]
     return found | {"outputs": outputs[index]} if _by_image(outputs, images) else found
 
 

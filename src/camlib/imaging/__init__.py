@@ -1,7 +1,7 @@
 """Functions of arrays: normalise, resize, colour, overlay and outline heatmaps, and map them back to the picture."""
 
 from camlib.imaging.colors import DEFAULT_COLORMAP, DEFAULT_SIGNED_COLORMAP, colorize, colorize_signed
-from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, resize_center_crop
+from camlib.imaging.geometry import CenterCrop, Geometry, Letterbox, Resize, Window, resize_center_crop
 from camlib.imaging.normalization import is_constant, normalize
 from camlib.imaging.overlays import overlay, overlay_signed
 from camlib.imaging.reading import read_gray, read_image
@@ -17,6 +17,7 @@ __all__ = [
     "HotRegion",
     "Letterbox",
     "Resize",
+    "Window",
     "as_pictures",
     "as_rgb",
     "boxes",

@@ -29,7 +29,9 @@ def colorize(heatmap: Any, colormap: Any = DEFAULT_COLORMAP) -> NDArray[np.uint8
     Args:
         heatmap: (H, W) or (N, H, W) in [0, 1], a tensor or an array.
         colormap: a name that OpenCV or else matplotlib knows (jet, turbo, viridis, inferno, ...), or a matplotlib
-            ``Colormap``. Turbo and viridis are easier to read correctly than jet, whose brightness jumps.
+            ``Colormap``. A name that both know is OpenCV's, as in grad-cam; torchcam and captum have matplotlib's jet,
+            which is up to 34 levels apart: ``matplotlib.colormaps["jet"]``. Turbo and viridis are easier to read
+            correctly than jet, whose brightness jumps.
 
     Returns:
         (H, W, 3) or (N, H, W, 3), RGB.

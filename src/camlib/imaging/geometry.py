@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from camlib.errors import CamlibTypeError, CamlibValueError, positive_int
+from camlib.errors import CamlibTypeError, CamlibValueError, number, positive_int
 from camlib.imaging.normalization import as_maps, like
 from camlib.imaging.resizing import checked_size, resize
 
@@ -160,6 +160,43 @@ class Letterbox(Geometry):
 
 
 @dataclass(frozen=True)
+class Window(Geometry):
+    """Show what is inside a box of the picture at the size of the input.
+
+    The box is (top, left, bottom, right) in pixels of the picture, and need not lie on whole pixels. It may reach
+    beyond the picture, where the input is padded with zeros. If its right is less than its left, the input is mirrored.
+
+    Example:
+        >>> import torch
+        >>> Window((4, 6), (2, 2), (1, 2, 3, 4)).restore(torch.ones(2, 2)).sum()
+        tensor(4.)
+    """
+
+    original: Size
+    result: Size
+    box: tuple[float, float, float, float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        top, left, bottom, right = (number("each side of the box", side) for side in self.box)
+        if top == bottom or left == right:
+            raise CamlibValueError(f"the box must not be empty, got {self.box} (top, left, bottom, right)")
+        object.__setattr__(self, "box", (top, left, bottom, right))
+
+    def _apply(self, pictures: Tensor) -> Tensor:
+        top, left, bottom, right = map(round, self.box)
+        flipped = [axis for axis, swapped in ((-2, top > bottom), (-1, left > right)) if swapped]
+        size = max(1, abs(bottom - top)), max(1, abs(right - left))
+        inside = _shift(pictures, size, [-min(top, bottom), -min(left, right)])
+        return Resize(size, self.result).apply(inside).flip(flipped)
+
+    def _restore(self, heatmaps: Tensor) -> Tensor:
+        top, left, bottom, right = self.box
+        rows = _sampled(heatmaps.movedim(-2, -1), top, bottom, self.original[0]).movedim(-1, -2)
+        return _sampled(rows, left, right, self.original[1])
+
+
+@dataclass(frozen=True)
 class Chain(Geometry):
     """One geometry followed by another, as :meth:`Geometry.then` returns it."""
 
@@ -195,6 +232,17 @@ def resize_center_crop(original: Size, resize: int = 256, crop: int = 224) -> Ge
     long_side = int(resize * longer / shorter)
     resized = (resize, long_side) if height <= width else (long_side, resize)
     return Resize(original, resized).then(CenterCrop(resized, (crop, crop)))
+
+
+def _sampled(values: Tensor, start: float, stop: float, length: int) -> Tensor:
+    """Spread values (..., n) over the pixels from ``start`` to ``stop`` of a line of pixels; zero outside."""
+    centres = torch.arange(length, dtype=torch.float64, device=values.device) + 0.5
+    share, last = (centres - start) / (stop - start), values.shape[-1] - 1
+    places = (share * (last + 1) - 0.5).clamp(0, last)
+    below = places.floor().long()
+    weight = (places - below).to(values.dtype)
+    found = torch.lerp(values[..., below], values[..., (below + 1).clamp(max=last)], weight)
+    return found * ((share >= 0) & (share <= 1))
 
 
 def _shift(maps: Tensor, size: Size, offsets: list[int]) -> Tensor:

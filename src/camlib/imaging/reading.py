@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from os import PathLike
@@ -57,10 +58,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         ...     camlib.read_image(f"{folder}/picture.png").shape
         (4, 5, 3)
     """
-    import numpy as np
-
-    picture = _read(path, "RGB")
-    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+    return _in_colour(_read(path, "RGB"))
 
 
 def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
@@ -89,15 +87,46 @@ def read_gray(path: str | PathLike[str]) -> NDArray[np.uint8]:
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype("uint8") if picture.ndim == 3 else picture
 
 
+def decode_image(content: bytes, name: str) -> NDArray[np.uint8]:
+    """Read a picture in colour from the content of its file, otherwise as :func:`camlib.read_image`.
+
+    Args:
+        content: the bytes of the file.
+        name: its name, by whose ending DICOM without a preamble is recognised; also for errors.
+
+    Raises:
+        CamlibValueError, CamlibRuntimeError: as for :func:`camlib.read_image`.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (5, 4), 200).save(file, "png")
+        >>> decode_image(file.getvalue(), "picture.png").shape
+        (4, 5, 3)
+    """
+    return _in_colour(_decoded(io.BytesIO(content), len(content), Path(name), "RGB"))
+
+
+def _in_colour(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import numpy as np
+
+    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+
+
 def _read(path: str | PathLike[str], mode: str) -> NDArray[np.uint8]:
     name = path_of(path)
     with opened(path, "a picture") as file:
-        check_bytes(os.fstat(file.fileno()).st_size, name.name)
-        start = file.read(132)
-        file.seek(0)
-        if start[128:] == b"DICM" or name.suffix.lower() in DICOM_SUFFIXES:
-            return read_dicom(file, name.name)
-        return _read_with_pillow(file, name, mode)
+        return _decoded(file, os.fstat(file.fileno()).st_size, name, mode)
+
+
+def _decoded(file: BinaryIO, size: int, name: Path, mode: str) -> NDArray[np.uint8]:
+    check_bytes(size, name.name)
+    start = file.read(132)
+    file.seek(0)
+    if start[128:] == b"DICM" or name.suffix.lower() in DICOM_SUFFIXES:
+        return read_dicom(file, name.name)
+    return _read_with_pillow(file, name, mode)
 
 
 def _read_with_pillow(file: BinaryIO, path: Path, mode: str) -> NDArray[np.uint8]:

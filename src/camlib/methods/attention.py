@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from camlib.discovery.locating import KEYS, image_axes, keys_layout
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError, positive_int
@@ -21,6 +22,7 @@ from camlib.passes.attention import ATTENTION, ExplicitAttention
 from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.forward_pass import ForwardPass, NoScore, reshaped
 from camlib.passes.hooks import tap
+from camlib.passes.nodes import Paths
 from camlib.passes.numbers import single_or_double
 from camlib.passes.origins import Origins
 
@@ -73,7 +75,8 @@ class AttentionMethod(Method):
         if not isinstance(forward_pass.target, NoScore):
             forward_pass.checks.finite("score", forward_pass.scores)
         with torch.enable_grad():
-            read = self._read(self._of_images(forward_pass.noted[self.name], forward_pass), forward_pass)
+            seen = self._of_images(forward_pass.noted[self.name], forward_pass)
+            read = self._read(_up_to_the_score(seen, forward_pass), forward_pass)
             relevance = self.relevance(read, forward_pass)
         return {"": forward_pass.stacked([self.on_grid(one, read, forward_pass) for one in relevance])}
 
@@ -248,6 +251,19 @@ def gradients_of(scores: Tensor, attention: list[Tensor]) -> list[Tensor]:
             "fewer blocks= from the end, or run only the branch with forward="
         )
     return gradients
+
+
+def _up_to_the_score(seen: list[Tensor], forward_pass: ForwardPass) -> list[Tensor]:
+    """Leave out the attention behind the last that leads to a score, such as that of a pooling head that is not read.
+
+    Attention before it that does not lead to the score stays: it may be hidden, as by a checkpoint, which is an error.
+    """
+    scores = None if isinstance(forward_pass.target, NoScore) else forward_pass.scores
+    if scores is None or not scores.requires_grad:
+        return seen
+    nodes = Paths(scores, [], seen).nodes
+    leads = [number for number, weights in enumerate(seen) if get_gradient_edge(weights).node in nodes]
+    return seen[: leads[-1] + 1] if leads else seen
 
 
 class _Attention(ExplicitAttention):

@@ -7,7 +7,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from camlib.inputs import Inputs, Size
 from camlib.layers.layouts import Frames, Tokens
 from camlib.layers.names import resolve_layers
 from camlib.methods.compiled import Compiled
+from camlib.methods.direct import DirectCalls, Simple
 from camlib.methods.fusion import FUSIONS, fuse
 from camlib.methods.options import refuses_unknown_arguments, refuses_unknown_options
 from camlib.methods.partial import explained_where_finite, forgotten_after_errors, without_frames
@@ -143,6 +144,7 @@ class Method(ABC):
         self.on_nonfinite = on_nonfinite
         self._found: dict[Size | None, dict[str, nn.Module]] = {}
         self._compiled: Compiled | None = None
+        self._direct = DirectCalls()
 
     @property
     def model(self) -> nn.Module:
@@ -152,7 +154,7 @@ class Method(ABC):
     def on(self, model: nn.Module) -> Self:
         """Return the method with the same options on another model, where given layers are looked up by name."""
         other = copy.copy(self)
-        other._compiled = copy.copy(self._compiled)
+        other._compiled, other._direct = copy.copy(self._compiled), DirectCalls()
         other.network = self.network.on(model)
         other.layers = self.layers and resolve_layers(other.model, list(self.layers))
         other._found = {size: resolve_layers(other.model, list(found)) for size, found in self._found.items()}
@@ -186,7 +188,8 @@ class Method(ABC):
             CamlibWarning: images have no map, with ``on_nonfinite="nan"``.
         """
         if self._compiled is None:
-            return explain_together([self], inputs, target)[0]
+            direct = self._direct.explanation(cast(Simple, self), inputs, target)
+            return explain_together([self], inputs, target)[0] if direct is None else direct
         return self._compiled(
             self,
             lambda given, of: explain_together([self], given, of)[0],
@@ -296,7 +299,7 @@ class Method(ABC):
             found: as for :meth:`layers_for`.
         """
         other = copy.copy(self)
-        other._compiled = copy.copy(self._compiled)
+        other._compiled, other._direct = copy.copy(self._compiled), DirectCalls()
         other.layers = dict(self.layers_for(inputs, found))
         return other
 
@@ -433,7 +436,10 @@ def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None)
         with forgotten_after_errors(methods), one_pass(methods, inputs, target) as passes:
             if any(method.needs_gradients for method in methods):
                 passes[0].target.warn_if_flat()
-            return [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
+            explanations = [method.explanation(one) for method, one in zip(methods, passes, strict=True)]
+        if len(methods) == 1 and _is_simple(methods[0]):
+            methods[0]._direct.learn(cast(Simple, methods[0]), passes[0], explanations[0])
+        return explanations
     except CamlibError as error:
         if all(method.on_nonfinite == "raise" for method in methods):
             raise
@@ -451,6 +457,18 @@ def explain_together(methods: Sequence[Method], inputs: Any, target: Any = None)
     found = explained_where_finite(explain, network, network.ready(inputs), target, bound, count, failure)
     warnings.warn(f"no map for {image_list(found.missing)} of {len(found)}: {failure}", CamlibWarning, stacklevel=4)
     return [found]
+
+
+def _is_simple(method: Method) -> bool:
+    """Whether the map is only what ``maps`` makes of one layer's activations, or of these and the gradients."""
+    kind = type(method)
+    if method.stochastic or not isinstance(method, (ActivationMethod, GradientMethod)):
+        return False
+    base = GradientMethod if isinstance(method, GradientMethod) else ActivationMethod
+    return all(
+        getattr(kind, name) is getattr(base, name)
+        for name in ("about", "around", "explanation", "maps_by_layer", "layer_maps", "title", "find_layers", "located")
+    )
 
 
 def shares_pass(method: Method) -> bool:

@@ -52,10 +52,32 @@ def towards(projection: Tensor, features: Tensor) -> Tensor:
     """Give each projection (N, ...) the sign that correlates positively with the mean channel of (N, C, ...).
 
     If one of them is constant up to rounding, the projection's extreme of larger magnitude becomes positive. After a
-    LayerNorm, for example, the mean of the channels is zero.
+    LayerNorm, for example, the mean of the channels is zero. A projection that does not change its sign has a
+    level, which gets the sign of the mean channel's level: evidence that is positive everywhere stays so.
     """
     correlation = torch.linalg.vecdot(_deviations(projection[:, None]), _deviations(features))
-    return _with_sign(projection, torch.where(correlation == 0, _larger_extreme(projection), correlation))
+    extreme = _larger_extreme(projection)
+    decides = torch.where(correlation == 0, extreme, correlation)
+    cells = projection.flatten(1)
+    rounding = 16 * torch.finfo(cells.dtype).eps * cells.abs().amax(1)
+    of_one_sign = (torch.minimum(cells.amax(1), -cells.amin(1)) <= rounding) & (correlation != 0)
+    return with_sign(projection, torch.where(of_one_sign, extreme.sign() * features.flatten(1).mean(1).sign(), decides))
+
+
+def with_positive_mass(projection: Tensor, features: Tensor) -> Tensor:
+    """Give each projection (N, ...) of features (N, C, ...) the sign with which its sum is positive.
+
+    The first vector of features that are not negative has one sign, so this is the sign with which the projection is
+    not negative either. Where the features are signed, at least half of the projection remains after a ReLU. A sum that
+    is zero up to rounding, as of centred features, has no sign: :func:`towards` then decides.
+    """
+    cells = features.flatten(2)
+    largest = cells.abs().amax((1, 2))
+    mass = divided(projection.flatten(1), largest[:, None]).sum(1)
+    sizes = torch.linalg.vector_norm(divided(cells, largest[:, None, None]), dim=1).sum(1)
+    decided = mass.abs() > 16 * torch.finfo(mass.dtype).eps * sizes
+    keep = decided.reshape(-1, *[1] * (projection.dim() - 1))
+    return torch.where(keep, with_sign(projection, mass), towards(projection, features))
 
 
 def _deviations(features: Tensor) -> Tensor:
@@ -76,7 +98,7 @@ def _larger_extreme(projection: Tensor) -> Tensor:
     return flat.amin(1) + flat.amax(1)
 
 
-def _with_sign(projection: Tensor, decides: Tensor) -> Tensor:
+def with_sign(projection: Tensor, decides: Tensor) -> Tensor:
     """Return the projection (N, ...), negated where ``decides`` (N,) is negative."""
     sign = torch.where(decides < 0, -1.0, 1.0).to(projection.dtype)
     return projection * sign.reshape(-1, *[1] * (projection.dim() - 1))
@@ -85,8 +107,10 @@ def _with_sign(projection: Tensor, decides: Tensor) -> Tensor:
 def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
     r"""Project the activations onto their first right-singular vector: :math:`A v_1 = \sigma_1 u_1`.
 
-    Muhammad and Yeasin 2020, section III. The sign is the one that correlates positively with the mean activation of
-    the channels.
+    Muhammad and Yeasin 2020, section III. The paper fixes no sign, and a decomposition may return either. Here the sum
+    of the map is positive: the map is high where the dominant pattern of the features is strong, and a ReLU never
+    removes all of it. With ``center=True`` the sum is zero, and the map correlates positively with the mean activation
+    of the channels.
 
     Args:
         activations: (N, C, ...).
@@ -101,13 +125,16 @@ def eigen_cam(activations: Tensor, center: bool = False) -> Tensor:
         tensor([[[5., 0.]]])
     """
     check_alike(activations)
-    return towards(principal_projection(activations, boolean("center", center)), activations)
+    projection = principal_projection(activations, boolean("center", center))
+    return towards(projection, activations) if center else with_positive_mass(projection, activations)
 
 
 class EigenCAM(ActivationMethod):
     """EigenCAM: where the dominant pattern of the features is, regardless of the class.
 
     See :func:`camlib.functional.eigen_cam` for the equation; Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299.
+
+    The paper has no final ReLU; ``relu=False`` leaves it out. It changes nothing where activations are not negative.
 
     One forward pass, no gradient: the same map for every target.
 
@@ -155,7 +182,8 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, center: bool = False)
         tensor([[[6., 0.]]])
     """
     check_alike(activations, gradients=gradients)
-    return eigen_cam(gradients * activations, center)
+    products = gradients * activations
+    return towards(principal_projection(products, boolean("center", center)), products)
 
 
 class EigenGradCAM(GradientMethod):
@@ -210,7 +238,7 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """
     check_alike(activations, gradients=gradients)
     projection = principal_projection(gradients.abs() * activations)
-    return _with_sign(projection, _larger_extreme(projection))
+    return with_sign(projection, _larger_extreme(projection))
 
 
 class SegEigenCAM(GradientMethod):

@@ -9,6 +9,7 @@ from torch import Tensor
 from camlib.errors import number
 from camlib.methods.arithmetic import check_alike, over_channels, per_channel
 from camlib.methods.base import ActivationMethod
+from camlib.methods.eigen_cam import with_sign
 
 
 def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
@@ -19,6 +20,10 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
     with the mean and the (population) standard deviation of channel k over its positions. None of n values can be more
     than :math:`\sqrt{n - 1}` deviations above their mean. On a grid of fewer than 5 cells (``1 + deviations**2``)
     nothing can be rare, and the map is zero except for constant channels, which add a constant.
+
+    The paper's activations come from a ReLU, and so their means are weights. Those of a layer before its activation may
+    be negative: where they make the sum of the map negative, the sign of the whole map is flipped, so that a ReLU does
+    not remove what is rare.
 
     Args:
         activations: (N, C, ...).
@@ -41,7 +46,8 @@ def fem(activations: Tensor, deviations: float = 2.0) -> Tensor:
     flat = activations.flatten(2)
     mean, deviation = flat.mean(2), flat.std(2, correction=0)
     rare = activations >= per_channel(mean + deviations * deviation, activations)
-    return over_channels(mean, rare.to(activations.dtype))
+    maps = over_channels(mean, rare.to(activations.dtype))
+    return with_sign(maps, maps.flatten(1).sum(1))
 
 
 class FEM(ActivationMethod):

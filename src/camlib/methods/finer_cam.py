@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from camlib import targets
-from camlib.errors import CamlibTypeError
+from camlib.errors import CamlibTypeError, number
 from camlib.methods.base import GradientMethod
 from camlib.methods.grad_cam import grad_cam
 from camlib.passes.forward_pass import ForwardPass
@@ -32,8 +32,8 @@ class FinerCAM(GradientMethod):
 
     Raises:
         CamlibTypeError: ``weight`` is not a number, or ``nearest`` is not an int.
-        CamlibValueError: ``weight`` is not finite, or ``nearest`` is less than 1, or ``average`` is
-            unknown.
+        CamlibValueError: ``weight`` is negative or not finite, or ``nearest`` is less than 1, or ``average``
+            is unknown.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -55,6 +55,7 @@ class FinerCAM(GradientMethod):
         **options: Any,
     ) -> None:
         super().__init__(model, layer, **options)
+        number("weight", weight, at_least=0)  # less would add the other classes
         targets.Contrast(weight=weight, nearest=nearest, average=average)  # checks them before the first call
         self.weight = weight
         self.nearest = nearest

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from camlib.errors import CamlibRuntimeError, CamlibValueError, NotFiniteError, number
-from camlib.imaging.normalization import as_maps, normalized
+from camlib.imaging.normalization import as_maps, is_constant
 from camlib.imaging.resizing import interpolated
 from camlib.methods.arithmetic import check_tensor, check_tensors
 from camlib.methods.base import Layer, Method, Reads, one_pass
@@ -96,7 +96,7 @@ def full_gradients(
         forward_pass.target.warn_if_flat()
         terms: dict[str, list[Tensor]] = {}
         sums = [
-            method.take_apart(forward_pass, scores, lambda name, term, on_grid: terms.setdefault(name, []).append(term))
+            method.take_apart(forward_pass, scores, lambda name, term, *_: terms.setdefault(name, []).append(term))
             for scores in _checked_scores(forward_pass)
         ]
         joined = {name: forward_pass.stacked(of_classes) for name, of_classes in terms.items()}
@@ -134,7 +134,7 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
     """
     check_tensor("input_term", input_term, "(N, C, ...)")
     size = tuple(input_term.shape[2:])
-    maps = _psi(as_maps(input_term, "input_term"), size)
+    maps = _rescaled(as_maps(input_term, "input_term").abs())
     check_tensors("bias_terms", bias_terms, "(N, C, ...)")
     for term in bias_terms:
         check_tensor("bias_terms", term, "(N, C, ...)")
@@ -143,13 +143,16 @@ def full_grad(input_term: Tensor, bias_terms: Sequence[Tensor]) -> Tensor:
                 f"bias_terms must be (N, C, ...) with the N and the axes of input_term {tuple(input_term.shape)}, got "
                 f"{tuple(term.shape)}"
             )
-        maps = maps + _psi(as_maps(term, "bias_terms"), size)
+        maps = maps + interpolated(_rescaled(as_maps(term, "bias_terms").abs()), size)
     return maps
 
 
-def _psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The paper's psi, summed over the channels (before resizing, which is linear): (N, C, ...) -> (N, ...)."""
-    return interpolated(normalized(term.abs().flatten(2), "minmax").sum(1).reshape(-1, *term.shape[2:]), size)
+def _rescaled(magnitudes: Tensor) -> Tensor:
+    """The paper's psi of absolute values before it resizes, summed over the channels: (N, C, ...) -> (N, ...)."""
+    cells = magnitudes.flatten(2)
+    low, high = torch.aminmax(cells, dim=2, keepdim=True)
+    ranges = (high - low).masked_fill(is_constant(torch.cat([low, high], 2), 1)[..., None], torch.inf)
+    return ((cells - low) / ranges).sum(1).reshape(-1, *magnitudes.shape[2:])
 
 
 @dataclass(eq=False)
@@ -162,8 +165,11 @@ class Sums:
     """(N,), the sum of their absolute values."""
 
 
-Consume = Callable[[str, Tensor, bool], None]
-"""Receives a term: the module's name ("" for the input), the term, and whether a grid follows its channel axis."""
+Consume = Callable[[str, Tensor, Tensor, bool], None]
+"""Receives a term: the module's name ("" for the input), the term, its absolute values, and whether a grid follows its
+channel axis."""
+Receive = Callable[[str, Tensor, bool], None]
+"""The same, without the absolute values."""
 
 
 class FullGrad(Method):
@@ -177,7 +183,7 @@ class FullGrad(Method):
     The method reads no layer: the maps (N, ...) have the input's resolution. They are never negative, so ``relu`` has
     no effect.
 
-    One forward and one backward pass of the whole network; K backward passes for K classes. Each term is added to the
+    One forward and one backward pass of the whole network; K backward passes for K classes. Each term is added to a
     map during the backward pass; they are never all in memory at once.
 
     Args:
@@ -221,11 +227,12 @@ class FullGrad(Method):
     def _map(self, forward_pass: ForwardPass, scores: Tensor) -> Tensor:
         """The map of one score per image, after checking that the terms sum to it."""
         leaf = forward_pass.whole_leaf
-        maps = torch.zeros_like(leaf[:, 0], dtype=torch.promote_types(leaf.dtype, torch.float32))
+        of_sizes: dict[tuple[int, ...], Tensor] = {}  # resizing is linear, so that maps of a size are resized together
 
-        def add(name: str, term: Tensor, on_grid: bool) -> None:
+        def add(name: str, term: Tensor, magnitudes: Tensor, on_grid: bool) -> None:
             if on_grid and term.dim() == leaf.dim():
-                maps.add_(_psi(term, tuple(leaf.shape[2:])))
+                size, rescaled = tuple(term.shape[2:]), _rescaled(magnitudes)
+                of_sizes[size] = of_sizes[size] + rescaled if size in of_sizes else rescaled
 
         sums = self.take_apart(forward_pass, scores, add)
         tolerance = max(TOLERANCE, torch.finfo(scores.dtype).eps) if self.tolerance is None else self.tolerance
@@ -244,7 +251,7 @@ class FullGrad(Method):
             )
 
         forward_pass.checks.never(far.any(), incomplete)
-        return maps
+        return torch.stack([interpolated(maps, tuple(leaf.shape[2:])) for maps in of_sizes.values()]).sum(0)
 
     def take_apart(self, forward_pass: ForwardPass, scores: Tensor, consume: Consume) -> Sums:
         """Pass each term of scores (N,) to ``consume``: the biases from last to first, then the input."""
@@ -258,10 +265,11 @@ class FullGrad(Method):
             if len(term) != len(total):  # its rows are crops or windows, which belong to no single image
                 return
             term = single_or_double(term.detach())
+            magnitudes = term.abs()
             names.append(name)
             of_terms.append(term.flatten(1).sum(1))
-            absolute.append(term.flatten(1).abs().sum(1))
-            consume(name, term, on_grid)
+            absolute.append(magnitudes.flatten(1).sum(1))
+            consume(name, term, magnitudes, on_grid)
 
         with forward_pass.noted[self.name].sent_to(receive):
             found = gradient(scores, leaf)
@@ -299,7 +307,7 @@ class _Biases(TorchFunctionMode):
             if tensor is not None
         }
         self._calls: dict[str, int] = {}
-        self._receive: Consume | None = None
+        self._receive: Receive | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function; where it adds a bias, listen to the gradient at its output."""
@@ -326,7 +334,7 @@ class _Biases(TorchFunctionMode):
         output.register_hook(send)  # in-place operations on the output come after it in the graph
 
     @contextlib.contextmanager
-    def sent_to(self, receive: Consume) -> Iterator[None]:
+    def sent_to(self, receive: Receive) -> Iterator[None]:
         """Pass the terms of backward passes to a function; it is dropped afterwards: the graph keeps this object."""
         self._receive = receive
         try:

@@ -144,6 +144,9 @@ class LibraGrad(GradientMethod):
         """Its name alone, which already says that its gradients are balanced."""
         return self.name
 
+    def __repr__(self) -> str:
+        return super().__repr__().removeprefix(self.network.gradients.label)
+
     def find_layers(self, inputs: Inputs) -> Sequence[str]:
         """Return the last feature map before the first branch."""
         return [find_entry_in(self.network, inputs)]

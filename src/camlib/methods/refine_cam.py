@@ -31,7 +31,8 @@ class RefineCAM(GradCAMPlusPlus):
 
     Args:
         model: as for :class:`camlib.methods.Method`.
-        layer: as for :class:`camlib.methods.Method`; usually a list.
+        layer: as for :class:`camlib.methods.Method`; a list of at least two. The product for a single name is its
+            Grad-CAM++ map.
         fuse: must be "product", which defines RefineCAM.
         upsample: whether to resize each layer's map to the input before the product; the maps (N, ...) then have the
             input's resolution.
@@ -39,8 +40,8 @@ class RefineCAM(GradCAMPlusPlus):
 
     Raises:
         CamlibTypeError: ``upsample`` is not a bool.
-        CamlibValueError: ``fuse`` is not "product", or ``relu=False``; or when called with ``upsample``, if the inputs
-            hold no images, whose size is known.
+        CamlibValueError: ``fuse`` is not "product", ``relu=False``, or a list of one layer; or when called with
+            ``upsample``, if the inputs hold no images, whose size is known.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -59,6 +60,11 @@ class RefineCAM(GradCAMPlusPlus):
             raise CamlibValueError(
                 f"RefineCAM multiplies its layers' maps, got fuse={fuse!r}; for other fusions use "
                 "camlib.GradCAMPlusPlus with the list of layers and fuse="
+            )
+        if isinstance(layer, (list, tuple)) and len(layer) == 1:
+            raise CamlibValueError(
+                f"RefineCAM multiplies the maps of several layers, got layer={layer!r}; give two or more, or None for "
+                "the last two stages, or use camlib.GradCAMPlusPlus for one layer"
             )
         super().__init__(model, layer, fuse=fuse, **options)
         self.upsample = boolean("upsample", upsample)

@@ -14,7 +14,7 @@ from camlib.layers.layouts import with_grid
 from camlib.passes.forward_pass import ForwardPass
 from camlib.passes.numbers import single_or_double
 from camlib.passes.precision import restored
-from camlib.passes.tail import Tail, WholeNetwork
+from camlib.passes.tail import ShapesOfTrunk, Tail, WholeNetwork, WithoutRowsOfTrunk, is_fake
 
 
 def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> tuple[Tail, Tensor]:
@@ -30,20 +30,29 @@ def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> 
         CamlibWarning: it is the whole network.
     """
     made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
-    try:
+    if forward_pass.checks.recorded:
         tail = Tail(*made_of)
         scores = _scores(tail, forward_pass, layer)
         agree = _agree(scores, forward_pass)
-        if forward_pass.checks.recorded:
-            forward_pass.checks.never(~agree, lambda: CamlibRuntimeError("run alone, the tail gives other scores"))
-            return tail, scores
-        if bool(agree):
-            return tail, scores
-        why = "run alone, the tail gives other scores"
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # other tensors of the trunk have no rows here, which can fail in any way
-        why = f"run alone, the tail fails: {error}"
+        forward_pass.checks.never(~agree, lambda: CamlibRuntimeError("run alone, the tail gives other scores"))
+        return tail, scores
+    why = ""
+    for kind in (Tail, WithoutRowsOfTrunk, ShapesOfTrunk):
+        tail = kind(*made_of)
+        try:
+            scores = _scores(tail, forward_pass, layer, copies=1 if kind is ShapesOfTrunk else 2)
+            if is_fake(scores):
+                why = "run alone, the tail has no score"
+            elif bool(_agree(scores, forward_pass)):
+                return tail, scores
+            else:
+                why = "run alone, the tail gives other scores"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # other tensors of the trunk have no rows or no values, which can fail in any way
+            why = f"run alone, the tail fails: {error}"
+            if _COMBINED in why:
+                break
     forward_pass.checks.finite("score", forward_pass.scores)
     forward_pass.checks.evaluate()  # NaN agrees with nothing
     whole = WholeNetwork(*made_of)
@@ -85,10 +94,23 @@ def with_changed_grid(
     return copies
 
 
-def _scores(tail: Tail, forward_pass: ForwardPass, layer: str) -> Tensor:
+_COMBINED = "must match the size of tensor"
+"""PyTorch's words where the tail adds features to tensors of the trunk, which have no rows."""
+
+
+def _scores(tail: Tail, forward_pass: ForwardPass, layer: str, copies: int = 1) -> Tensor:
+    """The scores of the unchanged features.
+
+    A single image is given as ``copies``: one row and no rows could be added.
+    """
+    features, image = forward_pass.features[layer], forward_pass.image_index
+    if len(image) == 1 and copies > 1:
+        features, image = features.repeat_interleave(copies, 0), image.repeat(copies)
+    else:
+        features = features.clone()
     with restored(forward_pass.precision):
-        outputs = tail(forward_pass.features[layer].clone(), forward_pass.image_index)
-        return single_or_double(targets.score(forward_pass.target, outputs, forward_pass.image_index))
+        scores = targets.score(forward_pass.target, tail(features, image), image)
+        return single_or_double(scores[: forward_pass.count])
 
 
 def _agree(scores: Tensor, forward_pass: ForwardPass) -> Tensor:

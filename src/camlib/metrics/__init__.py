@@ -31,6 +31,7 @@ from camlib.metrics.localisation import energy_pointing_game as energy_pointing_
 from camlib.metrics.localisation import grid_pointing_game as grid_pointing_game
 from camlib.metrics.localisation import relevance_rank as relevance_rank
 from camlib.metrics.localisation import top_k_intersection as top_k_intersection
+from camlib.metrics.localisation import roc_auc as roc_auc
 from camlib.metrics.localisation import iou as iou
 from camlib.metrics.robustness import max_sensitivity as max_sensitivity
 from camlib.metrics.robustness import average_sensitivity as average_sensitivity

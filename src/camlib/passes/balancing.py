@@ -54,6 +54,10 @@ class PlainGradients:
         """Raise an error if the gradients must not be differentiated again."""
 
 
+class NoRuleError(CamlibRuntimeError):
+    """An operation of the network has no balanced gradient."""
+
+
 class BalancedGradients(PlainGradients):
     """The balanced gradients of one forward pass; those of the scores by the outputs are ordinary.
 
@@ -185,7 +189,7 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
             number for number, (below, _) in enumerate(node.next_functions) if below and number != _OF_ONE_INPUT[name]
         ]
     if name in _EITHER or name == "Div" or _is_factor(node):
-        raise CamlibRuntimeError(
+        raise NoRuleError(
             f"the score depends on {name} (as autograd names it) otherwise than as a factor of features, and balanced "
             "gradients have rules only for weights, gates and scales. If it turns the outputs into probabilities, "
             "explain the model without it, with forward=; if the layer computes a gate or weights, choose the layer "
@@ -196,8 +200,8 @@ def _constant(node: Node, inputs: Mapping[int, Node], factors: _Factors) -> list
     return []
 
 
-def _no_rule(name: str) -> CamlibRuntimeError:
-    return CamlibRuntimeError(
+def _no_rule(name: str) -> NoRuleError:
+    return NoRuleError(
         f"the score depends on {name} (as autograd names it), for which balanced gradients have no rule. "
         "Switch off custom attention kernels (flash-attn, xformers, flex), replace scripted and compiled modules by "
         "the original ones and in-place operations by others, or use ordinary gradients, as camlib.HiResCAM does"

@@ -81,6 +81,11 @@ class Ending:
         self._of_values: links.Ending = "softmax"
         self._doubtful = False
 
+    @property
+    def shows_logits(self) -> bool:
+        """Whether a run has shown that the outputs are logits."""
+        return self._kind == "logits" and not self._doubtful
+
     def noted(self, run: Callable[[], Any]) -> Any:
         """Run the network; note on its class scores which function returned them, and the logits.
 

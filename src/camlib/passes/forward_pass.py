@@ -31,7 +31,7 @@ from camlib.passes.perturbed import PerturbedPasses
 from camlib.passes.precision import Precision, restored
 from camlib.passes.recurrent import differentiable
 from camlib.passes.rows import check_rows
-from camlib.passes.tail_gradients import CLASSES_AT_ONCE
+from camlib.passes.tail_gradients import of_each_class
 
 
 class NoScore(targets.BoundTarget):
@@ -190,15 +190,9 @@ class ForwardPass:
         return self.stacked([maps] * (self.scores.shape[1] if self.scores.dim() == 2 else 1))
 
     def of_each_class(self, layer: str, maps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`.
-
-        camlib's own functions are applied to several classes at once, by ``torch.vmap``; others to one by one.
-        """
-        own = getattr(maps, "__module__", "").startswith("camlib.")
-        if self.scores.dim() == 1 or not own:
-            return self.stacked([maps(self.activations(layer), gradient) for gradient in self.gradients(layer)])
-        of_classes, activations = self._gradients(layer), self.activations(layer)
-        return torch.vmap(lambda one: maps(activations, one), 1, 1, chunk_size=CLASSES_AT_ONCE)(of_classes)
+        """Apply a function of a layer's activations and gradients to each class; return the maps, :meth:`stacked`."""
+        gradients = self._gradients(layer)
+        return of_each_class(maps, self.activations(layer), gradients, self.scores.dim() == 2)
 
     def activations(self, layer: str) -> Tensor:
         """Return a layer's activations (N, C, ...), in single or double precision."""

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError
 from camlib.layers.names import call_of
-from camlib.passes.checkpoints import no_checkpoints
+from camlib.passes.checkpoints import checkpointed
 from camlib.passes.tail_gradients import tail_gradients
 from camlib.passes.undoing import undone
 
@@ -28,6 +28,11 @@ HALF_SCALE = 2.0**12
 """The factor by which gradients in float16 are scaled, since those of large maps would underflow."""
 Hook = Callable[[nn.Module, Any, Any], Any]
 """``hook(module, args, output)``; its return value, unless None, replaces the output."""
+CALL: ContextVar[object] = ContextVar("call", default=None)
+"""The call of camlib that runs in this thread and task; None outside of all calls."""
+_acting: ContextVar[tuple[object, ...]] = ContextVar("acting", default=())
+"""The keys of the hooks that act in this thread and this asynchronous task."""
+_ANY = object()
 
 
 @contextlib.contextmanager
@@ -51,21 +56,21 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         ...     print(layer(torch.ones(1, 2)).any())
         tensor(False)
     """
-    grad_mode = torch.is_grad_enabled()
-    handles: list[RemovableHandle] = []
+    key, handles, grad_mode = object(), list[RemovableHandle](), torch.is_grad_enabled()
 
     def undo() -> None:
-        _remove(handles)
+        _stop(key, handles)
         torch.set_grad_enabled(grad_mode)
 
-    with _acting_here() as here, undone(undo):
+    with undone(undo):
+        _acting.set((*_acting.get(), key))
         for module, hook in hooks:
             if isinstance(module, torch.jit.ScriptModule):
                 raise CamlibTypeError(
                     f"the model contains a ScriptModule, {module.original_name}, which takes no hooks; build it from "
                     "the original module, or give layer=, a layer outside the ScriptModule"
                 )
-            _place(module._forward_hooks, handles, here(_in_this_call(hook)))
+            _place(module._forward_hooks, handles, _acting_here(key, hook, CALL.get()))
         yield
 
 
@@ -83,53 +88,22 @@ def _place(
     registry[handle.id] = hook
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _stop(key: object, handles: list[RemovableHandle]) -> None:
+    """Remove hooks, which then no longer act."""
     while handles:
         handles[-1].remove()
         handles.pop()
+    _acting.set(tuple(one for one in _acting.get() if one is not key))
 
 
-_acting: ContextVar[tuple[object, ...]] = ContextVar("acting", default=())
-"""The hooks that act in this thread and this asynchronous task."""
+def _acting_here(key: object, hook: Hook, call: object = _ANY) -> Hook:
+    """Return a hook that acts in this thread and task alone, and not in calls of camlib that begin later."""
 
+    def act(module: nn.Module, args: Any, more: Any) -> Any:
+        acts = key in _acting.get() and (call is _ANY or call is CALL.get())
+        return hook(module, args, more) if acts else None
 
-@contextlib.contextmanager
-def _acting_here() -> Iterator[Callable[[Hook], Hook]]:
-    """Yield a function that makes hooks act in this thread and task alone, inside the block."""
-    key = object()
-
-    def here(hook: Hook) -> Hook:
-        return lambda module, args, more: hook(module, args, more) if key in _acting.get() else None
-
-    def leave() -> None:
-        _acting.set(tuple(one for one in _acting.get() if one is not key))
-
-    with undone(leave):
-        _acting.set((*_acting.get(), key))
-        yield here
-
-
-_call: ContextVar[object] = ContextVar("call", default=None)
-"""The call of camlib that runs in this thread and task; None outside of all calls."""
-
-
-@contextlib.contextmanager
-def own_call() -> Iterator[None]:
-    """Run a call of camlib, in which forward hooks from outside do not act, such as those of a capture around it."""
-    outside = _call.get()
-
-    def leave() -> None:
-        _call.set(outside)
-
-    with undone(leave):
-        _call.set(object())
-        yield
-
-
-def _in_this_call(hook: Hook) -> Hook:
-    """Return a hook that does not act in calls of camlib that begin later."""
-    own = _call.get()
-    return lambda module, args, more: hook(module, args, more) if _call.get() is own else None
+    return act
 
 
 @contextlib.contextmanager
@@ -148,10 +122,12 @@ def pre_hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         >>> shapes
         [(1, 2)]
     """
-    handles: list[RemovableHandle] = []
-    with _acting_here() as here, undone(lambda: _remove(handles)):
+    key, handles = object(), list[RemovableHandle]()
+    with undone(lambda: _stop(key, handles)):
+        _acting.set((*_acting.get(), key))
         for module, hook in hooks:
-            _place(module._forward_pre_hooks, handles, here(hook), module._forward_pre_hooks_with_kwargs)
+            acting = _acting_here(key, hook)
+            _place(module._forward_pre_hooks, handles, acting, module._forward_pre_hooks_with_kwargs)
         yield
 
 
@@ -320,8 +296,12 @@ class Cut(Watch):
         if not scores.requires_grad:
             raise _does_not_lead(self.cut[0])
         half = any(point.dtype == torch.float16 for point in points)
-        with no_checkpoints():
+        try:
             found = tail_gradients(scores, points, HALF_SCALE if half else 1.0, retain_graph or half)
+        except RuntimeError as error:
+            if "checkpoint" in str(error):
+                raise checkpointed() from error
+            raise
         if half and not all(gradient is None or bool(gradient.isfinite().all()) for gradient in found):
             found = tail_gradients(scores, points, 1.0, retain_graph)  # the scaled gradients overflowed
         for name, gradient in zip(self.cut, found, strict=True):

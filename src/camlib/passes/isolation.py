@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from camlib.inputs.nested import map_tensors
 from camlib.passes.calling import lazy
-from camlib.passes.hooks import own_call
+from camlib.passes.hooks import CALL
 from camlib.passes.network import modules_of, usable
 from camlib.passes.undoing import undone
 
@@ -56,6 +56,9 @@ class _Kept:
                 cache.clear()
                 cache.update(content)
 
+
+Undo = list[Callable[[], Any]]
+"""What restores the changes that were made so far."""
 
 _lock = threading.RLock()
 _kept: dict[nn.Module, _Kept] = {}
@@ -116,17 +119,15 @@ def _holds_inference_tensors(value: Any) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Keep every module of ``model`` in eval mode; afterwards restore each module's flag, own buffers, and dicts.
+def _evaluate(model: nn.Module, call: object, undo: Undo) -> list[nn.Module]:
+    """Keep every module of ``model`` in eval mode; its flag, its own buffers, and its dicts are restored afterwards.
 
-    Calls are counted per module, so calls from several threads may overlap: the last one restores the state. Yields
+    Calls are counted per module, so calls from several threads may overlap: the last one restores the state. Returns
     all modules, from the only walk over them in a call.
 
     Raises:
         CamlibRuntimeError: a module has lazy parameters.
     """
-    call = object()
     held: list[nn.Module] = []
 
     def release() -> None:
@@ -147,35 +148,32 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
         _kept[module].calls.add(call)
         module.training = False
 
-    with undone(release):
-        modules = modules_of(model)
-        with _lock:
-            may_change = {kind: _may_change(kind) for kind in set(map(type, modules))}
-            for module in modules:
-                buffers, caches = {}, {}
-                if may_change[type(module)]:
-                    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-                        raise lazy()
-                    if attributes := _kept_from_pass_to_pass(module):
-                        _renew(module, attributes)
-                        caches = _dicts(attributes)
-                    if module._buffers:
-                        buffers = _changeable(module)
-                if module.training or buffers or caches or module in _kept:
-                    hold(module, buffers, caches)
-        yield modules
+    undo.append(release)
+    modules = modules_of(model)
+    with _lock:
+        may_change = {kind: _may_change(kind) for kind in set(map(type, modules))}
+        for module in modules:
+            buffers, caches = {}, {}
+            if may_change[type(module)]:
+                if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                    raise lazy()
+                if attributes := _kept_from_pass_to_pass(module):
+                    _renew(module, attributes)
+                    caches = _dicts(attributes)
+                if module._buffers:
+                    buffers = _changeable(module)
+            if module.training or buffers or caches or module in _kept:
+                hold(module, buffers, caches)
+    return modules
 
 
-@contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
+def _run_eagerly(call: object, undo: Undo) -> None:
     """Run compiled submodules and functions eagerly: hooks do not fire in compiled code, nor does its graph stay.
 
     The setting is torch's, for the whole process; the last of several calls that overlap restores it.
     """
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        yield  # nothing was compiled, or torch has no such setting
-        return
-    call = object()
+        return  # nothing was compiled, or torch has no such setting
 
     def release() -> None:
         with _lock:
@@ -184,12 +182,11 @@ def _eagerly() -> Iterator[None]:
                 _eager_stances[-1].__exit__(None, None, None)
                 _eager_stances.pop()
 
-    with undone(release):
-        with _lock:
-            _eager_calls.add(call)
-            if not _eager_stances:
-                _eager_stances.append(torch.compiler.set_stance("force_eager"))
-        yield
+    undo.append(release)
+    with _lock:
+        _eager_calls.add(call)
+        if not _eager_stances:
+            _eager_stances.append(torch.compiler.set_stance("force_eager"))
 
 
 def _in_child() -> None:
@@ -208,8 +205,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-@contextlib.contextmanager
-def _random_numbers() -> Iterator[None]:
+def _keep_random_numbers(undo: Undo) -> None:
     """Restore the global generators of torch, NumPy and Python afterwards."""
     import numpy as np
 
@@ -225,26 +221,33 @@ def _random_numbers() -> Iterator[None]:
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
 
-    with undone(restore):
-        yield
+    undo.append(restore)
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Run without autograd, in eval mode, outside inference mode, eagerly; everything is restored afterwards.
 
-    Yields all modules of the model.
+    Forward hooks from outside do not act, such as those of a capture around the block. Yields all modules of the model.
+
+    Raises:
+        CamlibRuntimeError: a module has lazy parameters.
     """
-    caching = torch.is_autocast_cache_enabled()
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        own_call(),
-        _random_numbers(),
-        evaluating(model) as modules,
-        _eagerly(),
-        undone(lambda: torch.set_autocast_cache_enabled(caching)),
-    ):
+    call, outside, caching = object(), CALL.get(), torch.is_autocast_cache_enabled()
+    undo: Undo = []  # the last change first; each entry is made before its change, and may be called again
+
+    def restore() -> None:
+        while undo:
+            undo[-1]()
+            undo.pop()
+
+    with torch.inference_mode(False), torch.no_grad(), undone(restore):
+        undo.append(lambda: CALL.set(outside))
+        CALL.set(call)
+        _keep_random_numbers(undo)
+        modules = _evaluate(model, call, undo)
+        _run_eagerly(call, undo)
         # Casts cached under no_grad would have no gradient when the caller trains in the same autocast region.
+        undo.append(lambda: torch.set_autocast_cache_enabled(caching))
         torch.set_autocast_cache_enabled(False)
         yield modules

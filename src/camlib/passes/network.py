@@ -130,21 +130,26 @@ class Network:
             remember_sizes(outputs, inputs)
         return outputs
 
+    def called(self, raw: Any) -> Any:
+        """Return the outputs for inputs of the usual kind, such as images (N, C, H, W), which the model may change."""
+        return self._call(raw) if self.forward is None else self.forward(self.module, raw)
+
+    @property
+    def _call(self) -> Callable[..., Any]:
+        compiled = getattr(self.module, "_compiled_call_impl", None) is not None
+        return self.module._call_impl if compiled else self.module
+
     def scored(self, inputs: Inputs) -> Any:
         """Return the outputs of :meth:`run`; those that are probabilities bear a note with their logits."""
         return self.ending.noted(lambda: self.run(inputs))
 
     def _outputs(self, inputs: Inputs) -> Any:
         try:
-            if self.forward is not None:
-                return self.forward(self.module, inputs.raw)
-            compiled = getattr(self.module, "_compiled_call_impl", None) is not None
-            call: Callable[..., Any] = self.module._call_impl if compiled else self.module
-            if isinstance(inputs.raw, Tensor) and inputs.raw.dim() != 3:
-                return call(inputs.raw)
+            if self.forward is not None or (isinstance(inputs.raw, Tensor) and inputs.raw.dim() != 3):
+                return self.called(inputs.raw)
             args, named = self.arguments.of(inputs.raw)
             with batches_only(self.module, inputs):
-                return call(*args, **named)
+                return self._call(*args, **named)
         except Exception as error:
             in_words = explained(self.module, None if self.forward else self.arguments, inputs, error)
             if in_words is None:

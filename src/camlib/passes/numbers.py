@@ -84,6 +84,11 @@ class Checks:
                 raise error
 
 
+def are_finite(*tensors: Tensor) -> bool:
+    """Return whether all numbers are finite, with one wait for the device; False also where their sum overflows."""
+    return bool(torch.stack([_each_once(tensor.detach()).sum() for tensor in tensors]).isfinite().all())
+
+
 def _each_once(tensor: Tensor) -> Tensor:
     """A tensor without the repetitions of an expanded one."""
     if 0 not in tensor.stride() or tensor.layout != torch.strided:
@@ -135,3 +140,8 @@ def _error(what: str, where: str, images: list[int]) -> NotFiniteError:
 def single_or_double(tensor: Tensor) -> Tensor:
     """Return a tensor in double precision unchanged, and any other in single precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def all_single_or_double(*tensors: Tensor) -> list[Tensor]:
+    """Return :func:`single_or_double` of each tensor."""
+    return [single_or_double(tensor) for tensor in tensors]

@@ -14,6 +14,7 @@ from camlib.inputs import Inputs
 from camlib.layers.names import call_of, module_of
 from camlib.passes.hooks import first_tensor, hooked, with_first
 from camlib.passes.network import Network
+from camlib.passes.no_rows import WithoutRows
 from camlib.passes.rows import with_known_rows
 
 
@@ -49,17 +50,52 @@ class Tail:
             replaced(self._network.module, self._layer, lambda own: _like(own, features)),
             _autocast_kept(features.device.type),
         ):
-            return self._network.scored(self._inputs.pick(self._through_trunk(image_index), self._images))
+            return self._network.scored(self._through_trunk(image_index))
 
-    def _through_trunk(self, image_index: Tensor) -> Tensor:
-        return image_index[:0]
+    def _through_trunk(self, image_index: Tensor) -> Inputs:
+        return self._inputs.pick(image_index[:0], self._images)
+
+
+class WithoutRowsOfTrunk(Tail):
+    """The same where PyTorch refuses an empty batch, as in ``x.reshape(0, 24, -1)``.
+
+    See :class:`camlib.passes.no_rows.WithoutRows`.
+    """
+
+    def __call__(self, features: Tensor, image_index: Tensor) -> Any:
+        """Return the outputs, as :class:`Tail` does."""
+        with WithoutRows():
+            return super().__call__(features, image_index)
+
+
+class ShapesOfTrunk(Tail):
+    """The same for networks whose tail uses the number of rows that the trunk had, as for learned queries.
+
+    The trunk runs on torch's fake tensors, which have a shape and a device, and no values: it computes nothing. What is
+    computed from a fake tensor is fake, so a tail that needs more than the layer returns fake outputs.
+    """
+
+    def _through_trunk(self, image_index: Tensor) -> Inputs:
+        from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import, and few networks need it
+
+        mode, shared = FakeTensorMode(allow_non_fake_inputs=True), self._inputs.shared or ()
+
+        def fake(tensor: Tensor) -> Tensor:
+            return tensor if any(tensor is one for one in shared) else mode.from_tensor(tensor)
+
+        return self._inputs.map(fake).pick(image_index, self._images)
 
 
 class WholeNetwork(Tail):
     """The same for tails that need more of the trunk than the layer: each row's image runs through the whole trunk."""
 
-    def _through_trunk(self, image_index: Tensor) -> Tensor:
-        return image_index
+    def _through_trunk(self, image_index: Tensor) -> Inputs:
+        return self._inputs.pick(image_index, self._images)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values, since it was computed in the trunk of :class:`ShapesOfTrunk`."""
+    return type(tensor) is not Tensor and type(tensor).__name__ == "FakeTensor"
 
 
 def _like(own: Tensor, features: Tensor) -> Tensor:

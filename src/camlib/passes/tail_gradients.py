@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,29 @@ def tail_gradients(scores: Tensor, points: list[Tensor], scale: float, retain_gr
     else:
         found = _gradients_per_class(scores, points, scale)
     return found if scale == 1 else [one if one is None else one.float() / scale for one in found]
+
+
+def of_each_class(
+    maps: Callable[[Tensor, Tensor], Tensor], activations: Tensor, gradients: Tensor, several: bool
+) -> Tensor:
+    """Apply a function of activations and gradients, to each class if there are several.
+
+    camlib's own functions are applied to several classes at once, by ``torch.vmap``; others to one by one.
+
+    Args:
+        maps: the function, to maps (N, ...).
+        activations: (N, C, ...).
+        gradients: (N, C, ...), or (N, K, C, ...).
+        several: whether there is a class axis.
+
+    Returns:
+        (N, ...), or (N, K, ...).
+    """
+    if not several:
+        return maps(activations, gradients)
+    if getattr(maps, "__module__", "").startswith("camlib."):
+        return torch.vmap(lambda one: maps(activations, one), 1, 1, chunk_size=CLASSES_AT_ONCE)(gradients)
+    return torch.stack([maps(activations, one.contiguous()) for one in gradients.unbind(1)], 1)
 
 
 def _gradients_per_class(scores: Tensor, points: list[Tensor], scale: float) -> list[Any]:

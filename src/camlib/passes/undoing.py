@@ -33,13 +33,16 @@ def undone(work: Callable[[], None]) -> Iterator[None]:
         ...     print("interrupted,", len(left), "left")
         interrupted, 0 left
     """
+    is_undone = False
     try:
         try:
             yield
         finally:
             completed(work)
+            is_undone = True
     finally:
-        completed(work)  # if the line above was interrupted
+        if not is_undone:  # the lines above were interrupted
+            completed(work)
 
 
 def completed(work: Callable[[], None]) -> None:

@@ -337,8 +337,8 @@ class Contrast(_OfClasses):
 
     Raises:
         CamlibTypeError: ``weight`` is not a number or ``nearest`` not an int.
-        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, ``average`` is unknown, a class is contrasted
-            with itself, or the network has a single logit.
+        CamlibValueError: ``weight`` is not finite, ``nearest`` < 1, ``average`` is unknown, a class is
+            contrasted with itself, a class of ``against`` is given twice, or the network has a single logit.
 
     Example:
         >>> import camlib, torch
@@ -384,6 +384,12 @@ class Contrast(_OfClasses):
             order = apart.masked_fill(itself, torch.nan).argsort(dim=-1, stable=True)
             return order[..., : min(self.nearest, logits.shape[1] - 1)]
         rivals = class_indices(self.against, logits).reshape(len(logits), -1)
+        ordered = rivals.sort(1).values
+        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise CamlibValueError(
+                f"against={self.against!r} has a class twice for an image, which would count twice in the mean; give "
+                "each class once"
+            )
         rivals = (rivals if classes.dim() == 1 else rivals[:, None]).expand(*classes.shape, -1)
         clash = rivals == classes[..., None]
         if bool(clash.any()):

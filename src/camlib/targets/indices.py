@@ -71,6 +71,12 @@ def class_indices(classes: Any, logits: Tensor) -> Tensor:
     return indices.to(logits.device, non_blocking=True)
 
 
+def class_scores(classes: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return :func:`class_indices`, and the logits of these classes, in the graph."""
+    indices = class_indices(classes, logits.detach())
+    return indices, picked(logits, indices)
+
+
 def image_indices(given: Any, rows: int, count: int | None = None, what: str = "target") -> Tensor:
     """Return one index (N,) or several (N, K) for each of ``rows`` images, all of them in [0, ``count``).
 

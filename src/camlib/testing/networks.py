@@ -54,6 +54,27 @@ def vision_transformer() -> nn.Module:
     return VisionTransformer()
 
 
+class _Shifted(nn.Module):
+    """Features of pictures, times a number and plus another one."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
+        self.scale, self.shift = scale, shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, 8, h, w)."""
+        features: Tensor = self.scale * self.convolution(images) + self.shift
+        return features
+
+
+def shifted_features(scale: float, shift: float) -> nn.Module:
+    """A CNN whose layer "features" returns those of a convolution, times a number and plus another one."""
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    make = _seeded(lambda: nn.Sequential(OrderedDict(features=_Shifted(scale, shift), head=nn.Sequential(*head))))
+    return make()
+
+
 NETWORKS: tuple[Callable[[], nn.Module], ...] = (hidden_layer_cnn, linear_head_cnn, vision_transformer)
 """A method is checked on the first of these that it accepts."""
 

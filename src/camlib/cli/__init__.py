@@ -1,0 +1,1 @@
+"""The command ``camlib``, also ``python -m camlib``: the library from a terminal. Only this package imports typer."""

@@ -1,0 +1,3 @@
+"""One call from a picture to its explanation."""
+
+from camlib.explaining.one_call import explain as explain

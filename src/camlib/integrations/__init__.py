@@ -1,0 +1,1 @@
+"""camlib inside other libraries; each module needs one of them."""

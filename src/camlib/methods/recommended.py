@@ -1,0 +1,132 @@
+"""The method that the documentation's evidence recommends for a network and a target, and why: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from camlib import targets
+from camlib.errors import CamlibError
+from camlib.inputs import Inputs, Outputs, detections_in
+from camlib.methods.base import Method
+from camlib.methods.grad_cam import GradCAM
+from camlib.methods.layer_cam import LayerCAM
+from camlib.methods.libra_grad import LibraGrad
+from camlib.passes.attention import ATTENTION
+from camlib.passes.isolation import undisturbed
+from camlib.passes.network import Network
+
+Kind = Literal["placed", "function", "transformer", "convolutional"]
+"""What decides: a score that has a place, a function of the outputs, or the network for a score of the whole image."""
+PLACED = (targets.Box, targets.Detection, targets.Region)
+"""Targets whose scores have a place."""
+WHOLE = (
+    *(targets.Classes, targets.Confidence, targets.Contrast, targets.ReST),
+    *(targets.BinaryLogit, targets.MultiLabel, targets.Output),
+    *(targets.Similarity, targets.Difference, targets.BoundLogits),
+)
+"""Targets whose scores belong to the whole image, unless the outputs have places."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A method, and why it is recommended.
+
+    Example:
+        >>> RECOMMENDED["convolutional"].method.name
+        'grad_cam'
+    """
+
+    method: type[Method]
+    reason: str
+
+
+RECOMMENDED: dict[Kind, Recommendation] = {
+    "placed": Recommendation(
+        LayerCAM,
+        "the score has a place in the image: LayerCAM weights each position by its own gradient, where Grad-CAM gives "
+        "each channel one weight for all positions",
+    ),
+    "function": Recommendation(
+        LayerCAM,
+        "the score is a function, which may have a place in the image: LayerCAM weights each position by its own "
+        "gradient",
+    ),
+    "transformer": Recommendation(
+        LibraGrad,
+        "the network has attention, through which activation times gradient does not sum to the score: LibraGrad's "
+        "balanced gradients do",
+    ),
+    "convolutional": Recommendation(
+        GradCAM,
+        "the score belongs to the whole image, and the network has no attention: few methods that cost as little did "
+        "better, and ahead of pooling and one linear layer Grad-CAM and HiResCAM are the same map",
+    ),
+}
+"""By what decides. The guide to methods and the pages of evidence have the measurements."""
+
+
+def recommended(network: Network, inputs: Any, target: Any = None) -> Recommendation:
+    """Return the method to explain a target of a network with, from one forward pass of the first image.
+
+    Args:
+        network: the network.
+        inputs: what it takes.
+        target: as for :meth:`camlib.methods.Method.__call__`.
+
+    Example:
+        >>> import torch, torchvision
+        >>> network = Network.of(torchvision.models.resnet18(num_classes=4).eval())
+        >>> recommended(network, torch.rand(2, 3, 64, 64)).method.name
+        'grad_cam'
+    """
+    return RECOMMENDED[_kind(network, network.ready(inputs), target)]
+
+
+def _kind(network: Network, inputs: Inputs, target: Any) -> Kind:
+    if isinstance(target, PLACED):
+        return "placed"
+    if callable(target) or (isinstance(target, targets.Target) and not isinstance(target, WHOLE)):
+        return "function"
+    outputs, attends = _first_pass(network, inputs)
+    if _is_placed(outputs):
+        return "placed"
+    return "transformer" if attends else "convolutional"
+
+
+def _first_pass(network: Network, inputs: Inputs) -> tuple[Any, bool]:
+    """The outputs of the first image, and whether attention was computed for them."""
+    with undisturbed(network.module), _Attends() as seen:
+        return network.run(inputs.first()), seen.found
+
+
+class _Attends(TorchFunctionMode):
+    """Notes attention: torch's functions, or the softmax of a product of tokens with tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and note what it is."""
+        if func in ATTENTION:
+            self.found = True
+        if func in (F.softmax, torch.softmax, torch.Tensor.softmax) and getattr(args[0], "ndim", 0) >= 4:
+            self.found = self.found or args[0].shape[-1] == args[0].shape[-2] > 1
+        return func(*args, **(kwargs or {}))
+
+
+def _is_placed(outputs: Any) -> bool:
+    """Whether the scores of classes have places: detections, or maps of classes."""
+    try:
+        if detections_in(outputs) is not None:
+            return True
+    except CamlibError:
+        return True
+    main = Outputs(outputs).main
+    return main is not None and main.dim() > 2
