@@ -102,7 +102,9 @@ def exported(name: str) -> dict[str, Any]:
             "layer": metadata["layer"],
             "side": images.shape[-1],
             "nodes": len(graph.graph.node),
-            "difference": float(metadata["difference"]),
+            "error": float(metadata["error"]),
+            "eager_error": float(metadata["eager_error"]),
+            "reference": metadata["reference"],
         }
 
 

@@ -3,7 +3,6 @@
 Pure functions are in ``functional``, base classes in ``methods``, targets in ``targets``, metrics in ``metrics``.
 """
 
-from camlib import exporting as exporting
 from camlib import functional as functional
 from camlib import imaging as imaging
 from camlib import methods as methods

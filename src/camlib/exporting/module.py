@@ -14,7 +14,7 @@ from camlib.errors import CamlibRuntimeError, CamlibTypeError, CamlibValueError,
 from camlib.exporting.call import CLASS_INDEX, Call, call_of
 from camlib.exporting.decompositions import plain_operations
 from camlib.exporting.preprocessing import Preprocessing
-from camlib.exporting.proof import Run, prove, trial
+from camlib.exporting.proof import Trials, random_inputs, trials_of
 from camlib.passes.isolation import undisturbed
 from camlib.passes.recording import CannotRecordError, recorded
 from camlib.targets import TopK
@@ -47,6 +47,8 @@ class WithHeatmaps(nn.Module):
         """What was recorded."""
         self.example = example
         """Inputs of the graph, from which others copy shapes and types."""
+        self.trials: Trials | None = None
+        """What it was compared with."""
         self.dynamic_batch = dynamic_batch
         """Whether it takes batches of any length."""
         self.dynamic_size = dynamic_size
@@ -92,8 +94,10 @@ def as_module(
     CUDA graph, or export it: :func:`camlib.export`, :func:`camlib.export_onnx`. It shares its parameters and buffers
     with the model. The model's Python code is recorded once, in eval mode and in the model's precision.
 
-    Before it is returned, the module is compared with eager calls on random images, in batches of several lengths.
-    Heatmaps are those of :meth:`camlib.Explanation.heatmaps`. Where eager calls raise
+    Before it is returned, the module and eager calls are compared with eager calls of a copy of the model in float64, on
+    random images in batches of several lengths. The module is accepted if its largest error is at most 1e-5, or at most
+    4 times that of eager calls. A model that cannot be made float64 is compared with eager calls, to 1e-5. The metadata
+    hold both errors and say what the reference was. Heatmaps are those of :meth:`camlib.Explanation.heatmaps`. Where eager calls raise
     :class:`camlib.errors.NotFiniteError`, the heatmaps are NaN.
 
     Args:
@@ -117,7 +121,7 @@ def as_module(
 
     Raises:
         CamlibTypeError, CamlibValueError: an argument is invalid, or the method cannot be exported.
-        CamlibRuntimeError: the model cannot be recorded, or the module gives something else than eager calls.
+        CamlibRuntimeError: the model cannot be recorded, or the module's error is larger.
 
     Example:
         >>> import camlib, torch, torchvision
@@ -136,8 +140,8 @@ def as_module(
             "export a graph for each size"
         )
     module = _recorded(call, inputs, dynamic_batch, dynamic_size, class_names)
-    difference = prove(call, module, inputs, Run("the module"), dynamic_batch, dynamic_size)
-    module.metadata["difference"] = f"{difference:.1e}"
+    module.trials = trials_of(call, inputs, dynamic_batch, dynamic_size)
+    module.metadata |= module.trials.prove(module, "the module").metadata
     return module
 
 
@@ -145,7 +149,7 @@ def _recorded(
     call: Call, inputs: Tensor, dynamic_batch: bool, dynamic_size: bool, class_names: Sequence[str] | None
 ) -> WithHeatmaps:
     """The module of a call."""
-    example = trial(call, inputs, 3 if dynamic_batch else len(inputs), inputs.shape[1:], seed=0)
+    example = random_inputs(call, inputs, 3 if dynamic_batch else len(inputs), inputs.shape[1:], seed=0)
     spatial = call.spatial if call.preprocessing is None else (1, 2)
     axes = {*((0,) if dynamic_batch else ()), *(spatial if dynamic_size else ())}
     dynamic = [axes, *[{0} if dynamic_batch else set() for _ in example[1:]]]

@@ -17,7 +17,6 @@ from torch import Tensor
 from camlib.errors import CamlibRuntimeError, CamlibTypeError
 from camlib.exporting.module import WithHeatmaps, as_module
 from camlib.exporting.program import axes_of, program_of
-from camlib.exporting.proof import Run, prove
 
 OPSET = 18
 """The version of ONNX's operators."""
@@ -31,7 +30,7 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     ONNX Runtime, OpenVINO and others run the file without PyTorch. Its inputs are named "images", or "pictures" with
     ``preprocessing``, and "class_index"; its outputs "outputs" and "heatmaps". The metadata of the file say which
     method, layer, target, classes and versions it has. ONNX Runtime runs the file before it is written to ``path``,
-    and the result is compared with eager calls.
+    and the result is proved as in :func:`camlib.as_module`.
 
     It needs the packages onnx, onnxscript and onnxruntime: ``pip install torch-camlib[export]``.
 
@@ -47,7 +46,7 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     Raises:
         CamlibTypeError, CamlibValueError: as for :func:`camlib.as_module`.
         CamlibRuntimeError: as for :func:`camlib.as_module`; or a package is missing, an operation has no translation,
-            or ONNX Runtime gives something else.
+            or the error of ONNX Runtime is too large.
 
     Example:
         >>> import camlib, tempfile, torch, torchvision
@@ -68,10 +67,9 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
         draft = Path(folder) / to.name
         model.save(draft)
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
-        difference = prove(
-            module.call, _run(session), inputs, Run("ONNX Runtime"), module.dynamic_batch, module.dynamic_size
-        )
-        metadata = {**module.metadata, "opset": str(OPSET), "difference": f"{difference:.1e}"}
+        assert module.trials is not None
+        proof = module.trials.prove(_run(session), "ONNX Runtime")
+        metadata = {**module.metadata, **proof.metadata, "opset": str(OPSET)}
         model.model.metadata_props.update(metadata)
         model.save(draft)
         del session
