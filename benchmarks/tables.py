@@ -107,6 +107,18 @@ def coverage_refusals() -> Lines:
     return [["method", "refuses because", "networks"], *rows]
 
 
+def exporting() -> Lines:
+    """Whether each network was exported with Grad-CAM, and how far it is from float64."""
+    lines = [["network", "picture", "layer", "nodes", "error, ONNX Runtime", "error, eager"]]
+    for name, of in load("exporting")["networks"].items():
+        if "refused" in of:
+            lines.append([name, "", "", "", f"refused: {escaped(of['refused'])}", ""])
+        else:
+            errors = [f"{of[key]:.0e}" for key in ("error", "eager_error")]
+            lines.append([name, f"{of['side']} px", of["layer"], str(of["nodes"]), *errors])
+    return lines
+
+
 def reason(refusal: str) -> str:
     """What an error says, without the numbers, names and shapes of one network."""
     clause = re.split(r"; |: (?:of|for image) | \(as autograd|, and guided", refusal)[0]
@@ -353,6 +365,7 @@ FUNCTIONS = (
     coverage_methods,
     coverage_models,
     coverage_refusals,
+    exporting,
     faithfulness,
     methods,
     parity,

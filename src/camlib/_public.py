@@ -26,6 +26,9 @@ from camlib.evaluation import evaluate as evaluate
 from camlib.evaluation import scan_layers as scan_layers
 from camlib.explaining import explain as explain
 from camlib.explanation import Explanation as Explanation
+from camlib.exporting import as_module as as_module
+from camlib.exporting import export as export
+from camlib.exporting import export_onnx as export_onnx
 from camlib.imaging import colorize as colorize
 from camlib.imaging import normalize as normalize
 from camlib.imaging import overlay as overlay

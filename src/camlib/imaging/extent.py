@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from camlib.imaging.resizing import resize
+from camlib.imaging.normalization import as_maps
+from camlib.imaging.resizing import interpolated
 
 Extent = tuple[float, ...] | None
 """What the maps cover, in input pixels along each axis; None where that is the input."""
@@ -43,14 +45,26 @@ def resized_to_input(
     origin: Extent = None,
 ) -> Tensor:
     """Return maps (..., *size), each pixel over its own pixels of the input; zero where the maps do not reach."""
+    return laid_over(as_maps(maps, dims=len(size)), size, extent, input_size, origin)
+
+
+def laid_over(
+    maps: Tensor,
+    size: tuple[int, ...],
+    extent: Extent,
+    input_size: tuple[int, ...] | None,
+    origin: Extent = None,
+    resized: Callable[[Tensor, tuple[int, ...]], Tensor] = interpolated,
+) -> Tensor:
+    """Return :func:`resized_to_input` without checks, which would wait for the device; ``resized`` resizes maps."""
     if extent is None or input_size is None:
-        return resize(maps, size)
+        return resized(maps, size)
     scales = [side / full for side, full in zip(size, input_size, strict=True)]
     starts = [round(start * scale) for start, scale in zip(origin or (0.0,) * len(size), scales, strict=True)]
     covered = tuple(max(1, round(own * scale)) for own, scale in zip(extent, scales, strict=True))
     if origin is None:
         covered = tuple(map(max, size, covered))
-    maps = resize(maps, covered)
+    maps = resized(maps, covered)
     found = maps.new_zeros(*maps.shape[: -len(size)], *size)
     to: list[Any] = [...]
     of: list[Any] = [...]
