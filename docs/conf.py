@@ -87,7 +87,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|Baseline|Gamma"
+        r"(Method|Layer|Network|ImageAxes|Scale|Watch|ChunkSize|Variation|Color|Size|Maps|TopK|OnNonfinite|Explainer|Reshape|Forward|Baseline|Perturb|Gamma"
         r"|Weights|Average|.*\bBoundTarget"
         r"|.*\bCovered|targets\.Link|camlib\.testing\..*Subject|camlib\.imaging\..*\.Maps|camlib\.metrics\.readings\..*"
         r"|PlainGradients|.*\.AnyMethod|~P|camlib\.metrics\.declaration\.[RS])",
