@@ -2,9 +2,9 @@
 
 White noise hides a pattern, at the strengths of the authors' configuration. There are four scenarios. *Linear*: the
 pattern, a T at one place or an L at another, is added to the noise. *Multiplicative*: the pattern scales the noise.
-*Translations and rotations*: the pattern is added anywhere, in one of four orientations. *XOR*: both patterns are there,
-with equal or different signs. The truth is the pattern. As in the paper, the absolute values of the attributions count,
-and only test pictures that the network classifies correctly are used.
+*Translations and rotations*: the pattern is added anywhere, in one of four orientations. *XOR*: both patterns are
+there, with equal or different signs. The truth is the pattern. As in the paper, the absolute values of the attributions
+count, and only test pictures that the network classifies correctly are used.
 """
 
 from __future__ import annotations
