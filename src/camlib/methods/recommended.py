@@ -1,4 +1,4 @@
-"""The method that the documentation's evidence recommends for a network and a target, and why: one table."""
+"""The method that ``method="auto"`` chooses for a network and a target, and why: one table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
 
 Kind = Literal["placed", "function", "transformer", "convolutional"]
-"""What decides: a score that has a place, a function of the outputs, or the network for a score of the whole image."""
+"""What decides: the score has a place, is a function of the outputs, or belongs to the whole image of a network."""
 PLACED = (targets.Box, targets.Detection, targets.Region)
 """Targets whose scores have a place."""
 WHOLE = (
@@ -59,16 +59,16 @@ RECOMMENDED: dict[Kind, Recommendation] = {
     ),
     "transformer": Recommendation(
         LibraGrad,
-        "the network has attention, through which activation times gradient does not sum to the score: LibraGrad's "
-        "balanced gradients do",
+        "the network has attention, so activation times gradient does not sum to the score; with LibraGrad's balanced "
+        "gradients it does",
     ),
     "convolutional": Recommendation(
         GradCAM,
         "the score belongs to the whole image, and the network has no attention: few methods that cost as little did "
-        "better, and ahead of pooling and one linear layer Grad-CAM and HiResCAM are the same map",
+        "better, and if pooling and one linear layer follow, Grad-CAM and HiResCAM are the same map",
     ),
 }
-"""By what decides. The guide to methods and the pages of evidence have the measurements."""
+"""By what decides. The measurements are in the guide to methods and on the pages of evidence."""
 
 
 def recommended(network: Network, inputs: Any, target: Any = None) -> Recommendation:
