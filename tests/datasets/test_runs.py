@@ -69,7 +69,9 @@ def test_overlays_are_drawn_on_the_part_that_the_network_saw(tmp_path):
         overlay = camlib.read_image(row.files["overlay"]).astype(int)
         drawn = camlib.overlay(picture, row.heatmap(), alpha=0.6)
         drawn = np.where(row.window.covered()[..., None], drawn, picture)
-        written = cv2.imdecode(cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
+        written = cv2.imdecode(
+            cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR
+        )
         assert np.abs(overlay - written[..., ::-1]).max() <= 2  # two decoders of JPEG
         stored = np.asarray(Image.open(row.files["heatmap"]).copy())
         np.testing.assert_allclose(stored / 65535, row.heatmap().numpy(), atol=1e-5)
