@@ -481,6 +481,7 @@ def test_a_device_that_cannot_be_used_is_wrong_use(device, folder):
 
 def test_the_table_holds_no_formulas(folder, monkeypatch):
     monkeypatch.chdir(folder / "photos")
+    monkeypatch.syspath_prepend(folder)
     for name in ("=1+1.png", "-1+1.png", "+1.png", "@sum.png"):
         save_picture(Path(name))
     out = folder / "out"

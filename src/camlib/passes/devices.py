@@ -59,4 +59,4 @@ def on_device(model: nn.Module, device: torch.device, argument: str = "device") 
 
 def _unusable(argument: str, device: Any, error: BaseException) -> CamlibValueError:
     why = str(error).partition("\n")[0]
-    return CamlibValueError(f"{argument} {str(device)!r} cannot be used: {why}")
+    return CamlibValueError(f"{argument} {device} cannot be used: {why}")
