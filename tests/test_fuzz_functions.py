@@ -130,6 +130,7 @@ CALLED = (
     "method",
     "function",
     "perturbations",
+    "transforms",
     "change",
 )
 """Arguments that are called: what a wrong function raises then is not camlib's error."""

@@ -175,6 +175,9 @@ BAD_NAMES = {
     "hf:/no/such/folder": (camlib.CamlibValueError, "there is no folder /no/such/folder"),
     "no_such_module:build": (camlib.CamlibValueError, "cannot be imported"),
     "os:no_such_function": (camlib.CamlibValueError, "module os has no 'no_such_function'"),
+    "os.path:join": (camlib.CamlibRuntimeError, "call it in Python without arguments"),
+    "os:sep": (camlib.CamlibValueError, "module os has no 'sep' that can be called"),
+    "../nothing:build": (camlib.CamlibValueError, "cannot be imported"),
     "os:getcwd": (camlib.CamlibTypeError, "returned a str; it must return a torch.nn.Module"),
 }
 

@@ -53,6 +53,8 @@ class Slow(torch.nn.Module):
         return self.network(images)
 def slow():
     return Slow(), PREPARE
+def one_name():
+    return small()[0], PREPARE, ["=cat"]
 """
 
 
@@ -456,3 +458,39 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_names_of_too_few_classes_stop_no_report(folder):
+    out = folder / "out"
+    done = command("explain", "photos", "-m", "factories:one_name", "-q", "--target", "top3", "--report", "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert "class 2" in (out / "report.html").read_text()
+    assert {frozenset(row["names"].removeprefix("'").split("; ")) for row in index(out)} == {
+        frozenset({"=cat", "class 1", "class 2"})
+    }
+
+
+def test_an_empty_folder_is_wrong_use(folder):
+    (folder / "empty").mkdir()
+    done = command("explain", "empty", "-m", "factories:small", "-q", "-o", folder / "out")
+    assert (done.returncode, "empty holds no pictures" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense", "", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_wrong_use(device, folder):
+    done = command("explain", "photos", "-m", "factories:small", "--device", device, "-o", folder / "out")
+    assert (done.returncode, "--device" in done.stderr) == (2, True), done.stderr
+
+
+def test_the_table_holds_no_formulas(folder, monkeypatch):
+    monkeypatch.chdir(folder / "photos")
+    monkeypatch.syspath_prepend(folder)
+    for name in ("=1+1.png", "-1+1.png", "+1.png", "@sum.png"):
+        save_picture(Path(name))
+    out = folder / "out"
+    done = command("explain", "./=1+1.png", "./-1+1.png", "./+1.png", "./@sum.png", "-m", "factories:one_name", "-q",
+                   "--target", "0", "-o", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["path"] for row in index(out)] == ["'=1+1.png", "'-1+1.png", "'+1.png", "'@sum.png"]
+    assert {row["names"] for row in index(out)} == {"'=cat"}
+    assert all(np.isfinite(float(row["scores"])) for row in index(out))  # a minus sign stays as it is

@@ -254,3 +254,21 @@ def test_pictures_whose_inputs_differ_in_size_are_refused_or_explained_one_by_on
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(camlib.CamlibValueError, match="holds no pictures"):
         camlib.explain(network(), tmp_path, transforms=PREPARE)
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense", 3, ""])
+def test_a_device_that_cannot_be_used_is_an_error(device):
+    with pytest.raises(camlib.CamlibError, match="device"):
+        camlib.explain("torchvision:resnet18", picture(64, 64), weights="none", device=device)
+
+
+def test_a_truncated_picture_of_pil_is_an_error(folder):
+    Image.fromarray(picture(100, 150)).save(folder / "t.jpg")
+    (folder / "t.jpg").write_bytes((folder / "t.jpg").read_bytes()[:900])
+    with pytest.raises(camlib.CamlibValueError, match="cannot be decoded"):
+        camlib.explain(network(), Image.open(folder / "t.jpg"), transforms=PREPARE)
+
+
+def test_transforms_that_are_no_function_are_an_error():
+    with pytest.raises(camlib.CamlibTypeError, match="transforms must be a function"):
+        camlib.explain(network(), picture(64, 64), transforms=True)

@@ -92,15 +92,13 @@ def opened(
     import torch
 
     from camlib.loading import load
+    from camlib.passes.devices import device_of_name, on_device
 
     loaded = load(model, weights)
     if weights == "none":
         typer.echo("camlib: the weights are random, so the result says nothing about a trained network", err=True)
     dtype = torch.float32 if precision is Precision.AUTO else getattr(torch, precision.value)
-    try:
-        loaded.model.to(torch.device(_device(device)), dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise CamlibValueError(f"--device {device} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    on_device(loaded.model, device_of_name(_device(device), "--device"), "--device").to(dtype)
     transforms = loaded.transforms
     if transforms is not None and dtype is not torch.float32:
         transforms = InPrecision(transforms, precision.value)

@@ -10,7 +10,7 @@ import typer
 
 from camlib.cli import options
 from camlib.cli.failures import list_failed, printable
-from camlib.errors import CamlibError
+from camlib.errors import CamlibError, CamlibValueError
 
 if TYPE_CHECKING:
     from camlib.datasets import Row, Run
@@ -99,7 +99,7 @@ def explain(
             return
         if report:
             _write_report(run, loaded, reason, colormap, opacity)
-        _summary(run, out, quiet=quiet)
+        _summary(run, out, images, quiet=quiet)
 
 
 def _number(text: str) -> Any:
@@ -158,9 +158,11 @@ def _chosen(
     return on_network("grad_cam", network, layers), ""
 
 
-def _summary(run: Run, out: Path, *, quiet: bool) -> None:
+def _summary(run: Run, out: Path, images: list[str], *, quiet: bool) -> None:
     """Say what was written, and list what failed; then the exit status is 1."""
     errors = run.errors
+    if not errors and not len(run):
+        raise CamlibValueError(f"{', '.join(map(printable, images))} holds no pictures")
     if not quiet:
         typer.echo(f"{len(run)} explained, {len(errors)} failed: {printable(str(out))}")
     list_failed(errors)
@@ -192,12 +194,20 @@ def _write_report(run: Run, loaded: Loaded, reason: str, colormap: str, alpha: A
         by_method,
         seen,
         names=[printable(row.path) for row in rows],
-        class_names=loaded.classes,
+        class_names=_names_of_all(loaded.classes, rows),
         card=card | ({"why this method": reason} if reason else {}),
         colormap=colormap,
         alpha=alpha,
     )
     page.save(run.out / "report.html")
+
+
+def _names_of_all(names: Any, rows: list[Row]) -> list[str] | None:
+    """The names of the classes, also of those that have none: the run is done, so that a short list stops nothing."""
+    if names is None:
+        return None
+    explained = 1 + max((index for row in rows for index in row.classes), default=-1)
+    return [*map(str, names), *(f"class {index}" for index in range(len(names), explained))]
 
 
 def _small(row: Row) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from camlib.errors import CamlibTypeError
 from camlib.methods import Method
+from camlib.passes.devices import on_device
 from camlib.smoothing import Smoothing
 
 
@@ -28,7 +29,7 @@ def prepared(explainer: Any, device: torch.device | None) -> Any:
         )
     method = copy.copy(explainer)
     if device is not None and device != device_of(explainer):
-        method = explainer.on(copy.deepcopy(explainer.model).to(device))
+        method = explainer.on(on_device(copy.deepcopy(explainer.model), device))
     method.on_nonfinite = "nan"
     return method
 

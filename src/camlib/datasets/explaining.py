@@ -32,6 +32,7 @@ from camlib.errors import (
 )
 from camlib.files import path_of
 from camlib.imaging import DEFAULT_COLORMAP
+from camlib.passes.devices import device_of_name
 
 Storage = Literal["files", "parquet", "webdataset"]
 """How a run stores what it makes."""
@@ -117,7 +118,7 @@ def explain_dataset(
         (3, torch.Size([64, 64]))
     """
     folder, share = path_of(out), own_share()
-    if storage not in get_args(Storage):
+    if not isinstance(storage, str) or storage not in get_args(Storage):
         raise CamlibValueError(f"storage must be one of {', '.join(get_args(Storage))}, got {storage!r}")
     optional_function("transforms", transforms)
     check_class_names(class_names)
@@ -130,7 +131,7 @@ def explain_dataset(
     threads = int(number("workers", workers, at_least=0, at_most=MAX_WORKERS))
     in_batch = positive_int("batch_size", batch_size)
     in_shard = -(-positive_int("shard_size", shard_size) // in_batch) if storage in ENDINGS else 1
-    running = prepared(explainer, None if device is None else torch.device(device))
+    running = prepared(explainer, None if device is None else device_of_name(device))
     asked = {
         "explainer": explainer,
         "target": target,

@@ -49,7 +49,7 @@ class Files:
         self, out: Path, temporary: Path, loader: Loader, colormap: Any, alpha: float | str, *, heatmaps: bool
     ) -> None:
         lookup_table(colormap)
-        if alpha != "heat":
+        if not isinstance(alpha, str) or alpha != "heat":
             number("alpha", alpha, at_least=0, at_most=1, instead='"heat"')
         self._out, self._temporary, self._loader = out, temporary, loader
         self._colormap, self._alpha, self._heatmaps = colormap, alpha, heatmaps

@@ -100,6 +100,8 @@ class Loader:
         if isinstance(found, Tensor) and found.is_floating_point():
             if found.dim() < 2:
                 raise CamlibTypeError(f"the dataset must hold images (C, H, W), got a tensor {tuple(found.shape)}")
+            if found.is_meta:
+                raise CamlibTypeError("the dataset must hold images with values, got a tensor on the meta device")
             return Loaded(item, found.detach())
         if self._transforms is None:
             raise CamlibTypeError(
@@ -127,13 +129,20 @@ class Loader:
 
 
 def as_picture(found: Any) -> NDArray[np.uint8]:
-    """Return a picture of a dataset, (H, W, 3): a PIL image, upright; an array; or a tensor of uint8."""
+    """Return a picture of a dataset, (H, W, 3): a PIL image, upright; an array; or a tensor of uint8.
+
+    Raises:
+        CamlibTypeError, CamlibValueError: it is something else, or it cannot be decoded.
+    """
     from camlib.imaging.rgb import as_rgb
 
     if hasattr(found, "getexif"):
         from PIL import ImageOps
 
-        found = ImageOps.exif_transpose(found)
+        try:
+            found = ImageOps.exif_transpose(found)
+        except OSError as error:  # it is decoded here
+            raise CamlibValueError(f"a picture cannot be decoded: {error}") from error
     return as_rgb(found)
 
 

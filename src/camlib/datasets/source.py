@@ -145,7 +145,10 @@ class DatasetSource:
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self.total: int | None = len(dataset)
+        try:
+            self.total: int | None = len(dataset)
+        except TypeError as error:  # arrays and tensors without axes claim to have a length
+            raise CamlibTypeError(f"source must be a dataset that has a length, but its len() says: {error}") from error
         if not self.total:
             raise CamlibValueError("source has no images: the dataset is empty")
         self.kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"

@@ -44,7 +44,7 @@ def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
         raise CamlibTypeError(f"metrics must be a list of names or a mapping, got a single string; give [{metrics!r}]")
     if not isinstance(metrics, Iterable) or hasattr(metrics, "ndim"):
         raise CamlibTypeError(f"metrics must be a list of names or a mapping, got {metrics!r}")
-    options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in map(_hashable, metrics)}
+    options = metrics if isinstance(metrics, Mapping) else {metric: {} for metric in map(name_or_metric, metrics)}
     if not options:
         raise CamlibValueError("metrics is empty; give at least one, such as 'average_drop'")
     columns = {_metric(given): _options(_metric(given), of_metric) for given, of_metric in options.items()}
@@ -58,7 +58,12 @@ def columns_of(metrics: Any, *, with_masks: bool) -> Columns:
     return columns
 
 
-def _hashable(given: Any) -> Any:
+def name_or_metric(given: Any) -> Any:
+    """Return a metric as it was given.
+
+    Raises:
+        CamlibTypeError: it is neither a name nor a metric, and may not be hashable.
+    """
     if not isinstance(given, (str, Metric)):
         raise CamlibTypeError(f"each of metrics must be a name or a metric, got {given!r}")
     return given

@@ -408,6 +408,8 @@ def _constant(one: Any) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        raise CamlibValueError("a tensor on the meta device has no values and cannot be recognised")
     whole = tensor.detach().cpu()
     whole = whole.int_repr() if whole.is_quantized else whole
     return whole.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -13,7 +13,7 @@ from camlib.comparison import on_network
 from camlib.discovery.finding import find_stages_in
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.evaluation.batches import Batches
-from camlib.evaluation.plan import AnyMetric, columns_of
+from camlib.evaluation.plan import AnyMetric, columns_of, name_or_metric
 from camlib.evaluation.run import evaluate
 from camlib.evaluation.table import Evaluation, TableRow
 from camlib.layers.names import resolve_layers
@@ -167,7 +167,8 @@ def scan_layers(
             f"loader is a {type(loader).__name__}, which can be read only once, but the layers are found before they "
             "are measured; give a tensor, a list of batches or a DataLoader"
         )
-    (column,) = columns_of({metric: dict(options or {})}, with_masks=masks is not None)
+    own: Any = {} if options is None else options
+    (column,) = columns_of({name_or_metric(metric): own}, with_masks=masks is not None)
     network = Network.of(model, forward, reshape)
     explainer = on_network(method, network, None)
     if not explainer.finds_one_layer or explainer.layers is not None:
@@ -181,7 +182,7 @@ def scan_layers(
         loader,
         each,
         names,
-        {column: dict(options or {})},
+        {column: own},
         masks,
         target=target,
         forward=forward,

@@ -19,6 +19,7 @@ from camlib.loading import Loaded, class_index, described, load
 from camlib.loading.loaded import Transforms
 from camlib.methods.base import Layer, Method
 from camlib.passes.calling import UnbatchedError
+from camlib.passes.devices import device_of_name, on_device
 from camlib.passes.network import Forward, Network, Reshape
 from camlib.targets.indices import as_tensor
 
@@ -112,14 +113,16 @@ def _loaded(model: Any, weights: Any, device: Any) -> Loaded:
     """The network, on its device."""
     if isinstance(model, str):
         loaded = load(model, weights)
-        loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        on_device(loaded.model, device_of_name(default if device is None else device))
         return loaded
     if not isinstance(model, nn.Module):
         raise CamlibTypeError(
             f'model must be a torch.nn.Module, or a name such as "torchvision:resnet50", got {type(model).__name__}'
         )
-    for name, value, default in (("weights", weights, "default"), ("device", device, None)):
-        if value != default:
+    weights = None if isinstance(weights, str) and weights == "default" else weights
+    for name, value in (("weights", weights), ("device", device)):
+        if value is not None:
             raise CamlibValueError(f"{name}={value!r} is for a model that is given by name; leave it out for a module")
     return described(model)
 

@@ -102,7 +102,8 @@ class Preparation:
         sizes = {tuple(one.shape) for one in inputs}
         if len(sizes) > 1:
             raise CamlibValueError(
-                f"the transforms give inputs of different sizes, {sorted(sizes)}; let them crop, or give batch_size=1"
+                f"the transforms give inputs of different sizes, {sorted(sizes)}; let them crop, or explain the "
+                "pictures one by one"
             )
         return Batch(self._moved(torch.stack(inputs)), seen, len(inputs))
 

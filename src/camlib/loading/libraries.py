@@ -136,18 +136,26 @@ def of_factory(name: str, weights: str) -> Loaded:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as for python -m
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever the module raises
         raise CamlibValueError(
             f"{name} cannot be imported: {error}; give package.module:function, importable from this folder"
         ) from error
-    except AttributeError as error:
-        raise CamlibValueError(f"module {module} has no {attribute!r}; give package.module:function") from error
+    factory = getattr(imported, attribute, None)
+    if not callable(factory):
+        raise CamlibValueError(f"module {module} has no {attribute!r} that can be called; give package.module:function")
     extras: Sequence[Any] = ()
 
     def build(**options: Any) -> nn.Module:
         nonlocal extras
-        made = factory(**options)
+        try:
+            made = factory(**options)
+        except CamlibError:
+            raise
+        except Exception as error:
+            raise CamlibRuntimeError(
+                f"{name} raised {error!r}; call it in Python without arguments, which must return a module"
+            ) from error
         model, *extras = made if isinstance(made, tuple) else (made,)
         if not isinstance(model, nn.Module) or len(extras) > 2:
             raise CamlibTypeError(
