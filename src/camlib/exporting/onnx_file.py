@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     Raises:
         CamlibTypeError, CamlibValueError: as for :func:`camlib.as_module`.
         CamlibRuntimeError: as for :func:`camlib.as_module`; or a package is missing, an operation has no translation,
-            or the error of ONNX Runtime is too large.
+            ONNX Runtime does not load the file, or its error is too large.
 
     Example:
         >>> import camlib, tempfile, torch, torchvision
@@ -66,7 +66,7 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         draft = Path(folder) / to.name
         model.save(draft)
-        session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
+        session = _session(onnxruntime, draft, module.metadata)
         assert module.trials is not None
         proof = module.trials.prove(_run(session), "ONNX Runtime")
         metadata = {**module.metadata, **proof.metadata, "opset": str(OPSET)}
@@ -110,6 +110,17 @@ def _translated(module: WithHeatmaps, program: torch.export.ExportedProgram) -> 
         raise CamlibRuntimeError(
             f"{module.metadata['model']} with {module.metadata['method']} has no translation to ONNX: {error}; use "
             "camlib.export or camlib.as_module"
+        ) from error
+
+
+def _session(onnxruntime: Any, path: Path, metadata: Mapping[str, str]) -> Any:
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever the runtime raises
+        why = str(error).partition("failed:")[2] or str(error)
+        raise CamlibRuntimeError(
+            f"ONNX Runtime does not load {metadata['model']} with {metadata['method']}: {why}; use camlib.export or "
+            "camlib.as_module"
         ) from error
 
 
