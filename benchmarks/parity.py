@@ -38,7 +38,7 @@ REASONS = {
     ("grad-cam", "refine_cam"): "grad-cam and the authors' code: as upsample=True; maps are resized, then multiplied",
     ("grad-cam", "score_cam"): "grad-cam: masks are resized with aligned corners",
     ("torchcam", "score_cam"): "torchcam: masks are normalised before they are resized",
-    ("torchcam", "le_grad"): "torchcam and the paper: a separate score for each block; camlib: the network's score",
+    ("torchcam", "le_grad"): 'torchcam and the paper: a score for each block, as LeGrad(score="block"), which agrees',
     ("grad-cam", "kpca_cam"): 'grad-cam: as KPCACAM(kernel="sigmoid", gamma="1/C", center=True), sign left to chance',
 }
 AS_HEATMAPS = ("shapley_cam", "seg_eigen_cam", "finer_cam", "ablation_cam", "score_cam", "refine_cam", "full_grad")
@@ -149,8 +149,11 @@ def heatmap_rows(name: str, layers: list[str]) -> dict[str, dict[str, Any]]:
     blocks = [name for name, _ in transformer.named_modules() if name.count(".") == 2 and "encoder_layer_" in name]
     with torchcam_class("le_grad")(transformer, blocks) as cam:
         maps = cam.compute_cams([CLASS] * len(images), transformer(images), normalized=False)
+    of_blocks = torch.stack(list(maps)).mean(0)
     own = camlib.LeGrad(transformer)(images, CLASS).maps
-    compared(found.setdefault("le_grad", {}), "torchcam", "le_grad", difference(torch.stack(list(maps)).mean(0), own))
+    compared(found.setdefault("le_grad", {}), "torchcam", "le_grad", difference(of_blocks, own))
+    own = camlib.LeGrad(transformer, score="block")(images, CLASS).maps
+    found["le_grad"]["torchcam, score of each block"] = difference(of_blocks, own)
     return found
 
 

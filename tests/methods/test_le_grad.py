@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import camlib
-from camlib.methods.attention import _Attention
+from camlib.methods.attention import Attention
 from camlib.methods.le_grad import LeGrad
 from tests import equations
 from tests.networks import small_cnn
@@ -204,7 +204,7 @@ def test_scaled_dot_product_attention_is_itself(options: dict[str, Any]) -> None
     if "enable_gqa" in options:
         key, value = key[:, :2], value[:, :2]
     expected = F.scaled_dot_product_attention(query, key, value, **options)
-    with torch.no_grad(), _Attention() as attention:
+    with torch.no_grad(), Attention() as attention:
         found = F.scaled_dot_product_attention(query, key, value, **options)
         torch.set_grad_enabled(False)
     torch.testing.assert_close(found, expected)
@@ -241,7 +241,7 @@ def test_multi_head_attention_is_itself(
     inputs = [torch.randn(*((3, 5) if batch_first else (5, 3)), width, dtype=torch.float64) for width in widths]
     with torch.no_grad():
         expected, weights = module(*inputs, average_attn_weights=average, **masks)
-        with _Attention() as attention:
+        with Attention() as attention:
             found, seen = module(*inputs, average_attn_weights=average, **masks)
         torch.set_grad_enabled(False)
     torch.testing.assert_close(found, expected)
@@ -367,3 +367,147 @@ def test_a_pooling_head_that_the_score_does_not_read_is_left_out(blocks: int | N
     found = camlib.LeGrad(model, blocks=blocks)(pictures, 1).maps
     torch.testing.assert_close(found, expected.reshape(2, 4, 4).float(), rtol=1e-4, atol=1e-9)
     assert camlib.GenericAttention(model)(pictures, 1).maps.shape == (2, 4, 4)
+
+
+# The score of each block, as published -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [None, 1, 2])
+def test_the_score_of_each_block_is_that_of_the_mean_of_its_tokens(blocks: int | None) -> None:
+    model, inputs = vit(layers=3), images(3)
+    explanation = LeGrad(model, blocks=blocks, score="block")(inputs, [1, 2, 0])
+    gradients = equations.le_grad_layer_gradients(model, inputs, lambda outputs: outputs[range(3), [1, 2, 0]])
+    read = gradients[-blocks:] if blocks else gradients
+    equations.assert_close(explanation.maps, *equations.le_grad(read, (4, 4)), 1e-12)
+    final = LeGrad(model, blocks=blocks)(inputs, [1, 2, 0])
+    assert (explanation.maps - final.maps).abs().max() > 0.1 * final.maps.max()
+    torch.testing.assert_close(explanation.scores, final.scores)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}, {"fc_norm": True}]
+)
+def test_timms_blocks_are_scored_by_its_own_norms_and_head(options: dict[str, Any], count: int) -> None:
+    model, inputs = timm_vit(**options), images(count)
+    found = LeGrad(model, score="block")(inputs, [[1, 3]] * count).maps
+    attention, outputs = [], []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, output: attention.append(output))
+        block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    model(inputs)
+    for number, label in enumerate([1, 3]):
+        gradients: list[Tensor] = []
+        for weights, tokens in zip(attention, outputs, strict=True):
+            logits = model.head(model.fc_norm(model.norm(tokens.mean(1))))
+            gradients += torch.autograd.grad(logits[:, label].sum(), weights, retain_graph=True)
+        expected, scale = equations.le_grad(gradients, (4, 4), prefix=attention[0].shape[3] - 16)
+        equations.assert_close(found[:, number], expected, scale, 1e-10)
+        assert expected.std() > 0
+
+
+def test_one_module_in_the_place_of_several_blocks_is_each_of_them() -> None:
+    """ALBERT's way: the same layer is called again and again."""
+    shared, apart = vit(layers=2), vit(layers=2)
+    first, second = apart.encoder.layers
+    apart.load_state_dict(shared.state_dict())
+    second.load_state_dict(first.state_dict())
+    shared.encoder.layers = nn.Sequential(*[shared.encoder.layers[0]] * 2)
+    inputs = images()
+    assert torch.equal(LeGrad(shared, score="block")(inputs, 1).maps, LeGrad(apart, score="block")(inputs, 1).maps)
+
+
+def test_hugging_faces_clip_scores_each_block_against_the_text() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=16, attn_implementation="eager"
+    )
+    torch.manual_seed(0)
+    model, pictures = transformers.CLIPModel(config).eval(), torch.rand(2, 3, 32, 32)
+    words = torch.tensor([[1, 5, 9, 2], [1, 7, 4, 2]])
+
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        return model(pixel_values=x, input_ids=words).logits_per_image
+
+    found = LeGrad(model, score="block", forward=run)(pictures, 1).maps
+    outputs = model(pixel_values=pictures, input_ids=words, output_attentions=True, output_hidden_states=True)
+    vision_outputs, gradients = outputs.vision_model_output, []
+    for weights, tokens in zip(vision_outputs.attentions, vision_outputs.hidden_states[1:], strict=True):
+        image = model.visual_projection(model.vision_model.post_layernorm(tokens.mean(1)))
+        similar = F.normalize(image, dim=1) @ outputs.text_embeds[1] * model.logit_scale.exp()
+        gradients += torch.autograd.grad(similar.sum(), weights, retain_graph=True)
+    equations.assert_close(found, *equations.le_grad(gradients, (4, 4)), 1e-4)
+    assert found.std() > 0
+
+
+def test_a_map_of_the_last_block_is_that_of_the_final_score_where_the_head_reads_the_mean_of_all_tokens() -> None:
+    for norm_of_the_mean in (True, False):
+        model, inputs = timm_vit(class_token=False, global_pool="avg", fc_norm=norm_of_the_mean), images()
+        own, final = (LeGrad(model, blocks=1, score=score)(inputs, 1).maps for score in ("block", "final"))
+        assert torch.allclose(own, final, rtol=1e-9, atol=1e-15) == norm_of_the_mean
+
+
+class Around(Encoder):
+    """Adds the patches to what the last block returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head((tokens + self.encoder(tokens)).mean(1))
+
+
+class Inline(Encoder):
+    """Calls attention in its own forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        for _ in range(2):
+            tokens = tokens + F.scaled_dot_product_attention(*[tokens[:, None]] * 3)[:, 0]
+        return self.head(tokens.mean(1))
+
+
+class Pooled(Encoder):
+    """Reads the patches with a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.pool = nn.Parameter(torch.randn(1, 1, 16)), nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.encoder(self.embed(x).flatten(2).transpose(1, 2))
+        return self.head(self.pool(self.query.expand(len(x), -1, -1), tokens, tokens)[0][:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (Around, r"last block, 'encoder\.layers\.1', do not give the score.*score=\"final\""),
+        (Inline, r"is not called in a block that calls no other.*score=\"final\""),
+        (Pooled, r"blocks that return tokens.*all of the same shape.*'pool': \(., 1, 16\).*score=\"final\""),
+    ],
+)
+def test_blocks_without_scores_are_refused(build: Callable[[], nn.Module], message: str, count: int) -> None:
+    inputs = torch.randn(count, 3, 32, 32)
+    with pytest.raises(camlib.CamlibRuntimeError, match=message):
+        LeGrad(build(), score="block")(inputs, 1)
+    assert LeGrad(build())(inputs, 1).maps.shape == (count, 4, 4)
+
+
+def test_other_scores_are_refused() -> None:
+    with pytest.raises(camlib.CamlibValueError, match='score must be "final" or "block", got \'last\''):
+        LeGrad(vit(), score="last")
+    with pytest.raises(camlib.CamlibTypeError, match='score must be "final" or "block", got None'):
+        LeGrad(vit(), score=None)
+
+
+def test_blocks_leave_no_hook_and_no_graph() -> None:
+    model, inputs = vit(), images()
+    before = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+    LeGrad(model, score="block")(inputs, 1)
+    assert {name: len(module._forward_hooks) for name, module in model.named_modules()} == before
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -59,9 +59,9 @@ class AttentionMethod(Method):
             )
         self.blocks = None if blocks is None else positive_int("blocks", blocks)
 
-    def around(self) -> contextlib.AbstractContextManager[_Attention]:
+    def around(self) -> contextlib.AbstractContextManager[Attention]:
         """Return a context that records the attention; the autograd graph begins at the first one."""
-        return _Attention()
+        return Attention()
 
     def about(self, forward_pass: ForwardPass) -> ForwardPass:
         """Return the pass, with the images where the keys of the attention show them to be."""
@@ -96,7 +96,7 @@ class AttentionMethod(Method):
             forward_pass: the pass.
         """
 
-    def _of_images(self, attention: _Attention, forward_pass: ForwardPass) -> list[Tensor]:
+    def _of_images(self, attention: Attention, forward_pass: ForwardPass) -> list[Tensor]:
         """The attention that is computed from the images, without what is known to be of a text.
 
         Raises:
@@ -266,7 +266,7 @@ def _up_to_the_score(seen: list[Tensor], forward_pass: ForwardPass) -> list[Tens
     return seen[: leads[-1] + 1] if leads else seen
 
 
-class _Attention(ExplicitAttention):
+class Attention(ExplicitAttention):
     """Records the attention that this thread computes; the autograd graph begins at the first one."""
 
     def __init__(self) -> None:

@@ -32,15 +32,40 @@ def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> 
     made_of = forward_pass.network, layer, forward_pass.inputs, forward_pass.count
     if forward_pass.checks.recorded:
         tail = Tail(*made_of)
-        scores = _scores(tail, forward_pass, layer)
+        scores = _scores(tail, forward_pass, forward_pass.features[layer])
         agree = _agree(scores, forward_pass)
         forward_pass.checks.never(~agree, lambda: CamlibRuntimeError("run alone, the tail gives other scores"))
         return tail, scores
+    found = tail_alone(forward_pass, layer, forward_pass.features[layer])
+    if not isinstance(found, str):
+        return found
+    forward_pass.checks.finite("score", forward_pass.scores)
+    forward_pass.checks.evaluate()  # NaN agrees with nothing
+    whole = WholeNetwork(*made_of)
+    scores = _scores(whole, forward_pass, forward_pass.features[layer])
+    warnings.warn(
+        f"The tail of layer {layer!r} needs more than that layer's output (the layer may be parallel to a skip "
+        f"connection), so {method} runs the whole network for every {change}; a layer at the end of a block "
+        f"needs only one forward pass ({found})",
+        CamlibWarning,
+        stacklevel=6,
+    )
+    return whole, scores
+
+
+def tail_alone(forward_pass: ForwardPass, layer: str, features: Tensor) -> tuple[Tail, Tensor] | str:
+    """Return the tail that needs only the layer's output, and its scores; or why there is none.
+
+    Args:
+        forward_pass: the pass.
+        layer: the layer's name.
+        features: (N, ...), what the layer returned in the pass.
+    """
     why = ""
     for kind in (Tail, WithoutRowsOfTrunk, ShapesOfTrunk):
-        tail = kind(*made_of)
+        tail = kind(forward_pass.network, layer, forward_pass.inputs, forward_pass.count)
         try:
-            scores = _scores(tail, forward_pass, layer, copies=1 if kind is ShapesOfTrunk else 2)
+            scores = _scores(tail, forward_pass, features, copies=1 if kind is ShapesOfTrunk else 2)
             if is_fake(scores):
                 why = "run alone, the tail has no score"
             elif bool(_agree(scores, forward_pass)):
@@ -53,18 +78,7 @@ def tail_of(forward_pass: ForwardPass, layer: str, method: str, change: str) -> 
             why = f"run alone, the tail fails: {error}"
             if any(words in why for words in _COMBINED):
                 break
-    forward_pass.checks.finite("score", forward_pass.scores)
-    forward_pass.checks.evaluate()  # NaN agrees with nothing
-    whole = WholeNetwork(*made_of)
-    scores = _scores(whole, forward_pass, layer)
-    warnings.warn(
-        f"The tail of layer {layer!r} needs more than that layer's output (the layer may be parallel to a skip "
-        f"connection), so {method} runs the whole network for every {change}; a layer at the end of a block "
-        f"needs only one forward pass ({why})",
-        CamlibWarning,
-        stacklevel=6,
-    )
-    return whole, scores
+    return why
 
 
 def with_changed_grid(
@@ -98,19 +112,31 @@ _COMBINED = ("must match the size of tensor", "Sizes of tensors must match")
 """PyTorch's words where the tail adds features to tensors of the trunk, which have no rows, or joins them."""
 
 
-def _scores(tail: Tail, forward_pass: ForwardPass, layer: str, copies: int = 1) -> Tensor:
+def _scores(tail: Tail, forward_pass: ForwardPass, features: Tensor, copies: int = 1) -> Tensor:
     """The scores of the unchanged features.
 
     A single image is given as ``copies``: one row and no rows could be added.
     """
-    features, image = forward_pass.features[layer], forward_pass.image_index
+    image = forward_pass.image_index
     if len(image) == 1 and copies > 1:
         features, image = features.repeat_interleave(copies, 0), image.repeat(copies)
     else:
         features = features.clone()
+    return scores_of(tail, forward_pass, features, image)[: forward_pass.count]
+
+
+def scores_of(tail: Tail, forward_pass: ForwardPass, features: Tensor, image_index: Tensor) -> Tensor:
+    """Return the scores of features that replace a layer's output, in the graph if autograd is on.
+
+    Args:
+        tail: the tail.
+        forward_pass: the pass.
+        features: (rows, ...), in the layer's own layout.
+        image_index: (rows,), the number of each row's image.
+    """
     with restored(forward_pass.precision):
-        scores = targets.score(forward_pass.target, tail(features, image), image)
-        return single_or_double(scores[: forward_pass.count])
+        scores = targets.score(forward_pass.target, tail(features, image_index), image_index)
+        return single_or_double(scores)
 
 
 def _agree(scores: Tensor, forward_pass: ForwardPass) -> Tensor:
