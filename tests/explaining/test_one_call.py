@@ -265,8 +265,9 @@ def test_a_device_that_cannot_be_used_is_an_error(device):
 def test_a_truncated_picture_of_pil_is_an_error(folder):
     Image.fromarray(picture(100, 150)).save(folder / "t.jpg")
     (folder / "t.jpg").write_bytes((folder / "t.jpg").read_bytes()[:900])
-    with pytest.raises(camlib.CamlibValueError, match="cannot be decoded"):
-        camlib.explain(network(), Image.open(folder / "t.jpg"), transforms=PREPARE)
+    opened_picture = Image.open(folder / "t.jpg")
+    with opened_picture, pytest.raises(camlib.CamlibValueError, match="cannot be decoded"):
+        camlib.explain(network(), opened_picture, transforms=PREPARE)
 
 
 def test_transforms_that_are_no_function_are_an_error():
