@@ -212,9 +212,10 @@ def naive(model: nn.Module, layer: str, images: Tensor, grid: tuple[int, int], p
     """Grad-CAM of class 1 by plain autograd, with the layout written out."""
     kept = []
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output))
-    outputs = model(images, **options).logits
+    outputs = model(images, **options)
+    outputs = outputs if isinstance(outputs, Tensor) else outputs.logits
     handle.remove()
-    features = kept[-1]
+    features = kept[-1] if isinstance(kept[-1], Tensor) else kept[-1][0]
     (gradient,) = torch.autograd.grad(outputs[:, 1].sum(), features)
     features, gradient = (t[:, prefix:].mT.unflatten(2, grid) for t in (features, gradient))
     return (features * gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach()
@@ -245,6 +246,41 @@ def test_merges_that_pad_have_the_grid_of_the_network(size: int, cells: int) -> 
     model, images = transformers.Swinv2ForImageClassification(config).double().eval(), torch.rand(2, 3, size, size)
     explanation = camlib.GradCAM(model)(images.double(), 1)
     expected = naive(model, explanation.layer, images.double(), (cells, cells), 0)
+    torch.testing.assert_close(explanation.maps, expected)
+
+
+STAGES = {"image_size": 144, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_labels": 5}
+WINDOWS = {"num_heads": [1, 1, 2, 4], "window_size": 4}
+PADDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "PiT": (
+        lambda: timm.models.pit.PoolingVisionTransformer(
+            144, 16, 8, "overlap", (8, 8, 8), (1, 1, 1), (1, 2, 4), 2, num_classes=5
+        ),
+        1,
+    ),
+    "FocalNet": (
+        lambda: transformers.FocalNetForImageClassification(
+            transformers.FocalNetConfig(**STAGES, hidden_sizes=[8, 16, 32, 64], focal_levels=[1] * 4)
+        ),
+        0,
+    ),
+    "Donut": (
+        lambda: transformers.DonutSwinForImageClassification(transformers.DonutSwinConfig(**STAGES, **WINDOWS)),
+        0,
+    ),
+    "Swin": (lambda: transformers.SwinForImageClassification(transformers.SwinConfig(**STAGES, **WINDOWS)), 0),
+}
+"""Networks of 5 x 5 cells for images of 144 px, which each could be read as 4 x 4; and their tokens before the cells."""
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_stages_of_25_cells_are_not_read_as_16(name: str) -> None:
+    torch.manual_seed(0)
+    build, prefix = PADDED[name]
+    model, images = build().double().eval(), torch.rand(2, 3, 144, 144).double()
+    explanation = camlib.GradCAM(model)(images, 1)
+    expected = naive(model, explanation.layer, images, (5, 5), prefix)
+    assert expected.flatten(1).any(1).all()
     torch.testing.assert_close(explanation.maps, expected)
 
 

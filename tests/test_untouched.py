@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
 import camlib
@@ -444,6 +446,68 @@ def test_what_a_model_caches_in_eval_mode_is_left_as_it_was(name: str) -> None:
     kept = model.cache["biases"]
     camlib.create(name, model)(images, 1)
     assert model.cache == {"biases": kept}
+
+
+ATTENTION_BIASES: dict[str, tuple[dict[str, Any], int]] = {
+    "levit_128s": ({"img_size": 64, "embed_dim": (16, 24, 32), "num_heads": (1, 2, 2), "depth": (1, 1, 1)}, 64),
+    "levit_conv_128s": ({"img_size": 64, "embed_dim": (16, 24, 32), "num_heads": (1, 2, 2), "depth": (1, 1, 1)}, 64),
+    "efficientformer_l1": ({"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2)}, 224),
+    "efficientformerv2_s0": ({"img_size": 64, "embed_dims": (8, 8, 16, 16), "depths": (1, 1, 2, 2), "num_vit": 1}, 64),
+    "tiny_vit_5m_224": ({"embed_dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}, 64),
+    "efficientvit_m0": ({"img_size": 128, "embed_dim": (16, 16, 32), "depth": (1, 1, 1), "num_heads": (2, 2, 2)}, 128),
+}
+"""timm's networks that keep attention biases in eval mode, with few channels, and the size of their images."""
+
+
+def with_attention_biases(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name in ATTENTION_BIASES:
+        model = timm.create_model(name, num_classes=3, **ATTENTION_BIASES[name][0])
+    else:
+        sizes = {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4]}
+        config = transformers.LevitConfig(**sizes, key_dim=[8, 8, 8], depths=[1, 1, 1], num_labels=3)
+        model = transformers.LevitForImageClassification(config)
+    for parameter in model.parameters():
+        if not parameter.any():  # such as scales that begin at zero and would hide the attention
+            nn.init.normal_(parameter)
+    return model.double()
+
+
+def caches(model: nn.Module) -> list[dict[Any, Tensor]]:
+    return [module.attention_bias_cache for module in model.modules() if hasattr(module, "attention_bias_cache")]
+
+
+def predicted(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs = model.eval()(images)
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", [*ATTENTION_BIASES, "Hugging Face's LeViT"])
+def test_a_network_with_cached_attention_biases_predicts_with_new_ones(name: str, training: bool) -> None:
+    side = ATTENTION_BIASES.get(name, ({}, 64))[1]
+    model, images = with_attention_biases(name).train(training), torch.rand(2, 3, side, side).double()
+    assert caches(model)
+    camlib.GradCAM(model)(images, 1)
+    assert model.training == training
+    kept = [tensor for cache in caches(model) for tensor in cache.values()]
+    assert not any(tensor.requires_grad for tensor in kept)
+    assert not kept or not training
+    copy.deepcopy(model)
+    before = predicted(model, images)
+    model.train()
+    camlib.GradCAM(model)(images, 1)  # in the middle of training
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "attention_biases" in parameter_name:
+                parameter += torch.randn_like(parameter)
+    fresh = with_attention_biases(name)
+    fresh.load_state_dict(model.state_dict())
+    found = predicted(model, images)
+    assert torch.equal(found, predicted(fresh, images))
+    assert not torch.equal(found, before)
 
 
 class ViewChanged(nn.Module):
