@@ -13,6 +13,7 @@ import camlib
 from benchmarks import results, tables, tetris, truth, truth_tables
 from benchmarks.advice import ADVICE
 from benchmarks.subjects import scene
+from camlib.methods.recommended import RECOMMENDED
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = results.load("truth")["subjects"]
@@ -33,6 +34,19 @@ def test_what_is_advised_is_in_the_top_group_of_its_subject(advice):
 def test_the_table_says_where_the_first_method_is_above_every_baseline(advice):
     above = [truth_tables.above_baselines(SUBJECTS[advice.subject], metric) for metric in ("energy", "pointing")]
     assert all(advice.methods[0] in names for names in above) is advice.proved
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject"), [("box", "box"), ("placed", "region"), ("function", "line"), ("transformer", "transformer")]
+)
+def test_auto_chooses_a_method_of_the_top_group(kind, subject):
+    assert RECOMMENDED[kind].method.name in group_of(subject)
+
+
+def test_for_a_class_of_a_convolutional_network_auto_is_above_every_baseline():
+    """The probability as target is better, but saturates; auto keeps the logit."""
+    name = RECOMMENDED["convolutional"].method.name
+    assert all(name in truth_tables.above_baselines(SUBJECTS["mosaic"], metric) for metric in ("energy", "pointing"))
 
 
 def test_the_readme_has_the_table_of_advice():

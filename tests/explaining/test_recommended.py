@@ -49,7 +49,7 @@ def test_a_class_is_explained_as_the_network_is(name):
 
 
 TARGETS = {
-    "a box": (camlib.targets.Box(), "placed"),
+    "a box": (camlib.targets.Box(), "box"),
     "a region": (camlib.targets.Region(1), "placed"),
     "a function": (lambda outputs: outputs[:, 0], "function"),
     "classes": (camlib.TopK(2), "convolutional"),
@@ -68,7 +68,13 @@ def test_a_target_with_a_place_has_its_own_method(name):
 def test_the_recommended_method_is_public_and_its_reason_names_it(kind):
     method, reason = RECOMMENDED[kind].method, RECOMMENDED[kind].reason
     assert camlib.METHODS[method.name] is method
-    assert {"layer_cam": "LayerCAM", "grad_cam": "Grad-CAM", "libra_grad": "LibraGrad"}[method.name] in reason
+    names = {
+        "layer_cam": "LayerCAM",
+        "grad_cam": "Grad-CAM",
+        "libra_grad": "LibraGrad",
+        "eigen_grad_cam": "EigenGradCAM",
+    }
+    assert names[method.name] in reason
 
 
 def test_the_reason_is_part_of_the_explanation_only_if_the_method_was_chosen():

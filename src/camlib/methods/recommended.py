@@ -14,6 +14,7 @@ from camlib import targets
 from camlib.errors import CamlibError
 from camlib.inputs import Inputs, Outputs, detections_in
 from camlib.methods.base import Method
+from camlib.methods.eigen_cam import EigenGradCAM
 from camlib.methods.grad_cam import GradCAM
 from camlib.methods.layer_cam import LayerCAM
 from camlib.methods.libra_grad import LibraGrad
@@ -21,10 +22,11 @@ from camlib.passes.attention import ATTENTION
 from camlib.passes.isolation import undisturbed
 from camlib.passes.network import Network
 
-Kind = Literal["placed", "function", "transformer", "convolutional"]
-"""What decides: the score has a place, is a function of the outputs, or belongs to the whole image of a network."""
-PLACED = (targets.Box, targets.Detection, targets.Region)
-"""Targets whose scores have a place."""
+Kind = Literal["box", "placed", "function", "transformer", "convolutional"]
+"""What decides: the score belongs to a box, has another place, is a function of the outputs, or belongs to the whole
+image of a network."""
+BOXES = (targets.Box, targets.Detection)
+"""Targets whose scores are those of boxes."""
 WHOLE = (
     *(targets.Classes, targets.Confidence, targets.Contrast, targets.ReST),
     *(targets.BinaryLogit, targets.MultiLabel, targets.Output),
@@ -47,6 +49,11 @@ class Recommendation:
 
 
 RECOMMENDED: dict[Kind, Recommendation] = {
+    "box": Recommendation(
+        EigenGradCAM,
+        "the score belongs to a box: EigenGradCAM, the first component of gradient times activation, put most of its map "
+        "on the object where the truth was known",
+    ),
     "placed": Recommendation(
         LayerCAM,
         "the score has a place in the image: LayerCAM weights each position by its own gradient, where Grad-CAM gives "
@@ -89,12 +96,17 @@ def recommended(network: Network, inputs: Any, target: Any = None) -> Recommenda
 
 
 def _kind(network: Network, inputs: Inputs, target: Any) -> Kind:
-    if isinstance(target, PLACED):
+    if isinstance(target, BOXES):
+        return "box"
+    if isinstance(target, targets.Region):
         return "placed"
     if callable(target) or (isinstance(target, targets.Target) and not isinstance(target, WHOLE)):
         return "function"
     outputs, attends = _first_pass(network, inputs)
-    if _is_placed(outputs):
+    if _are_detections(outputs):
+        return "box"
+    main = Outputs(outputs).main
+    if main is not None and main.dim() > 2:
         return "placed"
     return "transformer" if attends else "convolutional"
 
@@ -121,12 +133,8 @@ class _Attends(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_placed(outputs: Any) -> bool:
-    """Whether the scores of classes have places: detections, or maps of classes."""
+def _are_detections(outputs: Any) -> bool:
     try:
-        if detections_in(outputs) is not None:
-            return True
+        return detections_in(outputs) is not None
     except CamlibError:
         return True
-    main = Outputs(outputs).main
-    return main is not None and main.dim() > 2
