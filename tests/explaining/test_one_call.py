@@ -161,8 +161,8 @@ def test_a_detector_takes_a_list_of_pictures():
     )
     assert found.maps.shape[0] == 2
     assert [shown.shape for shown in found.pictures] == [(60, 80, 3)] * 2
-    assert found.method == "layer_cam"
-    assert "has a place" in found.reason
+    assert found.method == "eigen_grad_cam"
+    assert "belongs to a box" in found.reason
 
 
 def test_plots_overlays_and_reports_need_no_pictures(folder):

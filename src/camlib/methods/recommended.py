@@ -51,8 +51,8 @@ class Recommendation:
 RECOMMENDED: dict[Kind, Recommendation] = {
     "box": Recommendation(
         EigenGradCAM,
-        "the score belongs to a box: EigenGradCAM, the first component of gradient times activation, put most of its map "
-        "on the object where the truth was known",
+        "the score belongs to a box: EigenGradCAM, the first component of gradient times activation, put most of its "
+        "map on the object where the truth was known",
     ),
     "placed": Recommendation(
         LayerCAM,
