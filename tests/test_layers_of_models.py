@@ -201,8 +201,8 @@ HUGGING_FACE: dict[str, tuple[dict[str, Any], str, tuple[int, ...]]] = {
     "SwinForImageClassification": (SWIN, "swin.layernorm", (4, 4)),
     "ViTForImageClassification": (TRANSFORMER, "vit.layers.2.layernorm_before", (8, 8)),
     "DeiTForImageClassificationWithTeacher": (TRANSFORMER, "deit.layers.2.layernorm_before", (8, 8)),
-    "Dinov2ForImageClassification": (DINO, "dinov2.layernorm", (8, 8)),
-    "Dinov2WithRegistersForImageClassification": (DINO, "dinov2_with_registers.layernorm", (8, 8)),
+    "Dinov2ForImageClassification": (DINO, "dinov2.encoder.layer.2.norm1", (8, 8)),
+    "Dinov2WithRegistersForImageClassification": (DINO, "dinov2_with_registers.encoder.layer.2.norm1", (8, 8)),
     "MobileViTForImageClassification": ({"image_size": 64, "num_labels": 5}, "mobilevit.conv_1x1_exp", (2, 2)),
     "VideoMAEForVideoClassification": (
         TRANSFORMER | {"num_frames": 4, "tubelet_size": 2}, "videomae.encoder.layer.2", (2, 8, 8),
@@ -228,6 +228,53 @@ def hugging_face(name: str) -> nn.Module:
 def test_hugging_face(name: str) -> None:
     inputs = torch.rand(1, 4, 3, 64, 64) if "Video" in name else pictures(64, 64)
     assert_found(hugging_face(name), inputs, *HUGGING_FACE[name][1:])
+
+
+def volo() -> nn.Module:
+    """A small one of timm's, whose score is that of the class token plus half of the largest of the patches."""
+    sizes = {"img_size": 64, "embed_dims": (24, 32, 32, 32), "num_heads": (2, 2, 2, 2), "stem_hidden_dim": 8}
+    return timm.models.volo.VOLO((1, 1, 1, 1), num_classes=5, **sizes)
+
+
+def dinov2() -> nn.Module:
+    return hugging_face("Dinov2ForImageClassification")
+
+
+class MeanOfAllTokens(nn.Module):
+    """Reads the class token in the same mean as the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk.head(self.trunk.forward_features(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "grid"),
+    [
+        (volo, "post_network.1.norm1", (4, 4)),
+        (dinov2, "dinov2.encoder.layer.2.norm1", (8, 8)),
+        (MeanOfAllTokens, "trunk.norm", (4, 4)),
+    ],
+)
+def test_a_class_token_that_is_read_apart_from_the_patches_shows(build, layer, grid) -> None:
+    assert_found(build(), pictures(64, 64), layer, grid)
+
+
+def test_both_halves_of_dinov2s_score_show() -> None:
+    for silent in (slice(32), slice(32, None)):  # of the class token, and of the mean of the patches
+        model, images = dinov2().eval(), pictures(64, 64)
+        nn.init.normal_(model.classifier.weight).data[:, silent] = 0
+        assert camlib.GradCAM(model, relu=False)(images, 1).maps.flatten(1).any(1).all()
+
+
+def test_the_class_tokens_part_of_volos_score_shows() -> None:
+    model, images = volo().eval(), pictures(64, 64)
+    nn.init.zeros_(model.aux_head.weight)
+    found = camlib.GradCAM(model, relu=False)(images, 1)
+    assert found.maps.ne(0).flatten(1).all()
 
 
 @pytest.mark.parametrize(

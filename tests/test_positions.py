@@ -270,7 +270,7 @@ PADDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     ),
     "Swin": (lambda: transformers.SwinForImageClassification(transformers.SwinConfig(**STAGES, **WINDOWS)), 0),
 }
-"""Networks of 5 x 5 cells for images of 144 px, which could be read as 4 x 4, and their tokens before the cells."""
+"""Networks of 5 x 5 cells at 144 px, which could also be read as 4 x 4, and their number of tokens before the cells."""
 
 
 @pytest.mark.parametrize("name", PADDED)

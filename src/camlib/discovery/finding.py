@@ -15,7 +15,9 @@ pooled, flattened or turned into class scores. Four questions are asked about ea
    last attention of a network that reads a class token, no patch is connected.
 
 If question 4 fails for the last maps, the network reads a class token, and the answer is the last
-normalisation whose patches still reach the score: the one before the last attention.
+normalisation whose patches still reach the score: the one before the last attention. If the outputs read the patches
+of the last map and, apart from them, its class token, the answer is the last normalisation whose patches reach that
+class token, since the class token's part of the score does not show in the last map.
 
 No layer is found where branches without a common trunk lead side by side to the score, or where the last map is
 returned by no module, and the last module's map is several layers ahead of it. The errors name the layers.
@@ -44,7 +46,7 @@ from camlib.discovery.scripted import Scripted
 from camlib.errors import CamlibError, CamlibRuntimeError, CamlibTypeError, CamlibWarning
 from camlib.inputs import ImageAxes, Inputs, Outputs
 from camlib.inputs.nested import tensors_in
-from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of
+from camlib.layers.layouts import ChannelsFirst, Layout, Size, Tokens, layout_of, with_grid
 from camlib.passes.checkpoints import no_checkpoints
 from camlib.passes.hooks import Hook, hooked, tap
 from camlib.passes.isolation import undisturbed
@@ -473,7 +475,47 @@ def _choose(
     else:
         of_detections = outputs.dim() == 0  # whose heads read several levels, one of them for each box
         _refuse_if_far(through, [] if of_detections else reaching, located, graph, by_module)
+        if not tokens:
+            through = _read_by_class_token(through, features, outputs, layouts, graph) or through
     return _Found(through, reaching, located, by_module, graph)
+
+
+def _class_token_is_read_apart(record: Tapped, outputs: Tensor, layout: Layout, graph: Graph) -> bool:
+    """Whether the outputs read both the patches of the last map and, in another operation, only its class token."""
+    if not isinstance(layout, Tokens) or not layout.prefix:
+        return False
+    reads_patches: list[bool] = []
+
+    def note(node: Any) -> Callable[..., None]:
+        def hook(gradients: Sequence[Tensor | None], _: Any) -> None:
+            for (used, _number), gradient in zip(node.next_functions, gradients, strict=True):
+                if used is record.node and gradient is not None and bool(gradient.ne(0).any()):
+                    reads_patches.append(bool(layout.to_grid(gradient).ne(0).any()))
+
+        return hook
+
+    handles = [node.register_hook(note(node)) for node in graph.uses(record)]
+    try:
+        _reached([record], outputs, {record: layout})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return any(reads_patches) and not all(reads_patches)
+
+
+def _read_by_class_token(
+    through: Tapped, features: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout], graph: Graph
+) -> Tapped | None:
+    """The last normalisation whose patches reach the class token, if that is read apart from the patches."""
+    alike = [one for one in features if one.order <= through.order and layouts[one] == layouts[through]]
+    last = next(filter(graph.all_pass, reversed(alike)), None)
+    if last is None or not _class_token_is_read_apart(last, outputs, layouts[last], graph):
+        return None
+    norms = [one for one in alike if one.order < last.order and _is_norm(one.module)]
+    nan = torch.full_like(last.tensor, torch.nan)
+    of_class_token = with_grid(layouts[last], nan, torch.zeros_like(layouts[last].to_grid(nan)))
+    reached = _reached(norms, last.tensor, layouts, of_class_token)
+    return next((one for one in reversed(norms) if one.node in reached), None)
 
 
 def _refuse_if_far(through: Tapped, reaching: list[Tapped], located: Located, graph: Graph, records: Records) -> None:
@@ -605,9 +647,11 @@ def _connected(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Lay
     return reached
 
 
-def _reached(records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout]) -> set[Any]:
-    """Return the nodes of the maps that the NaN reaches."""
-    nan = torch.full_like(outputs, torch.nan)
+def _reached(
+    records: list[Tapped], outputs: Tensor, layouts: dict[Tapped, Layout], begin: Tensor | None = None
+) -> set[Any]:
+    """Return the nodes of the maps that a NaN reaches, from all outputs or from where ``begin`` is NaN."""
+    nan = torch.full_like(outputs, torch.nan) if begin is None else begin
     with torch.autograd.set_detect_anomaly(False):
         points = [record.tensor for record in records]
         with no_checkpoints():

@@ -230,6 +230,10 @@ class Graph:
                 on[used] = (on[used] + on[node]) % _PRIME
         return to, on
 
+    def uses(self, record: Tapped) -> list[Any]:
+        """The nodes that use a map."""
+        return [node for node, used in self._inputs.items() if record.node in used]
+
     def map_behind(self, record: Tapped) -> tuple[tuple[int, ...], int] | None:
         """The shape of the last feature map that everything passes through behind ``record``, and how far behind it is.
 
