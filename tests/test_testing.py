@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camlib
-from camlib.testing import Check, check_method, checks
+from camlib.testing import Check, check_method, checks, properties
 from camlib.testing.networks import vision_transformer
 from camlib.testing.properties import PROPERTIES
 from camlib.testing.subject import differences, snapshot
@@ -367,8 +367,27 @@ def test_the_bases_of_the_broken_methods_pass(method: type[camlib.methods.Method
     check_method(method)
 
 
+class MeanActivation(camlib.methods.ActivationMethod):
+    """Its maps are negative where all features are."""
+
+    name = "mean_activation"
+
+    def maps(self, activations: Tensor) -> Tensor:
+        return activations.mean(1)
+
+
+OF_CAMLIB = "features_are_shown_whatever_their_sign"
+"""The check of camlib's own methods alone."""
+
+
+def test_a_method_of_camlib_that_a_relu_blanks_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OF_CAMLIB not in [str(check) for check in checks(MeanActivation)]
+    monkeypatch.setattr(properties, "METHODS", {"mean_activation": MeanActivation})
+    assert OF_CAMLIB in failing(MeanActivation)
+
+
 def test_every_check_catches_something() -> None:
-    assert {run.__name__ for run, _ in PROPERTIES} == set(BROKEN.values())
+    assert {run.__name__ for run, _ in PROPERTIES} == {*BROKEN.values(), OF_CAMLIB}
 
 
 def failing(method: type[camlib.methods.Method]) -> list[str]:

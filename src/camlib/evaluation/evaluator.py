@@ -32,7 +32,7 @@ Result = Tensor | CamlibError
 """A value for each image, or why there is none."""
 NO_VALUE = "the score of the image, or of a changed copy of it, is 0 or not finite"
 """Why a metric has no value for an image."""
-NOT_OPTIONS = ("network", "layers", "_found")
+NOT_OPTIONS = ("network", "layers", "_found", "_direct")
 """Attributes of a method that are not its options."""
 
 

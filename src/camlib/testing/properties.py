@@ -122,9 +122,8 @@ def explanation_is_complete(on: Subject) -> None:
     expect(not outputs.requires_grad, "outputs still require gradients; detach them")
     signed = on.explain()
     expect_valid(signed, on)
-    varies = signed.maps.flatten(1).amax(1) > signed.maps.flatten(1).amin(
-        1
-    )  # a sound network may need no positive value
+    cells = signed.maps.flatten(1)
+    varies = cells.amax(1) > cells.amin(1)  # the maps of a sound network may have no positive value
     expect(bool(varies.any()), "the maps of all images are constant")
 
 
