@@ -101,6 +101,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "testing.check_method": {"method": camlib.EigenCAM},
     "testing.checks": {"method": camlib.EigenCAM},
     "create": {"name": "grad_cam"},
+    "metrics.consistency": {
+        "classes": torch.tensor([0, 1]),
+        "discretise": lambda heatmaps: heatmaps.flatten(1).argmax(1),
+    },
     "scan_layers": {"layers": ["2"], "metric": "sparseness"},
     "evaluation.scan_layers": {"layers": ["2"], "metric": "sparseness"},
     "LayerScan.difference": {"layer": "2", "other": "2"},

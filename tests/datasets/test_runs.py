@@ -33,7 +33,11 @@ def needs(storage):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("target", [None, 3, camlib.TopK(2), camlib.targets.Output(1)], ids=str)
+@pytest.mark.parametrize(
+    "target",
+    [None, 3, camlib.TopK(2), camlib.targets.Output(1)],
+    ids=["predicted", "a class", "two classes", "an output"],
+)
 def test_rows_are_the_maps_of_single_calls(tmp_path, storage, target):
     needs(storage)
     source = pictures(tmp_path / "in", 5)

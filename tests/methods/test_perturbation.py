@@ -384,7 +384,7 @@ def test_one_pixel_windows_are_regions_of_one_pixel(small: tuple[nn.Sequential, 
         ({"regions": torch.zeros(12, 14).long(), "window": 3}, camlib.CamlibValueError, "give either regions"),
         ({"regions": torch.zeros(12, 14).long(), "stride": 3}, camlib.CamlibValueError, "give either regions"),
     ],
-    ids=str,
+    ids=["numbers", "a name", "a function of numbers", "another size", "two for many", "a window", "a stride"],
 )
 def test_regions_that_do_not_fit_are_refused(
     options: dict[str, object], kind: type[camlib.CamlibError], match: str

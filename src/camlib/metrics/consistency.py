@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camlib.errors import CamlibTypeError, CamlibValueError
 from camlib.metrics.readings import checked_heatmaps
+from camlib.targets.indices import as_tensor
 
 
 def consistency(heatmaps: Any, classes: Any, discretise: Callable[[Tensor], Tensor]) -> Tensor:
@@ -42,7 +43,7 @@ def consistency(heatmaps: Any, classes: Any, discretise: Callable[[Tensor], Tens
         tensor([0.5000, 0.5000, 0.0000,    nan])
     """
     values = checked_heatmaps(heatmaps)
-    given = torch.as_tensor(classes, device=values.device)
+    given = as_tensor(classes, f"classes must be integers (N,), got {classes!r}").to(values.device)
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise CamlibTypeError(f"classes must be integers (N,), got {given.dtype}")
     if given.shape != (len(values),):
