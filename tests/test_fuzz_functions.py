@@ -117,6 +117,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "Captured.in_graph": {"scores": OUTPUTS[:, 1]},
     "Explanation": dict(vars(EXPLANATION)),
     "Explanation.cat": {"explanations": [EXPLANATION]},
+    **{key: {"images": IMAGES} for key in ("Explanation.overlays", "Explanation.plot", "Explanation.report")},
     "Geometry.apply": {"pictures": torch.rand(2, 3, 12, 10)},
     "Geometry.then": {"following": imaging.Resize((6, 6), (8, 8))},
     "metrics.top_k_intersection": {"k": 4},
@@ -126,6 +127,8 @@ OTHER: dict[str, dict[str, Any]] = {
 """Valid values that the names of the arguments do not say."""
 CALLED = (
     "model",
+    "perturb",
+    "discretise",
     "forward",
     "reshape",
     "target",

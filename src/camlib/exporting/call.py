@@ -253,7 +253,8 @@ def check_target(method: Method, target: Any) -> None:
         raise CamlibValueError(
             f"{type(method).__name__} gives the same map for every class; leave target={target!r} out"
         )
-    if isinstance(target, bool) or not (target is None or isinstance(target, (int, TopK)) or target == CLASS_INDEX):
+    is_index = isinstance(target, str) and target == CLASS_INDEX
+    if isinstance(target, bool) or not (target is None or isinstance(target, (int, TopK)) or is_index):
         raise CamlibTypeError(
             f'target must be None for the predicted class, a class index, camlib.TopK, or "{CLASS_INDEX}" for a second '
             f"input with a class for each image, got {target!r}; for another score build the method with forward= that "

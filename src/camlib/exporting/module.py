@@ -189,7 +189,8 @@ def _metadata(call: Call, class_names: Sequence[str] | None) -> dict[str, str]:
         "python": platform.python_version(),
     }
     if class_names is not None:
-        if isinstance(class_names, str) or not all(isinstance(one, str) for one in class_names):
+        names = class_names if isinstance(class_names, Sequence) and not isinstance(class_names, str) else [None]
+        if not all(isinstance(one, str) for one in names):
             raise CamlibTypeError(f"class_names must be a sequence of strings, got {class_names!r}")
         found["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
     if call.preprocessing is not None:

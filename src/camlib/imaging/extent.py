@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from camlib.imaging.normalization import as_maps
-from camlib.imaging.resizing import interpolated
+from camlib.imaging.resizing import interpolated, resize
 
 Extent = tuple[float, ...] | None
 """What the maps cover, in input pixels along each axis; None where that is the input."""
@@ -45,7 +44,7 @@ def resized_to_input(
     origin: Extent = None,
 ) -> Tensor:
     """Return maps (..., *size), each pixel over its own pixels of the input; zero where the maps do not reach."""
-    return laid_over(as_maps(maps, dims=len(size)), size, extent, input_size, origin)
+    return laid_over(maps, size, extent, input_size, origin, resize)
 
 
 def laid_over(

@@ -43,12 +43,15 @@ def consistency(heatmaps: Any, classes: Any, discretise: Callable[[Tensor], Tens
         tensor([0.5000, 0.5000, 0.0000,    nan])
     """
     values = checked_heatmaps(heatmaps)
-    given = as_tensor(classes, f"classes must be integers (N,), got {classes!r}").to(values.device)
+    given = as_tensor(classes, f"classes must be integers (N,), got {classes!r}")
+    if given.is_meta:
+        raise CamlibTypeError("classes are on the meta device, where tensors have no values")
+    given = given.to(values.device)
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise CamlibTypeError(f"classes must be integers (N,), got {given.dtype}")
     if given.shape != (len(values),):
         raise CamlibValueError(f"classes must be ({len(values)},), one of each heatmap, got {tuple(given.shape)}")
-    if not callable(discretise):
+    if isinstance(discretise, type) or not callable(discretise):
         raise CamlibTypeError(f"discretise must be a function of heatmaps, got {type(discretise).__name__}")
     explained = discretise(values)
     if not isinstance(explained, Tensor):

@@ -139,7 +139,7 @@ def explanations_with_noise(
 
 
 def _perturbed(images: Tensor, perturb: Perturb, generator: torch.Generator) -> Tensor:
-    if not callable(perturb):
+    if isinstance(perturb, type) or not callable(perturb):
         raise CamlibTypeError(
             f"perturb must be a function of images and a generator, got {type(perturb).__name__}: {perturb!r}"
         )
