@@ -157,7 +157,8 @@ class Occlusion(Method):
     def _with_regions(
         self, passes: PerturbedPasses, images: Tensor, baseline: Tensor, clean: list[Tensor]
     ) -> list[Tensor]:
-        given = self.regions(images) if callable(self.regions) else self.regions
+        is_function = callable(self.regions) and not isinstance(self.regions, type)
+        given = self.regions(images) if is_function else self.regions
         takes = "integers (N, H, W) or (H, W), or a function from images to them"
         labels = region_labels(given, (len(images), *images.shape[2:]), images.device, "images without channels", takes)
         image, region = regions_of(labels)
