@@ -51,7 +51,7 @@ def consistency(heatmaps: Any, classes: Any, discretise: Callable[[Tensor], Tens
         raise CamlibTypeError(f"classes must be integers (N,), got {given.dtype}")
     if given.shape != (len(values),):
         raise CamlibValueError(f"classes must be ({len(values)},), one of each heatmap, got {tuple(given.shape)}")
-    if isinstance(discretise, type) or not callable(discretise):
+    if not callable(discretise):
         raise CamlibTypeError(f"discretise must be a function of heatmaps, got {type(discretise).__name__}")
     explained = discretise(values)
     if not isinstance(explained, Tensor):
