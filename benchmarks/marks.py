@@ -2,7 +2,7 @@
 
 Three networks learn discs and crosses from the same pictures: with a translucent mark on the crosses only (*shortcut*),
 on half of the pictures of both classes (*noise*), or on none (*absent*). All three explain the class "cross" of the
-same marked pictures. The change of the logits, when the mark is added, shows which of them depend on it. The paper
+same marked pictures. How much the logits change when the mark is added shows which networks depend on it. The paper
 finds that five methods put more weight on the mark after any training, and that shortcut and noise differ little.
 
 ``benchmarks/run marks`` writes ``marks.json`` in ``benchmarks/results``, in about three minutes.

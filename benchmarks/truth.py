@@ -4,7 +4,7 @@ Each map gets three numbers: the share of its energy on the truth, whether its h
 and, if the truth has K pixels, how many of the map's K highest pixels lie there. The 95% intervals are over images, or
 over groups of dependent images (characters of a line, tiles of a mosaic), and over seeds if the subject's network is
 trained here. For each method, the JSON also says by how much the best method is better, image by image. If the interval
-of that difference contains zero, the method cannot be told apart from the best: it is in the top group.
+of that difference contains zero, the method is in the top group.
 
 ``benchmarks/run truth`` writes ``truth.json`` in ``benchmarks/results`` after each subject, in about fifteen minutes.
 ``python -m benchmarks.truth NAME ...`` measures only the named subjects, ``--missing`` those that are not in the file.

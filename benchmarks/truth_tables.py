@@ -17,13 +17,13 @@ BASELINES = ("random_cam", "center_gaussian", "sobel")
 
 
 def in_top_group(record: Record) -> bool:
-    """Whether a method's values of a metric cannot be told apart from the best method's, image by image."""
+    """Whether a method is not significantly worse than the best one for a metric, in a paired comparison of images."""
     low: float = record["behind the best"]["interval"][0]
     return low <= 0
 
 
 def top_group(subject: Record, metric: str) -> list[str]:
-    """The methods of a subject that cannot be told apart from the best, the best first."""
+    """The methods of a subject that are not significantly worse than the best one, the best first."""
     methods = subject["methods"]
     found = [name for name, of in methods.items() if in_top_group(of[metric])]
     return sorted(found, key=lambda name: -methods[name][metric]["mean"])

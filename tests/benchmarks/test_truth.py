@@ -21,7 +21,7 @@ GUIDE = (ROOT / "docs" / "guides" / "methods.rst").read_text()
 
 
 def group_of(subject):
-    """The methods that cannot be told apart from the best, by energy or by the pointing game."""
+    """The methods that are not significantly worse than the best, by energy or by the pointing game."""
     return {name for metric in ("energy", "pointing") for name in truth_tables.top_group(SUBJECTS[subject], metric)}
 
 

@@ -135,8 +135,6 @@ def test_files_and_folders_without_permission_are_listed(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere have no such names")
 @pytest.mark.parametrize("storage", ["files", "parquet", "webdataset"])
 def test_names_with_newlines_and_bytes_that_are_no_text_are_kept(tmp_path, storage):
-    if storage == "parquet":
-        pytest.importorskip("pyarrow")
     folder = pictures(tmp_path / "in", 1)
     names = [
         b"a\nb.png",

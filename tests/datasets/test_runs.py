@@ -27,11 +27,6 @@ ROOT = Path(__file__).parents[2]
 STORAGES = ["files", "parquet", "webdataset"]
 
 
-def needs(storage):
-    if storage == "parquet":
-        pytest.importorskip("pyarrow")
-
-
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(
     "target",
@@ -39,7 +34,6 @@ def needs(storage):
     ids=["predicted", "a class", "two classes", "an output"],
 )
 def test_rows_are_the_maps_of_single_calls(tmp_path, storage, target):
-    needs(storage)
     source = pictures(tmp_path / "in", 5)
     run = explained(source, tmp_path / "out", storage=storage, target=target, workers=2)
     assert len(run) == len(list(run)) == len(list(run.rows)) == 5
@@ -323,7 +317,6 @@ def test_smoothings_and_class_names_are_taken_and_the_caller_keeps_his_explainer
 
 
 def test_a_shard_takes_about_a_hundred_bytes_for_a_map_of_seven_by_seven(tmp_path):
-    pytest.importorskip("pyarrow")
     generator = torch.Generator().manual_seed(0)
     images = torch.utils.data.StackDataset(torch.rand(2000, 3, 28, 28, generator=generator))
     run = explained(images, tmp_path / "out", transforms=None, storage="parquet", shard_size=2000, batch_size=100)

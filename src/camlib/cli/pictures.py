@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,8 +44,8 @@ def explain(
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Also write heatmaps as 16-bit PNG.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write report.html; needs the extra report.")] = False,
     storage: Annotated[
-        str,
-        typer.Option(metavar="files|parquet|webdataset", help="Overlays and maps as files, or only maps in shards."),
+        Literal["files", "parquet", "webdataset"],
+        typer.Option(help="Overlays and maps as files, or only maps in shards."),
     ] = "files",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that the network takes at once.")] = 32,
     workers: Annotated[
@@ -88,7 +88,7 @@ def explain(
             transforms=transforms,
             batch_size=batch_size,
             workers=workers,
-            storage=storage,  # type: ignore[arg-type]
+            storage=storage,
             class_names=loaded.classes,
             colormap=colormap,
             alpha=opacity,

@@ -91,8 +91,8 @@ def explain_dataset(
         alpha: of the overlays, as for :func:`camlib.overlay`.
         heatmaps: whether "files" also stores heatmaps, as 16-bit PNG at the resolution of the picture.
         shard_size: images in a shard, rounded up to whole batches.
-        resume: whether the run can be resumed. With False, the folder must be new or empty, and the settings need not
-            be comparable, so that the transforms may be a lambda.
+        resume: whether the run can be resumed. False requires a new or empty folder and allows settings that cannot be
+            compared, such as transforms that are a lambda.
         progress: whether to show a progress bar.
         device: where the model runs; if the model is on another device, a copy of it runs there.
         settings: JSON that describes what camlib cannot compare: ``{"transforms": "v2"}`` is compared in place of the

@@ -53,7 +53,7 @@ class Row:
     size: tuple[int, int] | None
     """(H, W) of the picture, upright; None if the source holds tensors."""
     window: Window | None
-    """Which part of the picture the network saw; None if it is not known or there is no picture."""
+    """Which part of the picture the network saw; None if that is unknown, or if the source holds tensors."""
     files: Mapping[str, Path]
     """With ``storage="files"``, the files of the image by what they hold, such as "overlay" and "map"."""
     frame: Mapping[str, Any] = field(repr=False)
@@ -87,7 +87,7 @@ class Row:
         """Return the heatmap on the whole picture; zero where the network did not see it.
 
         Args:
-            size: (H, W); by default that of the picture, or of the input if there is no picture.
+            size: (H, W); by default the picture's, or the input's if it was not read from a picture.
 
         Returns:
             (H, W), or (K, H, W) for K classes, in [0, 1]; in [-1, 1] for signed maps.

@@ -20,7 +20,7 @@ PICTURE_SUFFIXES = DICOM_SUFFIXES | {
     *(".png", ".apng", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".tif", ".tiff", ".webp"),
 }
 """Endings of the files that are taken from a folder; a path or a glob may name others."""
-OWN = "it lies in the folder of the run; give another out, or leave it out of the source"
+OWN = "it is inside the output folder of the run; choose another out, or remove it from the source"
 """Why a file that the run itself may have written is not read."""
 
 

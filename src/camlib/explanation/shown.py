@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -30,7 +31,7 @@ Scale = Literal["each", "all"]
 _INPUTS = {1: "signal", 2: "image", 3: "volume or video"}
 
 
-class Shown:
+class Shown(ABC):
     """What is shown of the fields of an explanation, which :class:`camlib.Explanation` holds and describes."""
 
     maps: Tensor
@@ -52,8 +53,8 @@ class Shown:
     def __iter__(self) -> Iterator[Self]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int | slice) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int | slice) -> Self: ...
 
     @property
     def dims(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import tempfile
@@ -80,15 +81,14 @@ def export_onnx(explainer: Any, inputs: Any, path: str | os.PathLike[str], **opt
 
 def _runtime() -> Any:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for needed in ("onnx", "onnxscript"):  # torch's translation needs them
+            importlib.import_module(needed)
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise CamlibRuntimeError(
             f"export_onnx needs {error.name}; install it with pip install onnx onnxscript onnxruntime, the packages of "
             "the extra torch-camlib[export]"
         ) from error
-    return onnxruntime
 
 
 def _translated(module: WithHeatmaps, program: torch.export.ExportedProgram) -> Any:
